@@ -61,7 +61,8 @@ class Model(Section):
     width: Count
     heads: Count
     ffn_width: Count
-    block_layers: Annotated[list[Count], Field(min_length=1)]
+    block_layers: Annotated[list[Count], Field(min_length=2)]
+    """Layers per block; at least two blocks, or there is no exit to take."""
     norm: Literal["pre", "post"]
     tied: bool
 
@@ -119,6 +120,7 @@ class Pretrain(Section):
 class Collect(Section):
     dtype: Literal["float16", "float32"]
     shard_tokens: Count
+    batch_size: Count
 
 
 class Exits(Section):
@@ -191,6 +193,8 @@ class Params(Section):
             raise ValueError("exits.mode joint needs pretrain.joint_classifier, e.g. {label: loss, weight: 1.0}")
         if blockwise and pretrain.blockwise.hard_signal == "classifier" and pretrain.joint_classifier is None:
             raise ValueError("pretrain.blockwise.hard_signal classifier needs pretrain.joint_classifier")
+        if pretrain.method == "final" and pretrain.joint_classifier:
+            raise ValueError("pretrain.method final trains no earlier exit; set pretrain.joint_classifier: null")
         if pretrain.steps < blocks:
             raise ValueError(f"pretrain.steps {pretrain.steps} leaves a block without a step; there are {blocks} blocks")
         return self

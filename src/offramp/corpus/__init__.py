@@ -1,0 +1,1 @@
+"""From text to token windows: sources -> documents -> split -> tokenizer -> streams on disk."""

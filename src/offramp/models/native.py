@@ -31,6 +31,8 @@ class ModelConfig:
     """One readout matrix per exit instead of one for all."""
     exited_state: str = "output"
     """What stands for a token that left after block k in later layers: the output or the input of block k."""
+    exit_classifiers: bool = False
+    """Linear exit classifiers (D -> 1 logit) trained together with the blocks (seed 003, mode joint)."""
 
     @property
     def num_blocks(self) -> int:
@@ -67,6 +69,8 @@ class BlockwiseLM(nn.Module):
         )
         num_own = (config.num_blocks if config.heads_per_exit else 1) - config.tied
         self.heads = nn.ParameterList(nn.Parameter(torch.empty(config.vocab_size, config.width)) for _ in range(num_own))
+        num_classifiers = config.num_blocks - 1 if config.exit_classifiers else 0
+        self.exit_classifiers = nn.ModuleList(nn.Linear(config.width, 1) for _ in range(num_classifiers))
         cos, sin = rotary_table(config.window, config.width // config.heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -77,6 +81,8 @@ class BlockwiseLM(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
+        for classifier in self.exit_classifiers:
+            nn.init.zeros_(classifier.bias)
         for block in self.blocks:
             for layer in block:
                 for matrix in (layer.attn_out, layer.ffn_out):

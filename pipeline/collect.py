@@ -1,0 +1,37 @@
+"""Stage collect: data, models/lm -> states/calibration, states/test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from offramp.corpus.windows import TokenWindows
+from offramp.lineage.artifact import open_artifact, write_json
+from offramp.models.store import load_model
+from offramp.params import Declared
+from offramp.runtime import setup
+from offramp.states.collect import collect_states, loss_histogram, summarise
+from offramp.states.store import States
+from pipeline._stage import stage, write_csv
+
+
+def run(params: Declared, root: Path) -> None:
+    data = open_artifact(root / "data", "data")
+    lm = open_artifact(root / "models/lm", "lm", inputs={"data": data})
+    device = setup(params.runtime.device, params.runtime.threads)
+    model = load_model(lm)
+    metrics, histogram = {}, []
+    for split in ("calibration", "test"):
+        states = States(collect_states(
+            model, TokenWindows(data, split), root / "states" / split, params.collect, params.to_json(),
+            {"data": data, "lm": lm}, device,
+        ))
+        metrics[split] = summarise(states)
+        histogram += loss_histogram(states, split)
+    write_json(root / "metrics/states.json", metrics)
+    write_csv(root / "metrics/plots/loss_distribution.csv", histogram)
+
+
+main = stage("collect", run)
+
+if __name__ == "__main__":
+    main()

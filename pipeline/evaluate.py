@@ -1,0 +1,47 @@
+"""Stage evaluate: early exit on the test split at the chosen threshold -> routed, metrics/routing.json, timing.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from offramp.exits.train import Exits
+from offramp.lineage.artifact import create_artifact, write_json
+from offramp.params import Declared
+from offramp.routing.evaluate import Evaluation
+from offramp.routing.policies import Scorer, ThresholdPolicy, auto_thresholds
+from pipeline._inputs import open_routing_inputs
+from pipeline._stage import stage, write_csv
+
+
+def run(params: Declared, root: Path) -> None:
+    inputs = open_routing_inputs(params, root)
+    exits, signal = Exits(inputs.exits), params.exits.confidence
+    thresholds = [params.threshold] * (exits.config["exits"] - 1)
+    if params.threshold == "auto":
+        thresholds = auto_thresholds(exits.calibration_confidences(signal), params.routing.auto_exit_ratio)
+    policy = ThresholdPolicy(inputs.executor.model, Scorer(exits, signal, inputs.device), thresholds)
+
+    evaluation = Evaluation(inputs.executor, inputs.windows, inputs.states, policy, params.routing, inputs.device)
+    measures = evaluation.measures()
+
+    made_from = {"data": inputs.data, "lm": inputs.lm, "exits": inputs.exits, "states/test": inputs.states.artifact}
+    table = {name: inputs.states.column(name) for name in ("document", "sequence", "position", "token", "target")}
+    routed = {name: getattr(evaluation.routed, name) for name in ("exit", "confidence", "loss", "argmax")}
+    with create_artifact(root / "routed", "routed", params.to_json(), made_from) as out:
+        pd.DataFrame(table | routed).to_parquet(out.path / "tokens.parquet", compression=None)
+    write_json(root / "metrics/routing.json", {
+        "confidence": signal, "threshold": {f"exit_{exit}": value for exit, value in enumerate(thresholds)},
+        "inputs": {name: artifact.digest for name, artifact in made_from.items()}, **measures,
+    })
+    write_csv(root / "metrics/plots/reliability.csv", evaluation.reliability_rows())
+    write_csv(root / "metrics/plots/exits_by_position.csv", evaluation.position_rows())
+    write_json(root / "metrics/timing.json", evaluation.timing())
+
+
+main = stage("evaluate", run)
+
+if __name__ == "__main__":
+    main()

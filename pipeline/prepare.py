@@ -1,0 +1,21 @@
+"""prepare: text -> data/ (token streams, tokenizer, documents) and metrics/corpus.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from offramp.corpus.prepare import corpus_metrics, prepare
+from offramp.lineage.artifact import write_json
+from offramp.params import Declared
+from pipeline._stage import stage
+
+
+def run(params: Declared, root: Path) -> None:
+    data = prepare(params.corpus, params.tokenizer, params.window, root / "data", params.to_json(), root)
+    write_json(root / "metrics" / "corpus.json", corpus_metrics(data))
+
+
+main = stage("prepare", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Stage pretrain: data -> models/lm."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from offramp.corpus.windows import TokenWindows
+from offramp.lineage.artifact import create_artifact, open_artifact, write_json
+from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.models.store import save_model
+from offramp.params import Declared
+from offramp.runtime import seed_all, setup
+from offramp.training.pretrain import Pretrainer, num_parameters
+from offramp.training.snapshots import Snapshots, code_digest, snapshot_key
+from pipeline._stage import stage, write_csv
+
+
+def run(params: Declared, root: Path) -> None:
+    data = open_artifact(root / "data", "data")
+    device = setup(params.runtime.device, params.runtime.threads)
+    train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")
+    seed_all(params.pretrain.seed)
+    settings, model_params = params.pretrain, params.model.model_dump()
+    model = BlockwiseLM(ModelConfig(
+        vocab_size=data.meta["vocab_size"], window=data.meta["window"],
+        heads_per_exit=settings.head == "per_block", exited_state=settings.blockwise.exited_state,
+        exit_classifiers=settings.joint_classifier is not None,
+        **{**model_params, "block_layers": tuple(model_params["block_layers"])},
+    ))
+    source = root / "src/offramp"
+    key = snapshot_key({"params": params.to_json(), "data": data.digest, "threads": params.runtime.threads,
+                        "code": code_digest(source / "training", source / "models", source / "nn")})
+    snapshots = Snapshots(Path(os.environ.get("DVC_ROOT", root)) / ".resume" / key, params.runtime.snapshot_seconds)
+
+    result = Pretrainer(model, train, calibration, settings, snapshots, device).run()
+
+    with create_artifact(root / "models/lm", "lm", params.to_json(), {"data": data}) as out:
+        save_model(model, out.path)
+        write_csv(out.path / "learning_curves.csv", result.curve)
+        out.meta.update(parameters=num_parameters(model), hardness_thresholds=result.thresholds)
+    write_csv(root / "metrics/plots/learning_curves.csv", result.curve)
+    tokens = sum(int(phase["steps"]) for phase in result.best.values()) * settings.batch_size * train.window
+    write_json(root / "metrics/pretrain.json", {"parameters": num_parameters(model), "tokens_seen": tokens, **result.best})
+    snapshots.delete()
+
+
+main = stage("pretrain", run)
+
+if __name__ == "__main__":
+    main()

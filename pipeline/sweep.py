@@ -1,0 +1,29 @@
+"""Stage sweep: every signal and control, executed at a grid of exit fractions on test windows -> threshold_curve.csv.
+
+Apart from evaluate so that a new threshold does not run it again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from offramp.exits.train import Exits
+from offramp.params import Declared
+from offramp.routing.evaluate import all_scorers, threshold_curve
+from pipeline._inputs import open_routing_inputs
+from pipeline._stage import stage, write_csv
+
+
+def run(params: Declared, root: Path) -> None:
+    inputs = open_routing_inputs(params, root)
+    scorers = all_scorers(Exits(inputs.exits), torch.device("cpu"))
+    rows = threshold_curve(inputs.executor, inputs.windows, inputs.states, scorers, params.routing, inputs.device)
+    write_csv(root / "metrics/plots/threshold_curve.csv", rows)
+
+
+main = stage("sweep", run)
+
+if __name__ == "__main__":
+    main()

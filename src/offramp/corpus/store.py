@@ -1,0 +1,122 @@
+"""Token streams on disk: one ``<split>.bin`` per split and the table of where each document starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from offramp.corpus.sources import Piece
+from offramp.corpus.split import SPLITS
+
+DOCUMENTS = "documents.parquet"
+ROWS = 10_000
+"""Documents per row group of the table: how many rows wait in memory."""
+
+
+@dataclass
+class Stream:
+    """One split's stream while it is written, and its counts."""
+
+    file: BinaryIO
+    documents: int = 0
+    characters: int = 0
+    tokens: int = 0
+    unknown: int = 0
+
+    def counts(self, window: int) -> dict[str, Any]:
+        """``unknown_rate`` is the share of text tokens (end tokens aside) that are the unknown token."""
+        return {
+            "documents": self.documents,
+            "characters": self.characters,
+            "tokens": self.tokens,
+            "windows": max(0, self.tokens - 1) // window,
+            "unknown_rate": self.unknown / max(1, self.tokens - self.documents),
+        }
+
+
+def stream_file(split: str) -> str:
+    return f"{split}.bin"
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smaller of uint16 and uint32 that holds every id, little-endian."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def write_streams(
+    folder: Path,
+    pieces: Iterable[Piece],
+    splits: np.ndarray,
+    encode: Callable[[str], np.ndarray],
+    dtype: np.dtype,
+    end_id: int,
+    unknown_id: int | None,
+) -> dict[str, Stream]:
+    """Write all splits in one pass over ``pieces``; ``splits`` (documents,) are the indices into SPLITS.
+
+    Returns the counts of each split. Memory is a few buffers, however long the text.
+    """
+    end = np.asarray([end_id], dtype=dtype)
+    with ExitStack() as stack:
+        files = {split: stack.enter_context(open(folder / stream_file(split), "wb")) for split in SPLITS}
+        streams = {split: Stream(file) for split, file in files.items()}
+        table = stack.enter_context(_DocumentTable(folder / DOCUMENTS))
+        for document, group in groupby(pieces, key=attrgetter("document")):
+            split = SPLITS[splits[document]]
+            stream = streams[split]
+            start = stream.tokens
+            for piece in group:
+                ids = encode(piece.text)
+                stream.file.write(ids.astype(dtype).data)
+                stream.characters += len(piece.text)
+                stream.tokens += len(ids)
+                if unknown_id is not None:
+                    stream.unknown += int(np.count_nonzero(ids == unknown_id))
+            stream.file.write(end.data)
+            stream.tokens += 1
+            table.add(split, stream.documents, start, stream.tokens - start, piece.name)
+            stream.documents += 1
+    return streams
+
+
+class _DocumentTable:
+    """documents.parquet, written a row group at a time."""
+
+    COLUMNS: ClassVar = {
+        "split": pa.string(),
+        "document": pa.int64(),
+        "start": pa.int64(),
+        "tokens": pa.int64(),
+        "name": pa.string(),
+    }
+
+    def __init__(self, path: Path):
+        self._schema = pa.schema(self.COLUMNS)
+        self._writer = pq.ParquetWriter(path, self._schema)
+        self._rows: list[tuple] = []
+
+    def __enter__(self) -> _DocumentTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, *row: str | int) -> None:
+        self._rows.append(row)
+        if len(self._rows) == ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.table(list(map(list, zip(*self._rows))), schema=self._schema))
+            self._rows.clear()

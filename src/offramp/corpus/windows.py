@@ -1,0 +1,54 @@
+"""Token windows of a data artifact, read from disk as they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from offramp.corpus.split import SPLITS
+from offramp.corpus.store import DOCUMENTS, stream_file
+from offramp.lineage.artifact import Artifact
+
+Indices = Sequence[int] | np.ndarray | Tensor
+
+
+class TokenWindows:
+    """The windows of one split, without overlap: window i reads tokens i*T .. i*T+T-1, predicting the next.
+
+    ``data`` comes from ``open_artifact(path, "data")``, which refuses a damaged one.
+    Shapes: B indices, T tokens per window.
+    """
+
+    def __init__(self, data: Artifact, split: str):
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r}: not one of {', '.join(SPLITS)}")
+        self.window: int = data.meta["window"]
+        self.vocab_size: int = data.meta["vocab_size"]
+        dtype = np.dtype(data.meta["dtype"]).newbyteorder("<")
+        self._stream = np.memmap(data.file(stream_file(split)), dtype=dtype, mode="r")
+        table = pq.read_table(data.file(DOCUMENTS), columns=["start"], filters=[("split", "=", split)])
+        self._starts = table["start"].to_numpy()
+
+    def __len__(self) -> int:
+        return (len(self._stream) - 1) // self.window
+
+    def batch(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T), int64; IndexError for an index that is not in 0 .. len - 1."""
+        tokens = torch.from_numpy(self._stream[self._places(indices, self.window + 1)].astype(np.int64))
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def documents(self, indices: Indices) -> np.ndarray:
+        """(B, T) int64: the document, counted within the split, that each input token belongs to."""
+        places = self._places(indices, self.window)
+        return np.searchsorted(self._starts, places, side="right").astype(np.int64) - 1
+
+    def _places(self, indices: Indices, length: int) -> np.ndarray:
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
+            found = f"{indices.min()} to {indices.max()}"
+            raise IndexError(f"window indices must be from 0 to {len(self) - 1}, got {found}")
+        return indices[:, None] * self.window + np.arange(length)

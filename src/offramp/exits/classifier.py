@@ -1,0 +1,104 @@
+"""Exit classifiers: small networks that decide from a token's state (and statistics) whether it may leave."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from offramp.errors import UserError
+from offramp.exits.labels import KINDS
+
+
+class ExitClassifier(nn.Module):
+    """Standardise -> (Linear -> GELU)* -> Linear, giving one score per token; higher = surer to leave.
+
+    ``hidden`` are the widths between; [] is a linear classifier.
+    """
+
+    def __init__(self, num_inputs: int, hidden: list[int]):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_inputs))
+        self.register_buffer("scale", torch.ones(num_inputs))
+        widths = [num_inputs, *hidden]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:]):
+            layers += [nn.Linear(before, after), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scores (N,) of inputs (N, I)."""
+        return self.layers((inputs - self.mean) * self.scale).squeeze(-1)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations per token (a multiply-add counts two)."""
+        return sum(2 * layer.in_features * layer.out_features for layer in self.layers if isinstance(layer, nn.Linear))
+
+
+@dataclass
+class ClassifierFit:
+    """A trained classifier and how its training went."""
+
+    classifier: ExitClassifier
+    curve: list[dict[str, float]]
+    """Per epoch: epoch, fit_loss, select_loss."""
+    best_epoch: int
+    converged: bool
+    """Stopped because the selection loss no longer fell, rather than at max_epochs."""
+
+
+def fit_classifier(fit: tuple[Tensor, Tensor], select: tuple[Tensor, Tensor], label: str, hidden: list[int],
+                   learning_rate: float, batch_size: int, max_epochs: int, patience: int, seed: int,
+                   name: str = "exit classifier") -> ClassifierFit:
+    """Fit a classifier on (inputs (N, I), labels (N,)) with AdamW until the loss on ``select`` stops falling.
+
+    Binary labels: binary cross-entropy. Probabilities: squared error of the sigmoid. Costs are standardised and
+    regressed; the score is the negative predicted cost, so that higher is surer for every label.
+    """
+    kind = KINDS[label]
+    inputs, labels = fit
+    torch.manual_seed(seed)
+    classifier = ExitClassifier(inputs.shape[1], hidden).to(inputs.device)
+    classifier.mean.copy_(inputs.mean(0))
+    classifier.scale.copy_(1 / inputs.std(0).clamp_min(1e-6))
+    centre, spread = (labels.mean(), labels.std().clamp_min(1e-6)) if kind == "cost" else (0.0, 1.0)
+
+    def loss(scores: Tensor, wanted: Tensor) -> Tensor:
+        if kind == "binary":
+            return F.binary_cross_entropy_with_logits(scores, wanted)
+        if kind == "probability":
+            return F.mse_loss(torch.sigmoid(scores), wanted)
+        return F.mse_loss(-scores, (wanted - centre) / spread)
+
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(seed)
+    best, best_loss, best_epoch, curve = copy.deepcopy(classifier.state_dict()), math.inf, 0, []
+    epochs = tqdm(range(1, max_epochs + 1), desc=name, unit="epoch", disable=None)
+    for epoch in epochs:
+        total = 0.0
+        for rows in torch.randperm(len(inputs), generator=generator).split(batch_size):
+            rows = rows.to(inputs.device)
+            batch_loss = loss(classifier(inputs[rows]), labels[rows])
+            optimiser.zero_grad(set_to_none=True)
+            batch_loss.backward()
+            optimiser.step()
+            total += batch_loss.item() * len(rows)
+        with torch.no_grad():
+            select_loss = loss(classifier(select[0]), select[1]).item()
+        if not math.isfinite(select_loss):
+            raise UserError(f"train_exits: the loss of the {name} is {select_loss}; lower exits.learning_rate")
+        curve.append({"epoch": epoch, "fit_loss": total / len(inputs), "select_loss": select_loss})
+        if select_loss < best_loss:
+            best, best_loss, best_epoch = copy.deepcopy(classifier.state_dict()), select_loss, epoch
+        elif epoch - best_epoch >= patience:
+            break
+        for group in optimiser.param_groups:  # a cosine over max_epochs would never anneal a fit that stops early
+            group["lr"] = learning_rate / (1 + epoch / 4)
+    classifier.load_state_dict(best)
+    return ClassifierFit(classifier.eval(), curve, best_epoch, epoch - best_epoch >= patience)

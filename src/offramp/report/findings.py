@@ -1,0 +1,261 @@
+"""What the numbers say: the result table and the sentences over it, both computed, in every case.
+
+A saving or a share is a fraction in the metrics and a percentage here; perplexities and nats stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from offramp.report.inputs import Measurements
+from offramp.report.theme import exit_name
+
+AGREE = 0.05
+"""Savings within five points of one another are said to agree."""
+
+COLUMNS = {
+    "ppl": "perplexity",
+    "accuracy": "accuracy",
+    "agreement": "agreement",
+    "shallow_ratio": "early exits",
+    "layer_saving": "layers saved",
+    "flop_saving": "FLOPs saved",
+    "wall_saving": "time saved",
+}
+"""Measures of the result table, in order, with the words that head their columns."""
+
+_FULL_DEPTH = {
+    "agreement": 1.0,
+    "shallow_ratio": 0.0,
+    "layer_saving": 0.0,
+    "flop_saving": 0.0,
+    "wall_saving": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    value: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    note: str
+    cells: list[Cell]
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows measured on the same tokens."""
+
+    name: str
+    rows: list[Row] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    lead: str
+    rest: str
+
+
+def result_table(measured: Measurements) -> list[Group]:
+    """Two groups: what ran on every test token, and what is compared on the control tokens."""
+    routing, timing, exits = measured.routing, measured.timing, measured.exits
+    controls, last = routing["controls"], measured.exits - 1
+    intervals = {name: bounds for name, bounds in routing["interval"].items() if name in ("ppl", "accuracy")}
+    intervals["wall_saving"] = [timing["wall_saving_low"], timing["wall_saving_high"]]
+    routed = Row(
+        "routed", "", _cells(routing | {"wall_saving": timing["wall_saving"]}, intervals), strong=True
+    )
+    everything = Group(f"all {routing['tokens']:,} test tokens", [routed])
+    everything.rows.append(Row("full depth", "nothing leaves", _cells(_FULL_DEPTH | controls["full"])))
+    for index in range(last):
+        if f"exit_{index}" in controls:
+            note = "everything leaves here"
+            cells = _cells({"shallow_ratio": 1.0} | controls[f"exit_{index}"])
+            everything.rows.append(Row(exit_name(index, exits), note, cells))
+    same = Group(f"{routing['control_tokens']:,} control tokens, equal exit fractions")
+    for name, label, note in (
+        ("signal", "this signal", "same thresholds as routed"),
+        ("random", "random exits", "the floor"),
+        ("gain_oracle", "gain oracle", "knows what depth would buy"),
+        ("loss_oracle", "loss oracle", "knows the loss at the exit"),
+    ):
+        if name in controls:
+            same.rows.append(Row(label, note, _cells(controls[name]), strong=name == "signal"))
+    return [everything, same]
+
+
+def sentences(measured: Measurements) -> list[Sentence]:
+    """Quality, chance, oracle and savings, each stated as its numbers have it."""
+    return [
+        _quality(measured),
+        _against_chance(measured.routing),
+        _against_oracle(measured.routing),
+        _savings(measured),
+    ]
+
+
+def headline(measured: Measurements) -> str:
+    routing, wall = measured.routing, measured.timing["wall_saving"]
+    time = f"{percent(abs(wall))} {'less' if wall >= 0 else 'more'} time"
+    full = perplexity(routing["controls"]["full"]["ppl"])
+    return (
+        f"{percent(routing['shallow_ratio'])} of tokens leave early: perplexity {full} at full depth, "
+        f"{perplexity(routing['ppl'])} routed, {percent(routing['flop_saving'])} of FLOPs saved, {time}"
+    )
+
+
+def _quality(measured: Measurements) -> Sentence:
+    routing = measured.routing
+    full, routed = routing["controls"]["full"]["ppl"], routing["ppl"]
+    change = routed / full - 1
+    lead = "Early exits cost perplexity." if change > 0 else "Early exits cost no perplexity."
+    rest = f"It goes from {perplexity(full)} at full depth to {perplexity(routed)} routed ({signed(change)})"
+    fixed = routing["controls"].get("exit_0")
+    if fixed and measured.exits > 1:
+        rest += f"; sending every token out at exit 0 gives {perplexity(fixed['ppl'])}"
+    return Sentence(
+        lead, rest + f". Predictions agree with full depth on {percent(routing['agreement'])} of tokens."
+    )
+
+
+def _against_chance(routing: dict[str, Any]) -> Sentence:
+    bounds = _bounds(routing["interval"].get("random_minus_signal_nll"))
+    controls = routing["controls"]
+    if _nothing_to_choose(routing):
+        share = "No token" if routing["shallow_ratio"] == 0 else "Every token"
+        return Sentence(
+            "There is no choice to judge.",
+            f"{share} leaves early at this threshold, so any signal would do the same.",
+        )
+    if bounds is None:
+        return Sentence(
+            "Not compared with random exits.",
+            "metrics/routing.json has no interval for random minus signal NLL.",
+        )
+    low, high = bounds
+    interval = f"interval {nats(low)} to {nats(high)}"
+    ppls = (
+        f"perplexity {perplexity(controls['signal']['ppl'])} against {perplexity(controls['random']['ppl'])}"
+    )
+    if low > 0:
+        return Sentence(
+            "The signal beats random exits.",
+            f"On the control tokens, at equal exit fractions, random exits cost more nats per token "
+            f"({interval}, above 0; {ppls}).",
+        )
+    if high < 0:
+        return Sentence(
+            "The signal is worse than random exits.",
+            f"On the control tokens, at equal exit fractions, random exits cost fewer nats per token "
+            f"(random minus signal: {interval}, below 0; {ppls}).",
+        )
+    return Sentence(
+        "The signal is not shown to beat random exits.",
+        f"On the control tokens, at equal exit fractions, random minus signal in nats per token is within noise "
+        f"({interval}, which includes 0; {ppls}).",
+    )
+
+
+def _against_oracle(routing: dict[str, Any]) -> Sentence:
+    value, bounds = routing.get("headroom"), _bounds(routing["interval"].get("headroom"))
+    scale = "0 is random exits and 100% the gain oracle, at the same exit fractions."
+    if value is None:
+        why = (
+            "all exits are alike at this threshold"
+            if _nothing_to_choose(routing)
+            else "the oracle does no better than random exits here"
+        )
+        return Sentence("The headroom is undefined:", f"{why}.")
+    interval = f" (interval {percent(bounds[0])} to {percent(bounds[1])})" if bounds else ""
+    if value <= 0:
+        return Sentence("It recovers none of the oracle's headroom:", f"{percent(value)}{interval}; {scale}")
+    doubt = " The interval includes 0." if bounds and bounds[0] <= 0 else ""
+    return Sentence(f"It recovers {percent(value)} of the oracle's headroom{interval}.", scale + doubt)
+
+
+def _savings(measured: Measurements) -> Sentence:
+    layers, flops = measured.routing["layer_saving"], measured.routing["flop_saving"]
+    wall = measured.timing["wall_saving"]
+    low, high = measured.timing["wall_saving_low"], measured.timing["wall_saving_high"]
+    figures = (
+        f"{percent(layers)} of layers, {percent(flops)} of FLOPs, "
+        f"{percent(wall)} of time (interval {percent(low)} to {percent(high)})."
+    )
+    notes = []
+    if layers - flops > AGREE:
+        notes.append(
+            f"{points(layers - flops)} of the layer saving are no FLOPs saved: "
+            "readouts, confidence and keys/values remain."
+        )
+    if flops - layers > AGREE:
+        notes.append(
+            f"FLOPs fall {points(flops - layers)} further than layers: the layers skipped are the dear ones."
+        )
+    if flops - wall > AGREE:
+        notes.append(f"{points(flops - wall)} of the FLOP saving do not reach the clock.")
+    if wall - flops > AGREE:
+        notes.append(f"The clock gains {points(wall - flops)} more than the FLOPs explain.")
+    if low <= 0 <= high:
+        notes.append("The timing interval includes 0: no change in time is shown.")
+    if high < 0:
+        lead = "Routing is slower than full depth."
+    elif max(layers, flops, wall) - min(layers, flops, wall) <= AGREE:
+        lead = "The three savings agree within 5 points."
+    else:
+        lead = "The three savings do not agree."
+    return Sentence(lead, " ".join([figures, *notes]))
+
+
+def _nothing_to_choose(routing: dict[str, Any]) -> bool:
+    """True if one exit takes every token: then random exits and oracles are the same as the signal."""
+    return max(routing["exit_fraction"].values()) == 1
+
+
+def _cells(values: dict[str, Any], intervals: dict[str, Any] | None = None) -> list[Cell]:
+    cells = []
+    for name in COLUMNS:
+        form = perplexity if name == "ppl" else percent
+        value, bounds = values.get(name), _bounds((intervals or {}).get(name))
+        interval = f"{form(bounds[0])} to {form(bounds[1])}" if bounds else ""
+        cells.append(Cell("\N{EN DASH}" if value is None else form(value), interval))
+    return cells
+
+
+def _bounds(interval: list[float | None] | None) -> tuple[float, float] | None:
+    if interval is None or None in interval:
+        return None
+    return interval[0], interval[1]
+
+
+def percent(value: float) -> str:
+    return _minus(f"{100 * value:.1f}%")
+
+
+def points(value: float) -> str:
+    return f"{100 * value:.1f} points"
+
+
+def signed(value: float) -> str:
+    return _minus(f"{100 * value:+.1f}%")
+
+
+def perplexity(value: float) -> str:
+    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+def nats(value: float) -> str:
+    return _minus(f"{value:.4f}")
+
+
+def _minus(text: str) -> str:
+    """A typographic minus, and no negative zero."""
+    digits = text.strip("+-%")
+    if float(digits) == 0:
+        return text.lstrip("+-")
+    return text.replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,155 @@
+"""The report folder: index.html, complete in itself, and its figures as files.
+
+``build_report(root, settings)`` reads metrics/, data/tokenizer.json and routed/, and replaces report/ in one
+rename. The same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from offramp.corpus.tokenizer import open_tokenizer
+from offramp.report.figures import Figure, draw_figures
+from offramp.report.findings import COLUMNS, headline, percent, result_table, sentences
+from offramp.report.inputs import Measurements, read_measurements
+from offramp.report.text import passages
+from offramp.report.theme import TINT, Colour, exit_name, palette
+
+TEMPLATE = Path(__file__).with_name("template.html")
+
+
+def build_report(root: Path, settings: dict[str, Any]) -> Path:
+    """Write ``root``/report and return the path of its index.html.
+
+    ``settings`` are parameters by dotted name or by section, as ``Declared.to_json`` gives them. The page
+    lists all of them and needs those of corpus, tokenizer, model, exits, report, pretrain.method and threshold.
+    Raises UserError if a metrics file is missing or of another run; report/ then stays as it was.
+    """
+    settings = flatten(settings)
+    limit = settings["report.text_tokens"]
+    measured = read_measurements(root, limit)
+    figures = draw_figures(measured, settings["exits.confidence"])
+    meta = measured.data.meta
+    texts = passages(measured.tokens, open_tokenizer(measured.data), meta["kind"], meta["end_id"], limit)
+    page = _render(measured, settings, figures, texts)
+
+    report, partial = root / "report", root / ".report.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "figures").mkdir(parents=True)
+    for figure in figures:
+        (partial / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
+    (partial / "index.html").write_text(page, encoding="utf-8")
+    shutil.rmtree(report, ignore_errors=True)
+    os.replace(partial, report)
+    return report / "index.html"
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level of dotted names, in their own order."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
+
+
+def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figure], texts: list[Any]) -> str:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    colours = palette(measured.exits)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    shown = [token.exit for passage in texts for token in passage.tokens]
+    exits = [
+        {
+            "name": exit_name(index, measured.exits),
+            "overall": percent(measured.routing["exit_fraction"][f"exit_{index}"]),
+            "here": percent(shown.count(index) / len(shown)) if shown else "",
+        }
+        for index in range(measured.exits)
+    ]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        headline=headline(measured),
+        facts=_facts(measured, settings),
+        columns=list(COLUMNS.values()),
+        groups=result_table(measured),
+        sentences=sentences(measured),
+        figures=[(figure, Markup(_inline(figure, colours))) for figure in figures],
+        passages=texts,
+        shown=len(shown),
+        exits=exits,
+        colours=colours,
+        tint=f"{TINT:.0%}",
+        machine=measured.timing["machine"],
+        digests=measured.routing["inputs"] | {"routed": measured.routed.digest},
+        settings={name: _setting(value) for name, value in settings.items()},
+    )
+
+
+def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
+    """What was run, in a line each."""
+    corpus, routing, kind = measured.corpus, measured.routing, settings["tokenizer.kind"]
+    source = settings["corpus.source"]
+    names = {"hub": settings["corpus.hub_name"], "files": ", ".join(settings["corpus.paths"])}
+    splits = "train", "calibration", "test"
+    documents = " / ".join(f"{corpus[split]['documents']:,}" for split in splits)
+    tokens = " / ".join(f"{corpus[split]['tokens']:,}" for split in splits)
+    unknown = corpus["test"]["unknown_rate"]
+    layers = settings["model.block_layers"]
+    chosen = (f"{routing['threshold'][f'exit_{k}']:.3g} at exit {k}" for k in range(measured.exits - 1))
+    thresholds = ", ".join(chosen) or "none, the only exit is full depth"
+    confidence = settings["exits.confidence"]
+    learned = f", a classifier of {settings['exits.label']} on {_INPUTS[settings['exits.inputs']]}"
+    taken = ", ".join(
+        f"{exit_name(k, measured.exits)} {percent(routing['exit_fraction'][f'exit_{k}'])}"
+        for k in range(measured.exits)
+    )
+    return {
+        "Corpus": f"{names.get(source, source)}: {documents} documents, {tokens} tokens "
+        "(train / calibration / test)",
+        "Tokens": f"{kind}, vocabulary {corpus['vocab_size']:,}, windows of {corpus['window']}"
+        + (f", {percent(unknown)} unknown in test" if unknown else ""),
+        "Model": f"{len(layers)} block{'s' * (len(layers) > 1)} of {' + '.join(map(str, layers))} layers, "
+        f"width {settings['model.width']}, {measured.pretrain['parameters']:,} parameters",
+        "Training": f"{settings['pretrain.method']}, {measured.pretrain['tokens_seen']:,} tokens seen",
+        "Confidence": confidence + (learned if confidence == "learned" else ""),
+        "Threshold": f"{settings['threshold']}: {thresholds}"
+        if settings["threshold"] == "auto"
+        else thresholds,
+        "Exits taken": taken,
+    }
+
+
+_INPUTS = {
+    "state": "the hidden state",
+    "statistics": "token statistics",
+    "both": "hidden state and token statistics",
+}
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return "[" + ", ".join(map(_setting, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def _inline(figure: Figure, colours: list[Colour]) -> str:
+    """The figure's SVG for the page: unique ids, the reader's font, colours as CSS variables."""
+    svg = figure.svg[figure.svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        rf'<svg viewBox="\1" role="img" aria-label="{figure.title}">',
+        svg,
+    )
+    svg = re.sub(r'\bid="', f'id="{figure.name}-', svg)
+    svg = svg.replace("url(#", f"url(#{figure.name}-").replace('xlink:href="#', f'href="#{figure.name}-')
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
+    for colour in colours:
+        svg = svg.replace(colour.light, f"var(--{colour.name})")
+    return svg

@@ -1,0 +1,60 @@
+"""Test text with the exit of every token: what the page colours.
+
+A row of the routed table says where the model left while reading ``token``, and so which exit predicted
+``target``. The page shows targets: each word in the colour of the exit that predicted it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pandas as pd
+from tokenizers import Tokenizer
+
+from offramp.corpus.tokenizer import token_texts
+
+
+@dataclass(frozen=True)
+class Token:
+    text: str
+    exit: int
+    loss: str
+    confidence: str
+    """Empty where the exit needs none, as at full depth."""
+    prediction: str
+
+
+@dataclass
+class Passage:
+    """Consecutive tokens of one test document; ``opening`` is text that nothing predicted."""
+
+    document: int
+    opening: str = ""
+    tokens: list[Token] = field(default_factory=list)
+
+
+def passages(rows: pd.DataFrame, tokenizer: Tokenizer, kind: str, end_id: int, limit: int) -> list[Passage]:
+    """The first ``limit`` targets of ``rows`` (see Measurements.tokens) by document, without end tokens."""
+    if rows.empty:
+        return []
+    shown = rows.iloc[:limit]
+    targets = shown["target"].tolist()
+    opening, *texts = token_texts(tokenizer, kind, [int(shown["token"].iloc[0]), *targets])
+    predictions = {
+        int(token): token_texts(tokenizer, kind, [int(token)])[0] for token in shown["argmax"].unique()
+    }
+    # a target is read at the next row, whose document it therefore belongs to
+    documents = rows["document"].tolist()[1 : len(shown) + 1]
+    documents += documents[-1:] or rows["document"].tolist()
+    out = [Passage(int(rows["document"].iloc[0]), opening)]
+    for row, text, target, document in zip(shown.itertuples(), texts, targets, documents):
+        if document != out[-1].document:
+            out.append(Passage(int(document)))
+        if target != end_id:
+            if not out[-1].tokens and not out[-1].opening:
+                text = text.lstrip(" ")  # the word tokenizer's space belongs between words
+            confidence = "" if math.isnan(row.confidence) else f"{row.confidence:.2f}"
+            token = Token(text, int(row.exit), f"{row.loss:.2f}", confidence, predictions[int(row.argmax)])
+            out[-1].tokens.append(token)
+    return [passage for passage in out if passage.tokens]

@@ -1,0 +1,276 @@
+"""Routing on the test split: the measures of early exit, beside the controls that give them meaning."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from offramp.analysis.bootstrap import DocumentSums, interval
+from offramp.corpus.windows import TokenWindows
+from offramp.exits.calibration import expected_calibration_error, reliability
+from offramp.exits.train import loss_gap, most_confident
+from offramp.models.native import ModelConfig
+from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
+from offramp.routing.executor import Executor, Policy, Routed, Work
+from offramp.routing.policies import (
+    ALL_SIGNALS, CONTROLS, GivenExits, Scorer, ThresholdPolicy, control_scores, exits_by_share,
+)
+from offramp.states.store import States
+
+
+@dataclass
+class RoutedSplit:
+    """Every token of the windows that were run, in order, and the work it took."""
+
+    exit: np.ndarray
+    loss: np.ndarray
+    argmax: np.ndarray
+    confidence: np.ndarray
+    work: Work
+
+
+def run_split(executor: Executor, windows: TokenWindows, indices: Tensor, policy: Policy | None, batch_size: int,
+              device: torch.device, exits: np.ndarray | None = None, name: str = "evaluate") -> RoutedSplit:
+    """Route the windows ``indices``; ``exits`` (windows * T,) lays down every token's exit instead of a policy."""
+    work, parts, start = Work(), [], 0
+    for batch in tqdm(indices.split(batch_size), desc=name, unit="batch", disable=None):
+        tokens, targets = (part.to(device) for part in windows.batch(batch))
+        chosen = policy
+        if exits is not None:
+            chosen = GivenExits(torch.from_numpy(exits[start : start + tokens.numel()]).to(device))
+            start += tokens.numel()
+        parts.append(executor.run(tokens, targets, chosen, work))
+    return RoutedSplit(*(_join(parts, field) for field in ("exit", "loss", "argmax", "confidence")), work)
+
+
+def _join(parts: list[Routed], field: str) -> np.ndarray:
+    return torch.cat([getattr(part, field).flatten().cpu() for part in parts]).numpy()
+
+
+class Evaluation:
+    """All measures of one policy on the test split. Controls run on ``control_windows``, at the signal's own exit shares."""
+
+    def __init__(self, executor: Executor, windows: TokenWindows, states: States, policy: ThresholdPolicy,
+                 settings: Any, device: torch.device):
+        self.executor, self.windows, self.states, self.policy = executor, windows, states, policy
+        self.settings, self.device = settings, device
+        self.config: ModelConfig = executor.model.config
+        self.last = self.config.num_blocks - 1
+        self.target, self.document = states.column("target"), states.column("document")
+        self.cached = [{name: states.column(f"{name}_{exit}") for name in ("loss", "argmax")} for exit in range(self.last + 1)]
+        self.everything = torch.arange(len(windows))
+        self.routed = run_split(executor, windows, self.everything, policy, settings.batch_size, device)
+
+    def measures(self) -> dict[str, Any]:
+        """The contents of metrics/routing.json, without inputs and threshold."""
+        routed, full = self.routed, self.cached[self.last]
+        scores = self.policy.scorer.on_cached(self.states)
+        first = scores[0]
+        easy, true_easy = most_confident(first, len(first) // 2), most_confident(-self.cached[0]["loss"], len(first) // 2)
+        gap = loss_gap(easy, self.cached[0]["loss"])
+        sums = DocumentSums(self.document, {
+            "loss": routed.loss, "full": full["loss"], "correct": routed.argmax == self.target,
+        })
+        draws = sums.resample(self.settings.bootstrap, self.settings.seed)
+        flops = executed_flops(self.config, routed.work, self.policy.flops_per_token)
+        mixture = np.choose(routed.exit, [exit["loss"] for exit in self.cached])
+        out = self._quality(routed.loss, routed.argmax, routed.exit, full["argmax"], self.target)
+        out |= {
+            "tokens": len(routed.loss), "documents": len(np.unique(self.document)),
+            "exit_fraction": {f"exit_{exit}": float((routed.exit == exit).mean()) for exit in range(self.last + 1)},
+            "layer_saving": layer_saving(self.config, routed.work),
+            "flop_saving": 1 - flops / full_depth_flops(self.config, routed.work.tokens, self.windows.window),
+            "ppl_increase": float(np.exp(routed.loss.mean(dtype=np.float64) - full["loss"].mean(dtype=np.float64)) - 1),
+            "propagation_nll": float(routed.loss.mean(dtype=np.float64) - mixture.mean(dtype=np.float64)),
+            "loss_gap": gap, "oracle_share": gap / loss_gap(true_easy, self.cached[0]["loss"]),
+            "ece": expected_calibration_error(first, self.cached[0]["argmax"] == full["argmax"]),
+        }
+        intervals = {
+            "ppl": interval(np.exp(draws["loss"])), "accuracy": interval(draws["correct"]),
+            "ppl_increase": interval(np.exp(draws["loss"] - draws["full"]) - 1),
+        }
+        controls, control_intervals, headroom = self._controls()
+        return out | {"controls": controls, "headroom": headroom, "interval": intervals | control_intervals,
+                      "control_tokens": self.control_rows.size}
+
+    def _controls(self) -> tuple[dict[str, Any], dict[str, Any], float | None]:
+        """Fixed depths on all tokens; random exits and oracles on control windows, at the signal's exit counts."""
+        full, tokens = self.cached[self.last], self.routed.work.tokens
+        whole = full_depth_flops(self.config, tokens, self.windows.window)
+        out: dict[str, Any] = {}
+        for exit in range(self.last + 1):
+            name = "full" if exit == self.last else f"exit_{exit}"
+            cached, layers = self.cached[exit], sum(self.config.block_layers[: exit + 1])
+            work = Work([tokens] * layers, [tokens] * layers, layers * tokens * self.windows.window, tokens, 0, tokens)
+            out[name] = self._quality(cached["loss"], cached["argmax"], np.full(tokens, exit), full["argmax"], self.target)
+            out[name] |= {"layer_saving": layer_saving(self.config, work),
+                          "flop_saving": 1 - executed_flops(self.config, work) / whole}
+        chosen, rows = self._control_sample()
+        counts = [int((self.routed.exit[rows] == exit).sum()) for exit in range(self.last)]
+        loss = {"signal": self.routed.loss[rows]}
+        out["signal"] = self._quality(self.routed.loss[rows], self.routed.argmax[rows], self.routed.exit[rows],
+                                      full["argmax"][rows], self.target[rows])
+        for name in CONTROLS:
+            exits = exits_by_share(control_scores(self.states, name, rows, self.settings.seed), counts)
+            run = run_split(self.executor, self.windows, chosen, None, self.settings.batch_size, self.device, exits, name)
+            loss[name] = run.loss
+            out[name] = self._quality(run.loss, run.argmax, run.exit, full["argmax"][rows], self.target[rows])
+        sums = DocumentSums(self.document[rows], loss)
+        draws = sums.resample(self.settings.bootstrap, self.settings.seed)
+        intervals = {
+            "random_minus_signal_nll": interval(draws["random"] - draws["signal"]),
+            "headroom": interval((draws["random"] - draws["signal"]) / (draws["random"] - draws["gain_oracle"])),
+        }
+        means = {name: values.mean(dtype=np.float64) for name, values in loss.items()}
+        available = means["random"] - means["gain_oracle"]
+        if not 0 < sum(counts) < len(rows) or available <= 0:  # everything or nothing leaves: no choice to judge
+            return out, {**intervals, "headroom": None}, None
+        return out, intervals, float((means["random"] - means["signal"]) / available)
+
+    def _control_sample(self) -> tuple[Tensor, np.ndarray]:
+        chosen = spread_windows(len(self.windows), self.settings.control_windows)
+        self.control_rows = token_rows(chosen, self.windows.window)
+        return chosen, self.control_rows
+
+    def _quality(self, loss: np.ndarray, argmax: np.ndarray, exit: np.ndarray, full_argmax: np.ndarray,
+                 target: np.ndarray) -> dict[str, float]:
+        return {
+            "ppl": float(np.exp(loss.mean(dtype=np.float64))), "accuracy": float((argmax == target).mean()),
+            "agreement": float((argmax == full_argmax).mean()), "shallow_ratio": float((exit < self.last).mean()),
+        }
+
+    def reliability_rows(self) -> list[dict[str, Any]]:
+        """Rows of reliability.csv: per exit, over the tokens that arrived there."""
+        scores, full = self.policy.scorer.on_cached(self.states), self.cached[self.last]["argmax"]
+        rows = []
+        for exit in range(self.last):
+            here = self.routed.exit >= exit
+            if here.any():
+                agrees = self.cached[exit]["argmax"][here] == full[here]
+                rows += [{"exit": exit, **row} for row in reliability(scores[exit][here], agrees)]
+        return rows
+
+    def position_rows(self) -> list[dict[str, Any]]:
+        """Rows of exits_by_position.csv: share of tokens taking each exit, by position in the window."""
+        table = self.routed.exit.reshape(-1, self.windows.window)
+        return [{"position": position, "exit": exit, "share": float((table[:, position] == exit).mean())}
+                for exit in range(self.last + 1) for position in range(self.windows.window)]
+
+    def timing(self) -> dict[str, Any]:
+        """wall_saving: routed and full-depth passes over the same batches in turn; median of pairwise ratios."""
+        batches = [tuple(part.to(self.device) for part in self.windows.batch(batch)) for batch in
+                   spread_windows(len(self.windows), self.settings.timing_batches * self.settings.batch_size)
+                   .split(self.settings.batch_size)]
+        full, routed = [], []
+        for policy in (None, self.policy):  # warm up
+            self.executor.run(*batches[0], policy)
+        for number, batch in enumerate(batches):
+            pair = [(full, None), (routed, self.policy)]
+            for seconds, policy in pair if number % 2 else reversed(pair):
+                seconds.append(self._seconds(batch, policy))
+        ratios = sorted(r / f for r, f in zip(routed, full))
+        tokens = sum(batch[0].numel() for batch in batches)
+        return {
+            "wall_saving": 1 - statistics.median(ratios), "wall_saving_low": 1 - ratios[-1 - len(ratios) // 4],
+            "wall_saving_high": 1 - ratios[len(ratios) // 4],
+            "full_seconds": sum(full), "routed_seconds": sum(routed),
+            "full_tokens_per_second": tokens / sum(full), "routed_tokens_per_second": tokens / sum(routed),
+            "pairs": len(ratios), "machine": machine(self.device),
+        }
+
+    def _seconds(self, batch: tuple[Tensor, Tensor], policy: Policy | None) -> float:
+        self._wait()
+        start = time.perf_counter()
+        self.executor.run(*batch, policy)
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def spread_windows(total: int, wanted: int) -> Tensor:
+    """At most ``wanted`` evenly spaced window numbers."""
+    return torch.linspace(0, total - 1, min(wanted, total)).long()
+
+
+def token_rows(chosen: Tensor, window: int) -> np.ndarray:
+    """Rows of the token table that belong to the chosen windows."""
+    return (chosen.numpy()[:, None] * window + np.arange(window)).ravel()
+
+
+def machine(device: torch.device) -> str:
+    """A short name of what a timing was taken on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def threshold_curve(executor: Executor, windows: TokenWindows, states: States, scorers: dict[str, Scorer],
+                    settings: Any, device: torch.device) -> list[dict[str, Any]]:
+    """Rows of threshold_curve.csv: every signal and control, executed at equal exit fractions.
+
+    At every exit the given share of arriving tokens leaves, picked by each signal's ranking of the control windows:
+    this measures how well signals rank, not a threshold one could have set beforehand. Confidences come from cached
+    states, exact for the first exit; for later ones they are those of tokens whose predecessors all stayed.
+    """
+    config, last = executor.model.config, executor.model.config.num_blocks - 1
+    chosen = spread_windows(len(windows), settings.control_windows)
+    rows = token_rows(chosen, windows.window)
+    target, full_argmax = states.column("target")[rows], states.column(f"argmax_{last}")[rows]
+    whole = full_depth_flops(config, len(rows), windows.window)
+    scores = {name: scorer.on_cached(states)[:, rows] for name, scorer in scorers.items()}
+    scores |= {name: control_scores(states, name, rows, settings.seed) for name in CONTROLS}
+    table = []
+    for exit in range(last + 1):
+        exits = np.full(len(rows), exit)
+        run = run_split(executor, windows, chosen, None, settings.batch_size, device, exits, f"curve, exit {exit}")
+        table.append(_curve_row("fixed", float(exit < last), run, target, full_argmax, config, whole, None, exits))
+    for fraction in settings.curve_fractions:
+        here = []
+        for name, score in scores.items():
+            counts, waiting = [], len(rows)
+            for _ in range(last):
+                counts.append(round(fraction * waiting))
+                waiting -= counts[-1]
+            exits = exits_by_share(score, counts)
+            run = run_split(executor, windows, chosen, None, settings.batch_size, device, exits, f"curve, {name} {fraction}")
+            here.append(_curve_row(name, fraction, run, target, full_argmax, config, whole, scorers.get(name), exits))
+            if name in scorers:
+                here[-1]["threshold"] = float(score[0][exits == 0].min())
+        nll = {row["signal"]: np.log(row["ppl"]) for row in here}
+        for row in here:
+            row["headroom"] = float((nll["random"] - nll[row["signal"]]) / (nll["random"] - nll["gain_oracle"]))
+        table += here
+    return table
+
+
+def _curve_row(name: str, fraction: float, run: RoutedSplit, target: np.ndarray, full_argmax: np.ndarray,
+               config: ModelConfig, whole: int, scorer: Scorer | None, exits: np.ndarray) -> dict[str, Any]:
+    last = config.num_blocks - 1
+    decision_flops = 0
+    if scorer:  # exits were laid down, but the signal itself has a price: readouts of all who arrive, or a classifier
+        if scorer.needs_statistics:
+            run.work.readout_tokens += sum(int((exits > exit).sum()) for exit in range(last))
+        decision_flops = scorer.classifiers[0].flops if scorer.classifiers else 0
+    else:
+        run.work.decided_tokens = 0
+    return {
+        "signal": name, "fraction": fraction, "threshold": None, "shallow_ratio": float((run.exit < last).mean()),
+        "ppl": float(np.exp(run.loss.mean(dtype=np.float64))), "accuracy": float((run.argmax == target).mean()),
+        "agreement": float((run.argmax == full_argmax).mean()), "layer_saving": layer_saving(config, run.work),
+        "flop_saving": 1 - executed_flops(config, run.work, decision_flops) / whole, "headroom": None,
+    }
+
+
+def all_scorers(exits: Any, device: torch.device) -> dict[str, Scorer]:
+    return {name: Scorer(exits, name, device) for name in ALL_SIGNALS}

@@ -1,0 +1,173 @@
+"""Early exit that really skips: tokens that left are no longer computed, except for keys and values others need.
+
+One block-by-block pass over whole sequences. After block k the tokens the policy lets go are read out and
+removed; in later blocks queries, attention rows and feed-forward run for the remaining tokens only, and a token
+that left stands in as its last state, from which every later layer projects its keys and values (state
+propagation, CALM, arXiv 2207.07061). A token's exit thus depends on its own state and on earlier tokens only, and
+the pass gives the same exits and losses as decoding token by token.
+
+Shapes: B sequences, T positions, M = B * T tokens in all, N tokens still in, D width, H heads, E = D / H.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from offramp.models.native import BlockwiseLM
+from offramp.nn.layers import TransformerLayer
+from offramp.states.statistics import Readout, predictions
+
+
+@dataclass
+class Decision:
+    """What a policy says of the N tokens that arrive at an exit."""
+
+    leaves: Tensor
+    """bool (N,)"""
+    confidence: Tensor | None = None
+    """(N,)"""
+    loss: Tensor | None = None
+    """(N,) nats, where the policy had to read out every arriving token anyway; then also ``argmax``."""
+    argmax: Tensor | None = None
+
+
+class Policy(Protocol):
+    """Who may leave. ``decide`` sees states (N, D) of the tokens numbered ``index`` (N,) within the batch (B * T)."""
+
+    reads_out: bool
+    """Whether a decision costs a readout of every arriving token."""
+    flops_per_token: int
+    """Floating-point operations of a decision, without the readout."""
+
+    def decide(self, exit: int, states: Tensor, index: Tensor, targets: Tensor) -> Decision: ...
+
+
+@dataclass
+class Work:
+    """What was executed, counted where it happens."""
+
+    layer_tokens: list[int] = field(default_factory=list)
+    """Per layer: tokens that ran queries, output projection and feed-forward."""
+    key_value_tokens: list[int] = field(default_factory=list)
+    """Per layer: tokens whose keys and values were projected."""
+    attention_pairs: int = 0
+    """Query-key pairs scored, padding included."""
+    readout_tokens: int = 0
+    decided_tokens: int = 0
+    """Tokens about which an exit policy decided."""
+    tokens: int = 0
+
+    def count_layer(self, layer: int, tokens: int, key_values: int, pairs: int) -> None:
+        while len(self.layer_tokens) <= layer:
+            self.layer_tokens.append(0)
+            self.key_value_tokens.append(0)
+        self.layer_tokens[layer] += tokens
+        self.key_value_tokens[layer] += key_values
+        self.attention_pairs += pairs
+
+
+@dataclass
+class Routed:
+    """Per token of a batch, each (B, T)."""
+
+    exit: Tensor
+    loss: Tensor
+    argmax: Tensor
+    confidence: Tensor
+    """Of the exit taken; NaN at full depth, where nothing is decided."""
+
+
+class Executor:
+    """Runs a block-wise model under an exit policy and counts what it executes."""
+
+    def __init__(self, model: BlockwiseLM):
+        self.model = model.eval()
+        self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(model.config.num_blocks)]
+
+    @torch.no_grad()
+    def run(self, tokens: Tensor, targets: Tensor, policy: Policy | None, work: Work | None = None) -> Routed:
+        """Route tokens (B, T). With no policy every token goes to full depth and nothing is checked on the way."""
+        model, work = self.model, work or Work()
+        shape, last = tokens.shape, model.config.num_blocks - 1
+        wanted = targets.flatten()
+        x = model.embed(tokens).flatten(0, 1)
+        active = torch.arange(len(x), device=x.device)
+        exit_of = torch.full_like(wanted, last)
+        loss, confidence = (torch.full(wanted.shape, torch.nan, device=x.device) for _ in range(2))
+        argmax = torch.zeros_like(wanted)
+        work.tokens += len(x)
+        layer_number = 0
+        for block, layers in enumerate(model.blocks):
+            entered = x[active] if model.config.exited_state == "input" else None
+            for layer in layers:
+                x = self._layer(layer, layer_number, x, active, shape, work)
+                layer_number += 1
+            if block == last or policy is None:
+                continue
+            states = x[active]
+            decision = policy.decide(block, states, active, wanted[active])
+            work.decided_tokens += len(active)
+            work.readout_tokens += len(active) if policy.reads_out else 0
+            gone = active[decision.leaves]
+            exit_of[gone] = block
+            if decision.confidence is not None:
+                confidence[gone] = decision.confidence[decision.leaves]
+            if decision.loss is not None:
+                loss[gone], argmax[gone] = decision.loss[decision.leaves], decision.argmax[decision.leaves]
+            else:
+                loss[gone], argmax[gone] = self._read_out(block, states[decision.leaves], wanted[gone], work)
+            if entered is not None:
+                x[gone] = entered[decision.leaves]
+            active = active[~decision.leaves]
+            if len(active) == 0:
+                break
+        if len(active):
+            loss[active], argmax[active] = self._read_out(last, x[active], wanted[active], work)
+        return Routed(*(part.view(shape) for part in (exit_of, loss, argmax, confidence)))
+
+    def _read_out(self, exit: int, states: Tensor, targets: Tensor, work: Work) -> tuple[Tensor, Tensor]:
+        work.readout_tokens += len(states)
+        return predictions(self.model.readout_input(exit, states), self.readouts[exit], targets)
+
+    def _layer(self, layer: TransformerLayer, number: int, x: Tensor, active: Tensor, shape: torch.Size,
+               work: Work) -> Tensor:
+        """States (M, D) after a layer that runs for the ``active`` tokens (N,), in order, only."""
+        batch, length = shape
+        cos, sin = self.model.cos[:length], self.model.sin[:length]
+        if len(active) == len(x):
+            work.count_layer(number, len(x), len(x), batch * length * length)
+            return layer(x.view(batch, length, -1), cos, sin).flatten(0, 1)
+        source = layer.attention_input(x)
+        keys, values = layer.keys_values(source.view(batch, length, -1), cos, sin)
+        position = active % length
+        queries = layer.queries(source[active], cos[position], sin[position])
+        attended, pairs = _attend(queries, keys, values, active // length, position)
+        work.count_layer(number, len(active), len(x), pairs)
+        x[active] = layer.finish(x[active], attended)
+        return x
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, int]:
+    """Causal attention of the queries (N, H, E) at (row, position) over keys and values (B, T, H, E).
+
+    Queries are padded to the longest row only for the score computation. Returns (N, H, E) and the number of
+    query-key pairs scored.
+    """
+    batch, length, heads, size = keys.shape
+    counts = torch.bincount(row, minlength=batch)
+    width = int(counts.max())
+    slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    padded = queries.new_zeros(batch, width, heads, size)
+    padded[row, slot] = queries
+    reach = torch.zeros(batch, width, dtype=torch.long, device=row.device)
+    reach[row, slot] = position
+    visible = torch.arange(length, device=row.device) <= reach.unsqueeze(-1)
+    attended = F.scaled_dot_product_attention(
+        padded.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=visible.unsqueeze(1)
+    )
+    return attended.transpose(1, 2)[row, slot], batch * width * length

@@ -1,0 +1,38 @@
+"""Device, threads, seeds and mixed precision: what a run needs from the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+import numpy as np
+import torch
+
+from offramp.errors import UserError
+
+
+def setup(device: str, threads: int) -> torch.device:
+    """Choose the device, pin the CPU threads and demand deterministic kernels.
+
+    ``auto`` takes CUDA, then MPS, then the CPU. Results are bitwise repeatable for equal device and threads.
+    """
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available.get(device.split(":")[0], False):
+        found = ", ".join(name for name, there in available.items() if there)
+        raise UserError(f"runtime.device = {device!r} is not available here; found: {found}. Use one of them, or auto")
+    return torch.device(device)
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """bf16 autocast where asked for; fp32 otherwise."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

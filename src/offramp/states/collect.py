@@ -1,0 +1,94 @@
+"""One forward pass over a split that keeps what later stages need of every token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from offramp.corpus.windows import TokenWindows
+from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
+from offramp.models.native import BlockwiseLM
+from offramp.states.statistics import Readout, token_statistics
+from offramp.states.store import StatesWriter
+
+
+def collect_states(model: BlockwiseLM, windows: TokenWindows, path: Path, settings: Any, params: dict[str, Any],
+                   inputs: dict[str, Artifact], device: torch.device) -> Artifact:
+    """Write the ``states`` artifact of a split, streaming; ``settings`` is the ``collect`` section of the parameters."""
+    model = model.to(device).eval()
+    exits = range(model.config.num_blocks)
+    with create_artifact(path, "states", params, inputs) as out:
+        save_readouts(model, out.path / "readout.safetensors")
+        writer = StatesWriter(out.path, len(exits), settings.dtype, settings.shard_tokens)
+        for columns, hidden in iterate_states(model, windows, settings.batch_size, device):
+            writer.add(columns, hidden)
+        writer.close()
+        out.meta.update(exits=len(exits), tokens=writer.tokens, shards=writer.shards, window=windows.window,
+                        width=model.config.width, vocab_size=model.config.vocab_size, dtype=settings.dtype)
+    return open_artifact(path, "states", verify=False)
+
+
+@torch.no_grad()
+def iterate_states(model: BlockwiseLM, windows: TokenWindows, batch_size: int, device: torch.device):
+    """Yield (columns of (N,) arrays, hidden states per exit (N, D)) for consecutive batches of sequences."""
+    exits = range(model.config.num_blocks)
+    readouts = [Readout(model.readout_matrix(exit)) for exit in exits]
+    length = windows.window
+    for indices in tqdm(torch.arange(len(windows)).split(batch_size), desc="collect", unit="batch", disable=None):
+        tokens, targets = windows.batch(indices)
+        states = [state.flatten(0, 1) for state in model(tokens.to(device))]
+        normed = [model.readout_input(exit, state) for exit, state in zip(exits, states)]
+        columns: dict[str, np.ndarray] = {
+            "document": windows.documents(indices).ravel().astype(np.int32),
+            "sequence": np.repeat(indices.numpy(), length).astype(np.int32),
+            "position": np.tile(np.arange(length, dtype=np.int32), len(indices)),
+            "token": tokens.flatten().numpy().astype(np.int32),
+            "target": targets.flatten().numpy().astype(np.int32),
+        }
+        for exit, statistics in enumerate(token_statistics(normed, readouts, targets.flatten().to(device))):
+            for name, values in statistics.items():
+                array = values.cpu().numpy()
+                columns[f"{name}_{exit}"] = array.astype(np.int32 if name == "argmax" else np.float32)
+        yield columns, states
+
+
+def save_readouts(model: BlockwiseLM, file: Path) -> None:
+    """The artifact's ``readout.safetensors``, with the exit classifiers that were trained together with the model."""
+    tensors = {f"exit_classifiers.{name}": value.cpu() for name, value in model.exit_classifiers.state_dict().items()}
+    for exit in range(model.config.num_blocks):
+        tensors[f"matrix_{exit}"] = model.readout_matrix(exit).detach().cpu().clone()
+        if model.config.norm == "pre":
+            tensors[f"norm_{exit}"] = model.norms[exit].weight.detach().cpu().clone()
+    save_file(tensors, file)
+
+
+def summarise(states: Any) -> dict[str, Any]:
+    """Loss distribution of every exit: the measures of metrics/states.json."""
+    out: dict[str, Any] = {"tokens": states.num_tokens}
+    target = states.column("target")
+    for exit in range(states.num_exits):
+        loss = states.column(f"loss_{exit}").astype(np.float64)
+        low, median, high = np.quantile(loss, (0.25, 0.5, 0.75))
+        out[f"exit_{exit}"] = {
+            "ppl": float(np.exp(loss.mean())), "accuracy": float((states.column(f"argmax_{exit}") == target).mean()),
+            "loss_mean": float(loss.mean()), "loss_std": float(loss.std()), "loss_q25": float(low),
+            "loss_median": float(median), "loss_q75": float(high),
+            "entropy_mean": float(states.column(f"entropy_{exit}").astype(np.float64).mean()),
+        }
+    return out
+
+
+def loss_histogram(states: Any, split: str, bin_width: float = 0.5) -> list[dict[str, Any]]:
+    """Rows of loss_distribution.csv: share of tokens per half-nat bin of loss, per exit."""
+    rows = []
+    for exit in range(states.num_exits):
+        loss = states.column(f"loss_{exit}")
+        counts = np.bincount((loss / bin_width).astype(np.int64))
+        rows += [{"split": split, "exit": exit, "loss": (i + 0.5) * bin_width, "share": float(count / len(loss))}
+                 for i, count in enumerate(counts)]
+    return rows

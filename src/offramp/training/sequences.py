@@ -1,0 +1,136 @@
+"""What a block learns from: whole sequences in their context, or hard tokens repacked into new sequences.
+
+Shapes: B sequences, T positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from offramp.corpus.windows import TokenWindows
+from offramp.errors import UserError
+from offramp.models.native import BlockwiseLM
+from offramp.states.statistics import Readout, token_statistics
+
+THRESHOLD_SEQUENCES = 4096
+"""Evenly spaced training sequences from which a hardness threshold is taken: a bound on memory, not on data."""
+
+Confidence = Callable[[int, Tensor, Tensor], Tensor]
+"""(exit, hidden states (..., D), targets (...)) -> confidence (...); low is hard."""
+
+
+class BlockInputs(Protocol):
+    """Inputs of a block: hidden states (B, T, D), targets (B, T), and the tokens that count (B, T) or None for all."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+
+class InContext:
+    """Whole sequences of a split, run through the blocks before ``block``.
+
+    With ``thresholds`` (one per earlier exit) only tokens below every one of them count.
+    """
+
+    def __init__(self, model: BlockwiseLM, windows: TokenWindows, block: int, device: torch.device,
+                 confidence: Confidence | None = None, thresholds: list[float] | None = None):
+        self.model, self.windows, self.block, self.device = model, windows, block, device
+        self.confidence, self.thresholds = confidence, thresholds
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        tokens, targets = (part.to(self.device) for part in self.windows.batch(indices))
+        if self.block == 0:
+            return self.model.embed(tokens), targets, None
+        counts = torch.ones_like(targets, dtype=torch.bool) if self.thresholds else None
+        with torch.no_grad():
+            x = self.model.embed(tokens)
+            for block in range(self.block):
+                x = self.model.run_block(block, x)
+                if self.thresholds:
+                    counts &= self.confidence(block, x, targets) < self.thresholds[block]
+        return x, targets, counts
+
+
+class Repacked:
+    """Hard tokens of a frozen block's outputs, in order, cut into new sequences of T (seed 003); on disk, memory-mapped."""
+
+    def __init__(self, states: np.ndarray, targets: np.ndarray, device: torch.device):
+        self.states, self.targets, self.device = states, targets, device
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows = indices.numpy()
+        states, targets = torch.from_numpy(self.states[rows]), torch.from_numpy(self.targets[rows])
+        return states.to(self.device), targets.to(self.device), None
+
+
+def evenly_spaced(total: int, wanted: int) -> Tensor:
+    """At most ``wanted`` indices spread over range(total)."""
+    return torch.linspace(0, total - 1, min(wanted, total)).long()
+
+
+def hardness_threshold(inputs: BlockInputs, model: BlockwiseLM, block: int, confidence: Confidence, ratio: float,
+                       batch_size: int) -> float:
+    """The confidence below which a share ``ratio`` of the counted training tokens lies after ``block``."""
+    found = []
+    with torch.no_grad():
+        for indices in evenly_spaced(len(inputs), THRESHOLD_SEQUENCES).split(batch_size):
+            x, targets, counts = inputs.batch(indices)
+            values = confidence(block, model.run_block(block, x), targets)
+            found.append((values if counts is None else values[counts]).flatten().float().cpu())
+    return float(np.quantile(torch.cat(found).numpy(), ratio))
+
+
+def repack(inputs: BlockInputs, model: BlockwiseLM, block: int, confidence: Confidence, threshold: float,
+           window: int, folder: Path, batch_size: int, device: torch.device) -> Repacked:
+    """Write the states and targets of tokens below ``threshold`` after ``block``; the remainder is dropped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    states_file, targets_file = folder / "states.bin", folder / "targets.bin"
+    count = 0
+    with torch.no_grad(), open(states_file, "wb") as states, open(targets_file, "wb") as targets_out:
+        order = torch.arange(len(inputs)).split(batch_size)
+        for indices in tqdm(order, desc=f"hard tokens of block {block}", unit="batch", disable=None):
+            x, targets, _ = inputs.batch(indices)
+            x = model.run_block(block, x)
+            hard = confidence(block, x, targets) < threshold
+            states.write(x[hard].float().cpu().numpy().tobytes())
+            targets_out.write(targets[hard].cpu().numpy().tobytes())
+            count += int(hard.sum())
+    if count < window:
+        raise UserError(
+            f"pretrain: block {block} found {count} hard tokens, fewer than one window of {window}; "
+            "raise pretrain.blockwise.hard_ratio or give more text"
+        )
+    rows = count // window
+    shape = (rows, window, model.config.width)
+    return Repacked(np.memmap(states_file, np.float32, "r", shape=shape),
+                    np.memmap(targets_file, np.int64, "r", shape=shape[:2]), device)
+
+
+def make_confidence(signal: str, model: BlockwiseLM, matrices: list[Tensor]) -> Confidence:
+    """The confidence that calls tokens hard: max_prob, correct_prob (uses the target: training only) or classifier.
+
+    ``matrices`` holds the readout matrix (V, D) by which each exit is judged.
+    """
+
+    def from_statistics(exit: int, x: Tensor, targets: Tensor) -> Tensor:
+        flat = model.readout_input(exit, x).flatten(0, -2)
+        statistics = token_statistics([flat], [Readout(matrices[exit])], targets.flatten())[0]
+        return statistics[signal].view(targets.shape)
+
+    def from_classifier(exit: int, x: Tensor, targets: Tensor) -> Tensor:
+        return torch.sigmoid(model.exit_classifiers[exit](x).squeeze(-1))
+
+    return from_classifier if signal == "classifier" else from_statistics
