@@ -1,0 +1,28 @@
+# Two commands do everything on a fresh machine: `make repro` and `make test`.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: repro test ui bench lint
+
+repro: .venv/installed
+	dvc repro
+
+test: .venv/installed
+	python -m pytest
+
+ui: .venv/installed
+	offramp ui
+
+bench: .venv/installed
+	python -m benchmarks
+
+lint: .venv/installed
+	ruff check .
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("offramp needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,137 @@
+"""The two invariants of the product: parallel equals sequential, and skipped means not called."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
+from offramp.routing.executor import Decision, Executor, Work
+from offramp.routing.policies import GivenExits
+from tests.routing.reference import decode
+
+
+def make_model(block_layers=(1, 2), norm="pre", tied=True, heads_per_exit=False, exited_state="output", seed=0, vocab=50):
+    torch.manual_seed(seed)
+    model = BlockwiseLM(ModelConfig(vocab_size=vocab, window=24, width=16, heads=2, ffn_width=24, block_layers=block_layers,
+                                    norm=norm, tied=tied, heads_per_exit=heads_per_exit, exited_state=exited_state))
+    for parameter in model.parameters():  # far from initialisation, so that every part matters
+        torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
+    return model.eval()
+
+
+class StatePolicy:
+    """Leave when a fixed linear score of the state is positive: depends on the token's state alone, as real ones do."""
+
+    reads_out, flops_per_token = False, 0
+
+    def __init__(self, model, bias=0.0):
+        generator = torch.Generator().manual_seed(7)
+        self.weights, self.bias = torch.randn(len(model.blocks), model.config.width, generator=generator), bias
+
+    def score(self, exit, states):
+        return states @ self.weights[exit] + self.bias
+
+    def decide(self, exit, states, index, targets):
+        return Decision(self.score(exit, states) > 0, self.score(exit, states))
+
+
+MODELS = dict(
+    block_layers=st.sampled_from([(1, 2), (2, 1), (1, 1, 2), (1, 1, 1, 1)]), norm=st.sampled_from(["pre", "post"]),
+    tied=st.booleans(), heads_per_exit=st.booleans(), exited_state=st.sampled_from(["output", "input"]),
+    seed=st.integers(0, 10_000),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(**MODELS, bias=st.sampled_from([-3.0, 0.0, 3.0]), length=st.integers(1, 24))
+def test_one_parallel_pass_equals_decoding_token_by_token(bias, length, seed, **shape):
+    model = make_model(seed=seed, **shape)
+    generator = torch.Generator().manual_seed(seed)
+    tokens, targets = torch.randint(50, (2, 3, length), generator=generator)
+    policy = StatePolicy(model, bias)
+    routed = Executor(model).run(tokens, targets, policy)
+    for row in range(len(tokens)):
+        exits, losses = decode(model, tokens[row], targets[row], lambda exit, x: bool(policy.score(exit, x) > 0))
+        assert torch.equal(routed.exit[row], exits)
+        torch.testing.assert_close(routed.loss[row], losses, atol=1e-4, rtol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(**MODELS)
+def test_nothing_exits_is_the_unrouted_model_and_everything_exits_is_the_shallow_one(seed, **shape):
+    model = make_model(seed=seed, **shape)
+    tokens, targets = torch.randint(50, (2, 4, 24), generator=torch.Generator().manual_seed(seed))
+    states = model(tokens)
+    for exit in range(len(model.blocks)):
+        routed = Executor(model).run(tokens, targets, GivenExits(torch.full((96,), exit)))
+        log_p = model.logits(exit, states[exit]).log_softmax(-1)
+        assert (routed.exit == exit).all()
+        torch.testing.assert_close(routed.loss, -log_p.gather(-1, targets[..., None])[..., 0], atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), share=st.floats(0, 1), blocks=st.sampled_from([(1, 2), (1, 1, 2)]))
+def test_skipped_means_not_called(seed, share, blocks):
+    """Tokens that pass through every matrix, counted by hooks, are the tokens that are reported."""
+    model = make_model(blocks, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    tokens, targets = torch.randint(50, (2, 4, 24), generator=generator)
+    exits = torch.where(torch.rand(96, generator=generator) < share, torch.randint(len(blocks), (96,), generator=generator),
+                        len(blocks) - 1)
+    seen, layers, work = Counter(), [layer for block in model.blocks for layer in block], Work()
+    for number, layer in enumerate(layers):
+        for name in ("query", "attn_out", "ffn_in", "ffn_out", "key_value"):
+            count = lambda module, inputs, _out, key=(number, name): seen.update({key: inputs[0].numel() // inputs[0].shape[-1]})  # noqa: E731
+            getattr(layer, name).register_forward_hook(count)
+    Executor(model).run(tokens, targets, GivenExits(exits), work)
+    run = [tokens for tokens in work.layer_tokens]
+    for number in range(len(layers)):
+        reported = run[number] if number < len(run) else 0
+        assert {seen[number, name] for name in ("query", "attn_out", "ffn_in", "ffn_out")} == {reported}
+        assert seen[number, "key_value"] == (work.key_value_tokens[number] if number < len(run) else 0)
+    expected, number = [], 0
+    for block, count in enumerate(blocks):
+        expected += [int((exits >= block).sum())] * count
+    assert run == [tokens for tokens in expected if tokens]
+    assert work.readout_tokens == 96
+
+
+def test_when_all_tokens_leave_later_blocks_are_not_called():
+    model = make_model()
+    model.blocks[1][0].register_forward_hook(lambda *_: pytest.fail("block 1 was called"))
+    model.blocks[1][0].key_value.register_forward_hook(lambda *_: pytest.fail("keys of block 1 were computed"))
+    tokens = torch.randint(50, (2, 24))
+    work = Work()
+    Executor(model).run(tokens, tokens, GivenExits(torch.zeros(48, dtype=torch.long)), work)
+    assert layer_saving(model.config, work) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_reported_flops_match_what_torch_counts(share):
+    model = make_model((1, 2), vocab=64)
+    tokens, targets = torch.randint(64, (2, 4, 24), generator=torch.Generator().manual_seed(3))
+    exits = torch.where(torch.rand(96, generator=torch.Generator().manual_seed(4)) < share, 0, 1)
+    work = Work()
+    executor = Executor(model)
+    with FlopCounterMode(display=False) as counter:
+        executor.run(tokens, targets, GivenExits(exits), work)
+    assert executed_flops(model.config, work) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    if share == 0:
+        assert executed_flops(model.config, work) == full_depth_flops(model.config, 96, 24)
+
+
+def test_a_token_is_not_affected_by_later_tokens():
+    model, generator = make_model((1, 1, 1)), torch.Generator().manual_seed(1)
+    tokens, targets = torch.randint(50, (2, 2, 24), generator=generator)
+    policy, changed = StatePolicy(model), tokens.clone()
+    changed[:, 12:] = torch.randint(50, (2, 12), generator=generator)
+    before, after = (Executor(model).run(t, targets, policy) for t in (tokens, changed))
+    assert torch.equal(before.exit[:, :12], after.exit[:, :12])
+    torch.testing.assert_close(before.loss[:, :12], after.loss[:, :12], atol=1e-6, rtol=1e-6)
