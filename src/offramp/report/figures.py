@@ -79,15 +79,15 @@ def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
         (
             "reliability",
             "Reliability of the confidence",
-            "Test tokens binned by confidence: how often the exit's prediction equals the full-depth one. "
-            "On the dashed line 0.7 means 70%. Dot area is the number of tokens.",
+            "Test tokens that reached an exit, binned by confidence: how often its prediction equals the "
+            "full-depth one. On the dashed line 0.7 means 70%. Dot area is the number of tokens.",
             lambda axes: plots.reliability(axes, measured),
         ),
         (
             "curve_shallow_ratio",
             "Perplexity by share of early exits",
-            f"Lines differ in which tokens leave; on {controls}. Diamonds are fixed depths, "
-            "the ring is the threshold of this run.",
+            "Lines differ in which tokens leave: at every exit, the same share by each signal's ranking; on "
+            f"{controls}. Diamonds are fixed depths, the ring is the threshold of this run.",
             lambda axes: plots.threshold_curve(axes, measured, confidence, "shallow_ratio", "leaving early"),
         ),
         (
@@ -105,7 +105,8 @@ def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
         (
             "savings",
             "Three savings",
-            "Layers skipped, FLOPs not executed, seconds not spent. The whisker is the timing's interval.",
+            "Layers skipped, FLOPs not executed, seconds not spent. The whisker is the middle half of the "
+            "timed pairs.",
             lambda axes: plots.savings(axes, measured),
         ),
     ]

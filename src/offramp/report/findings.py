@@ -5,6 +5,7 @@ A saving or a share is a fraction in the metrics and a percentage here; perplexi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,14 +25,6 @@ COLUMNS = {
     "wall_saving": "time saved",
 }
 """Measures of the result table, in order, with the words that head their columns."""
-
-_FULL_DEPTH = {
-    "agreement": 1.0,
-    "shallow_ratio": 0.0,
-    "layer_saving": 0.0,
-    "flop_saving": 0.0,
-    "wall_saving": 0.0,
-}
 
 
 @dataclass(frozen=True)
@@ -65,19 +58,19 @@ class Sentence:
 def result_table(measured: Measurements) -> list[Group]:
     """Two groups: what ran on every test token, and what is compared on the control tokens."""
     routing, timing, exits = measured.routing, measured.timing, measured.exits
-    controls, last = routing["controls"], measured.exits - 1
+    controls = routing["controls"]
     intervals = {name: bounds for name, bounds in routing["interval"].items() if name in ("ppl", "accuracy")}
     intervals["wall_saving"] = [timing["wall_saving_low"], timing["wall_saving_high"]]
     routed = Row(
         "routed", "", _cells(routing | {"wall_saving": timing["wall_saving"]}, intervals), strong=True
     )
     everything = Group(f"all {routing['tokens']:,} test tokens", [routed])
-    everything.rows.append(Row("full depth", "nothing leaves", _cells(_FULL_DEPTH | controls["full"])))
-    for index in range(last):
-        if f"exit_{index}" in controls:
-            note = "everything leaves here"
-            cells = _cells({"shallow_ratio": 1.0} | controls[f"exit_{index}"])
-            everything.rows.append(Row(exit_name(index, exits), note, cells))
+    everything.rows.append(
+        Row("full depth", "nothing leaves", _cells(controls["full"] | {"wall_saving": 0.0}))
+    )
+    for index in range(exits - 1):
+        cells = _cells(controls[f"exit_{index}"])
+        everything.rows.append(Row(exit_name(index, exits), "everything leaves here", cells))
     same = Group(f"{routing['control_tokens']:,} control tokens, equal exit fractions")
     for name, label, note in (
         ("signal", "this signal", "same thresholds as routed"),
@@ -85,8 +78,7 @@ def result_table(measured: Measurements) -> list[Group]:
         ("gain_oracle", "gain oracle", "knows what depth would buy"),
         ("loss_oracle", "loss oracle", "knows the loss at the exit"),
     ):
-        if name in controls:
-            same.rows.append(Row(label, note, _cells(controls[name]), strong=name == "signal"))
+        same.rows.append(Row(label, note, _cells(controls[name]), strong=name == "signal"))
     return [everything, same]
 
 
@@ -113,103 +105,81 @@ def headline(measured: Measurements) -> str:
 def _quality(measured: Measurements) -> Sentence:
     routing = measured.routing
     full, routed = routing["controls"]["full"]["ppl"], routing["ppl"]
-    change = routed / full - 1
-    lead = "Early exits cost perplexity." if change > 0 else "Early exits cost no perplexity."
-    rest = f"It goes from {perplexity(full)} at full depth to {perplexity(routed)} routed ({signed(change)})"
-    fixed = routing["controls"].get("exit_0")
-    if fixed and measured.exits > 1:
-        rest += f"; sending every token out at exit 0 gives {perplexity(fixed['ppl'])}"
-    return Sentence(
-        lead, rest + f". Predictions agree with full depth on {percent(routing['agreement'])} of tokens."
+    lead = "Early exits cost perplexity." if routed > full else "Early exits cost no perplexity."
+    interval = _interval(routing["interval"].get("ppl_increase"), signed)
+    rest = (
+        f"It goes from {perplexity(full)} at full depth to {perplexity(routed)} routed: "
+        f"{signed(routed / full - 1)}{interval}"
     )
+    if measured.exits > 1:
+        shallow = perplexity(routing["controls"]["exit_0"]["ppl"])
+        rest += f"; sending every token out at exit 0 gives {shallow}"
+    agreement = f"Predictions agree with full depth on {percent(routing['agreement'])} of tokens."
+    return Sentence(lead, f"{rest}. {agreement}")
 
 
 def _against_chance(routing: dict[str, Any]) -> Sentence:
-    bounds = _bounds(routing["interval"].get("random_minus_signal_nll"))
-    controls = routing["controls"]
     if _nothing_to_choose(routing):
         share = "No token" if routing["shallow_ratio"] == 0 else "Every token"
-        return Sentence(
-            "There is no choice to judge.",
-            f"{share} leaves early at this threshold, so any signal would do the same.",
-        )
+        rest = f"{share} leaves early at this threshold, so any signal would do the same."
+        return Sentence("There is no choice to judge.", rest)
+    bounds = routing["interval"].get("random_minus_signal_nll")
     if bounds is None:
-        return Sentence(
-            "Not compared with random exits.",
-            "metrics/routing.json has no interval for random minus signal NLL.",
-        )
+        rest = "metrics/routing.json has no interval for random minus signal NLL."
+        return Sentence("Not compared with random exits.", rest)
     low, high = bounds
-    interval = f"interval {nats(low)} to {nats(high)}"
-    ppls = (
-        f"perplexity {perplexity(controls['signal']['ppl'])} against {perplexity(controls['random']['ppl'])}"
+    signal, random = (perplexity(routing["controls"][name]["ppl"]) for name in ("signal", "random"))
+    numbers = (
+        f"perplexity {signal} against {random} at equal exit fractions on the control tokens; "
+        f"random minus signal in nats per token: 95% interval {nats(low)} to {nats(high)}"
     )
     if low > 0:
-        return Sentence(
-            "The signal beats random exits.",
-            f"On the control tokens, at equal exit fractions, random exits cost more nats per token "
-            f"({interval}, above 0; {ppls}).",
-        )
+        return Sentence("The signal beats random exits:", f"{numbers}, above 0.")
     if high < 0:
-        return Sentence(
-            "The signal is worse than random exits.",
-            f"On the control tokens, at equal exit fractions, random exits cost fewer nats per token "
-            f"(random minus signal: {interval}, below 0; {ppls}).",
-        )
-    return Sentence(
-        "The signal is not shown to beat random exits.",
-        f"On the control tokens, at equal exit fractions, random minus signal in nats per token is within noise "
-        f"({interval}, which includes 0; {ppls}).",
-    )
+        return Sentence("The signal is worse than random exits:", f"{numbers}, below 0.")
+    return Sentence("The signal is not shown to beat random exits:", f"{numbers}, which includes 0.")
 
 
 def _against_oracle(routing: dict[str, Any]) -> Sentence:
-    value, bounds = routing.get("headroom"), _bounds(routing["interval"].get("headroom"))
-    scale = "0 is random exits and 100% the gain oracle, at the same exit fractions."
+    value, bounds = routing.get("headroom"), routing["interval"].get("headroom")
     if value is None:
-        why = (
-            "all exits are alike at this threshold"
-            if _nothing_to_choose(routing)
-            else "the oracle does no better than random exits here"
-        )
-        return Sentence("The headroom is undefined:", f"{why}.")
-    interval = f" (interval {percent(bounds[0])} to {percent(bounds[1])})" if bounds else ""
+        alike = _nothing_to_choose(routing)
+        why = "one exit takes every token" if alike else "the oracle does no better than random exits here"
+        return Sentence("The oracle's headroom is undefined:", f"{why}.")
+    scale = "0 is random exits and 100% the gain oracle, at the same exit fractions"
     if value <= 0:
-        return Sentence("It recovers none of the oracle's headroom:", f"{percent(value)}{interval}; {scale}")
-    doubt = " The interval includes 0." if bounds and bounds[0] <= 0 else ""
-    return Sentence(f"It recovers {percent(value)} of the oracle's headroom{interval}.", scale + doubt)
+        rest = f"{percent(value)}{_interval(bounds, percent)}, where {scale}."
+        return Sentence("It recovers none of the oracle's headroom:", rest)
+    doubt = "; the interval includes 0" if bounds and bounds[0] <= 0 else ""
+    lead = f"It recovers {percent(value)} of the oracle's headroom{_interval(bounds, percent)}:"
+    return Sentence(lead, f"{scale}{doubt}.")
 
 
 def _savings(measured: Measurements) -> Sentence:
     layers, flops = measured.routing["layer_saving"], measured.routing["flop_saving"]
-    wall = measured.timing["wall_saving"]
-    low, high = measured.timing["wall_saving_low"], measured.timing["wall_saving_high"]
-    figures = (
-        f"{percent(layers)} of layers, {percent(flops)} of FLOPs, "
-        f"{percent(wall)} of time (interval {percent(low)} to {percent(high)})."
-    )
-    notes = []
+    wall, low, high = (measured.timing[f"wall_saving{end}"] for end in ("", "_low", "_high"))
+    notes = [
+        f"{percent(layers)} of layers, {percent(flops)} of FLOPs, {percent(wall)} of time "
+        f"(middle half of the timed pairs: {percent(low)} to {percent(high)})."
+    ]
     if layers - flops > AGREE:
-        notes.append(
-            f"{points(layers - flops)} of the layer saving are no FLOPs saved: "
-            "readouts, confidence and keys/values remain."
-        )
+        cause = "readouts, confidence and keys/values remain"
+        notes.append(f"{points(layers - flops)} of the layer saving are no FLOPs saved: {cause}.")
     if flops - layers > AGREE:
-        notes.append(
-            f"FLOPs fall {points(flops - layers)} further than layers: the layers skipped are the dear ones."
-        )
+        notes.append(f"FLOPs fall {points(flops - layers)} further than layers.")
     if flops - wall > AGREE:
         notes.append(f"{points(flops - wall)} of the FLOP saving do not reach the clock.")
     if wall - flops > AGREE:
         notes.append(f"The clock gains {points(wall - flops)} more than the FLOPs explain.")
     if low <= 0 <= high:
-        notes.append("The timing interval includes 0: no change in time is shown.")
+        notes.append("The pairs lie on both sides of 0: no change in time is shown.")
     if high < 0:
         lead = "Routing is slower than full depth."
     elif max(layers, flops, wall) - min(layers, flops, wall) <= AGREE:
-        lead = "The three savings agree within 5 points."
+        lead = f"The three savings agree within {100 * AGREE:.0f} points."
     else:
         lead = "The three savings do not agree."
-    return Sentence(lead, " ".join([figures, *notes]))
+    return Sentence(lead, " ".join(notes))
 
 
 def _nothing_to_choose(routing: dict[str, Any]) -> bool:
@@ -221,16 +191,14 @@ def _cells(values: dict[str, Any], intervals: dict[str, Any] | None = None) -> l
     cells = []
     for name in COLUMNS:
         form = perplexity if name == "ppl" else percent
-        value, bounds = values.get(name), _bounds((intervals or {}).get(name))
+        value, bounds = values.get(name), (intervals or {}).get(name)
         interval = f"{form(bounds[0])} to {form(bounds[1])}" if bounds else ""
         cells.append(Cell("\N{EN DASH}" if value is None else form(value), interval))
     return cells
 
 
-def _bounds(interval: list[float | None] | None) -> tuple[float, float] | None:
-    if interval is None or None in interval:
-        return None
-    return interval[0], interval[1]
+def _interval(bounds: list[float] | None, form: Callable[[float], str]) -> str:
+    return f" (95% interval {form(bounds[0])} to {form(bounds[1])})" if bounds else ""
 
 
 def percent(value: float) -> str:

@@ -26,7 +26,7 @@ def build_report(root: Path, settings: dict[str, Any]) -> Path:
     """Write ``root``/report and return the path of its index.html.
 
     ``settings`` are parameters by dotted name or by section, as ``Declared.to_json`` gives them. The page
-    lists all of them and needs those of corpus, tokenizer, model, exits, report, pretrain.method and threshold.
+    lists them all and needs those of corpus, tokenizer, model, exits, report, pretrain.method and threshold.
     Raises UserError if a metrics file is missing or of another run; report/ then stays as it was.
     """
     settings = flatten(settings)
@@ -86,6 +86,7 @@ def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figu
         colours=colours,
         tint=f"{TINT:.0%}",
         machine=measured.timing["machine"],
+        pairs=measured.timing["pairs"],
         digests=measured.routing["inputs"] | {"routed": measured.routed.digest},
         settings={name: _setting(value) for name, value in settings.items()},
     )

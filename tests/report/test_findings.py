@@ -1,0 +1,120 @@
+"""What the page says is what the numbers say, also where that is unwelcome."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_run import fabricate
+
+from offramp.report.findings import headline, percent, result_table, sentences
+from offramp.report.inputs import Measurements, read_measurements
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Measurements:
+    return read_measurements(fabricate(tmp_path_factory.mktemp("run"), 3), text_tokens=50)
+
+
+def changed(measured: Measurements, timing=None, interval=None, **routing) -> Measurements:
+    routing["interval"] = measured.routing["interval"] | (interval or {})
+    return replace(measured, routing=measured.routing | routing, timing=measured.timing | (timing or {}))
+
+
+def said(measured: Measurements) -> list[str]:
+    return [f"{sentence.lead} {sentence.rest}" for sentence in sentences(measured)]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "lead", "numbers"),
+    [
+        ([0.0612, 0.0688], "The signal beats random exits:", "0.0612 to 0.0688, above 0"),
+        ([-0.02, -0.01], "The signal is worse than random exits:", "\u22120.0200 to \u22120.0100, below 0"),
+        ([-0.01, 0.02], "The signal is not shown to beat", "\u22120.0100 to 0.0200, which includes 0"),
+        ([0.0, 0.02], "The signal is not shown to beat", "0.0000 to 0.0200, which includes 0"),
+        (None, "Not compared with random exits.", "no interval"),
+    ],
+)
+def test_chance(measured, bounds, lead, numbers):
+    chance = said(changed(measured, interval={"random_minus_signal_nll": bounds}))[1]
+    assert chance.startswith(lead)
+    assert numbers in chance
+
+
+@given(low=st.floats(-1, 1), width=st.floats(0, 1))
+def test_beats_chance_exactly_when_the_interval_is_above_zero(measured, low, width):
+    chance = said(changed(measured, interval={"random_minus_signal_nll": [low, low + width]}))[1]
+    assert ("The signal beats random exits:" in chance) == (low > 0)
+    assert ("is worse than random exits:" in chance) == (low + width < 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "expected"),
+    [
+        (0.455, [0.431, 0.478], "It recovers 45.5% of the oracle's headroom (95% interval 43.1% to 47.8%)"),
+        (0.03, [-0.01, 0.07], "the interval includes 0"),
+        (-0.12, [-0.2, -0.05], "It recovers none of the oracle's headroom: \u221212.0%"),
+        (None, None, "headroom is undefined: the oracle does no better than random exits"),
+    ],
+)
+def test_oracle(measured, value, bounds, expected):
+    assert expected in said(changed(measured, headroom=value, interval={"headroom": bounds}))[2]
+
+
+@pytest.mark.parametrize(("share", "who"), [(0.0, "No token"), (1.0, "Every token")])
+def test_without_a_choice_nothing_is_claimed(measured, share, who):
+    fractions = {"exit_0": share, "exit_1": 0.0, "exit_2": 1 - share}
+    _, chance, oracle, _ = said(
+        changed(measured, shallow_ratio=share, exit_fraction=fractions, headroom=None)
+    )
+    assert chance.startswith(f"There is no choice to judge. {who} leaves early at this threshold")
+    assert "undefined: one exit takes every token" in oracle
+
+
+@pytest.mark.parametrize(
+    ("layers", "flops", "wall", "expected", "absent"),
+    [
+        (0.30, 0.28, (0.27, 0.26, 0.28), ["agree within 5 points"], ["reach the clock", "both sides"]),
+        (
+            0.50,
+            0.02,
+            (0.01, -0.01, 0.02),
+            ["do not agree", "48.0 points of the layer", "both sides of 0"],
+            [],
+        ),
+        (0.35, 0.27, (-0.08, -0.1, -0.06), ["slower than full depth", "35.0 points of the FLOP"], ["agree"]),
+        (0.10, 0.20, (0.30, 0.28, 0.32), ["do not agree", "gains 10.0 points", "FLOPs fall 10.0"], []),
+    ],
+)
+def test_savings(measured, layers, flops, wall, expected, absent):
+    timing = dict(zip(("wall_saving", "wall_saving_low", "wall_saving_high"), wall))
+    savings = said(changed(measured, timing, layer_saving=layers, flop_saving=flops))[3]
+    assert all(words in savings for words in expected)
+    assert not any(words in savings for words in absent)
+
+
+def test_quality_and_headline_do_not_flatter(measured):
+    worse = changed(measured, {"wall_saving": -0.031})
+    assert said(worse)[0].startswith("Early exits cost perplexity. It goes from 21.60 at full depth to 22.61")
+    assert "+4.7% (95% interval +4.2% to +5.1%)" in said(worse)[0]
+    assert headline(worse).endswith("27.0% of FLOPs saved, 3.1% more time")
+    assert said(changed(measured, ppl=21.5))[0].startswith("Early exits cost no perplexity.")
+
+
+def test_table_keeps_rows_with_their_tokens(measured):
+    everything, same = result_table(measured)
+    assert "288,384 test tokens" in everything.name
+    assert [row.name for row in everything.rows] == ["routed", "full depth", "exit 0", "exit 1"]
+    assert "76,800 control tokens" in same.name
+    assert [row.name for row in same.rows] == ["this signal", "random exits", "gain oracle", "loss oracle"]
+    routed, random = everything.rows[0].cells, same.rows[1].cells
+    assert (routed[0].value, routed[0].interval) == ("22.61", "21.74 to 23.52")
+    assert (routed[6].value, routed[6].interval) == ("21.6%", "19.0% to 24.1%")
+    assert (random[0].value, random[6].value) == ("24.28", "\u2013")
+
+
+def test_no_negative_zero():
+    assert percent(-0.0001) == "0.0%"
+    assert percent(-0.031) == "\u22123.1%"
