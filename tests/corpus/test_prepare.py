@@ -142,7 +142,7 @@ from offramp.corpus.prepare import prepare
 from tests.corpus.conftest import corpus, tokenizer_params
 root = Path(sys.argv[1])
 text = corpus(paths=["text.txt"], document_characters=50_000)
-prepare(text, tokenizer_params("word"), 8, root / "data", {}, root)
+prepare(text, tokenizer_params("char"), 8, root / "data", {}, root)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -45,6 +45,17 @@ def test_encoder_is_the_library_wherever_lines_are_cut(kind, lines):
     assert np.concatenate([encoder(piece) for piece in pieces] or [[]]).tolist() == expected
 
 
+def test_memory_of_words_is_bounded(monkeypatch):
+    monkeypatch.setattr("offramp.corpus.tokenizer.CACHED_CHUNKS", 100)
+    lines = [" ".join(f"w{line}x{place}" for place in range(30)) + "\n" for line in range(50)]
+    tokenizer = train_tokenizer(tokenizer_params("word", 2000), lines)
+    assert tokenizer.get_vocab_size() == 2 + 50 * 30
+    encoder = Encoder(tokenizer, "word")
+    for line in lines:
+        assert encoder(line).tolist() == library_ids(tokenizer, line)
+        assert len(encoder._chunks) <= 100 + 31
+
+
 @given(text=texts)
 def test_bpe_loses_nothing(text):
     tokenizer = trained("bpe")
