@@ -6,10 +6,9 @@ and never fails for want of a tracking store: the results are already on disk.
 
 from pathlib import Path
 
-from pipeline._stage import stage
-
 from offramp.lineage.tracking import track
 from offramp.params import Declared
+from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:

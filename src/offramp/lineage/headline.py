@@ -60,7 +60,7 @@ def headline_sentence(root: Path) -> str | None:
 def console(stream: Any = None) -> Console:
     """A console on stdout, wide enough for tables where the output is no terminal (DVC's pipe, a log file)."""
     stream = stream or sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 110, highlight=False)
+    return Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
 
 
 def _title(routing: dict[str, Any]) -> str:

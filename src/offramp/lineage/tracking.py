@@ -64,8 +64,8 @@ def track(root: Path) -> bool:
     try:
         with open_store(root) as store:
             run_id, new = _log(store, root, pipeline, stages)
-            address = store.uri if is_server(store.uri) else "http://127.0.0.1:5000"
-            link = f"{address}/#/experiments/{store.experiment_id}/runs"
+            page = f"/#/experiments/{store.experiment_id}/runs"
+            where = store.uri + page if is_server(store.uri) else f"`offramp ui`, then http://127.0.0.1:5000{page}"
     except StoreError as error:
         run_id = None
         _warn(
@@ -78,7 +78,7 @@ def track(root: Path) -> bool:
     if run_id is None:
         return False
     print(f'MLflow run "{pipeline.name}" {run_id}{"" if new else " already has these results; nothing was logged"}')
-    print(f"To compare runs: `offramp ui`, then {link}\n(choose Model training at the top left, tick runs, Compare)")
+    print(f"To compare runs: {where}\n(choose Model training at the top left, tick runs, Compare)")
     return True
 
 
