@@ -1,19 +1,21 @@
-"""Stage check: validate params.yaml before DVC touches any output of a stage that reads it.
+"""Stage check: validate params.yaml and take the corpus's fingerprint, before DVC touches any other stage's output.
 
-DVC deletes a stage's outputs before running it, so validation inside the stage alone would come too late to keep
-earlier results. The output never changes, so passing the check re-runs nothing.
+DVC deletes a stage's outputs before running it, so validation inside a stage alone would come too late to keep
+earlier results. This stage runs every time; its output changes only when the text does, so passing re-runs nothing.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from offramp.lineage.artifact import write_text
+from offramp.corpus.fingerprint import fingerprint
+from offramp.lineage.artifact import write_json
+from offramp.params import Declared
 from pipeline._stage import stage
 
 
-def run(params, root: Path) -> None:
-    write_text(root / "build/params.valid", "params.yaml is valid\n")
+def run(params: Declared, root: Path) -> None:
+    write_json(root / "build/corpus.json", fingerprint(params.corpus, root))
 
 
 main = stage("check", run)

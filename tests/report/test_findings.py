@@ -76,16 +76,28 @@ def test_without_a_choice_nothing_is_claimed(measured, share, who):
 @pytest.mark.parametrize(
     ("layers", "flops", "wall", "expected", "absent"),
     [
-        (0.30, 0.28, (0.27, 0.26, 0.28), ["agree within 5 points"], ["reach the clock", "both sides"]),
+        (0.30, 0.28, (0.27, 0.26, 0.28), ["agree within 5 points"], ["behind", "ahead", "both sides"]),
         (
             0.50,
             0.02,
             (0.01, -0.01, 0.02),
-            ["do not agree", "48.0 points of the layer", "both sides of 0"],
+            ["do not agree", "FLOPs are 48.0 points behind layers", "both sides of 0"],
             [],
         ),
-        (0.35, 0.27, (-0.08, -0.1, -0.06), ["slower than full depth", "35.0 points of the FLOP"], ["agree"]),
-        (0.10, 0.20, (0.30, 0.28, 0.32), ["do not agree", "gains 10.0 points", "FLOPs fall 10.0"], []),
+        (
+            0.35,
+            0.27,
+            (-0.08, -0.1, -0.06),
+            ["slower than full depth", "clock is 35.0 points behind"],
+            ["agree"],
+        ),
+        (
+            0.10,
+            0.20,
+            (0.30, 0.28, 0.32),
+            ["do not agree", "clock is 10.0 points ahead", "FLOPs are 10.0 points ahead"],
+            [],
+        ),
     ],
 )
 def test_savings(measured, layers, flops, wall, expected, absent):

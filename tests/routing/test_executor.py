@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.models.native import BlockwiseLM, ModelConfig
@@ -49,7 +50,7 @@ MODELS = dict(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(**MODELS, bias=st.sampled_from([-3.0, 0.0, 3.0]), length=st.integers(1, 24))
 def test_one_parallel_pass_equals_decoding_token_by_token(bias, length, seed, **shape):
     model = make_model(seed=seed, **shape)
@@ -120,7 +121,8 @@ def test_reported_flops_match_what_torch_counts(share):
     exits = torch.where(torch.rand(96, generator=torch.Generator().manual_seed(4)) < share, 0, 1)
     work = Work()
     executor = Executor(model)
-    with FlopCounterMode(display=False) as counter:
+    # the counter knows the plain attention kernel, not the CPU's fused one
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         executor.run(tokens, targets, GivenExits(exits), work)
     assert executed_flops(model.config, work) == pytest.approx(counter.get_total_flops(), rel=0.02)
     if share == 0:

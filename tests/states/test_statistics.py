@@ -57,11 +57,11 @@ def test_statistics_equal_the_plain_formulas_whatever_the_block_sizes(tokens, vo
 
 
 def test_memory_does_not_grow_with_tokens_or_vocabulary():
-    """65,536 tokens x 20,000 entries would be 5.2 GB of logits; blocks stay in the tens of MB."""
+    """4,096 tokens x 20,000 entries would be 330 MB of logits; blocks stay in the tens of MB."""
     import resource
 
     readout = Readout(torch.randn(20_000, 4))
     token_statistics([torch.randn(300, 4)], [readout])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    token_statistics([torch.randn(16_384, 4)], [readout])
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB; all logits would be 1.3 GB
+    token_statistics([torch.randn(4_096, 4)], [readout])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB

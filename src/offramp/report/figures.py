@@ -88,7 +88,9 @@ def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
             "Perplexity by share of early exits",
             "Lines differ in which tokens leave: at every exit, the same share by each signal's ranking; on "
             f"{controls}. Diamonds are fixed depths, the ring is the threshold of this run.",
-            lambda axes: plots.threshold_curve(axes, measured, confidence, "shallow_ratio", "leaving early"),
+            lambda axes: plots.threshold_curve(
+                axes, measured, confidence, "shallow_ratio", "tokens leaving early"
+            ),
         ),
         (
             "curve_flop_saving",

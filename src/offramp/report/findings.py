@@ -164,13 +164,13 @@ def _savings(measured: Measurements) -> Sentence:
     ]
     if layers - flops > AGREE:
         cause = "readouts, confidence and keys/values remain"
-        notes.append(f"{points(layers - flops)} of the layer saving are no FLOPs saved: {cause}.")
+        notes.append(f"FLOPs are {points(layers - flops)} behind layers: {cause}.")
     if flops - layers > AGREE:
-        notes.append(f"FLOPs fall {points(flops - layers)} further than layers.")
+        notes.append(f"FLOPs are {points(flops - layers)} ahead of layers.")
     if flops - wall > AGREE:
-        notes.append(f"{points(flops - wall)} of the FLOP saving do not reach the clock.")
+        notes.append(f"The clock is {points(flops - wall)} behind the FLOPs.")
     if wall - flops > AGREE:
-        notes.append(f"The clock gains {points(wall - flops)} more than the FLOPs explain.")
+        notes.append(f"The clock is {points(wall - flops)} ahead of the FLOPs.")
     if low <= 0 <= high:
         notes.append("The pairs lie on both sides of 0: no change in time is shown.")
     if high < 0:

