@@ -1,17 +1,22 @@
-"""report: metrics, plot tables and routed tokens -> report/index.html and report/figures/*.svg."""
+"""Stage report: metrics, plot tables and routed tokens -> report/index.html and report/figures/*.svg."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from offramp.lineage.artifact import open_artifact
 from offramp.params import Declared
 from offramp.report.page import build_report
 from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
-    page = build_report(root, params.to_json())
-    print(f"report: {page}")
+    # The page names the parameters that made the artifacts, as recorded in them, not those of the file as it stands.
+    made = {"data": "data", "models/lm": "lm", "models/exits": "exits", "routed": "routed"}
+    settings = params.to_json()
+    for path, kind in made.items():
+        settings |= open_artifact(root / path, kind, verify=False).params
+    print(f"report: {build_report(root, settings)}")
 
 
 main = stage("report", run)

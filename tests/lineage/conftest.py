@@ -21,10 +21,14 @@ from offramp.lineage.tracking import track
 REPOSITORY = Path(__file__).parents[2]
 DVC_YAML = """
 stages:
+  check:
+    cmd: mkdir -p build && echo ok > build/params.valid
+    deps: [params.yaml]
+    outs: [build/params.valid]
   prepare:
     cmd: {python} code/fake.py prepare
     params: [corpus, window]
-    deps: [code]
+    deps: [code, build/params.valid]
     outs: [data, metrics/corpus.json: {{cache: false}}]
   pretrain:
     cmd: {python} code/fake.py pretrain

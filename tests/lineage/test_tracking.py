@@ -12,6 +12,7 @@ from offramp.errors import UserError
 from offramp.lineage.artifact import open_artifact
 from offramp.lineage.recorded import dvc_md5, read_stages
 from offramp.lineage.tracking import track
+from tests.lineage.conftest import dvc_repro, set_param
 
 STAGES = ["prepare", "pretrain", "collect", "sweep", "evaluate", "report"]
 
@@ -239,6 +240,15 @@ def test_the_table_shows_routing_beside_its_controls(tracked):
 def test_md5_of_a_folder_is_dvcs(tracked):
     for stage in read_stages(tracked.root):
         assert {path: dvc_md5(tracked.root / path) for path in stage.outs} == stage.outs
+
+
+def test_parameters_of_no_result_change_nothing(tracked, made_project, tmp_path):
+    """`runtime` is no part of any result: the stage `check` runs again, but there is nothing new to log."""
+    root = tmp_path / "project"
+    shutil.copytree(made_project, root)
+    set_param(root, "snapshot_seconds: 30", "snapshot_seconds: 31")
+    dvc_repro(root)
+    assert read_stages(root) == read_stages(tracked.root)
 
 
 def test_two_experiments_at_once_log_what_they_share_once(project, runs_of):

@@ -9,6 +9,7 @@ outputs. Whatever disagrees, or cannot be found, breaks the chain and is said; w
 from __future__ import annotations
 
 import json
+import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -239,7 +240,7 @@ class _Walk:
         label = f"{name} {_short(digest)}"
         if label in self.nodes:
             return self.nodes[label]
-        node = self.nodes[label] = Node(label, name.split(".")[0], digest)
+        node = self.nodes[label] = Node(label, re.split("[./]", name)[0], digest)
         node.runs = self._runs({f"made.{digest}": None})
         if not node.runs:
             node.problems.append(f"{label} is not on disk and no known MLflow run made it: the chain ends here")

@@ -49,11 +49,12 @@ def headline_sentence(root: Path) -> str | None:
     if not (root / ROUTING).is_file():
         return None
     routing = json.loads((root / ROUTING).read_text(encoding="utf-8"))
+    # undefined where chance and oracle tie, for instance if no token or every token leaves
+    headroom = "undefined" if routing["headroom"] is None else f"{routing['headroom']:.2f}"
     increase = routing["ppl"] / routing["controls"]["full"]["ppl"] - 1
     return (
         f"{routing['shallow_ratio']:.0%} of the tokens leave early: {routing['flop_saving']:.0%} fewer FLOPs for "
-        f"{increase:+.1%} perplexity; headroom {routing['headroom']:.2f} "
-        "(0: no better than leaving by chance, 1: the oracle of the gain)."
+        f"{increase:+.1%} perplexity; headroom {headroom} (0: no better than leaving by chance, 1: the oracle of the gain)."
     )
 
 

@@ -19,8 +19,8 @@ from offramp.errors import UserError
 from offramp.lineage.artifact import MANIFEST
 from offramp.params import load_params
 
-TRACK = "track"
-"""The stage that logs the others. It runs every time and makes nothing, so it is not part of any lineage."""
+RESULTLESS = ("check", "track")
+"""Stages that make nothing: one validates parameters, one logs the others. They are not part of any lineage."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def read_stages(root: Path, trust_lock: bool = False) -> list[Stage]:
     locked = (_yaml(root / "dvc.lock") or {}).get("stages", {})
     stages = []
     for name, declared in (_yaml(root / "dvc.yaml") or {}).get("stages", {}).items():
-        if name == TRACK:
+        if name in RESULTLESS:
             continue
         stage = _from_lock(name, locked[name]) if name in locked else None
         if stage is None or not (trust_lock or _files_match(root, stage)):
