@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from offramp.lineage.store import open_store
 from offramp.lineage.tracking import track
 
 REPOSITORY = Path(__file__).parents[2]
+OUTSIDE = ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE")
+"""Variables of the surroundings that would lead tests to a real store."""
 DVC_YAML = """
 stages:
   check:
@@ -80,7 +81,16 @@ def set_param(root, line, new):
 
 
 @pytest.fixture(scope="session")
-def made_project(tmp_path_factory):
+def store_being_born(tmp_path_factory):
+    """Two processes that open the same store for writing before it exists, both at once: MLflow alone fails at this."""
+    root = tmp_path_factory.mktemp("mlflow")
+    code = "import sys, pathlib; from offramp.lineage.store import open_store\nwith open_store(pathlib.Path(sys.argv[1])): pass"
+    environment = {name: value for name, value in os.environ.items() if name not in OUTSIDE}
+    return root, [subprocess.Popen([sys.executable, "-c", code, str(root)], env=environment) for _ in range(2)]
+
+
+@pytest.fixture(scope="session")
+def made_project(tmp_path_factory, store_being_born):  # in that order: the processes work while DVC does
     root = tmp_path_factory.mktemp("made") / "project"
     (root / "code").mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("fake_stages.py"), root / "code" / "fake.py")
@@ -106,14 +116,10 @@ def made_experiment(made_project, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """MLflow's schema without the experiment, born while two processes both opened a store that was not there."""
-    root = tmp_path_factory.mktemp("mlflow")
-    code = "import sys, pathlib; from offramp.lineage.store import open_store\nwith open_store(pathlib.Path(sys.argv[1])): pass"
-    other = subprocess.Popen([sys.executable, "-c", code, str(root)])
-    with open_store(root):
-        pass
-    assert other.wait() == 0
+def empty_database(store_being_born):
+    """MLflow's schema without the experiment."""
+    root, openers = store_being_born
+    assert [opener.wait() for opener in openers] == [0, 0]
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
         assert database.execute("DELETE FROM experiments WHERE name = 'offramp'").rowcount == 1
         database.commit()
@@ -123,7 +129,7 @@ def empty_database(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def plain_environment():
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE"):
+        for name in OUTSIDE:
             patch.delenv(name, raising=False)
         yield
 
