@@ -52,8 +52,10 @@ def headline_sentence(root: Path) -> str | None:
     # undefined where chance and oracle tie, for instance if no token or every token leaves
     headroom = "undefined" if routing["headroom"] is None else f"{routing['headroom']:.2f}"
     increase = routing["ppl"] / routing["controls"]["full"]["ppl"] - 1
+    saving = routing["flop_saving"]
+    flops = f"{abs(saving):.0%} {'fewer' if saving >= 0 else 'more'} FLOPs"
     return (
-        f"{routing['shallow_ratio']:.0%} of the tokens leave early: {routing['flop_saving']:.0%} fewer FLOPs for "
+        f"{routing['shallow_ratio']:.0%} of the tokens leave early: {flops} than full depth for "
         f"{increase:+.1%} perplexity; headroom {headroom} (0: no better than leaving by chance, 1: the oracle of the gain)."
     )
 
