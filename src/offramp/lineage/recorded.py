@@ -20,7 +20,7 @@ from offramp.lineage.artifact import MANIFEST
 from offramp.params import load_params
 
 RESULTLESS = ("check", "track")
-"""Stages that make nothing: one validates parameters, one logs the others. They are not part of any lineage."""
+"""Stages without results of their own: one looks at parameters and text before the others, one logs the others."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,20 @@ def find_root(start: Path | None = None) -> Path:
     raise UserError(f"no DVC project in {start} or above it; run this inside the project")
 
 
-def read_stages(root: Path, trust_lock: bool = False) -> list[Stage]:
-    """The stages that have run, in the order of dvc.yaml.
+def read_stages(root: Path, as_locked: bool = False) -> list[Stage]:
+    """The stages that have run and have results, in the order of dvc.yaml.
 
-    Unless ``trust_lock``, a stage whose metrics on disk are not the ones in dvc.lock is described by what is
-    on disk. Folders are not compared here: hashing cached states takes long, and ``offramp lineage`` does it.
+    A stage whose metrics on disk are not the ones in dvc.lock is described by what is on disk. Folders are not
+    compared here: hashing cached states takes long, and ``offramp lineage`` does it. With ``as_locked``: all
+    stages, and as dvc.lock has them wherever it does.
     """
     locked = (_yaml(root / "dvc.lock") or {}).get("stages", {})
     stages = []
     for name, declared in (_yaml(root / "dvc.yaml") or {}).get("stages", {}).items():
-        if name in RESULTLESS:
+        if name in RESULTLESS and not as_locked:
             continue
         stage = _from_lock(name, locked[name]) if name in locked else None
-        if stage is None or not (trust_lock or _files_match(root, stage)):
+        if stage is None or not (as_locked or _files_match(root, stage)):
             stage = _from_disk(root, name, declared)
         if stage is not None:
             stages.append(stage)

@@ -21,6 +21,10 @@ def show(chain: Chain) -> None:
     if chain.corpus:
         about = {key: value for key, value in chain.corpus.params.items() if key.startswith("corpus.") and value}
         out.print(f"[bold]corpus[/] {chain.corpus.digest}" + (f" ({_pairs(about)})" if about else ""))
+    if chain.text:
+        first = dict(list(chain.text.items())[:VALUES_SHOWN])
+        more = f", … {len(chain.text) - len(first)} more" if len(chain.text) > len(first) else ""
+        out.print(f"[bold]text[/]   {_pairs(first)}{more}")
     for line in _commit_lines(chain.commit):
         out.print(line)
     for note in chain.notes:
