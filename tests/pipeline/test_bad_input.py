@@ -1,0 +1,110 @@
+"""Wrong input ends before any work, with one clear message, a non-zero exit code, and nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from offramp.errors import UserError
+from offramp.lineage.artifact import create_artifact, open_artifact
+from tests.conftest import repository_params
+from tests.pipeline.conftest import command
+
+BAD_PARAMS = [
+    ({"threshold": 1.7}, "threshold = 1.7: give a number from 0 to 1"),
+    ({"threshold": "abc"}, "threshold = 'abc': give a number from 0 to 1"),
+    ({"thresold": 0.5}, "thresold = 0.5: unknown key"),
+    ({"exits__labl": "gain"}, "exits.labl = 'gain': unknown key"),
+    ({"model__block_layers": []}, r"model.block_layers = \[\]: .*at least 2"),
+    ({"model__block_layers": [4]}, r"model.block_layers = \[4\]: .*at least 2"),
+    ({"model__heads": 3}, "model: width 64 is not divisible by 2 x heads = 6"),
+    ({"exits__label": "lucky"}, "exits.label = 'lucky': Input should be 'correct', 'distill'"),
+    ({"exits__confidence": "correct_prob"}, "exits.confidence = 'correct_prob': Input should be 'learned'"),
+    ({"corpus__test_fraction": 0.99}, "corpus: .*leave nothing to train on"),
+    ({"corpus__source": "files"}, "corpus: source files needs paths"),
+    ({"pretrain__learning_rate": 0.0}, "pretrain.learning_rate = 0.0: .*greater than 0"),
+    ({"pretrain__exit_weights": [1.0]}, "pretrain.exit_weights has 1 values for 2 blocks"),
+    ({"pretrain__blockwise__context": "repack"}, "pretrain.blockwise: context repack packs hard tokens"),
+    ({"pretrain__head": "shared"}, "pretrain.head shared with model.tied"),
+    ({"pretrain__method": "final"}, "pretrain.method final never trains the earlier heads"),
+    ({"exits__mode": "joint"}, "exits.mode joint needs pretrain.joint_classifier"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_PARAMS, ids=lambda value: str(value)[:40])
+def test_parameters_are_refused_by_name_value_and_remedy(changes, message):
+    with pytest.raises(UserError, match=f"params.yaml: {message}"):
+        repository_params(**changes)
+
+
+@pytest.fixture
+def copy(project, tmp_path):
+    return shutil.copytree(project, tmp_path / "copy")
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for name in ("data", "models", "states", "routed", "metrics", "report")
+            for file in sorted((folder / name).rglob("*")) if file.is_file()}
+
+
+def refused(folder, stage, *messages):
+    before = contents(folder)
+    done = command(folder, "python", "-m", f"pipeline.{stage}", check=False)
+    assert done.returncode == 2 and done.stdout.startswith("error: ") and "Traceback" not in done.stdout
+    for message in messages:
+        assert message in done.stdout
+    assert contents(folder) == before
+
+
+def test_dvc_stops_at_the_check_and_keeps_every_output(copy):
+    before = contents(copy)
+    done = command(copy, "dvc", "exp", "run", "-S", "threshold=1.7", check=False)
+    assert done.returncode != 0 and "params.yaml: threshold = 1.7" in done.stdout
+    assert contents(copy) == before
+
+
+def test_a_truncated_file_is_named(copy):
+    shard = next((copy / "states/calibration").glob("hidden_0-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    refused(copy, "train_exits", shard.name, "bytes, its manifest says", "dvc repro")
+
+
+def test_an_edited_file_is_named(copy):
+    weights = copy / "models/lm/weights.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    refused(copy, "collect", "weights.safetensors was changed after it was written", "dvc repro")
+
+
+def test_an_edited_manifest_is_named(copy):
+    manifest = copy / "data/manifest.json"
+    values = json.loads(manifest.read_text())
+    values["meta"]["window"] = 32
+    manifest.write_text(json.dumps(values))
+    refused(copy, "pretrain", "manifest.json was edited")
+
+
+def test_states_of_another_model_are_refused(copy):
+    lm = open_artifact(copy / "models/lm", "lm")
+    files = {file.name: file.read_bytes() for file in lm.path.iterdir() if file.name != "manifest.json"}
+    with create_artifact(copy / "models/lm", "lm", {**lm.params, "pretrain": "another"}, {"data": open_artifact(copy / "data", "data")}) as out:
+        for name, content in files.items():
+            (out.path / name).write_bytes(content)
+    refused(copy, "evaluate", "states/test was made from another lm", "run `dvc repro`")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "does not exist"), (b"", "is empty"), (b"caf\xe9 au lait\n" * 900, "UTF-8"), (b"too short\n", "document"),
+])
+def test_unusable_text_leaves_the_last_corpus_in_place(copy, content, message):
+    """Also through DVC, which deletes the outputs of a stage before it runs."""
+    text = copy / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    before = contents(copy)
+    done = command(copy, "dvc", "exp", "run", "-S", "corpus.source=files", "-S", "corpus.paths=[text.txt]", check=False)
+    assert done.returncode != 0 and "error: " in done.stdout and message in done.stdout and "Traceback" not in done.stdout
+    assert contents(copy) == before

@@ -1,0 +1,127 @@
+"""dvc.yaml declares exactly what each stage imports, reads and writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+from ruamel.yaml import YAML
+
+from offramp.params import Declared, load_params
+from tests.conftest import REPOSITORY
+
+STAGES = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+NOT_CODE_OF_A_RESULT = {"offramp.params", "offramp.errors"}
+"""Schema and error type: they decide whether a run starts, never what it computes."""
+
+
+def names(entries):
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries or []]
+
+
+def expand(dependency):
+    path = REPOSITORY / dependency
+    return {file.relative_to(REPOSITORY).as_posix() for file in path.rglob("*.py")} if path.is_dir() else {dependency}
+
+
+@pytest.fixture(scope="module")
+def graph():
+    sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "src")]
+    return grimp.build_graph("offramp", "pipeline", cache_dir=None)
+
+
+def file_of(module):
+    path = Path(*module.split("."))
+    path = path if path.parts[0] == "pipeline" else Path("src") / path
+    return (path / "__init__.py" if (REPOSITORY / path).is_dir() else path.with_suffix(".py")).as_posix()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_are_the_import_closure(stage, graph):
+    """Lazy imports inside functions count too."""
+    imported = graph.find_upstream_modules(f"pipeline.{stage}") - NOT_CODE_OF_A_RESULT
+    wanted = {file_of(module) for module in imported} | {f"pipeline/{stage}.py"}
+    declared = {file for dependency in names(STAGES[stage]["deps"]) for file in expand(dependency) if file.endswith(".py")}
+    assert declared == wanted
+
+
+ROOMS = [{"corpus", "nn"}, {"models"}, {"states"}, {"exits"}, {"training", "routing"}, {"analysis"}, {"report"}]
+
+
+def test_imports_point_one_way(graph):
+    """corpus, nn -> models -> states -> exits -> training, routing -> report; analysis.bootstrap serves routing."""
+    level = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
+    level["analysis"] = 0
+    for module in graph.modules:
+        parts = module.split(".")
+        assert not (parts[0] == "offramp" and any(i.startswith("pipeline") for i in graph.find_modules_directly_imported_by(module)))
+        if parts[0] != "offramp" or len(parts) < 3 or parts[1] not in level:
+            continue
+        for imported in graph.find_modules_directly_imported_by(module):
+            room = imported.split(".")[1]
+            assert level.get(room, 0) <= level[parts[1]], f"{module} imports {imported}"
+
+
+def test_reading_an_undeclared_parameter_is_an_error():
+    params = load_params("evaluate", REPOSITORY)
+    assert isinstance(params, Declared) and params.routing.seed is not None and params.exits.confidence
+    with pytest.raises(AttributeError, match=r"stage evaluate reads parameter exits\.label, which dvc\.yaml does not declare"):
+        _ = params.exits.label
+    with pytest.raises(AttributeError, match="parameter pretrain"):
+        _ = params.pretrain
+
+
+def test_threshold_is_read_by_evaluate_alone():
+    readers = [stage for stage, entry in STAGES.items() if any(param == "threshold" for param in entry.get("params", []))]
+    assert readers == ["evaluate"]
+
+
+RECORDER = """
+import json, os, sys
+opened = set()
+def hook(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        opened.add((os.path.abspath(os.fsdecode(arguments[0])), str(arguments[1] or "")))
+sys.addaudithook(hook)
+import importlib
+importlib.import_module("pipeline." + sys.argv[1]).main()
+root = os.getcwd() + os.sep
+inside = {path[len(root):] for path, mode in opened if path.startswith(root)}
+json.dump(sorted(inside), open(sys.argv[2], "w"))
+"""
+
+
+def test_stages_open_only_declared_files(project, tmp_path):
+    """Every stage is run on a finished project under an audit hook: what it opens is a dependency or an output of its own."""
+    allowed_anyway = ("params.yaml", "dvc.yaml", ".dvc", ".git", "pipeline/", "src/", "metrics/.", ".resume", "build/.", "dvc.lock",
+                      "mlflow.db", "mlartifacts", ".mlflow", "__pycache__")
+    for stage in ("check", "prepare", "collect", "train_exits", "sweep", "evaluate", "report"):
+        listing = tmp_path / f"{stage}.json"
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
+        subprocess.run([sys.executable, "-c", RECORDER, stage, str(listing)], cwd=project, env=environment, check=True)
+        declared = [*names(STAGES[stage]["deps"]), *names(STAGES[stage].get("outs"))]
+        for path in json.loads(listing.read_text()):
+            inside = any(path == name or path.startswith(name + "/") for name in declared)
+            # an artifact is written in a hidden folder beside its place and renamed
+            partial = any(Path(path).is_relative_to(Path(name).with_name(f".{Path(name).name}.partial")) for name in declared)
+            assert inside or partial or path.startswith(allowed_anyway) or path in (".", ""), f"{stage} opened {path}"
+
+
+def test_plots_and_metrics_of_dvc_exist_after_a_run(project):
+    file = YAML(typ="safe").load((project / "dvc.yaml").read_text())
+    for metric in file["metrics"]:
+        assert json.loads((project / metric).read_text())
+    for plot in file["plots"]:
+        if isinstance(plot, str):
+            assert list((project / plot).glob("*.svg"))
+            continue
+        ((_, settings),) = plot.items()
+        ((table, column),) = settings["y"].items()
+        rows = list(csv.DictReader((project / table).open()))
+        assert rows and {column, settings["x"]} <= rows[0].keys()

@@ -1,0 +1,109 @@
+"""The whole pipeline through DVC and MLflow, as a user drives it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from tests.pipeline.conftest import command, copy_repository
+
+ARTIFACTS = ("data", "models/lm", "states/calibration", "states/test", "models/exits", "routed")
+
+
+def stages_run(output: str) -> list[str]:
+    return re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE)
+
+
+def digests(folder):
+    return {name: json.loads((folder / name / "manifest.json").read_text())["digest"] for name in ARTIFACTS}
+
+
+def parent_runs(folder):
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("offramp")
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    return [run for run in runs if "mlflow.parentRunId" not in run.data.tags], [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+
+
+def test_a_second_repro_changes_nothing(project):
+    before, runs = digests(project), [len(part) for part in parent_runs(project)]
+    output = command(project, "dvc", "repro").stdout
+    assert stages_run(output) == ["check", "track"]  # the two that always look, and write nothing new
+    assert digests(project) == before and [len(part) for part in parent_runs(project)] == runs
+    assert command(project, "git", "status", "--porcelain").stdout == ""
+
+
+def test_a_new_threshold_runs_only_what_depends_on_it_and_can_be_compared(project):
+    before = digests(project)
+    old = json.loads((project / "metrics/routing.json").read_text())
+    output = command(project, "dvc", "exp", "run", "-S", "threshold=0.65").stdout
+    try:
+        assert stages_run(output) == ["check", "evaluate", "report", "track"]
+        new = json.loads((project / "metrics/routing.json").read_text())
+        assert new["threshold"] == {"exit_0": 0.65} and new["shallow_ratio"] > old["shallow_ratio"]
+        assert {name for name in ARTIFACTS if digests(project)[name] != before[name]} == {"routed"}
+        parents, children = parent_runs(project)
+        assert len(parents) == 2
+        assert [run.data.params["threshold"] for run in parents] == ["0.8", "0.65"]
+        assert parents[1].data.metrics["ppl"] == pytest.approx(new["ppl"])
+        stages = [run.data.tags["mlflow.runName"] for run in children]
+        assert sum("pretrain" in name for name in stages) == 1, "the cached training is linked, not logged again"
+    finally:
+        command(project, "git", "checkout", "--", ".")
+        command(project, "dvc", "checkout")
+
+
+def test_routed_tokens_and_metrics_agree(project):
+    """The headline numbers recomputed from the per-token artifact."""
+    routing = json.loads((project / "metrics/routing.json").read_text())
+    tokens = pd.read_parquet(project / "routed/tokens.parquet")
+    states = pd.read_parquet(project / "states/test/tokens.parquet")
+    assert len(tokens) == len(states) == routing["tokens"]
+    import numpy as np
+
+    assert np.exp(tokens["loss"].astype("float64").mean()) == pytest.approx(routing["ppl"], rel=1e-9)
+    assert (tokens["argmax"] == tokens["target"]).mean() == pytest.approx(routing["accuracy"])
+    assert (tokens["exit"] == 0).mean() == pytest.approx(routing["exit_fraction"]["exit_0"])
+    left = tokens["exit"] == 0
+    assert (tokens.loc[left, "confidence"] >= routing["threshold"]["exit_0"]).all()
+    assert tokens.loc[~left, "confidence"].isna().all()
+    np.testing.assert_allclose(tokens.loc[left, "loss"], states.loc[left, "loss_0"], atol=1e-4)
+
+
+def test_splits_share_no_document_and_test_states_reach_only_sweep_and_evaluate(project):
+    names = pd.read_parquet(project / "data/documents.parquet").groupby("split")["name"].agg(set)
+    assert names["train"].isdisjoint(names["test"]) and names["calibration"].isdisjoint(names["test"])
+    exits = json.loads((project / "models/exits/manifest.json").read_text())
+    assert list(exits["inputs"]) == ["states/calibration"]
+
+
+def test_the_same_seed_gives_the_same_bytes(project, tmp_path):
+    """The stages again, from text, in another folder: every artifact has the same digest, every metric the same value."""
+    again = copy_repository(tmp_path / "again")
+    for stage in ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "report"):
+        command(again, "python", "-m", f"pipeline.{stage}")
+    assert digests(again) == digests(project)
+    for file in [*(project / "metrics").rglob("*.*")]:
+        if file.name != "timing.json":
+            assert (again / file.relative_to(project)).read_bytes() == file.read_bytes(), file.name
+    for name in ARTIFACTS:  # not only the digests: the bytes
+        for file in (project / name).iterdir():
+            assert (again / name / file.name).read_bytes() == file.read_bytes(), f"{name}/{file.name}"
+
+
+def test_lineage_walks_from_the_number_to_text_parameters_and_commit(project):
+    output = command(project, "offramp", "lineage", "metrics/routing.json").stdout
+    for part in ("routed", "exits", "states", "lm", "data", "threshold", "sotu"):
+        assert part in output
+    assert command(project, "git", "rev-parse", "--short", "HEAD").stdout.strip() in output
+
+
+def test_plots_can_be_shown(project, tmp_path):
+    command(project, "dvc", "plots", "show", "-o", str(tmp_path / "plots"))
+    page = (tmp_path / "plots/index.html").read_text()
+    assert "Learning curves" in page and "learning_calibration_ppl.svg" in page
