@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from offramp.exits.train import Exits
 from offramp.lineage.artifact import create_artifact, write_json

@@ -19,10 +19,10 @@ def two_threads():
 
 def repository_params(**changes: Any):
     """params.yaml of the repository, reduced, with changes (dots written as double underscores)."""
+    import tempfile
+
     from offramp.params import read_params
     from tests.reduce_params import reduce_params
-
-    import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"

@@ -43,11 +43,11 @@ class StatePolicy:
         return Decision(self.score(exit, states) > 0, self.score(exit, states))
 
 
-MODELS = dict(
-    block_layers=st.sampled_from([(1, 2), (2, 1), (1, 1, 2), (1, 1, 1, 1)]), norm=st.sampled_from(["pre", "post"]),
-    tied=st.booleans(), heads_per_exit=st.booleans(), exited_state=st.sampled_from(["output", "input"]),
-    seed=st.integers(0, 10_000),
-)
+MODELS = {
+    "block_layers": st.sampled_from([(1, 2), (2, 1), (1, 1, 2), (1, 1, 1, 1)]), "norm": st.sampled_from(["pre", "post"]),
+    "tied": st.booleans(), "heads_per_exit": st.booleans(), "exited_state": st.sampled_from(["output", "input"]),
+    "seed": st.integers(0, 10_000),
+}
 
 
 @settings(max_examples=15, deadline=None)
@@ -92,7 +92,7 @@ def test_skipped_means_not_called(seed, share, blocks):
             count = lambda module, inputs, _out, key=(number, name): seen.update({key: inputs[0].numel() // inputs[0].shape[-1]})  # noqa: E731
             getattr(layer, name).register_forward_hook(count)
     Executor(model).run(tokens, targets, GivenExits(exits), work)
-    run = [tokens for tokens in work.layer_tokens]
+    run = list(work.layer_tokens)
     for number in range(len(layers)):
         reported = run[number] if number < len(run) else 0
         assert {seen[number, name] for name in ("query", "attn_out", "ffn_in", "ffn_out")} == {reported}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class ExitClassifier(nn.Module):
         self.register_buffer("scale", torch.ones(num_inputs))
         widths = [num_inputs, *hidden]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:]):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), nn.GELU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 

@@ -21,7 +21,13 @@ from offramp.models.native import ModelConfig
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.executor import Executor, Policy, Routed, Work
 from offramp.routing.policies import (
-    ALL_SIGNALS, CONTROLS, GivenExits, Scorer, ThresholdPolicy, control_scores, exits_by_share,
+    ALL_SIGNALS,
+    CONTROLS,
+    GivenExits,
+    Scorer,
+    ThresholdPolicy,
+    control_scores,
+    exits_by_share,
 )
 from offramp.states.store import States
 
@@ -66,14 +72,13 @@ class Evaluation:
         self.last = self.config.num_blocks - 1
         self.target, self.document = states.column("target"), states.column("document")
         self.cached = [{name: states.column(f"{name}_{exit}") for name in ("loss", "argmax")} for exit in range(self.last + 1)]
-        self.everything = torch.arange(len(windows))
-        self.routed = run_split(executor, windows, self.everything, policy, settings.batch_size, device)
+        self.scores = policy.scorer.on_cached(states)
+        self.routed = run_split(executor, windows, torch.arange(len(windows)), policy, settings.batch_size, device)
 
     def measures(self) -> dict[str, Any]:
         """The contents of metrics/routing.json, without inputs and threshold."""
         routed, full = self.routed, self.cached[self.last]
-        scores = self.policy.scorer.on_cached(self.states)
-        first = scores[0]
+        first = self.scores[0]
         easy, true_easy = most_confident(first, len(first) // 2), most_confident(-self.cached[0]["loss"], len(first) // 2)
         gap = loss_gap(easy, self.cached[0]["loss"])
         sums = DocumentSums(self.document, {
@@ -149,13 +154,12 @@ class Evaluation:
 
     def reliability_rows(self) -> list[dict[str, Any]]:
         """Rows of reliability.csv: per exit, over the tokens that arrived there."""
-        scores, full = self.policy.scorer.on_cached(self.states), self.cached[self.last]["argmax"]
-        rows = []
+        rows, full = [], self.cached[self.last]["argmax"]
         for exit in range(self.last):
             here = self.routed.exit >= exit
             if here.any():
                 agrees = self.cached[exit]["argmax"][here] == full[here]
-                rows += [{"exit": exit, **row} for row in reliability(scores[exit][here], agrees)]
+                rows += [{"exit": exit, **row} for row in reliability(self.scores[exit][here], agrees)]
         return rows
 
     def position_rows(self) -> list[dict[str, Any]]:

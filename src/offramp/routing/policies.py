@@ -19,7 +19,7 @@ class Scorer:
     """Turns what is known of tokens at an exit into calibrated confidences."""
 
     def __init__(self, exits: Exits, signal: str, device: torch.device):
-        self.signal, self.inputs = signal, exits.config["inputs"]
+        self.signal, self.inputs, self.device = signal, exits.config["inputs"], device
         earlier = range(exits.config["exits"] - 1)
         self.calibrators = [exits.calibrator(exit, signal).to(device) for exit in earlier]
         self.classifiers: list[ExitClassifier] = (
@@ -43,8 +43,8 @@ class Scorer:
             parts, start = [], 0
             columns = {name: torch.from_numpy(states.column(f"{name}_{exit}")) for name in STATISTICS}
             for hidden in states.hidden_shards(exit):
-                rows = {name: column[start : start + len(hidden)] for name, column in columns.items()}
-                parts.append(self(exit, hidden, rows))
+                rows = {name: column[start : start + len(hidden)].to(self.device) for name, column in columns.items()}
+                parts.append(self(exit, hidden.to(self.device), rows).cpu())
                 start += len(hidden)
             found.append(torch.cat(parts).numpy())
         return np.stack(found) if found else np.zeros((0, states.num_tokens))

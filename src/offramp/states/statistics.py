@@ -1,9 +1,9 @@
 """What readouts say about each token, in one pass over the vocabulary and without ever holding all logits.
 
-Work proceeds in blocks of ROWS tokens x COLUMNS vocabulary entries, small enough to stay in cache between
-the matrix product and the reductions, so memory is independent of both sizes. The two largest logits cost
-one cheap reduction: the largest of every GROUP of entries, after which only the winning group is looked at
-again. Shapes: N tokens, V vocabulary, D width.
+Work proceeds in blocks of ROWS tokens x at most COLUMNS vocabulary entries. All passes over a block write into
+buffers that are allocated once per call and stay in cache, so memory is independent of both sizes. The two largest
+logits cost one cheap reduction: of every GROUP of entries only the largest is kept, and only the group that wins
+over the whole vocabulary is computed again. Shapes: N tokens, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -16,48 +16,109 @@ STATISTICS = ("max_prob", "max_logit", "mean_logit", "margin", "entropy")
 """Label-free statistics of one readout, in the order they feed an exit classifier."""
 
 ROWS, COLUMNS, GROUP = 256, 4096, 16
+KEPT_BLOCKS = 32
+"""Vocabulary blocks whose group maxima are kept before the two largest logits are taken from them."""
 SAFE_LOGIT = 75.0
 """exp() of logits up to this size, summed over any vocabulary, stays within float32."""
+LOWEST = -1e30
+"""The logit of padding: its exponential is 0, and unlike infinity it can be multiplied by that 0."""
 
 
 class Readout:
-    """One exit's view of the vocabulary: its matrix W (V, D), and what can be known of W in advance."""
+    """One exit's view of the vocabulary: its matrix W (V, D), and what can be known of W in advance.
+
+    ``blocks`` (B, C, D) is W, padded with zeros to B equal blocks whose width C is a multiple of GROUP.
+    """
 
     def __init__(self, matrix: Tensor):
-        self.matrix = matrix.detach().float().contiguous()
-        self.mean = self.matrix.mean(0)
-        self.largest_norm = self.matrix.norm(dim=1).max()
+        matrix = matrix.detach().float()
+        size, width = matrix.shape
+        count = -(-size // COLUMNS)
+        columns = -(-size // (count * GROUP)) * GROUP
+        padded = F.pad(matrix, (0, 0, 0, count * columns - size)).contiguous()
+        self.matrix, self.blocks = padded[:size], padded.view(count, columns, width)
+        self.mean = matrix.mean(0)
+        self.largest_norm = matrix.norm(dim=1).max()
 
 
 class _Softmax:
     """Running state of one exit's softmax over vocabulary blocks: the two largest logits, sums of e^z and z e^z.
 
-    Sums are relative to a shift that keeps them finite.
+    Sums are relative to a shift that keeps them finite. ``logits`` and ``peaks`` are buffers, used again by others.
     """
 
-    def __init__(self, inputs: Tensor, readout: Readout):
-        self.inputs, self.readout = inputs, readout
-        self.peak = inputs.new_full((len(inputs),), -torch.inf)
-        self.second = self.peak.clone()
-        self.argmax = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
-        self.shift, self.total, self.weighted = (inputs.new_zeros(len(inputs)) for _ in range(3))
-        # |z| <= |h| max|w|: where that bound is small enough no shift is needed, which saves a pass over the block.
-        self.bounded = bool((inputs.norm(dim=1) * readout.largest_norm).max() < SAFE_LOGIT)
+    def __init__(self, readout: Readout, tokens: int):
+        count, columns, _ = readout.blocks.shape
+        self.readout, self.columns, self.rows = readout, columns, min(tokens, ROWS * max(1, COLUMNS // columns))
+        new = readout.blocks.new_empty
+        self._logits = new(self.rows * columns)
+        self._peaks = new(min(count, KEPT_BLOCKS) * self.rows * columns // GROUP)
 
-    def add(self, logits: Tensor, start: int) -> tuple[Tensor, Tensor | float]:
-        """Take in a block of logits; returns e^(z - shift) and the factor that rescales sums of earlier blocks."""
-        best, runner_up, place = _top_two(logits)
+    def start(self, inputs: Tensor) -> None:
+        """Begin with the tokens ``inputs`` (N, D), at most ``rows`` of them."""
+        rows = len(inputs)
+        self.inputs = inputs
+        self.logits = self._logits[: rows * self.columns].view(rows, self.columns)
+        self.peaks = self._peaks[: len(self._peaks) // self.rows * rows].view(-1, rows, self.columns // GROUP)
+        self.peak = inputs.new_full((rows,), -torch.inf)
+        self.second = self.peak.clone()
+        self.argmax = torch.zeros(rows, dtype=torch.long, device=inputs.device)
+        self.total, self.weighted = (inputs.new_zeros(rows) for _ in range(2))
+        # |z| <= |h| max|w|: where that bound is small enough no shift is needed, which saves a pass over the block.
+        self.bounded = bool((inputs.norm(dim=1) * self.readout.largest_norm).max() < SAFE_LOGIT)
+        self.shift = torch.zeros_like(self.peak) if self.bounded else self.peak
+
+    def multiply(self, block: int) -> Tensor:
+        """Logits (N, C) of a vocabulary block, valid until the next call."""
+        torch.mm(self.inputs, self.readout.blocks[block].T, out=self.logits)
+        padding = (block + 1) * self.columns - len(self.readout.matrix)
+        if padding > 0:
+            self.logits[:, -padding:] = LOWEST
+        kept = block % KEPT_BLOCKS
+        # Groups are strided, so that the reduction runs along contiguous rows.
+        torch.amax(self.logits.unflatten(1, (GROUP, -1)), 1, out=self.peaks[kept])
+        if kept == KEPT_BLOCKS - 1 or padding >= 0:
+            self._two_largest(block - kept, kept + 1)
+        return self.logits
+
+    def _two_largest(self, first: int, count: int) -> None:
+        """Take in the group maxima kept of ``count`` blocks."""
+        peaks = self.peaks[:count]
+        best, slot = (over_blocks := peaks.amax(0)).max(1)
+        rivals = peaks.gather(2, slot.expand(count, -1).unsqueeze(2)).squeeze(2)  # (count, N): the slot in every block
+        block = rivals.argmax(0)
+        rivals.scatter_(0, block.unsqueeze(0), -torch.inf)
+        over_blocks.scatter_(1, slot.unsqueeze(1), rivals.amax(0).unsqueeze(1))
+        start = (first + block) * self.columns + slot
+        values, members = self._group(start)
+        member = values.argmax(1, keepdim=True)
+        place = members.gather(1, member).squeeze(1)
+        runner_up = torch.maximum(over_blocks.amax(1), values.scatter_(1, member, -torch.inf).amax(1))
         self.second = torch.maximum(torch.minimum(self.peak, best), torch.maximum(self.second, runner_up))
-        self.argmax = torch.where(best > self.peak, place + start, self.argmax)
+        self.argmax = torch.where(best > self.peak, place, self.argmax)
         self.peak = torch.maximum(self.peak, best)
+
+    def _group(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the group that begins at entry ``start`` (N,), and the entries' numbers, each (N, GROUP)."""
+        stride = self.columns // GROUP
+        members = start.unsqueeze(1) + stride * torch.arange(GROUP, device=start.device)
+        flat, step = self.readout.blocks.flatten(0, 1), max(1, ROWS * COLUMNS // (GROUP * self.inputs.shape[1]))
+        values = torch.cat([
+            torch.bmm(flat[ids], x.unsqueeze(2)).squeeze(2) for ids, x in zip(members.split(step), self.inputs.split(step))
+        ])
+        return values.masked_fill_(members >= len(self.readout.matrix), LOWEST), members
+
+    def exponentiate(self, out: Tensor) -> Tensor | float:
+        """Write e^(z - shift) of the current block; returns the factor that rescales sums of earlier blocks."""
         if self.bounded:
-            weight, scale = torch.exp(logits), 1.0
+            torch.exp(self.logits, out=out)
+            scale = 1.0
         else:
-            weight = torch.exp(logits - self.peak.unsqueeze(1))
-            scale = torch.exp(self.shift - self.peak) if start else 1.0
-            self.shift = self.peak
-        self.total = self.total * scale + weight.sum(1)
-        return weight, scale
+            shift = torch.maximum(self.shift, self.logits.amax(1))
+            torch.sub(self.logits, shift.unsqueeze(1), out=out).exp_()
+            scale, self.shift = torch.exp(self.shift - shift), shift
+        self.total = self.total * scale + out.sum(1)
+        return scale
 
     def log_normaliser(self) -> Tensor:
         return self.shift + self.total.log()
@@ -82,6 +143,7 @@ class _Softmax:
         return out
 
 
+@torch.no_grad()
 def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Tensor | None = None) -> list[dict[str, Tensor]]:
     """Statistics of softmax(W_k h_k) for the readout inputs h_k (N, D) of one or more exits: per exit, tensors (N,).
 
@@ -89,64 +151,50 @@ def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Ten
     ``entropy`` (nats), ``argmax``; with targets (N,) also ``loss`` (nats) and ``correct_prob``; for every
     exit but the last ``divergence``, the KL divergence in nats of the last exit's prediction from this one's.
     """
-    chunks: list[list[dict[str, Tensor]]] = [[] for _ in inputs]
-    for start in range(0, len(inputs[0]), ROWS):
-        rows = [x[start : start + ROWS].float() for x in inputs]
-        target = None if targets is None else targets[start : start + ROWS]
-        for exit, part in enumerate(_row_statistics(rows, readouts, target)):
-            chunks[exit].append(part)
-    if not chunks[0]:
+    if not len(inputs[0]):
         raise ValueError("token_statistics needs at least one token")
+    exits = [_Softmax(readout, len(inputs[0])) for readout in readouts]
+    weight = torch.empty_like(exits[0]._logits)
+    chunks: list[list[dict[str, Tensor]]] = [[] for _ in inputs]
+    for start in range(0, len(inputs[0]), exits[0].rows):
+        here = slice(start, start + exits[0].rows)
+        for exit, x in zip(exits, inputs):
+            exit.start(x[here].float())
+        for exit, part in enumerate(_row_statistics(exits, weight, None if targets is None else targets[here])):
+            chunks[exit].append(part)
     return [{name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in chunks]
 
 
+@torch.no_grad()
 def predictions(inputs: Tensor, readout: Readout, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Loss in nats and argmax, each (N,), of tokens that need no other statistics: the cheapest readout."""
     losses, best = [inputs.new_zeros(0)], [targets.new_zeros(0)]
-    for start in range(0, len(inputs), ROWS):
-        rows, target = inputs[start : start + ROWS].float(), targets[start : start + ROWS]
-        softmax = _Softmax(rows, readout)
-        for index, block in enumerate(readout.matrix.split(COLUMNS)):
-            softmax.add(rows @ block.T, index * COLUMNS)
-        losses.append(softmax.loss(target))
+    softmax = _Softmax(readout, len(inputs))
+    for start in range(0, len(inputs), max(1, softmax.rows)):
+        softmax.start(inputs[start : start + softmax.rows].float())
+        for block in range(len(readout.blocks)):
+            softmax.exponentiate(out=softmax.multiply(block))
+        losses.append(softmax.loss(targets[start : start + softmax.rows]))
         best.append(softmax.argmax)
     return torch.cat(losses), torch.cat(best)
 
 
-def _row_statistics(rows: list[Tensor], readouts: list[Readout], target: Tensor | None) -> list[dict[str, Tensor]]:
-    exits = [_Softmax(x, readout) for x, readout in zip(rows, readouts)]
+def _row_statistics(exits: list[_Softmax], weight: Tensor, target: Tensor | None) -> list[dict[str, Tensor]]:
     *earlier, last = exits
+    weight = weight[: last.logits.numel()].view_as(last.logits)
     crossed = [torch.zeros_like(last.total) for _ in earlier]  # sums over v of z_k e^z_last
-    for index, blocks in enumerate(zip(*(readout.matrix.split(COLUMNS) for readout in readouts))):
-        logits = [x @ block.T for x, block in zip(rows, blocks)]
-        for exit, z in zip(exits, logits):
-            weight, scale = exit.add(z, index * COLUMNS)
-            if exit is last:
-                for k, z_k in enumerate(logits[:-1]):
-                    crossed[k] = crossed[k] * scale + z_k.mul_(weight).sum(1)
-            exit.weighted = exit.weighted * scale + weight.mul_(z).sum(1)
+    for block in range(len(last.readout.blocks)):
+        for exit in earlier:
+            exit.multiply(block)
+            scale = exit.exponentiate(out=weight)
+            exit.weighted = exit.weighted * scale + weight.mul_(exit.logits).sum(1)
+        last.multiply(block)
+        scale = last.exponentiate(out=weight)
+        for k, exit in enumerate(earlier):
+            crossed[k] = crossed[k] * scale + exit.logits.mul_(weight).sum(1)
+        last.weighted = last.weighted * scale + weight.mul_(last.logits).sum(1)
     out = [exit.statistics(target) for exit in exits]
     for exit, part, crossed_k in zip(earlier, out, crossed):  # KL(last || k) = E_last[z_last - z_k] - logZ_last + logZ_k
         expected = (last.weighted - crossed_k) / last.total
         part["divergence"] = (expected - last.log_normaliser() + exit.log_normaliser()).clamp_min(0)
     return out
-
-
-def _top_two(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest and second largest logit of every row and the column of the largest."""
-    columns = logits.shape[1] // GROUP
-    if columns < 2:
-        best, place = F.pad(logits, (0, 1), value=-torch.inf).topk(2, dim=1)  # the last block may be one column wide
-        return best[:, 0], best[:, 1], place[:, 0]
-    grouped = logits[:, : GROUP * columns].unflatten(1, (GROUP, columns))  # strided groups: the reduction is contiguous
-    peaks, group = grouped.amax(1).topk(2, dim=1)
-    candidates = grouped.gather(2, group[:, :1].unsqueeze(1).expand(-1, GROUP, -1)).squeeze(2)
-    values, member = candidates.topk(2, dim=1)
-    best, second = values[:, 0], torch.maximum(values[:, 1], peaks[:, 1])
-    place = member[:, 0] * columns + group[:, 0]
-    for column in range(GROUP * columns, logits.shape[1]):  # fewer than GROUP left over
-        value = logits[:, column]
-        second = torch.maximum(second, torch.minimum(best, value))
-        place = torch.where(value > best, column, place)
-        best = torch.maximum(best, value)
-    return best, second, place

@@ -15,7 +15,14 @@ from offramp.runtime import autocast
 from offramp.states.statistics import Readout, token_statistics
 from offramp.training.fit import FitConfig, Phase, Progress, fit
 from offramp.training.losses import token_nll
-from offramp.training.sequences import BlockInputs, InContext, evenly_spaced, hardness_threshold, make_confidence, repack
+from offramp.training.sequences import (
+    BlockInputs,
+    InContext,
+    evenly_spaced,
+    hardness_threshold,
+    make_confidence,
+    repack,
+)
 from offramp.training.snapshots import Snapshots
 
 
