@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -87,8 +88,7 @@ def store_being_born(tmp_path_factory):
     """Two processes that open the same store for writing before it exists, both at once: MLflow alone fails at this."""
     root = tmp_path_factory.mktemp("mlflow")
     code = "import sys, pathlib; from offramp.lineage.store import open_store\nwith open_store(pathlib.Path(sys.argv[1])): pass"
-    environment = {name: value for name, value in os.environ.items() if name not in OUTSIDE}
-    return root, [subprocess.Popen([sys.executable, "-c", code, str(root)], env=environment) for _ in range(2)]
+    return root, [subprocess.Popen([sys.executable, "-c", code, str(root)]) for _ in range(2)]
 
 
 @pytest.fixture(scope="session")
@@ -129,8 +129,11 @@ def empty_database(store_being_born):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def plain_environment():
+def plain_environment(tmp_path_factory):
+    locks = str(tmp_path_factory.mktemp("locks"))  # where stores' locks go instead of the machine's temporary folder
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", locks)
+        patch.setattr(tempfile, "tempdir", locks)
         for name in OUTSIDE:
             patch.delenv(name, raising=False)
         yield

@@ -234,7 +234,7 @@ def test_nothing_to_track_is_an_error(project):
 def test_the_table_shows_routing_beside_its_controls(tracked):
     for words in ("full depth", "all at exit 0", "chance", "oracle of the gain", "20.75 [19.50, 22.50]", "12.0% [10%, 14%]"):
         assert words in tracked.out
-    assert "30% of the tokens leave early: 15% fewer FLOPs for +3.8% perplexity" in tracked.out
+    assert "30% of the tokens leave early: 15% fewer FLOPs than full depth for +3.8% perplexity" in tracked.out
 
 
 def test_md5_of_a_folder_is_dvcs(tracked):
