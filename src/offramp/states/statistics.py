@@ -89,8 +89,7 @@ class _Softmax:
         block = rivals.argmax(0)
         rivals.scatter_(0, block.unsqueeze(0), -torch.inf)
         over_blocks.scatter_(1, slot.unsqueeze(1), rivals.amax(0).unsqueeze(1))
-        start = (first + block) * self.columns + slot
-        values, members = self._group(start)
+        values, members = self._group(first + block, slot)
         member = values.argmax(1, keepdim=True)
         place = members.gather(1, member).squeeze(1)
         runner_up = torch.maximum(over_blocks.amax(1), values.scatter_(1, member, -torch.inf).amax(1))
@@ -98,13 +97,16 @@ class _Softmax:
         self.argmax = torch.where(best > self.peak, place, self.argmax)
         self.peak = torch.maximum(self.peak, best)
 
-    def _group(self, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the group that begins at entry ``start`` (N,), and the entries' numbers, each (N, GROUP)."""
+    def _group(self, block: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and numbers of the entries of group ``slot`` (N,) of vocabulary block ``block`` (N,), each (N, GROUP)."""
         stride = self.columns // GROUP
-        members = start.unsqueeze(1) + stride * torch.arange(GROUP, device=start.device)
+        members = (block * self.columns + slot).unsqueeze(1) + stride * torch.arange(GROUP, device=slot.device)
+        if len(self.readout.blocks) == 1:  # the logits are still at hand
+            return self.logits.gather(1, members), members
         flat, step = self.readout.blocks.flatten(0, 1), max(1, ROWS * COLUMNS // (GROUP * self.inputs.shape[1]))
-        values = torch.cat([
-            torch.bmm(flat[ids], x.unsqueeze(2)).squeeze(2) for ids, x in zip(members.split(step), self.inputs.split(step))
+        values = torch.cat([  # embedding() is the fastest way to pick rows
+            torch.bmm(F.embedding(entries, flat), x.unsqueeze(2)).squeeze(2)
+            for entries, x in zip(members.split(step), self.inputs.split(step))
         ])
         return values.masked_fill_(members >= len(self.readout.matrix), LOWEST), members
 
@@ -124,7 +126,7 @@ class _Softmax:
         return self.shift + self.total.log()
 
     def loss(self, target: Tensor) -> Tensor:
-        target_logit = torch.linalg.vecdot(self.inputs, self.readout.matrix[target])
+        target_logit = torch.linalg.vecdot(self.inputs, F.embedding(target, self.readout.matrix))
         return (self.log_normaliser() - target_logit).clamp_min(0)
 
     def statistics(self, target: Tensor | None) -> dict[str, Tensor]:
