@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from offramp.exits.train import Exits
+from offramp.exits.store import Exits
 from offramp.lineage.artifact import create_artifact, write_json
 from offramp.params import Declared
 from offramp.routing.evaluate import Evaluation
@@ -30,7 +31,7 @@ def run(params: Declared, root: Path) -> None:
     table = {name: inputs.states.column(name) for name in ("document", "sequence", "position", "token", "target")}
     routed = {name: getattr(evaluation.routed, name) for name in ("exit", "confidence", "loss", "argmax")}
     with create_artifact(root / "routed", "routed", params.to_json(), made_from) as out:
-        pd.DataFrame(table | routed).to_parquet(out.path / "tokens.parquet", compression=None)
+        pq.write_table(pa.table(table | routed), out.path / "tokens.parquet", compression="NONE")
     write_json(root / "metrics/routing.json", {
         "confidence": signal, "threshold": {f"exit_{exit}": value for exit, value in enumerate(thresholds)},
         "inputs": {name: artifact.digest for name, artifact in made_from.items()}, **measures,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from offramp.exits.train import Exits
+from offramp.exits.store import Exits
 from offramp.params import Declared
 from offramp.routing.evaluate import all_scorers, threshold_curve
 from pipeline._inputs import open_routing_inputs

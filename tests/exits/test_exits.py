@@ -13,8 +13,9 @@ from offramp.errors import UserError
 from offramp.exits.calibration import expected_calibration_error, fit_calibrator, reliability
 from offramp.exits.classifier import ExitClassifier, fit_classifier
 from offramp.exits.labels import KINDS
+from offramp.exits.ranking import loss_gap, most_confident
 from offramp.exits.signals import SIGNALS, raw_signal
-from offramp.exits.train import auroc, loss_gap, most_confident, split_calibration
+from offramp.exits.train import auroc, split_calibration
 
 
 def known_problem(seed=0, tokens=6000, width=8):
@@ -120,5 +121,5 @@ def test_calibration_documents_are_halved_without_overlap():
     documents = np.repeat(np.arange(7), 10)
     fitting = split_calibration(documents, seed=0)
     assert set(documents[fitting]).isdisjoint(documents[~fitting]) and len(set(documents[fitting])) == 3
-    with pytest.raises(UserError, match="corpus.calibration_fraction"):
+    with pytest.raises(UserError, match=r"corpus\.calibration_fraction"):
         split_calibration(np.zeros(10), seed=0)

@@ -42,6 +42,12 @@ class ExitClassifier(nn.Module):
         return sum(2 * layer.in_features * layer.out_features for layer in self.layers if isinstance(layer, nn.Linear))
 
 
+def classifier_inputs(which: str, hidden: Tensor | None, statistics: Tensor | None) -> Tensor:
+    """Inputs (N, I) of an exit classifier that sees the ``state``, the ``statistics``, or ``both``."""
+    parts = {"state": [hidden], "statistics": [statistics], "both": [hidden, statistics]}[which]
+    return torch.cat(parts, dim=1)
+
+
 @dataclass
 class ClassifierFit:
     """A trained classifier and how its training went."""

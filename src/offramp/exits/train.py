@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from offramp.errors import UserError
-from offramp.exits.calibration import Calibrator, expected_calibration_error, fit_calibrator
-from offramp.exits.classifier import ExitClassifier, fit_classifier
+from offramp.exits.calibration import expected_calibration_error, fit_calibrator
+from offramp.exits.classifier import ExitClassifier, classifier_inputs, fit_classifier
 from offramp.exits.labels import KINDS, agreement, label
+from offramp.exits.ranking import loss_gap, most_confident
 from offramp.exits.signals import LEARNED, SIGNALS, raw_signal
 from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
 from offramp.states.statistics import STATISTICS
@@ -38,12 +40,6 @@ def split_calibration(documents: np.ndarray, seed: int) -> np.ndarray:
         )
     chosen = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
     return np.isin(documents, chosen)
-
-
-def classifier_inputs(which: str, hidden: Tensor | None, statistics: Tensor | None) -> Tensor:
-    """Inputs (N, I) of an exit classifier that sees the ``state``, the ``statistics``, or ``both``."""
-    parts = {"state": [hidden], "statistics": [statistics], "both": [hidden, statistics]}[which]
-    return torch.cat(parts, dim=1)
 
 
 def train_exits(states: States, settings: Any, path: Path, params: dict[str, Any]) -> tuple[Artifact, dict, list]:
@@ -84,7 +80,7 @@ def train_exits(states: States, settings: Any, path: Path, params: dict[str, Any
     with create_artifact(path, "exits", params, {"states/calibration": states.artifact}) as out:
         save_file({name: value.contiguous() for name, value in tensors.items()}, out.path / "exits.safetensors")
         (out.path / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        pd.DataFrame(confidences).to_parquet(out.path / "confidences.parquet", compression=None)
+        pq.write_table(pa.table(confidences), out.path / "confidences.parquet", compression="NONE")
         out.meta.update(config, lm=states.artifact.inputs["lm"])
     return open_artifact(path, "exits", verify=False), metrics, curve
 
@@ -141,18 +137,6 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def loss_gap(easy: np.ndarray, loss: np.ndarray) -> float:
-    """Mean loss of hard minus mean loss of easy tokens, in nats."""
-    return float(loss[~easy].mean() - loss[easy].mean())
-
-
-def most_confident(score: np.ndarray, count: int) -> np.ndarray:
-    """Mask of the ``count`` highest scores; ties go to earlier tokens."""
-    mask = np.zeros(len(score), dtype=bool)
-    mask[np.argsort(-score, kind="stable")[:count]] = True
-    return mask
-
-
 def signal_quality(confidence: np.ndarray, agrees: np.ndarray, loss: np.ndarray) -> dict[str, float | None]:
     """How a signal ranks and how its probabilities fit: the rows of metrics/exits.json (easy = upper half)."""
     easy = most_confident(confidence, len(confidence) // 2)
@@ -165,29 +149,3 @@ def signal_quality(confidence: np.ndarray, agrees: np.ndarray, loss: np.ndarray)
         "loss_gap": gap, "oracle_share": gap / loss_gap(oracle, loss),
         "spearman_loss": float(spearmanr(-confidence, loss).statistic),
     }
-
-
-class Exits:
-    """An opened ``exits`` artifact: classifiers and calibrators by exit."""
-
-    def __init__(self, artifact: Artifact):
-        self.artifact = artifact
-        self.config = json.loads(artifact.file("config.json").read_text())
-        self._tensors = load_file(artifact.file("exits.safetensors"))
-
-    def classifier(self, exit: int) -> ExitClassifier:
-        state = self._part(f"classifier_{exit}.")
-        classifier = ExitClassifier(len(state["mean"]), self.config["hidden"])
-        classifier.load_state_dict(state)
-        return classifier.eval()
-
-    def calibrator(self, exit: int, signal: str) -> Calibrator:
-        return Calibrator(self._tensors[f"knots_{exit}.{signal}"], self._tensors[f"values_{exit}.{signal}"])
-
-    def calibration_confidences(self, signal: str) -> np.ndarray:
-        """Confidences of the selection half of the calibration split, (K-1, tokens)."""
-        frame = pd.read_parquet(self.artifact.file("confidences.parquet"))
-        return np.stack([frame[f"{signal}_{exit}"].to_numpy() for exit in range(self.config["exits"] - 1)])
-
-    def _part(self, prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in self._tensors.items() if name.startswith(prefix)}

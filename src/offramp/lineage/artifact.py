@@ -93,6 +93,8 @@ def open_artifact(path: Path, kind: str, inputs: dict[str, Artifact] | None = No
         raise UserError(f"{path / MANIFEST} is missing: {path} is not a complete artifact; run `dvc repro`") from None
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise UserError(f"{path / MANIFEST} is corrupt; {remedy}") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path / MANIFEST} is corrupt; {remedy}")
     if manifest.get("schema") != SCHEMA or manifest.get("kind") != kind:
         found = f"kind {manifest.get('kind')!r}, schema {manifest.get('schema')!r}"
         raise UserError(f"{path} holds {found}, expected kind {kind!r}, schema {SCHEMA}; {remedy}")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from offramp.analysis.bootstrap import DocumentSums, interval
 from offramp.corpus.windows import TokenWindows
 from offramp.exits.calibration import expected_calibration_error, reliability
-from offramp.exits.train import loss_gap, most_confident
+from offramp.exits.ranking import loss_gap, most_confident
 from offramp.models.native import ModelConfig
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.executor import Executor, Policy, Routed, Work

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.models.native import BlockwiseLM
-from offramp.nn.layers import TransformerLayer
+from offramp.nn.layers import TransformerLayer, attend
 from offramp.states.statistics import Readout, predictions
 
 
@@ -167,7 +166,4 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, row: Tensor, position
     reach = torch.zeros(batch, width, dtype=torch.long, device=row.device)
     reach[row, slot] = position
     visible = torch.arange(length, device=row.device) <= reach.unsqueeze(-1)
-    attended = F.scaled_dot_product_attention(
-        padded.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=visible.unsqueeze(1)
-    )
-    return attended.transpose(1, 2)[row, slot], batch * width * length
+    return attend(padded, keys, values, attn_mask=visible.unsqueeze(1))[row, slot], batch * width * length

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.exits.classifier import ExitClassifier
+from offramp.exits.classifier import ExitClassifier, classifier_inputs
 from offramp.exits.signals import LEARNED, SIGNALS, raw_signal
-from offramp.exits.train import Exits, classifier_inputs
+from offramp.exits.store import Exits
 from offramp.models.native import BlockwiseLM
 from offramp.routing.executor import Decision
 from offramp.states.statistics import STATISTICS, Readout, token_statistics
