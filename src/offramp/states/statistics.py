@@ -16,7 +16,7 @@ STATISTICS = ("max_prob", "max_logit", "mean_logit", "margin", "entropy")
 """Label-free statistics of one readout, in the order they feed an exit classifier."""
 
 ROWS, COLUMNS, GROUP = 256, 4096, 16
-KEPT_BLOCKS = 32
+KEPT_BLOCKS = 8
 """Vocabulary blocks whose group maxima are kept before the two largest logits are taken from them."""
 SAFE_LOGIT = 75.0
 """exp() of logits up to this size, summed over any vocabulary, stays within float32."""

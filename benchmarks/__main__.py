@@ -1,0 +1,50 @@
+"""Run all benchmarks, or those named, print them and merge them into metrics/benchmarks.json."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Skipped
+from offramp.lineage.artifact import write_json
+
+NAMES = ("statistics", "collect", "exit_training", "seed003", "routing", "threshold")
+OUT = Path("metrics/benchmarks.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"from {', '.join(NAMES)}; default: all")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; one is steadier on a busy machine")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    console, table = Console(), Table("benchmark", "value", "unit", "bar", "met", expand=True)
+    for name in given.names or NAMES:
+        console.print(f"{name} ...")
+        try:
+            for row in importlib.import_module(f"benchmarks.{name}").run():
+                record = row.record()
+                save(record)
+                met = {True: "yes", False: "[red]no", None: ""}[record["met"]]
+                table.add_row(row.name, f"{row.value:.3g}", row.unit, row.bar or "", met)
+                table.add_row(f"  [dim]{row.held_against}", end_section=True)
+        except Skipped as reason:
+            console.print(f"{name} skipped: {reason}")
+    console.print(table)
+
+
+def save(record: dict) -> None:
+    """Replace the row of that name, at once: an interrupted run keeps what it has measured."""
+    rows = json.loads(OUT.read_text()) if OUT.exists() else []
+    rows = [row for row in rows if row["name"] != record["name"]]
+    write_json(OUT, sorted([*rows, record], key=lambda row: row["name"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""How the benchmarks measure: the same work side by side in turn, and memory in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One benchmark result, as it stands in metrics/benchmarks.json."""
+
+    name: str
+    value: float
+    unit: str
+    bar: str | None
+    """``<= x`` or ``>= x``; None for a figure that is only reported."""
+    held_against: str
+    n: int
+    """Pairs of measurements behind the value."""
+
+    def record(self) -> dict[str, Any]:
+        met = None
+        if self.bar:
+            relation, bound = self.bar.split()
+            met = self.value <= float(bound) if relation == "<=" else self.value >= float(bound)
+        return {**asdict(self), "met": met, "machine": machine()}
+
+
+class Skipped(Exception):
+    """The benchmark cannot run here; the message says why."""
+
+
+def machine() -> str:
+    """Processor, threads, torch and the load while measuring; nothing that identifies a host or a path."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (f"{platform.system()} {platform.machine()}, {model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+            f"torch {torch.__version__}{load}")
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def in_turn(first: Callable[[], Any], second: Callable[[], Any], pairs: int) -> tuple[list[float], list[float]]:
+    """Seconds of two pieces of work, alternating and changing who begins, after one unmeasured run of each."""
+    first(), second()
+    a, b = [], []
+    for pair in range(pairs):
+        for times, work in ((a, first), (b, second))[:: 1 if pair % 2 else -1]:
+            times.append(seconds(work))
+    return a, b
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(numerators, denominators))
+
+
+def added_memory(setup: str, work: str) -> float:
+    """MiB by which ``work`` raises the resident memory of a fresh process that has run ``setup``."""
+    if not Path("/proc/self/clear_refs").exists():
+        raise Skipped("memory is read from /proc, which only Linux has")
+    code = f"""
+import gc, re, torch
+import benchmarks
+torch.set_num_threads({torch.get_num_threads()})
+{setup}
+gc.collect()
+status = lambda key: int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read()).group(1))
+open("/proc/self/clear_refs", "w").write("5")  # begin a new high-water mark
+before = status("VmRSS")
+{work}
+print((status("VmHWM") - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return float(done.stdout.split()[-1])

@@ -1,0 +1,85 @@
+"""Token statistics against the bare matrix product, and against full logits with the textbook formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Row, added_memory, in_turn, median_ratio, seconds
+from offramp.states.statistics import Readout, token_statistics
+
+SIZES = {"seed": (2048, 69830, 64), "default": (8192, 1024, 128)}
+"""Tokens, vocabulary, width: the seed's words, and the default model."""
+BLOCKS = ((128, 4096), (256, 4096), (256, 2048), (512, 1024), (512, 4096))
+
+
+def run() -> Iterator[Row]:
+    for name, (tokens, vocab, width) in SIZES.items():
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(tokens, width, generator=generator)
+        matrix = torch.randn(vocab, width, generator=generator) * 0.1
+        targets = torch.randint(vocab, (tokens,), generator=generator)
+        readout = Readout(matrix)
+        ours = lambda: token_statistics([hidden], [readout], targets)  # noqa: B023, E731
+        bare = fastest([blocked_product(hidden, matrix, *blocks) for blocks in BLOCKS])
+        times, product = in_turn(ours, bare, pairs=9)
+        size = f"{tokens} x {vocab}, width {width}"
+        yield Row(f"statistics_over_product_{name}", median_ratio(times, product), "x time", "<= 2.0",
+                  f"the bare blocked matrix product, {size}, into one buffer, the fastest of {len(BLOCKS)} block sizes", 9)
+        piece = slice(0, min(tokens, 2048))
+        part, wanted = hidden[piece], targets[piece]
+        times, plain = in_turn(lambda: token_statistics([part], [readout], wanted),  # noqa: B023
+                               lambda: textbook(part, matrix, wanted), pairs=5)  # noqa: B023
+        yield Row(f"statistics_speedup_{name}", median_ratio(plain, times), "x speed", ">= 4",
+                  f"full logits, log-softmax, entropy and top-2 of {len(part)} tokens at once, {vocab} entries, width {width}", 5)
+    yield from memory()
+
+
+def blocked_product(hidden: Tensor, matrix: Tensor, rows: int, columns: int) -> Callable[[], None]:
+    """The product alone, block by block, each into the same buffer."""
+    buffer = torch.empty(rows * columns)
+    blocks = [block.T for block in matrix.split(columns)]
+
+    def work() -> None:
+        for part in hidden.split(rows):
+            for block in blocks:
+                torch.mm(part, block, out=buffer[: len(part) * block.shape[1]].view(len(part), -1))
+
+    return work
+
+
+def fastest(works: list[Callable[[], None]]) -> Callable[[], None]:
+    for work in works:
+        work()
+    return min(works, key=lambda work: min(seconds(work) for _ in range(3)))
+
+
+def textbook(hidden: Tensor, matrix: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """The statistics of token_statistics, from all logits at once."""
+    logits = hidden @ matrix.T
+    log_p = logits.log_softmax(1)
+    p = log_p.exp()
+    top = logits.topk(2, dim=1)
+    loss = -log_p.gather(1, targets.unsqueeze(1)).squeeze(1)
+    return {
+        "max_prob": p.amax(1), "max_logit": top.values[:, 0], "mean_logit": logits.mean(1),
+        "margin": top.values[:, 0] - top.values[:, 1], "entropy": -(p * log_p).sum(1), "argmax": top.indices[:, 0],
+        "loss": loss, "correct_prob": torch.exp(-loss),
+    }
+
+
+def memory() -> Iterator[Row]:
+    def added(tokens: int, vocab: int) -> float:
+        return added_memory(
+            "from offramp.states.statistics import Readout, token_statistics\n"
+            "warm = Readout(torch.randn(64, 64)); token_statistics([torch.randn(64, 64)], [warm])\n"
+            f"hidden, readout = torch.randn({tokens}, 64), Readout(torch.randn({vocab}, 64))",
+            "token_statistics([hidden], [readout])",
+        )
+
+    small, tokens, vocab = added(2048, 16384), added(8192, 16384), added(2048, 65536)
+    for name, larger in (("tokens", tokens), ("vocabulary", vocab)):
+        yield Row(f"statistics_memory_4x_{name}", larger / small, "x added memory", "<= 1.25",
+                  f"the same with a quarter of the {name} ({small:.0f} MiB added)", 1)
