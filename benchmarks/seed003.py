@@ -1,0 +1,115 @@
+"""The seed's experiment 003 end to end: Offramp's path against the seed's own way (``naive_seed003``)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import naive_seed003 as naive
+from benchmarks.collect import collect
+from benchmarks.inputs import RandomWindows, model
+from benchmarks.measure import Row, median_ratio, seconds
+from offramp.exits.classifier import ExitClassifier, fit_classifier
+from offramp.exits.labels import label
+from offramp.lineage.artifact import open_artifact
+from offramp.models.native import BlockwiseLM
+from offramp.params import Pretrain, load_params
+from offramp.routing.executor import Decision, Executor
+from offramp.states.store import States
+from offramp.training.pretrain import Pretrainer
+from offramp.training.snapshots import Snapshots
+
+WINDOWS, SHARE = 10_000, 0.05
+"""The experiment's windows, and the share of them run here: every step's cost is proportional to windows."""
+WINDOW, VOCAB, BATCH, EPOCHS = 32, 32_768, 64, 10
+PAIRS = 2
+
+
+def run() -> Iterator[Row]:
+    ours, plain = [], []
+    train = RandomWindows(int(WINDOWS * SHARE), WINDOW, VOCAB)
+    held_out = RandomWindows(int(WINDOWS * SHARE / 5), WINDOW, VOCAB, seed=1)
+    for _ in range(PAIRS):
+        plain.append(seconds(lambda: naive_path(seed_model(), train, held_out)))
+        ours.append(seconds(lambda: our_path(seed_model(), train, held_out)))
+    yield Row(
+        "seed003_end_to_end", median_ratio(plain, ours), "x speed", ">= 8",
+        f"the seed's way (full logits; model run again in each of {EPOCHS} exit-classifier epochs, for hard tokens, and every "
+        f"block on every token in evaluation): {len(train)} of 10,000 windows of 32, vocabulary {VOCAB}, width 64, 2+2 layers; "
+        f"per block as many steps as one epoch has; naive {np.median(plain):.1f} s, ours {np.median(ours):.1f} s", PAIRS)
+
+
+def seed_model() -> BlockwiseLM:
+    return model(VOCAB, WINDOW, 64, 4, 256, (2, 2), norm="post", tied=False)
+
+
+def settings(steps: int) -> Pretrain:
+    """The pretrain section of this experiment; ``steps`` for both blocks together."""
+    from benchmarks.measure import ROOT
+
+    values = load_params("pretrain", ROOT).pretrain.model_dump()
+    values |= {"method": "blockwise", "head": "shared", "steps": steps, "batch_size": BATCH, "learning_rate": 1e-3,
+               "schedule": "constant", "warmup_steps": 1, "evaluate_every": steps, "evaluate_windows": 10**6}
+    values["blockwise"] |= {"context": "repack", "tokens": "hard", "hard_ratio": 0.5, "hard_signal": "max_prob",
+                            "embedding": "frozen", "later_rate": 0.1}
+    return Pretrain(**values)
+
+
+def steps_per_epoch(windows: RandomWindows) -> int:
+    return -(-len(windows) // BATCH)
+
+
+class ClassifierPolicy:
+    """A token leaves block 0 where the classifier's probability reaches the threshold."""
+
+    reads_out, flops_per_token = False, 128
+
+    def __init__(self, classifier: ExitClassifier, threshold: float):
+        self.classifier, self.threshold = classifier, threshold
+
+    def decide(self, exit: int, states: Tensor, index: Tensor, targets: Tensor) -> Decision:
+        confidence = torch.sigmoid(self.classifier(states))
+        return Decision(confidence >= self.threshold, confidence)
+
+
+def our_path(model: BlockwiseLM, train: RandomWindows, held_out: RandomWindows) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        params = settings(2 * steps_per_epoch(train))
+        Pretrainer(model, train, held_out, params, Snapshots(root / "snapshots", 1e9), torch.device("cpu")).run()
+        collect(model, train, root / "states")
+        classifier, inputs = fit_from_cache(root / "states", EPOCHS)
+        with torch.no_grad():
+            threshold = float(torch.sigmoid(classifier(inputs)).quantile(0.5))
+        executor, policy = Executor(model), ClassifierPolicy(classifier, threshold)
+        for indices in torch.arange(len(held_out)).split(BATCH):
+            executor.run(*held_out.batch(indices), policy)
+
+
+def fit_from_cache(path: Path, epochs: int) -> tuple[ExitClassifier, Tensor]:
+    """The classifier of exit 0, linear, "correct" labels; and its inputs."""
+    states = States(open_artifact(path, "states", verify=False))
+    inputs, labels = states.hidden(0), torch.from_numpy(label(states, 0, "correct"))
+    few = slice(0, 2048)
+    fit = fit_classifier((inputs, labels), (inputs[few], labels[few]), "correct", [], 1e-3, BATCH * WINDOW, epochs, epochs, 0)
+    return fit.classifier, inputs
+
+
+def naive_path(model: BlockwiseLM, train: RandomWindows, held_out: RandomWindows) -> None:
+    steps = steps_per_epoch(train)
+    with torch.no_grad():  # the seed embeds all sequences first; the embedding is never trained
+        (tokens, targets), (others, wanted) = (w.batch(torch.arange(len(w))) for w in (train, held_out))
+        hidden, held = model.embed(tokens), model.embed(others)
+    naive.train_block(model, 0, hidden, targets, BATCH, steps, 1e-3)
+    naive.block_nll(model, 0, held, wanted, BATCH)
+    classifier = naive.train_classifier(model, 0, hidden, targets, BATCH, EPOCHS, 1e-3)
+    hard, hard_targets, threshold = naive.hard_tokens(model, 0, classifier, hidden, targets, BATCH, 0.5)
+    naive.train_block(model, 1, hard, hard_targets, BATCH, steps, 1e-4)
+    held_hard, held_targets, _ = naive.hard_tokens(model, 0, classifier, held, wanted, BATCH, 0.5)
+    naive.block_nll(model, 1, held_hard, held_targets, BATCH)
+    naive.evaluate(model, classifier, threshold, held, wanted, BATCH)

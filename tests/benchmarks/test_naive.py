@@ -1,0 +1,70 @@
+"""The naive seed 003 path does the same work as the library's: equal losses, hard tokens and exits for equal weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import naive_seed003 as naive
+from benchmarks.inputs import RandomWindows, model
+from benchmarks.statistics import textbook
+from offramp.routing.executor import Decision, Executor
+from offramp.states.statistics import Readout, token_statistics
+from offramp.training.losses import token_nll
+from offramp.training.sequences import InContext, repack
+
+
+@pytest.fixture
+def setup():
+    lm = model(300, 8, 16, 2, 32, (1, 1), norm="post", tied=False)
+    windows = RandomWindows(12, 8, 300)
+    tokens, targets = windows.batch(torch.arange(12))
+    torch.manual_seed(1)
+    return lm, windows, tokens, targets, nn.Linear(16, 1)
+
+
+def test_training_loss_and_gradient_are_equal(setup):
+    lm, _, tokens, targets, _ = setup
+    x = lm.embed(tokens).detach()
+    losses = [naive.block_loss(lm, 0, x, targets),
+              token_nll(lm.run_block(0, x).flatten(0, 1), lm.readout_matrix(0), targets.flatten()).sum()]
+    torch.testing.assert_close(*losses)
+    gradients = [torch.autograd.grad(loss, lm.blocks[0][0].query.weight)[0] for loss in losses]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_hard_tokens_are_the_same(setup, tmp_path):
+    lm, windows, tokens, targets, classifier = setup
+    states, wanted, threshold = naive.hard_tokens(lm, 0, classifier, lm.embed(tokens).detach(), targets, 4, 0.5)
+    confidence = lambda block, x, y: torch.sigmoid(classifier(x)).squeeze(-1)  # noqa: E731
+    device = torch.device("cpu")
+    ours = repack(InContext(lm, windows, 0, device), lm, 0, confidence, threshold, 8, tmp_path, 4, device)
+    x, y, _ = ours.batch(torch.arange(len(ours)))
+    torch.testing.assert_close(x, states)
+    assert torch.equal(y, wanted)
+
+
+def test_evaluation_takes_the_same_exits_and_losses(setup):
+    """Losses of the first exit always; of the last where nobody left, for the naive path computes every token there."""
+    lm, _, tokens, targets, classifier = setup
+    x = lm.embed(tokens).detach()
+    for threshold in (0.5, 2.0):
+        found = naive.evaluate(lm, classifier, threshold, x, targets, 4)
+        policy = type("Policy", (), {
+            "reads_out": False, "flops_per_token": 0,
+            "decide": lambda _, exit, states, index, y: Decision(torch.sigmoid(classifier(states)).squeeze(-1) >= threshold),  # noqa: B023
+        })()
+        routed = Executor(lm).run(tokens, targets, policy)
+        assert torch.equal(routed.exit.flatten(), found.exit)
+        same = found.exit == 0 if threshold < 1 else found.exit == 1
+        assert same.any()
+        np.testing.assert_allclose(routed.loss.flatten()[same], found.loss[same], rtol=1e-4)
+
+
+def test_textbook_statistics_are_equal():
+    hidden, matrix, targets = torch.randn(20, 8), torch.randn(100, 8), torch.randint(100, (20,))
+    ours = token_statistics([hidden], [Readout(matrix)], targets)[0]
+    for name, values in textbook(hidden, matrix, targets).items():
+        torch.testing.assert_close(ours[name], values, rtol=1e-3, atol=1e-4)
