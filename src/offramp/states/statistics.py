@@ -157,14 +157,17 @@ def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Ten
         raise ValueError("token_statistics needs at least one token")
     exits = [_Softmax(readout, len(inputs[0])) for readout in readouts]
     weight = torch.empty_like(exits[0]._logits)
-    chunks: list[list[dict[str, Tensor]]] = [[] for _ in inputs]
+    out: list[dict[str, Tensor]] = [{} for _ in inputs]
     for start in range(0, len(inputs[0]), exits[0].rows):
         here = slice(start, start + exits[0].rows)
         for exit, x in zip(exits, inputs):
             exit.start(x[here].float())
         for exit, part in enumerate(_row_statistics(exits, weight, None if targets is None else targets[here])):
-            chunks[exit].append(part)
-    return [{name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in chunks]
+            for name, values in part.items():  # copied: small tensors kept from every pass would fragment the heap
+                if not start:
+                    out[exit][name] = values.new_empty(len(inputs[0]))
+                out[exit][name][here] = values
+    return out
 
 
 @torch.no_grad()
