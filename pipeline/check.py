@@ -15,6 +15,10 @@ from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
+    if params.runtime.device not in ("auto", "cpu"):  # importing torch takes seconds
+        from offramp.runtime import setup
+
+        setup(params.runtime.device, params.runtime.threads)
     write_json(root / "build/corpus.json", fingerprint(params.corpus, root))
 
 

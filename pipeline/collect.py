@@ -28,7 +28,7 @@ def run(params: Declared, root: Path) -> None:
         metrics[split] = summarise(states)
         histogram += loss_histogram(states, split)
     write_json(root / "metrics/states.json", metrics)
-    write_csv(root / "metrics/plots/loss_distribution.csv", histogram)
+    write_csv(root / "metrics/plots/loss_distribution.csv", ("split", "exit", "loss", "share"), histogram)
 
 
 main = stage("collect", run)

@@ -36,8 +36,8 @@ def run(params: Declared, root: Path) -> None:
         "confidence": signal, "threshold": {f"exit_{exit}": value for exit, value in enumerate(thresholds)},
         "inputs": {name: artifact.digest for name, artifact in made_from.items()}, **measures,
     })
-    write_csv(root / "metrics/plots/reliability.csv", evaluation.reliability_rows())
-    write_csv(root / "metrics/plots/exits_by_position.csv", evaluation.position_rows())
+    write_csv(root / "metrics/plots/reliability.csv", ("exit", "confidence", "agreement", "tokens"), evaluation.reliability_rows())
+    write_csv(root / "metrics/plots/exits_by_position.csv", ("position", "exit", "share"), evaluation.position_rows())
     write_json(root / "metrics/timing.json", evaluation.timing())
 
 

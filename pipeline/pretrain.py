@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from offramp.corpus.windows import TokenWindows
 from offramp.lineage.artifact import create_artifact, open_artifact, write_json
 from offramp.models.native import BlockwiseLM, ModelConfig
@@ -14,6 +16,8 @@ from offramp.runtime import seed_all, setup
 from offramp.training.pretrain import Pretrainer, num_parameters
 from offramp.training.snapshots import Snapshots, code_digest, snapshot_key
 from pipeline._stage import stage, write_csv
+
+CURVE = ("phase", "exit", "step", "tokens", "train_loss", "calibration_ppl")
 
 
 def run(params: Declared, root: Path) -> None:
@@ -29,17 +33,19 @@ def run(params: Declared, root: Path) -> None:
         **{**model_params, "block_layers": tuple(model_params["block_layers"])},
     ))
     source = root / "src/offramp"
+    rooms = ("corpus", "nn", "models", "states", "training")
     key = snapshot_key({"params": params.to_json(), "data": data.digest, "threads": params.runtime.threads,
-                        "code": code_digest(source / "training", source / "models", source / "nn")})
+                        "device": str(device), "torch": torch.__version__,
+                        "code": code_digest(*(source / room for room in rooms))})
     snapshots = Snapshots(Path(os.environ.get("DVC_ROOT", root)) / ".resume" / key, params.runtime.snapshot_seconds)
 
     result = Pretrainer(model, train, calibration, settings, snapshots, device).run()
 
     with create_artifact(root / "models/lm", "lm", params.to_json(), {"data": data}) as out:
         save_model(model, out.path)
-        write_csv(out.path / "learning_curves.csv", result.curve)
+        write_csv(out.path / "learning_curves.csv", CURVE, result.curve)
         out.meta.update(parameters=num_parameters(model), hardness_thresholds=result.thresholds)
-    write_csv(root / "metrics/plots/learning_curves.csv", result.curve)
+    write_csv(root / "metrics/plots/learning_curves.csv", CURVE, result.curve)
     tokens = sum(int(phase["steps"]) for phase in result.best.values()) * settings.batch_size * train.window
     write_json(root / "metrics/pretrain.json", {"parameters": num_parameters(model), "tokens_seen": tokens, **result.best})
     snapshots.delete()

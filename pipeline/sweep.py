@@ -20,7 +20,7 @@ def run(params: Declared, root: Path) -> None:
     inputs = open_routing_inputs(params, root)
     scorers = all_scorers(Exits(inputs.exits), torch.device("cpu"))
     rows = threshold_curve(inputs.executor, inputs.windows, inputs.states, scorers, params.routing, inputs.device)
-    write_csv(root / "metrics/plots/threshold_curve.csv", rows)
+    write_csv(root / "metrics/plots/threshold_curve.csv", tuple(rows[0]), rows)
 
 
 main = stage("sweep", run)

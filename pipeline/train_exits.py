@@ -17,7 +17,7 @@ def run(params: Declared, root: Path) -> None:
     setup("cpu", params.runtime.threads)
     _, metrics, curve = train_exits(States(calibration), params.exits, root / "models/exits", params.to_json())
     write_json(root / "metrics/exits.json", metrics)
-    write_csv(root / "metrics/plots/exit_fit.csv", curve)
+    write_csv(root / "metrics/plots/exit_fit.csv", ("exit", "epoch", "fit_loss", "select_loss"), curve)
 
 
 main = stage("train_exits", run)

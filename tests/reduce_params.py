@@ -24,7 +24,7 @@ REDUCED: dict[str, Any] = {
     "exits.hidden": [32],
     "routing.curve_fractions": [0.3, 0.7],
     "routing.control_windows": 64,
-    "routing.timing_batches": 3,
+    "routing.timing_batches": 4,
     "routing.bootstrap": 200,
     "report.text_tokens": 200,
 }

@@ -22,6 +22,7 @@ JOINT_LABELS = ("correct", "distill", "loss")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -38,7 +39,7 @@ class Corpus(Section):
     document_characters: Count | None
     calibration_fraction: Fraction
     test_fraction: Fraction
-    split_seed: int
+    split_seed: Seed
 
     @model_validator(mode="after")
     def _complete(self) -> Corpus:
@@ -114,7 +115,7 @@ class Pretrain(Section):
     evaluate_windows: Count
     patience: Count
     precision: Literal["fp32", "bf16"]
-    seed: int
+    seed: Seed
 
 
 class Collect(Section):
@@ -133,17 +134,17 @@ class Exits(Section):
     batch_size: Count
     max_epochs: Count
     patience: Count
-    seed: int
+    seed: Seed
 
 
 class Routing(Section):
     auto_exit_ratio: Fraction
     curve_fractions: Annotated[list[Fraction], Field(min_length=1)]
     control_windows: Count
-    timing_batches: Annotated[int, Field(ge=3)]
+    timing_batches: Annotated[int, Field(ge=4)]
     batch_size: Count
     bootstrap: Annotated[int, Field(ge=100)]
-    seed: int
+    seed: Seed
 
 
 class Report(Section):
@@ -178,6 +179,8 @@ class Params(Section):
                 f"pretrain.exit_weights has {len(pretrain.exit_weights)} values for {blocks} blocks; "
                 "give one per block, or [] for equal weights"
             )
+        if pretrain.exit_weights and not sum(pretrain.exit_weights):
+            raise ValueError("pretrain.exit_weights are all zero: nothing would be trained")
         if not blockwise and pretrain.head == "frozen":
             raise ValueError("pretrain.head frozen belongs to method blockwise; use shared or per_block")
         if pretrain.method == "final" and pretrain.head == "per_block" and blocks > 1:

@@ -29,14 +29,14 @@ def command(folder: Path, *words: str, check: bool = True) -> subprocess.Complet
     return done
 
 
-def copy_repository(folder: Path) -> Path:
+def copy_repository(folder: Path, **changes: object) -> Path:
     """The repository's files, also those not committed yet, as a fresh git repository with reduced parameters."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
         if (REPOSITORY / name).is_file() and not name.startswith(("metrics/", "dvc.lock", "docs/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, folder / name)
-    reduce_params(folder / "params.yaml")
+    reduce_params(folder / "params.yaml", **changes)
     command(folder, "git", "init", "-q")
     command(folder, "git", "add", "-A")
     command(folder, "git", "commit", "-q", "-m", "start")

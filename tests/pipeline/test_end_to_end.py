@@ -107,3 +107,14 @@ def test_plots_can_be_shown(project, tmp_path):
     command(project, "dvc", "plots", "show", "-o", str(tmp_path / "plots"))
     page = (tmp_path / "plots/index.html").read_text()
     assert "Learning curves" in page and "learning_calibration_ppl.svg" in page
+
+
+def test_classifiers_trained_jointly_are_used_and_three_exits_work(tmp_path):
+    """The other ways through the pipeline: joint training with exit classifiers inside, three blocks, post-norm, characters."""
+    folder = copy_repository(tmp_path / "joint", pretrain__method="joint", pretrain__head="shared", model__block_layers=[1, 1, 1],
+                             model__norm="post", pretrain__joint_classifier={"label": "loss", "weight": 1.0}, exits__mode="joint",
+                             tokenizer__kind="char", threshold="auto", pretrain__steps=40, pretrain__blockwise__exited_state="input")
+    for stage in ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "report"):
+        command(folder, "python", "-m", f"pipeline.{stage}")
+    routing = json.loads((folder / "metrics/routing.json").read_text())
+    assert len(routing["exit_fraction"]) == 3 and 0.3 < routing["exit_fraction"]["exit_0"] < 0.7

@@ -14,6 +14,10 @@ class DocumentSums:
         self.tokens = np.bincount(place).astype(np.float64)
         self.sums = {name: np.bincount(place, weights=column) for name, column in values.items()}
 
+    @property
+    def documents(self) -> int:
+        return len(self.tokens)
+
     def resample(self, draws: int, seed: int) -> dict[str, np.ndarray]:
         """Token means (draws,) of every quantity under ``draws`` resamples of documents; the same draws for all (paired)."""
         count = len(self.tokens)
@@ -23,8 +27,8 @@ class DocumentSums:
 
 
 def interval(draws: np.ndarray, level: float = 0.95) -> list[float] | None:
-    """Percentile interval [low, high] of bootstrap draws; None where the statistic is not defined."""
+    """Percentile interval [low, high] of bootstrap draws; None where it is not defined or no document varies."""
     finite = draws[np.isfinite(draws)]
-    if not len(finite):
+    if not len(finite) or np.ptp(finite) == 0:
         return None
     return [float(bound) for bound in np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])]

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+EDGE = 1e-3
+"""How much confidence may still rise beyond the outermost bins: enough to keep the ranking."""
+
 
 class Calibrator:
     """A strictly increasing piecewise-linear map of a signal to [0, 1]; it keeps the signal's ranking.
@@ -14,26 +17,24 @@ class Calibrator:
     """
 
     def __init__(self, knots: Tensor, values: Tensor):
-        self.knots, self.values = knots.double(), values.double()
+        self.knots, self.values = knots.double().cpu(), values.double().cpu()
 
     def __call__(self, raw: Tensor) -> Tensor:
         """Calibrated confidences, same shape as ``raw``, float32."""
-        knots, values = self.knots.to(raw.device), self.values.to(raw.device)
-        x = raw.double().clamp(knots[0], knots[-1])
+        knots, values = self.knots, self.values
+        x = raw.double().cpu().clamp(knots[0], knots[-1])  # on the CPU: float64 does not exist everywhere
         right = torch.searchsorted(knots, x).clamp(1, len(knots) - 1)
         left = right - 1
         weight = (x - knots[left]) / (knots[right] - knots[left])
-        return (values[left] + weight * (values[right] - values[left])).float()
-
-    def to(self, device: torch.device) -> Calibrator:
-        return Calibrator(self.knots.to(device), self.values.to(device))
+        return (values[left] + weight * (values[right] - values[left])).float().to(raw.device)
 
 
 def fit_calibrator(raw: np.ndarray, agrees: np.ndarray, bins: int = 50) -> Calibrator:
     """Isotonic regression of agreement on the signal, over quantile bins, joined by straight lines.
 
     raw (N,) float, agrees (N,) bool. Bins that isotonic regression pools become one knot, so the map rises
-    strictly between knots; the ends go to 0 and 1 just outside the signals seen.
+    strictly between knots. Beyond the first and last pooled bin it is all but flat: rarer signals promise no more than
+    the outermost bins showed, and no confidence reaches 1, so that nothing leaves at threshold 1.
     """
     from sklearn.isotonic import IsotonicRegression
 
@@ -42,7 +43,7 @@ def fit_calibrator(raw: np.ndarray, agrees: np.ndarray, bins: int = 50) -> Calib
     centre = np.array([raw[part].astype(np.float64).mean() for part in parts])
     rate = np.array([agrees[part].mean() for part in parts])
     size = np.array([len(part) for part in parts], dtype=np.float64)
-    pooled = IsotonicRegression(y_min=1e-3, y_max=1 - 1e-3).fit_transform(centre, rate, sample_weight=size)
+    pooled = IsotonicRegression(y_min=2 * EDGE, y_max=1 - 2 * EDGE).fit_transform(centre, rate, sample_weight=size)
     knots, values = [], []
     for value in np.unique(pooled):
         members = pooled == value
@@ -50,7 +51,7 @@ def fit_calibrator(raw: np.ndarray, agrees: np.ndarray, bins: int = 50) -> Calib
         values.append(value)
     span = max(float(raw.max() - raw.min()), 1e-6)
     knots = [min(float(raw.min()), knots[0]) - 1e-3 * span, *knots, max(float(raw.max()), knots[-1]) + 1e-3 * span]
-    values = [0.0, *values, 1.0]
+    values = [values[0] - EDGE, *values, values[-1] + EDGE]
     return Calibrator(torch.tensor(knots, dtype=torch.float64), torch.tensor(values, dtype=torch.float64))
 
 

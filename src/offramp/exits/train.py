@@ -20,7 +20,7 @@ from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from offramp.errors import UserError
-from offramp.exits.calibration import expected_calibration_error, fit_calibrator
+from offramp.exits.calibration import fit_calibrator
 from offramp.exits.classifier import ExitClassifier, classifier_inputs, fit_classifier
 from offramp.exits.labels import KINDS, agreement, label
 from offramp.exits.ranking import loss_gap, most_confident
@@ -138,14 +138,16 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
 
 
 def signal_quality(confidence: np.ndarray, agrees: np.ndarray, loss: np.ndarray) -> dict[str, float | None]:
-    """How a signal ranks and how its probabilities fit: the rows of metrics/exits.json (easy = upper half)."""
+    """How a signal ranks held-out tokens: the rows of metrics/exits.json (easy = upper half).
+
+    Whether its probabilities fit is for the test split to say (``ece``, reliability): these tokens calibrated it.
+    """
     easy = most_confident(confidence, len(confidence) // 2)
     oracle = most_confident(-loss, len(confidence) // 2)
     ranking = auroc(confidence, agrees)
     gap = loss_gap(easy, loss)
     return {
         "auroc": None if np.isnan(ranking) else ranking,
-        "ece": expected_calibration_error(confidence, agrees),
         "loss_gap": gap, "oracle_share": gap / loss_gap(oracle, loss),
         "spearman_loss": float(spearmanr(-confidence, loss).statistic),
     }

@@ -106,6 +106,8 @@ def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
     thresholds = ", ".join(chosen) or "none, the only exit is full depth"
     confidence = settings["exits.confidence"]
     learned = f", a classifier of {settings['exits.label']} on {_INPUTS[settings['exits.inputs']]}"
+    if settings.get("exits.mode") == "joint":
+        learned = ", a linear classifier trained together with the model"
     taken = ", ".join(
         f"{exit_name(k, measured.exits)} {percent(routing['exit_fraction'][f'exit_{k}'])}"
         for k in range(measured.exits)

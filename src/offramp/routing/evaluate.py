@@ -76,7 +76,10 @@ class Evaluation:
         self.routed = run_split(executor, windows, torch.arange(len(windows)), policy, settings.batch_size, device)
 
     def measures(self) -> dict[str, Any]:
-        """The contents of metrics/routing.json, without inputs and threshold."""
+        """The contents of metrics/routing.json, without inputs and threshold.
+
+        ``ece``, ``loss_gap`` and ``oracle_share`` judge the confidence of the first exit, where every token is asked.
+        """
         routed, full = self.routed, self.cached[self.last]
         first = self.scores[0]
         easy, true_easy = most_confident(first, len(first) // 2), most_confident(-self.cached[0]["loss"], len(first) // 2)
@@ -86,7 +89,7 @@ class Evaluation:
         })
         draws = sums.resample(self.settings.bootstrap, self.settings.seed)
         flops = executed_flops(self.config, routed.work, self.policy.flops_per_token)
-        mixture = np.choose(routed.exit, [exit["loss"] for exit in self.cached])
+        mixture = np.take_along_axis(np.stack([exit["loss"] for exit in self.cached]), routed.exit[None], axis=0)[0]
         out = self._quality(routed.loss, routed.argmax, routed.exit, full["argmax"], self.target)
         out |= {
             "tokens": len(routed.loss), "documents": len(np.unique(self.document)),
@@ -130,14 +133,12 @@ class Evaluation:
             out[name] = self._quality(run.loss, run.argmax, run.exit, full["argmax"][rows], self.target[rows])
         sums = DocumentSums(self.document[rows], loss)
         draws = sums.resample(self.settings.bootstrap, self.settings.seed)
-        intervals = {
-            "random_minus_signal_nll": interval(draws["random"] - draws["signal"]),
-            "headroom": interval((draws["random"] - draws["signal"]) / (draws["random"] - draws["gain_oracle"])),
-        }
+        intervals = {"random_minus_signal_nll": interval(draws["random"] - draws["signal"])}
         means = {name: values.mean(dtype=np.float64) for name, values in loss.items()}
         available = means["random"] - means["gain_oracle"]
-        if not 0 < sum(counts) < len(rows) or available <= 0:  # everything or nothing leaves: no choice to judge
+        if max(*counts, len(rows) - sum(counts)) == len(rows) or available <= 0:  # one exit takes all: nothing to choose
             return out, {**intervals, "headroom": None}, None
+        intervals["headroom"] = interval((draws["random"] - draws["signal"]) / (draws["random"] - draws["gain_oracle"]))
         return out, intervals, float((means["random"] - means["signal"]) / available)
 
     def _control_sample(self) -> tuple[Tensor, np.ndarray]:
@@ -198,8 +199,8 @@ class Evaluation:
         return time.perf_counter() - start
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).synchronize()
 
 
 def spread_windows(total: int, wanted: int) -> Tensor:

@@ -21,7 +21,7 @@ class Scorer:
     def __init__(self, exits: Exits, signal: str, device: torch.device):
         self.signal, self.inputs, self.device = signal, exits.config["inputs"], device
         earlier = range(exits.config["exits"] - 1)
-        self.calibrators = [exits.calibrator(exit, signal).to(device) for exit in earlier]
+        self.calibrators = [exits.calibrator(exit, signal) for exit in earlier]
         self.classifiers: list[ExitClassifier] = (
             [exits.classifier(exit).to(device) for exit in earlier] if signal == LEARNED else []
         )
@@ -37,7 +37,8 @@ class Scorer:
         return self.calibrators[exit](self.classifiers[exit](classifier_inputs(self.inputs, hidden, table)))
 
     def on_cached(self, states: States) -> np.ndarray:
-        """Confidences (K-1, tokens) of a states artifact: exact for the first exit, as if nobody had left before it."""
+        """Confidences (K-1, tokens) of a states artifact: for the first exit equal to the routed ones up to
+        the rounding of stored states; for later ones as if nobody had left before."""
         found = []
         for exit in range(len(self.calibrators)):
             parts, start = [], 0
@@ -109,7 +110,8 @@ def exits_by_share(scores: np.ndarray, counts: list[int]) -> np.ndarray:
 def control_scores(states: States, name: str, rows: np.ndarray, seed: int) -> np.ndarray:
     """Scores (K-1, rows) by which a control picks who leaves: random (the floor), or an oracle that knows the target.
 
-    ``gain_oracle`` lets go where depth would gain least (the ceiling); ``loss_oracle`` where the loss is least.
+    ``gain_oracle`` lets go where depth would gain least: the ceiling for two exits, and greedy, exit by exit, for more.
+    ``loss_oracle`` lets go where the loss here is least: what knowing difficulty alone would buy.
     """
     last = states.num_exits - 1
     if name == "random":

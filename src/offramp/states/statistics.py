@@ -8,6 +8,8 @@ over the whole vocabulary is computed again. Shapes: N tokens, V vocabulary, D w
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -146,6 +148,19 @@ class _Softmax:
 
 
 @torch.no_grad()
+def _full_precision(function):
+    """Statistics stay float32 also where the training around them runs under bf16 autocast."""
+
+    @functools.wraps(function)
+    def wrapped(inputs, *arguments, **named):
+        device = (inputs if isinstance(inputs, Tensor) else inputs[0]).device.type
+        with torch.autocast(device, enabled=False):
+            return function(inputs, *arguments, **named)
+
+    return wrapped
+
+
+@_full_precision
 def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Tensor | None = None) -> list[dict[str, Tensor]]:
     """Statistics of softmax(W_k h_k) for the readout inputs h_k (N, D) of one or more exits: per exit, tensors (N,).
 
@@ -171,6 +186,7 @@ def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Ten
 
 
 @torch.no_grad()
+@_full_precision
 def predictions(inputs: Tensor, readout: Readout, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Loss in nats and argmax, each (N,), of tokens that need no other statistics: the cheapest readout."""
     losses, best = [inputs.new_zeros(0)], [targets.new_zeros(0)]

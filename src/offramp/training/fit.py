@@ -28,7 +28,7 @@ class FitConfig:
     clip_norm: float
     evaluate_every: int
     patience: int
-    """Evaluations without a better calibration loss before the phase stops."""
+    """The phase stops after this many evaluations in a row without a better calibration loss."""
     seed: int
 
 
@@ -43,7 +43,8 @@ class Phase:
     losses: Callable[[Tensor], dict[str, Tensor]]
     """Named mean losses ("exit 0", ...) of the sequences with the given indices; their weighted sum is minimised."""
     evaluate: Callable[[], dict[int, float]]
-    """Mean calibration NLL in nats per exit; their mean selects the best step."""
+    """Mean calibration NLL in nats per exit, over the tokens this phase learns from; their mean, weighted as the
+    losses, selects the best step."""
     window: int
     rate: float = 1.0
     """Learning rate relative to the configuration's."""
@@ -105,7 +106,7 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
         best = resumed["best"]
     batches = sequence_order(phase.num_sequences, config.batch_size, config.seed + index, progress.step)
     bar = tqdm(total=phase.steps, initial=progress.step, desc=f"pretrain {phase.name}", unit="step", disable=None)
-    while progress.step < phase.steps and progress.misses <= config.patience:
+    while progress.step < phase.steps and progress.misses < config.patience:
         rate = config.learning_rate * phase.rate * learning_rate(config, progress.step, phase.steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -147,7 +148,8 @@ def _evaluate(phase: Phase, config: FitConfig, progress: Progress) -> bool:
             "calibration_ppl": math.exp(min(value, 100.0)),
         })
     progress.running = {}
-    mean = sum(nll.values()) / len(nll)
+    weights = {exit: phase.weights.get(f"exit {exit}", 1.0) for exit in nll}
+    mean = sum(weights[exit] * value for exit, value in nll.items()) / sum(weights.values())
     improved = mean < progress.best_loss
     if improved:
         progress.best_loss, progress.best_step, progress.misses = mean, progress.step, 0

@@ -144,7 +144,7 @@ class Pretrainer:
             with autocast(self.device, self.params.precision):
                 x, targets, counts = inputs.batch(indices)
                 nll = self._nll(block, self.model.run_block(block, x), targets, counts)
-            total, tokens = total + nll.double().sum().item(), tokens + nll.numel()
+            total, tokens = total + nll.sum().item(), tokens + nll.numel()
         return total / max(1, tokens)
 
     # -- all blocks at once -------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class Pretrainer:
             with autocast(self.device, self.params.precision):
                 states = self.model(inputs)
                 for exit in exits:
-                    totals[exit] += self._nll(exit, states[exit], targets, None).double().sum().item()
+                    totals[exit] += self._nll(exit, states[exit], targets, None).sum().item()
             tokens += targets.numel()
         return {exit: total / tokens for exit, total in totals.items()}
 
