@@ -100,7 +100,8 @@ def test_hard_tokens_are_the_wanted_share_and_only_they_count(data, tmp_path):
     train, _ = trainer._block_inputs(1, fresh=True)
     x, targets, counts = train.batch(torch.arange(len(train)))
     assert counts.float().mean() == pytest.approx(0.3, abs=0.01)
-    confidence = trainer.confidence(0, x, targets)
+    with torch.no_grad():
+        confidence = trainer.confidence(0, x, targets)
     assert confidence[counts].max() < confidence[~counts].min()
 
 
