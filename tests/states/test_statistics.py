@@ -27,18 +27,20 @@ def reference(inputs, matrix, targets):
 @settings(max_examples=40, deadline=None)
 @given(
     tokens=st.integers(1, 70), vocab=st.integers(2, 150), width=st.integers(1, 12),
-    rows=st.integers(1, 40), columns=st.sampled_from([32, 48, 64, 4096]),
+    block=st.sampled_from([1, 300, 5000, 2**18]), columns=st.sampled_from([8, 32, 4096]), slots=st.sampled_from([1, 3, 64]), tile=st.sampled_from([1, 40, 2**19]),
     scale=st.sampled_from([0.1, 3.0, 40.0]), seed=st.integers(0, 1000),
 )
-def test_statistics_equal_the_plain_formulas_whatever_the_block_sizes(tokens, vocab, width, rows, columns, scale, seed):
+def test_statistics_equal_the_plain_formulas_whatever_the_block_sizes(tokens, vocab, width, block, columns, slots, tile, scale, seed):
     """Also for logits in the hundreds, where sums of exponentials need a shift."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     inputs, matrices = [draw(tokens, width) * scale for _ in range(2)], [draw(vocab, width) for _ in range(2)]
     targets = torch.randint(vocab, (tokens,), generator=generator)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "ROWS", rows)
+        patch.setattr(statistics, "BLOCK", {"cpu": block})
         patch.setattr(statistics, "COLUMNS", columns)
+        patch.setattr(statistics, "SLOTS", slots)
+        patch.setattr(statistics, "TILE", tile)
         got = token_statistics(inputs, [Readout(matrix) for matrix in matrices], targets)
         loss, argmax = predictions(inputs[0], Readout(matrices[0]), targets)
     wanted, log_ps = zip(*(reference(x, matrix, targets) for x, matrix in zip(inputs, matrices)))

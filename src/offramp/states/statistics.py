@@ -1,14 +1,16 @@
 """What readouts say about each token, in one pass over the vocabulary and without ever holding all logits.
 
-Work proceeds in blocks of ROWS tokens x at most COLUMNS vocabulary entries. All passes over a block write into
-buffers that are allocated once per call and stay in cache, so memory is independent of both sizes. The two largest
-logits cost one cheap reduction: of every GROUP of entries only the largest is kept, and only the group that wins
-over the whole vocabulary is computed again. Shapes: N tokens, V vocabulary, D width.
+Work proceeds in blocks of rows x columns (tokens x vocabulary entries) that stay in a core's cache; every pass over a
+block writes into buffers allocated once per call. What a block leaves behind is a few numbers per token, combined for
+a whole tile of tokens at a time, so memory is independent of both sizes. The two largest logits cost one cheap
+reduction: of every group of entries only the largest is kept, and only the group that wins is looked into again.
+Shapes: N tokens, V vocabulary, D width; within a tile T tokens, B vocabulary blocks, C columns, G entries a group.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -17,26 +19,30 @@ from torch import Tensor
 STATISTICS = ("max_prob", "max_logit", "mean_logit", "margin", "entropy")
 """Label-free statistics of one readout, in the order they feed an exit classifier."""
 
-ROWS, COLUMNS, GROUP = 256, 4096, 16
-KEPT_BLOCKS = 8
-"""Vocabulary blocks whose group maxima are kept before the two largest logits are taken from them."""
-SAFE_LOGIT = 75.0
-"""exp() of logits up to this size, summed over any vocabulary, stays within float32."""
-LOWEST = -1e30
-"""The logit of padding: its exponential is 0, and unlike infinity it can be multiplied by that 0."""
+COLUMNS, GROUP, SLOTS = 2048, 32, 64
+"""Most columns of a block, most entries of a group, and the number of groups a reduction likes a multiple of."""
+BLOCK = {"cpu": 2**19, "other": 2**24}
+"""Logits of one block, by device: what a CPU core's second-level cache holds, and what keeps an accelerator busy."""
+TILE = 2**18
+"""Group maxima kept at one time."""
+SAFE_LOGIT = 70.0
+"""z exp(z) of logits up to this size, summed over any vocabulary, stays within float32."""
 
 
 class Readout:
     """One exit's view of the vocabulary: its matrix W (V, D), and what can be known of W in advance.
 
-    ``blocks`` (B, C, D) is W, padded with zeros to B equal blocks whose width C is a multiple of GROUP.
+    ``blocks`` (B, C, D) is W, padded with zeros to B equal blocks of C = ``group`` x slots columns.
     """
 
     def __init__(self, matrix: Tensor):
         matrix = matrix.detach().float()
         size, width = matrix.shape
-        count = -(-size // COLUMNS)
-        columns = -(-size // (count * GROUP)) * GROUP
+        # The maxima of all groups and the entries of one are each looked through once: best about equally many.
+        self.group = min(GROUP, 2 ** round(math.log2(max(2.0, size**0.5 / 2))))
+        unit = self.group * SLOTS
+        columns = min(range(unit, max(unit, COLUMNS) + 1, unit), key=lambda c: (-(-size // c) * c, -c))  # least padding
+        count = -(-size // columns)
         padded = F.pad(matrix, (0, 0, 0, count * columns - size)).contiguous()
         self.matrix, self.blocks = padded[:size], padded.view(count, columns, width)
         self.mean = matrix.mean(0)
@@ -44,101 +50,110 @@ class Readout:
 
 
 class _Softmax:
-    """Running state of one exit's softmax over vocabulary blocks: the two largest logits, sums of e^z and z e^z.
+    """What the blocks of one exit leave behind for a tile of tokens: sums of e^z and z e^z, and group maxima.
 
-    Sums are relative to a shift that keeps them finite. ``logits`` and ``peaks`` are buffers, used again by others.
+    Sums of a block are relative to its ``shift``, which keeps them finite.
     """
 
-    def __init__(self, readout: Readout, tokens: int):
+    def __init__(self, readout: Readout, tile: int, rows: int):
         count, columns, _ = readout.blocks.shape
-        self.readout, self.columns, self.rows = readout, columns, min(tokens, ROWS * max(1, COLUMNS // columns))
         new = readout.blocks.new_empty
-        self._logits = new(self.rows * columns)
-        self._peaks = new(min(count, KEPT_BLOCKS) * self.rows * columns // GROUP)
+        self.readout, self.rows = readout, rows
+        self.padding = count * columns - len(readout.matrix)
+        self._logits = new(rows, columns)
+        self._sums = new(4, count, tile)
+        self._peaks = new(tile, count, columns // readout.group)
+        self._entries = torch.arange(readout.group, device=readout.matrix.device) * (columns // readout.group)
+        self._winners, self._slot = new(tile, readout.group), torch.empty(tile, dtype=torch.long, device=readout.matrix.device)
 
     def start(self, inputs: Tensor) -> None:
-        """Begin with the tokens ``inputs`` (N, D), at most ``rows`` of them."""
-        rows = len(inputs)
-        self.inputs = inputs
-        self.logits = self._logits[: rows * self.columns].view(rows, self.columns)
-        self.peaks = self._peaks[: len(self._peaks) // self.rows * rows].view(-1, rows, self.columns // GROUP)
-        self.peak = inputs.new_full((rows,), -torch.inf)
-        self.second = self.peak.clone()
-        self.argmax = torch.zeros(rows, dtype=torch.long, device=inputs.device)
-        self.total, self.weighted = (inputs.new_zeros(rows) for _ in range(2))
+        """Begin with the tokens ``inputs`` (T, D)."""
+        self.inputs, tokens = inputs, len(inputs)
+        self.total, self.weighted, self.crossed, self.shift = self._sums[:, :, :tokens]
+        self.peaks = self._peaks[:tokens]
+        self.winners, self.slot = self._winners[:tokens], self._slot[:tokens]
         # |z| <= |h| max|w|: where that bound is small enough no shift is needed, which saves a pass over the block.
         self.bounded = bool((inputs.norm(dim=1) * self.readout.largest_norm).max() < SAFE_LOGIT)
-        self.shift = torch.zeros_like(self.peak) if self.bounded else self.peak
-
-    def multiply(self, block: int) -> Tensor:
-        """Logits (N, C) of a vocabulary block, valid until the next call."""
-        torch.mm(self.inputs, self.readout.blocks[block].T, out=self.logits)
-        padding = (block + 1) * self.columns - len(self.readout.matrix)
-        if padding > 0:
-            self.logits[:, -padding:] = LOWEST
-        kept = block % KEPT_BLOCKS
-        # Groups are strided, so that the reduction runs along contiguous rows.
-        torch.amax(self.logits.unflatten(1, (GROUP, -1)), 1, out=self.peaks[kept])
-        if kept == KEPT_BLOCKS - 1 or padding >= 0:
-            self._two_largest(block - kept, kept + 1)
-        return self.logits
-
-    def _two_largest(self, first: int, count: int) -> None:
-        """Take in the group maxima kept of ``count`` blocks."""
-        peaks = self.peaks[:count]
-        best, slot = (over_blocks := peaks.amax(0)).max(1)
-        rivals = peaks.gather(2, slot.expand(count, -1).unsqueeze(2)).squeeze(2)  # (count, N): the slot in every block
-        block = rivals.argmax(0)
-        rivals.scatter_(0, block.unsqueeze(0), -torch.inf)
-        over_blocks.scatter_(1, slot.unsqueeze(1), rivals.amax(0).unsqueeze(1))
-        values, members = self._group(first + block, slot)
-        member = values.argmax(1, keepdim=True)
-        place = members.gather(1, member).squeeze(1)
-        runner_up = torch.maximum(over_blocks.amax(1), values.scatter_(1, member, -torch.inf).amax(1))
-        self.second = torch.maximum(torch.minimum(self.peak, best), torch.maximum(self.second, runner_up))
-        self.argmax = torch.where(best > self.peak, place, self.argmax)
-        self.peak = torch.maximum(self.peak, best)
-
-    def _group(self, block: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and numbers of the entries of group ``slot`` (N,) of vocabulary block ``block`` (N,), each (N, GROUP)."""
-        stride = self.columns // GROUP
-        members = (block * self.columns + slot).unsqueeze(1) + stride * torch.arange(GROUP, device=slot.device)
-        if len(self.readout.blocks) == 1:  # the logits are still at hand
-            return self.logits.gather(1, members), members
-        flat, step = self.readout.blocks.flatten(0, 1), max(1, ROWS * COLUMNS // (GROUP * self.inputs.shape[1]))
-        values = torch.cat([  # embedding() is the fastest way to pick rows
-            torch.bmm(F.embedding(entries, flat), x.unsqueeze(2)).squeeze(2)
-            for entries, x in zip(members.split(step), self.inputs.split(step))
-        ])
-        return values.masked_fill_(members >= len(self.readout.matrix), LOWEST), members
-
-    def exponentiate(self, out: Tensor) -> Tensor | float:
-        """Write e^(z - shift) of the current block; returns the factor that rescales sums of earlier blocks."""
         if self.bounded:
-            torch.exp(self.logits, out=out)
-            scale = 1.0
-        else:
-            shift = torch.maximum(self.shift, self.logits.amax(1))
-            torch.sub(self.logits, shift.unsqueeze(1), out=out).exp_()
-            scale, self.shift = torch.exp(self.shift - shift), shift
-        self.total = self.total * scale + out.sum(1)
-        return scale
+            self.shift.zero_()
 
-    def log_normaliser(self) -> Tensor:
-        return self.shift + self.total.log()
+    def multiply(self, block: int, here: slice) -> Tensor:
+        """Logits (R, up to C) of the tokens ``here`` for a vocabulary block, valid until the next call; keeps group maxima."""
+        logits = self._logits[: here.stop - here.start]
+        torch.mm(self.inputs[here], self.readout.blocks[block].T, out=logits)
+        padding = self.padding if block == len(self.readout.blocks) - 1 else 0
+        if padding:
+            logits[:, -padding:] = -torch.inf
+        # Groups are strided, so that the reduction runs along contiguous rows.
+        peaks = self.peaks[here, block]
+        torch.amax(logits.view(len(logits), self.readout.group, -1), 1, out=peaks)
+        if len(self.readout.blocks) == 1:  # the logits of the group that wins are at hand
+            slot = torch.max(peaks, 1, out=(self.total[0, here], self.slot[here])).indices.unsqueeze(1)
+            torch.gather(logits, 1, slot + self._entries, out=self.winners[here])
+        return logits[:, : logits.shape[1] - padding]
+
+    def exponentiate(self, logits: Tensor, block: int, here: slice, out: Tensor) -> Tensor:
+        """Write e^(z - shift) of a block and keep its sum."""
+        if self.bounded:
+            torch.exp(logits, out=out)
+        else:
+            torch.amax(self.peaks[here, block], 1, out=self.shift[block, here])
+            torch.sub(logits, self.shift[block, here].unsqueeze(1), out=out).exp_()
+        torch.sum(out, 1, out=self.total[block, here])
+        return out
+
+    def finish(self) -> None:
+        """Combine the blocks: ``log_normaliser``, the largest logits ``peak`` and ``second`` and ``argmax``, each (T,);
+        ``weighted`` and ``crossed`` become means under the distribution.
+        """
+        shift = self.shift.amax(0)
+        rescale = torch.exp(self.shift - shift)
+        total = (self.total * rescale).sum(0)
+        self.log_normaliser = shift + total.log()
+        self.rescale = rescale / total
+        self._find_largest()
+
+    def mean(self, sums: Tensor) -> Tensor:
+        """The expectation (T,) of what was summed with weights e^(z - shift), (B, T)."""
+        return (sums * self.rescale).sum(0)
+
+    def _find_largest(self) -> None:
+        """The two largest logits: the first and second of the group that wins, or the maximum of another group."""
+        count, columns, _ = self.readout.blocks.shape
+        groups = self.peaks.amax(1)  # (T, slots): over the blocks
+        if count > 1:
+            torch.max(groups, 1, out=(groups.new_empty(len(groups)), self.slot))
+        slot = self.slot.unsqueeze(1)
+        rivals = self.peaks.gather(2, slot.unsqueeze(1).expand(-1, count, -1)).squeeze(2)  # (T, B): that slot in every block
+        block = rivals.argmax(1, keepdim=True)
+        entries = block * columns + slot + self._entries
+        if count > 1:
+            self._recompute(entries)
+        groups.scatter_(1, slot, rivals.scatter_(1, block, -torch.inf).amax(1, keepdim=True))
+        self.peak, place = self.winners.max(1, keepdim=True)
+        self.argmax = entries.gather(1, place).squeeze(1)
+        self.second = torch.maximum(groups.amax(1), self.winners.scatter_(1, place, -torch.inf).amax(1))
+        self.peak = self.peak.squeeze(1)
+
+    def _recompute(self, entries: Tensor) -> None:
+        """Logits of the winning group's ``entries`` (T, G)."""
+        rows, step = self.readout.blocks.flatten(0, 1), max(1, TILE // (entries.shape[1] * self.inputs.shape[1]))
+        for here in _slices(len(entries), step):  # embedding() is the fastest way to pick rows
+            picked = F.embedding(entries[here], rows)
+            torch.sum(picked.mul_(self.inputs[here].unsqueeze(1)), 2, out=self.winners[here])
+        self.winners.masked_fill_(entries >= len(self.readout.matrix), -torch.inf)
 
     def loss(self, target: Tensor) -> Tensor:
-        target_logit = torch.linalg.vecdot(self.inputs, F.embedding(target, self.readout.matrix))
-        return (self.log_normaliser() - target_logit).clamp_min(0)
+        target_logit = F.embedding(target, self.readout.matrix).mul_(self.inputs).sum(1)
+        return (self.log_normaliser - target_logit).clamp_min_(0)
 
     def statistics(self, target: Tensor | None) -> dict[str, Tensor]:
-        log_normaliser = self.log_normaliser()
         out = {
-            "max_prob": torch.exp(self.peak - log_normaliser),
+            "max_prob": torch.exp(self.peak - self.log_normaliser),
             "max_logit": self.peak,
             "mean_logit": self.inputs @ self.readout.mean,
             "margin": self.peak - self.second,
-            "entropy": (log_normaliser - self.weighted / self.total).clamp_min(0),
+            "entropy": (self.log_normaliser - self.mean(self.weighted)).clamp_min(0),
             "argmax": self.argmax,
         }
         if target is not None:
@@ -147,14 +162,13 @@ class _Softmax:
         return out
 
 
-@torch.no_grad()
 def _full_precision(function):
     """Statistics stay float32 also where the training around them runs under bf16 autocast."""
 
     @functools.wraps(function)
     def wrapped(inputs, *arguments, **named):
         device = (inputs if isinstance(inputs, Tensor) else inputs[0]).device.type
-        with torch.autocast(device, enabled=False):
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             return function(inputs, *arguments, **named)
 
     return wrapped
@@ -170,52 +184,71 @@ def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Ten
     """
     if not len(inputs[0]):
         raise ValueError("token_statistics needs at least one token")
-    exits = [_Softmax(readout, len(inputs[0])) for readout in readouts]
+    exits, tile, rows = _buffers(inputs[0], readouts)
     weight = torch.empty_like(exits[0]._logits)
     out: list[dict[str, Tensor]] = [{} for _ in inputs]
-    for start in range(0, len(inputs[0]), exits[0].rows):
-        here = slice(start, start + exits[0].rows)
+    for here in _slices(len(inputs[0]), tile):
         for exit, x in zip(exits, inputs):
             exit.start(x[here].float())
-        for exit, part in enumerate(_row_statistics(exits, weight, None if targets is None else targets[here])):
-            for name, values in part.items():  # copied: small tensors kept from every pass would fragment the heap
-                if not start:
+        _run_blocks(exits, weight, rows)
+        for exit, part in enumerate(_combine(exits, None if targets is None else targets[here])):
+            for name, values in part.items():  # copied: small tensors kept from every tile would fragment the heap
+                if not here.start:
                     out[exit][name] = values.new_empty(len(inputs[0]))
                 out[exit][name][here] = values
     return out
 
 
-@torch.no_grad()
 @_full_precision
 def predictions(inputs: Tensor, readout: Readout, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Loss in nats and argmax, each (N,), of tokens that need no other statistics: the cheapest readout."""
-    losses, best = [inputs.new_zeros(0)], [targets.new_zeros(0)]
-    softmax = _Softmax(readout, len(inputs))
-    for start in range(0, len(inputs), max(1, softmax.rows)):
-        softmax.start(inputs[start : start + softmax.rows].float())
-        for block in range(len(readout.blocks)):
-            softmax.exponentiate(out=softmax.multiply(block))
-        losses.append(softmax.loss(targets[start : start + softmax.rows]))
-        best.append(softmax.argmax)
-    return torch.cat(losses), torch.cat(best)
+    losses, best = inputs.new_empty(len(inputs), dtype=torch.float32), torch.empty_like(targets)
+    (softmax,), tile, rows = _buffers(inputs, [readout])
+    for share in _slices(len(inputs), tile):
+        softmax.start(inputs[share].float())
+        for here in _slices(len(softmax.inputs), rows):
+            for block in range(len(readout.blocks)):
+                logits = softmax.multiply(block, here)
+                softmax.exponentiate(logits, block, here, out=logits)
+        softmax.finish()
+        losses[share], best[share] = softmax.loss(targets[share]), softmax.argmax
+    return losses, best
 
 
-def _row_statistics(exits: list[_Softmax], weight: Tensor, target: Tensor | None) -> list[dict[str, Tensor]]:
+def _buffers(inputs: Tensor, readouts: list[Readout]) -> tuple[list[_Softmax], int, int]:
+    """One accumulator per exit, the tokens of a tile, and the rows of a block."""
+    columns, slots = readouts[0].blocks.shape[1], readouts[0].blocks[..., 0].numel() // readouts[0].group
+    rows = max(1, BLOCK["cpu" if inputs.device.type == "cpu" else "other"] // columns)
+    tile = max(1, min(len(inputs), TILE // (slots * rows) * rows or rows))
+    return [_Softmax(readout, tile, min(rows, tile)) for readout in readouts], tile, rows
+
+
+def _slices(total: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, total)) for start in range(0, total, step)]
+
+
+def _run_blocks(exits: list[_Softmax], weight: Tensor, rows: int) -> None:
     *earlier, last = exits
-    weight = weight[: last.logits.numel()].view_as(last.logits)
-    crossed = [torch.zeros_like(last.total) for _ in earlier]  # sums over v of z_k e^z_last
-    for block in range(len(last.readout.blocks)):
-        for exit in earlier:
-            exit.multiply(block)
-            scale = exit.exponentiate(out=weight)
-            exit.weighted = exit.weighted * scale + weight.mul_(exit.logits).sum(1)
-        last.multiply(block)
-        scale = last.exponentiate(out=weight)
-        for k, exit in enumerate(earlier):
-            crossed[k] = crossed[k] * scale + exit.logits.mul_(weight).sum(1)
-        last.weighted = last.weighted * scale + weight.mul_(last.logits).sum(1)
+    for here in _slices(len(last.inputs), rows):
+        for block in range(len(last.readout.blocks)):
+            held = []
+            for exit in earlier:
+                held.append(logits := exit.multiply(block, here))
+                weights = exit.exponentiate(logits, block, here, out=weight[: len(logits), : logits.shape[1]])
+                torch.sum(weights.mul_(logits), 1, out=exit.weighted[block, here])
+            logits = last.multiply(block, here)
+            weights = last.exponentiate(logits, block, here, out=weight[: len(logits), : logits.shape[1]])
+            for exit, own in zip(earlier, held):  # sums over v of z_k e^z_last
+                torch.sum(own.mul_(weights), 1, out=exit.crossed[block, here])
+            torch.sum(weights.mul_(logits), 1, out=last.weighted[block, here])
+
+
+def _combine(exits: list[_Softmax], target: Tensor | None) -> list[dict[str, Tensor]]:
+    for exit in exits:
+        exit.finish()
+    *earlier, last = exits
     out = [exit.statistics(target) for exit in exits]
-    for exit, part, crossed_k in zip(earlier, out, crossed):  # KL(last || k) = E_last[z_last - z_k] - logZ_last + logZ_k
-        expected = (last.weighted - crossed_k) / last.total
-        part["divergence"] = (expected - last.log_normaliser() + exit.log_normaliser()).clamp_min(0)
+    for exit, part in zip(earlier, out):  # KL(last || k) = E_last[z_last - z_k] - log Z_last + log Z_k
+        expected = last.mean(last.weighted) - last.mean(exit.crossed)
+        part["divergence"] = (expected - last.log_normaliser + exit.log_normaliser).clamp_min(0)
     return out
