@@ -14,7 +14,7 @@ from offramp.routing.executor import Executor, Work
 from offramp.routing.policies import GivenExits
 from offramp.states.statistics import Readout, predictions
 
-PAIRS = 5
+PAIRS = 15
 
 
 def run() -> Iterator[Row]:

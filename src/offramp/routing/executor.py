@@ -103,8 +103,9 @@ class Executor:
         layer_number = 0
         for block, layers in enumerate(model.blocks):
             entered = x[active] if model.config.exited_state == "input" else None
+            remaining = None if len(active) == len(x) else _Remaining(active, shape, model.cos, model.sin)
             for layer in layers:
-                x = self._layer(layer, layer_number, x, active, shape, work)
+                x = self._layer(layer, layer_number, x, remaining, shape, work)
                 layer_number += 1
             if block == last or policy is None:
                 continue
@@ -133,37 +134,44 @@ class Executor:
         work.readout_tokens += len(states)
         return predictions(self.model.readout_input(exit, states), self.readouts[exit], targets)
 
-    def _layer(self, layer: TransformerLayer, number: int, x: Tensor, active: Tensor, shape: torch.Size,
+    def _layer(self, layer: TransformerLayer, number: int, x: Tensor, remaining: _Remaining | None, shape: torch.Size,
                work: Work) -> Tensor:
-        """States (M, D) after a layer that runs for the ``active`` tokens (N,), in order, only."""
+        """States (M, D) after a layer that runs for the ``remaining`` tokens only; for all where that is None."""
         batch, length = shape
         cos, sin = self.model.cos[:length], self.model.sin[:length]
-        if len(active) == len(x):
+        if remaining is None:
             work.count_layer(number, len(x), len(x), batch * length * length)
             return layer(x.view(batch, length, -1), cos, sin).flatten(0, 1)
-        source = layer.attention_input(x)
+        source, active = layer.attention_input(x), remaining.index
         keys, values = layer.keys_values(source.view(batch, length, -1), cos, sin)
-        position = active % length
-        queries = layer.queries(source[active], cos[position], sin[position])
-        attended, pairs = _attend(queries, keys, values, active // length, position)
-        work.count_layer(number, len(active), len(x), pairs)
-        x[active] = layer.finish(x[active], attended)
-        return x
+        queries = layer.queries(source.index_select(0, active), remaining.cos, remaining.sin)
+        attended = remaining.attend(queries, keys, values)
+        work.count_layer(number, len(active), len(x), remaining.pairs)
+        return x.index_copy_(0, active, layer.finish(x.index_select(0, active), attended))
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, int]:
-    """Causal attention of the queries (N, H, E) at (row, position) over keys and values (B, T, H, E).
+class _Remaining:
+    """The tokens a block still computes, and where their queries stand.
 
-    Queries are padded to the longest row only for the score computation. Returns (N, H, E) and the number of
-    query-key pairs scored.
+    Queries are padded to the row that keeps most of them, for the score computation only.
     """
-    batch, length, heads, size = keys.shape
-    counts = torch.bincount(row, minlength=batch)
-    width = int(counts.max())
-    slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    padded = queries.new_zeros(batch, width, heads, size)
-    padded[row, slot] = queries
-    reach = torch.zeros(batch, width, dtype=torch.long, device=row.device)
-    reach[row, slot] = position
-    visible = torch.arange(length, device=row.device) <= reach.unsqueeze(-1)
-    return attend(padded, keys, values, attn_mask=visible.unsqueeze(1))[row, slot], batch * width * length
+
+    def __init__(self, index: Tensor, shape: torch.Size, cos: Tensor, sin: Tensor):
+        """``index`` (N,) numbers tokens within the batch (B * T), in order; cos and sin (T, E / 2)."""
+        batch, length = shape
+        row, position = index // length, index % length
+        counts = torch.bincount(row, minlength=batch)
+        self.index, self.cos, self.sin = index, cos[position], sin[position]
+        self.batch, self.width = batch, int(counts.max())
+        self.pairs = batch * self.width * length
+        """Query-key pairs a layer scores."""
+        self.slot = row * self.width + torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        reach = position.new_zeros(batch * self.width).index_copy_(0, self.slot, position)
+        visible = torch.arange(length, device=row.device) <= reach.unsqueeze(-1)
+        self.visible = visible.view(batch, 1, self.width, length)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Causal attention of the queries (N, H, E) over keys and values (B, T, H, E) of all tokens; (N, H, E)."""
+        padded = queries.new_zeros(self.batch * self.width, *queries.shape[1:]).index_copy_(0, self.slot, queries)
+        out = attend(padded.unflatten(0, (self.batch, self.width)), keys, values, attn_mask=self.visible)
+        return out.flatten(0, 1).index_select(0, self.slot)

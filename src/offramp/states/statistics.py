@@ -32,21 +32,19 @@ SAFE_LOGIT = 70.0
 class Readout:
     """One exit's view of the vocabulary: its matrix W (V, D), and what can be known of W in advance.
 
-    ``blocks`` (B, C, D) is W, padded with zeros to B equal blocks of C = ``group`` x slots columns.
+    ``blocks`` are consecutive parts of W, of C = ``columns`` rows but for the last; C is a multiple of ``group``.
     """
 
     def __init__(self, matrix: Tensor):
-        matrix = matrix.detach().float()
-        size, width = matrix.shape
+        self.matrix = matrix.detach().float().contiguous()
+        size = len(self.matrix)
         # The maxima of all groups and the entries of one are each looked through once: best about equally many.
         self.group = min(GROUP, 2 ** round(math.log2(max(2.0, size**0.5 / 2))))
         unit = self.group * SLOTS
-        columns = min(range(unit, max(unit, COLUMNS) + 1, unit), key=lambda c: (-(-size // c) * c, -c))  # least padding
-        count = -(-size // columns)
-        padded = F.pad(matrix, (0, 0, 0, count * columns - size)).contiguous()
-        self.matrix, self.blocks = padded[:size], padded.view(count, columns, width)
-        self.mean = matrix.mean(0)
-        self.largest_norm = matrix.norm(dim=1).max()
+        self.columns = min(-(-size // unit), max(1, COLUMNS // unit)) * unit
+        self.blocks = self.matrix.split(self.columns)
+        self.mean = self.matrix.mean(0)
+        self.largest_norm = self.matrix.norm(dim=1).max()
 
 
 class _Softmax:
@@ -56,10 +54,8 @@ class _Softmax:
     """
 
     def __init__(self, readout: Readout, tile: int, rows: int):
-        count, columns, _ = readout.blocks.shape
-        new = readout.blocks.new_empty
+        count, columns, new = len(readout.blocks), readout.columns, readout.matrix.new_empty
         self.readout, self.rows = readout, rows
-        self.padding = count * columns - len(readout.matrix)
         self._logits = new(rows, columns)
         self._sums = new(4, count, tile)
         self._peaks = new(tile, count, columns // readout.group)
@@ -79,18 +75,17 @@ class _Softmax:
 
     def multiply(self, block: int, here: slice) -> Tensor:
         """Logits (R, up to C) of the tokens ``here`` for a vocabulary block, valid until the next call; keeps group maxima."""
-        logits = self._logits[: here.stop - here.start]
-        torch.mm(self.inputs[here], self.readout.blocks[block].T, out=logits)
-        padding = self.padding if block == len(self.readout.blocks) - 1 else 0
-        if padding:
-            logits[:, -padding:] = -torch.inf
-        # Groups are strided, so that the reduction runs along contiguous rows.
-        peaks = self.peaks[here, block]
-        torch.amax(logits.view(len(logits), self.readout.group, -1), 1, out=peaks)
+        buffer, matrix = self._logits[: here.stop - here.start], self.readout.blocks[block]
+        logits = buffer[:, : len(matrix)]
+        torch.mm(self.inputs[here], matrix.T, out=logits)
+        if len(matrix) < self.readout.columns:
+            buffer[:, len(matrix) :] = -torch.inf
+        peaks = self.peaks[here, block]  # groups are strided, so that the reduction runs along contiguous rows
+        torch.amax(buffer.view(len(buffer), self.readout.group, -1), 1, out=peaks)
         if len(self.readout.blocks) == 1:  # the logits of the group that wins are at hand
             slot = torch.max(peaks, 1, out=(self.total[0, here], self.slot[here])).indices.unsqueeze(1)
-            torch.gather(logits, 1, slot + self._entries, out=self.winners[here])
-        return logits[:, : logits.shape[1] - padding]
+            torch.gather(buffer, 1, slot + self._entries, out=self.winners[here])
+        return logits
 
     def exponentiate(self, logits: Tensor, block: int, here: slice, out: Tensor) -> Tensor:
         """Write e^(z - shift) of a block and keep its sum."""
@@ -119,7 +114,7 @@ class _Softmax:
 
     def _find_largest(self) -> None:
         """The two largest logits: the first and second of the group that wins, or the maximum of another group."""
-        count, columns, _ = self.readout.blocks.shape
+        count, columns = len(self.readout.blocks), self.readout.columns
         groups = self.peaks.amax(1)  # (T, slots): over the blocks
         if count > 1:
             torch.max(groups, 1, out=(groups.new_empty(len(groups)), self.slot))
@@ -137,11 +132,11 @@ class _Softmax:
 
     def _recompute(self, entries: Tensor) -> None:
         """Logits of the winning group's ``entries`` (T, G)."""
-        rows, step = self.readout.blocks.flatten(0, 1), max(1, TILE // (entries.shape[1] * self.inputs.shape[1]))
+        matrix, step = self.readout.matrix, max(1, TILE // (entries.shape[1] * self.inputs.shape[1]))
         for here in _slices(len(entries), step):  # embedding() is the fastest way to pick rows
-            picked = F.embedding(entries[here], rows)
+            picked = F.embedding(entries[here].clamp_max(len(matrix) - 1), matrix)
             torch.sum(picked.mul_(self.inputs[here].unsqueeze(1)), 2, out=self.winners[here])
-        self.winners.masked_fill_(entries >= len(self.readout.matrix), -torch.inf)
+        self.winners.masked_fill_(entries >= len(matrix), -torch.inf)
 
     def loss(self, target: Tensor) -> Tensor:
         target_logit = F.embedding(target, self.readout.matrix).mul_(self.inputs).sum(1)
@@ -217,7 +212,8 @@ def predictions(inputs: Tensor, readout: Readout, targets: Tensor) -> tuple[Tens
 
 def _buffers(inputs: Tensor, readouts: list[Readout]) -> tuple[list[_Softmax], int, int]:
     """One accumulator per exit, the tokens of a tile, and the rows of a block."""
-    columns, slots = readouts[0].blocks.shape[1], readouts[0].blocks[..., 0].numel() // readouts[0].group
+    columns = readouts[0].columns
+    slots = len(readouts[0].blocks) * columns // readouts[0].group
     rows = max(1, BLOCK["cpu" if inputs.device.type == "cpu" else "other"] // columns)
     tile = max(1, min(len(inputs), TILE // (slots * rows) * rows or rows))
     return [_Softmax(readout, tile, min(rows, tile)) for readout in readouts], tile, rows
