@@ -25,31 +25,38 @@ ID_COLUMNS = ("document", "sequence", "position", "token", "target")
 
 
 class StatesWriter:
-    """Streams rows to disk a shard at a time, so memory holds one shard whatever the number of tokens."""
+    """Streams rows to disk a shard at a time; memory holds one shard, in buffers used again, whatever the number of tokens."""
 
     def __init__(self, folder: Path, num_exits: int, dtype: str, shard_tokens: int):
         self.folder, self.num_exits, self.shard_tokens = folder, num_exits, shard_tokens
         self.dtype = getattr(torch, dtype)
         self.tokens = self.shards = 0
-        self._hidden: list[list[Tensor]] = [[] for _ in range(num_exits)]
-        self._columns: list[dict[str, np.ndarray]] = []
         self._pending = 0
+        self._hidden: Tensor | None = None
+        self._columns: dict[str, np.ndarray] = {}
         self._table: pq.ParquetWriter | None = None
 
     def add(self, columns: dict[str, np.ndarray], hidden: list[Tensor]) -> None:
-        """Columns (N,) and, per exit, hidden states (N, D)."""
+        """Columns (N,) and, per exit, hidden states (N, D); no later call may bring more rows than the first."""
+        rows = len(columns["token"])
+        if self._hidden is None:
+            size = max(self.shard_tokens, rows)
+            self._hidden = torch.empty(self.num_exits, size, hidden[0].shape[1], dtype=self.dtype)
+            self._columns = {name: np.empty(size, values.dtype) for name, values in columns.items()}
+        if self._pending + rows > self._hidden.shape[1]:
+            self._flush()
+        here = slice(self._pending, self._pending + rows)
         for exit, states in enumerate(hidden):
-            stored = states.to(self.dtype)
-            if not torch.isfinite(stored).all():
+            smallest, largest = torch.aminmax(states)
+            if not max(-smallest.item(), largest.item()) <= torch.finfo(self.dtype).max:  # also where it is NaN
                 raise UserError(
                     f"collect: hidden states after block {exit} do not fit {self.dtype} (largest {states.abs().max():.3g}); "
                     "set collect.dtype: float32"
                 )
-            self._hidden[exit].append(stored.cpu())
-        self._columns.append(columns)
-        self._pending += len(columns["token"])
-        if self._pending >= self.shard_tokens:
-            self._flush()
+            self._hidden[exit, here] = states.cpu()
+        for name, values in columns.items():
+            self._columns[name][here] = values
+        self._pending += rows
 
     def close(self) -> None:
         if self._pending:
@@ -59,16 +66,15 @@ class StatesWriter:
 
     def _flush(self) -> None:
         for exit in range(self.num_exits):
-            save_file({"hidden": torch.cat(self._hidden[exit])}, self.folder / f"hidden_{exit}-{self.shards:05d}.safetensors")
-            self._hidden[exit] = []
-        table = pa.table({name: np.concatenate([part[name] for part in self._columns]) for name in self._columns[0]})
+            save_file({"hidden": self._hidden[exit, : self._pending]}, self.folder / f"hidden_{exit}-{self.shards:05d}.safetensors")
+        table = pa.table({name: values[: self._pending] for name, values in self._columns.items()})
         if self._table is None:
             self._table = pq.ParquetWriter(self.folder / "tokens.parquet", table.schema, compression="NONE",
                                            use_dictionary=False)
         self._table.write_table(table)
         self.tokens += self._pending
         self.shards += 1
-        self._columns, self._pending = [], 0
+        self._pending = 0
 
 
 class States:
