@@ -12,7 +12,7 @@ from benchmarks.inputs import RandomWindows, model
 from benchmarks.statistics import textbook
 from offramp.routing.executor import Decision, Executor
 from offramp.states.statistics import Readout, token_statistics
-from offramp.training.losses import token_nll
+from offramp.training.losses import total_nll
 from offramp.training.sequences import InContext, repack
 
 
@@ -29,7 +29,7 @@ def test_training_loss_and_gradient_are_equal(setup):
     lm, _, tokens, targets, _ = setup
     x = lm.embed(tokens).detach()
     losses = [naive.block_loss(lm, 0, x, targets),
-              token_nll(lm.run_block(0, x).flatten(0, 1), lm.readout_matrix(0), targets.flatten()).sum()]
+              total_nll(lm.run_block(0, x).flatten(0, 1), lm.readout_matrix(0), targets.flatten())]
     torch.testing.assert_close(*losses)
     gradients = [torch.autograd.grad(loss, lm.blocks[0][0].query.weight)[0] for loss in losses]
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)

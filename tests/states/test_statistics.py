@@ -42,7 +42,7 @@ def test_statistics_equal_the_plain_formulas_whatever_the_block_sizes(tokens, vo
         patch.setattr(statistics, "SLOTS", slots)
         patch.setattr(statistics, "TILE", tile)
         got = token_statistics(inputs, [Readout(matrix) for matrix in matrices], targets)
-        loss, argmax = predictions(inputs[0], Readout(matrices[0]), targets)
+        loss, argmax, max_prob = predictions(inputs[0], Readout(matrices[0]), targets)
     wanted, log_ps = zip(*(reference(x, matrix, targets) for x, matrix in zip(inputs, matrices)))
     for exit in range(2):
         for name, values in wanted[exit].items():
@@ -56,6 +56,7 @@ def test_statistics_equal_the_plain_formulas_whatever_the_block_sizes(tokens, vo
     assert "divergence" not in got[1]
     torch.testing.assert_close(loss, got[0]["loss"])
     assert torch.equal(argmax, got[0]["argmax"])
+    torch.testing.assert_close(max_prob, got[0]["max_prob"])
 
 
 def test_memory_does_not_grow_with_tokens_or_vocabulary():

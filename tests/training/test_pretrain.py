@@ -11,12 +11,13 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from offramp.corpus.windows import TokenWindows
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.training.fit import FitConfig, learning_rate, sequence_order
-from offramp.training.losses import _chunk_nll, token_nll
+from offramp.training.losses import total_nll
 from offramp.training.pretrain import Pretrainer
 from offramp.training.sequences import InContext, Repacked, make_confidence
 from offramp.training.snapshots import Snapshots
@@ -161,18 +162,28 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert np.argmax(rates) in (9, 10)
 
 
-def test_chunked_loss_and_its_gradients_equal_the_plain_formula():
+def test_chunked_loss_and_its_gradients_equal_the_plain_formula(monkeypatch):
+    """Also where torch has no fused loss, and in bf16 to its precision."""
     torch.manual_seed(0)
     inputs, matrix = torch.randn(700, 12, requires_grad=True), torch.randn(90, 12, requires_grad=True)
-    targets, weights = torch.randint(90, (700,)), torch.rand(700)
-    for loss in (token_nll, _chunk_nll):
+    targets = torch.randint(90, (700,))
+
+    def with_gradients(loss):
         inputs.grad = matrix.grad = None
-        (loss(inputs, matrix, targets) * weights).sum().backward()
-        if loss is token_nll:
-            found = (token_nll(inputs, matrix, targets).detach(), inputs.grad.clone(), matrix.grad.clone())
-    torch.testing.assert_close(found[0], _chunk_nll(inputs, matrix, targets))
-    torch.testing.assert_close(found[1], inputs.grad, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found[2], matrix.grad, atol=1e-4, rtol=1e-4)
+        value = loss() * 0.5
+        value.backward()
+        return value.detach(), inputs.grad.clone(), matrix.grad.clone()
+
+    plain = with_gradients(lambda: F.cross_entropy(inputs @ matrix.T, targets, reduction="sum"))
+    for value, wanted in zip(with_gradients(lambda: total_nll(inputs, matrix, targets)), plain):
+        torch.testing.assert_close(value, wanted, atol=1e-4, rtol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = total_nll(inputs, matrix, targets)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.detach(), plain[0] * 2, atol=0, rtol=5e-3)
+    monkeypatch.delattr(F, "linear_cross_entropy")
+    for value, wanted in zip(with_gradients(lambda: total_nll(inputs, matrix, targets)), plain):
+        torch.testing.assert_close(value, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_killed_and_resumed_training_ends_with_the_weights_of_a_straight_one(data, tmp_path):

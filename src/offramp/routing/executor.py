@@ -132,7 +132,7 @@ class Executor:
 
     def _read_out(self, exit: int, states: Tensor, targets: Tensor, work: Work) -> tuple[Tensor, Tensor]:
         work.readout_tokens += len(states)
-        return predictions(self.model.readout_input(exit, states), self.readouts[exit], targets)
+        return predictions(self.model.readout_input(exit, states), self.readouts[exit], targets)[:2]
 
     def _layer(self, layer: TransformerLayer, number: int, x: Tensor, remaining: _Remaining | None, shape: torch.Size,
                work: Work) -> Tensor:

@@ -195,9 +195,10 @@ def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Ten
 
 
 @_full_precision
-def predictions(inputs: Tensor, readout: Readout, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss in nats and argmax, each (N,), of tokens that need no other statistics: the cheapest readout."""
+def predictions(inputs: Tensor, readout: Readout, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss in nats, argmax and max_prob, each (N,), of tokens that need no other statistics: the cheapest readout."""
     losses, best = inputs.new_empty(len(inputs), dtype=torch.float32), torch.empty_like(targets)
+    max_prob = torch.empty_like(losses)
     (softmax,), tile, rows = _buffers(inputs, [readout])
     for share in _slices(len(inputs), tile):
         softmax.start(inputs[share].float())
@@ -207,7 +208,8 @@ def predictions(inputs: Tensor, readout: Readout, targets: Tensor) -> tuple[Tens
                 softmax.exponentiate(logits, block, here, out=logits)
         softmax.finish()
         losses[share], best[share] = softmax.loss(targets[share]), softmax.argmax
-    return losses, best
+        max_prob[share] = torch.exp(softmax.peak - softmax.log_normaliser)
+    return losses, best, max_prob
 
 
 def _buffers(inputs: Tensor, readouts: list[Readout]) -> tuple[list[_Softmax], int, int]:

@@ -14,7 +14,7 @@ from offramp.models.native import BlockwiseLM
 from offramp.runtime import autocast
 from offramp.states.statistics import Readout, token_statistics
 from offramp.training.fit import FitConfig, Phase, Progress, fit
-from offramp.training.losses import token_nll
+from offramp.training.losses import total_nll
 from offramp.training.sequences import (
     BlockInputs,
     InContext,
@@ -143,8 +143,8 @@ class Pretrainer:
         for indices in evenly_spaced(len(inputs), len(self.looks)).split(self.config.batch_size):
             with autocast(self.device, self.params.precision):
                 x, targets, counts = inputs.batch(indices)
-                nll = self._nll(block, self.model.run_block(block, x), targets, counts)
-            total, tokens = total + nll.sum().item(), tokens + nll.numel()
+                nll, counted = self._nll(block, self.model.run_block(block, x), targets, counts)
+            total, tokens = total + nll.item(), tokens + counted
         return total / max(1, tokens)
 
     # -- all blocks at once -------------------------------------------------------------------------------------
@@ -175,19 +175,20 @@ class Pretrainer:
             with autocast(self.device, self.params.precision):
                 states = self.model(inputs)
                 for exit in exits:
-                    totals[exit] += self._nll(exit, states[exit], targets, None).sum().item()
+                    totals[exit] += self._nll(exit, states[exit], targets, None)[0].item()
             tokens += targets.numel()
         return {exit: total / tokens for exit, total in totals.items()}
 
     # -- losses of one exit -------------------------------------------------------------------------------------
 
-    def _nll(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> Tensor:
+    def _nll(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> tuple[Tensor, int]:
+        """Summed over the tokens that count, and their number."""
         x, targets = (x.flatten(0, 1), targets.flatten()) if counts is None else (x[counts], targets[counts])
-        return token_nll(self.model.readout_input(exit, x), self.model.readout_matrix(exit), targets)
+        return total_nll(self.model.readout_input(exit, x), self.model.readout_matrix(exit), targets), len(targets)
 
     def _exit_losses(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> dict[str, Tensor]:
-        nll = self._nll(exit, x, targets, counts)
-        losses = {f"exit {exit}": nll.sum() / max(1, nll.numel())}
+        nll, counted = self._nll(exit, x, targets, counts)
+        losses = {f"exit {exit}": nll / max(1, counted)}
         joint = self.params.joint_classifier
         if joint and exit < len(self.model.exit_classifiers):
             losses[f"classifier {exit}"] = joint.weight * self._classifier_loss(exit, x, targets, joint.label)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM
-from offramp.states.statistics import Readout, token_statistics
+from offramp.states.statistics import Readout, predictions
 
 THRESHOLD_SEQUENCES = 4096
 """Evenly spaced training sequences from which a hardness threshold is taken: a bound on memory, not on data."""
@@ -125,12 +125,15 @@ def make_confidence(signal: str, model: BlockwiseLM, matrices: list[Tensor]) -> 
     ``matrices`` holds the readout matrix (V, D) by which each exit is judged.
     """
 
-    def from_statistics(exit: int, x: Tensor, targets: Tensor) -> Tensor:
-        flat = model.readout_input(exit, x).flatten(0, -2)
-        statistics = token_statistics([flat], [Readout(matrices[exit])], targets.flatten())[0]
-        return statistics[signal].view(targets.shape)
+    readouts: dict[int, Readout] = {}
+
+    def from_readout(exit: int, x: Tensor, targets: Tensor) -> Tensor:
+        if exit not in readouts:
+            readouts[exit] = Readout(matrices[exit])
+        loss, _, max_prob = predictions(model.readout_input(exit, x).flatten(0, -2), readouts[exit], targets.flatten())
+        return (max_prob if signal == "max_prob" else torch.exp(-loss)).view(targets.shape)
 
     def from_classifier(exit: int, x: Tensor, targets: Tensor) -> Tensor:
         return torch.sigmoid(model.exit_classifiers[exit](x).squeeze(-1))
 
-    return from_classifier if signal == "classifier" else from_statistics
+    return from_classifier if signal == "classifier" else from_readout
