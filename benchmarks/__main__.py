@@ -7,12 +7,12 @@ import importlib
 import json
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import Skipped
 from offramp.lineage.artifact import write_json
+from offramp.runtime import setup
 
 NAMES = ("statistics", "collect", "exit_training", "seed003", "routing", "threshold")
 OUT = Path("metrics/benchmarks.json")
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="name", help=f"from {', '.join(NAMES)}; default: all")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; one is steadier on a busy machine")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    setup("cpu", given.threads)  # as every stage does
     console, table = Console(), Table("benchmark", "value", "unit", "bar", "met", expand=True)
     for name in given.names or NAMES:
         console.print(f"{name} ...")

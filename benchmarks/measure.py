@@ -82,7 +82,8 @@ def added_memory(setup: str, work: str) -> float:
     code = f"""
 import gc, re, torch
 import benchmarks
-torch.set_num_threads({torch.get_num_threads()})
+from offramp.runtime import setup
+setup("cpu", {torch.get_num_threads()})
 {setup}
 gc.collect()
 status = lambda key: int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read()).group(1))

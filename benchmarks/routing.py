@@ -14,7 +14,7 @@ from offramp.routing.executor import Executor, Work
 from offramp.routing.policies import GivenExits
 from offramp.states.statistics import Readout, predictions
 
-PAIRS = 15
+PAIRS = 25
 
 
 def run() -> Iterator[Row]:

