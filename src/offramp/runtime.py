@@ -20,7 +20,7 @@ def setup(device: str, threads: int) -> torch.device:
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # the same as use_deterministic_algorithms(), which imports the compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory it has not written
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
