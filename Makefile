@@ -2,8 +2,6 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
-# Waiting threads sleep instead of spinning: on a busy machine that is worth a factor of several.
-export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: repro test ui bench lint
@@ -11,6 +9,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 repro: .venv/installed
 	dvc repro
 
+# Tests run several processes at once: there, waiting threads that spin cost a factor of several.
+test: export OMP_WAIT_POLICY ?= PASSIVE
 test: .venv/installed
 	python -m pytest
 
