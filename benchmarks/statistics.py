@@ -79,7 +79,7 @@ def memory() -> Iterator[Row]:
             "token_statistics([hidden], [readout])",
         )
 
-    small, tokens, vocab = added(2048, 16384), added(8192, 16384), added(2048, 65536)
+    small, tokens, vocab = added(8192, 16384), added(32768, 16384), added(8192, 65536)
     for name, larger in (("tokens", tokens), ("vocabulary", vocab)):
         yield Row(f"statistics_memory_4x_{name}", larger / small, "x added memory", "<= 1.25",
                   f"the same with a quarter of the {name} ({small:.0f} MiB added)", 1)
