@@ -55,7 +55,7 @@ class _Softmax:
 
     def __init__(self, readout: Readout, tile: int, rows: int):
         count, columns, new = len(readout.blocks), readout.columns, readout.matrix.new_empty
-        self.readout, self.rows = readout, rows
+        self.readout = readout
         self._logits = new(rows, columns)
         self._sums = new(4, count, tile)
         self._peaks = new(tile, count, columns // readout.group)
@@ -83,7 +83,8 @@ class _Softmax:
         peaks = self.peaks[here, block]  # groups are strided, so that the reduction runs along contiguous rows
         torch.amax(buffer.view(len(buffer), self.readout.group, -1), 1, out=peaks)
         if len(self.readout.blocks) == 1:  # the logits of the group that wins are at hand
-            slot = torch.max(peaks, 1, out=(self.total[0, here], self.slot[here])).indices.unsqueeze(1)
+            scratch = self.total[0, here]  # written by exponentiate() next
+            slot = torch.max(peaks, 1, out=(scratch, self.slot[here])).indices.unsqueeze(1)
             torch.gather(buffer, 1, slot + self._entries, out=self.winners[here])
         return logits
 
@@ -98,9 +99,7 @@ class _Softmax:
         return out
 
     def finish(self) -> None:
-        """Combine the blocks: ``log_normaliser``, the largest logits ``peak`` and ``second`` and ``argmax``, each (T,);
-        ``weighted`` and ``crossed`` become means under the distribution.
-        """
+        """Combine the blocks: ``log_normaliser``, the largest logits ``peak`` and ``second`` and ``argmax``, each (T,)."""
         shift = self.shift.amax(0)
         rescale = torch.exp(self.shift - shift)
         total = (self.total * rescale).sum(0)
