@@ -29,10 +29,42 @@ class Calibrator:
         return (values[left] + weight * (values[right] - values[left])).float().to(raw.device)
 
 
-def fit_calibrator(raw: np.ndarray, agrees: np.ndarray, bins: int = 50) -> Calibrator:
+def fit_calibrator(raw: np.ndarray, agrees: np.ndarray, method: str = "isotonic") -> Calibrator:
+    """A calibrator of the signal raw (N,) to P(agrees), from agrees (N,) bool; ``method`` is isotonic or temperature."""
+    return {"isotonic": _isotonic, "temperature": _temperature}[method](raw, agrees)
+
+
+def _temperature(raw: np.ndarray, agrees: np.ndarray, knots: int = 256) -> Calibrator:
+    """sigmoid((x - offset) / T) with the temperature T and the offset of greatest likelihood (Platt), T > 0.
+
+    x is the signal, standardised. Two numbers instead of a curve: less to overfit, less that fits. Stored at ``knots``
+    quantiles, straight lines between them.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    x = raw.astype(np.float64)
+    centre, spread = x.mean(), max(x.std(), 1e-12)
+    x, y = (x - centre) / spread, agrees.astype(np.float64)
+
+    def nll(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        slope = np.exp(parameters[0])
+        z = slope * x + parameters[1]
+        wrong = expit(z) - y
+        return float(np.mean(np.logaddexp(0, z) - y * z)), np.array([np.mean(wrong * x) * slope, np.mean(wrong)])
+
+    log_slope, offset = minimize(nll, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-6, 6), (-20, 20)]).x
+    places = np.unique(np.quantile(x, np.linspace(0, 1, knots)))
+    places = np.concatenate(([places[0] - 1], places, [places[-1] + 1]))
+    values = np.clip(expit(np.exp(log_slope) * places + offset), EDGE, 1 - EDGE)
+    values += np.linspace(-EDGE, EDGE, len(values)) / 10  # strictly rising also where clipped
+    return Calibrator(torch.from_numpy(places * spread + centre), torch.from_numpy(values))
+
+
+def _isotonic(raw: np.ndarray, agrees: np.ndarray, bins: int = 50) -> Calibrator:
     """Isotonic regression of agreement on the signal, over quantile bins, joined by straight lines.
 
-    raw (N,) float, agrees (N,) bool. Bins that isotonic regression pools become one knot, so the map rises
+    Bins that isotonic regression pools become one knot, so the map rises
     strictly between knots. Beyond the first and last pooled bin it is all but flat: rarer signals promise no more than
     the outermost bins showed, and no confidence reaches 1, so that nothing leaves at threshold 1.
     """

@@ -1,4 +1,4 @@
-"""The ``exits`` artifact: exit classifiers, and calibrators of every signal, by exit."""
+"""The ``exits`` artifact: exit classifiers, calibrators of every signal, and held-out confidences, by exit."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file
 from torch import Tensor
 
+from offramp.errors import UserError
 from offramp.exits.calibration import Calibrator
 from offramp.exits.classifier import ExitClassifier
 from offramp.lineage.artifact import Artifact
+
+HELD_OUT = "held_out.parquet"
 
 
 class Exits:
@@ -24,18 +27,29 @@ class Exits:
 
     def classifier(self, exit: int) -> ExitClassifier:
         state = self._part(f"classifier_{exit}.")
-        classifier = ExitClassifier(len(state["mean"]), self.config["hidden"])
+        classifier = ExitClassifier(len(state["mean"]), self.config["hidden"], len(state["centre"]))
         classifier.load_state_dict(state)
         return classifier.eval()
 
     def calibrator(self, exit: int, signal: str) -> Calibrator:
+        if signal not in self.config["signals"]:
+            raise UserError(f"exits.confidence = {signal!r}: {self.artifact.path} knows {', '.join(self.config['signals'])}")
         return Calibrator(self._tensors[f"knots_{exit}.{signal}"], self._tensors[f"values_{exit}.{signal}"])
 
-    def calibration_confidences(self, signal: str) -> np.ndarray:
-        """Confidences of the selection half of the calibration split, (K-1, tokens)."""
-        names = [f"{signal}_{exit}" for exit in range(self.config["exits"] - 1)]
-        table = pq.read_table(self.artifact.file("confidences.parquet"), columns=names)
-        return np.stack([table[name].to_numpy() for name in names])
+    def held_out(self, signal: str, part: str) -> dict[str, np.ndarray]:
+        """Calibration tokens that no classifier was fitted on, as if none had left before: ``select`` or ``guarantee``.
+
+        ``confidence`` (K-1, N) calibrated; ``loss`` and ``argmax`` (K, N); ``target``, ``sequence`` (N,).
+        """
+        exits = self.config["exits"]
+        names = {
+            "confidence": [f"{signal}_{exit}" for exit in range(exits - 1)],
+            **{name: [f"{name}_{exit}" for exit in range(exits)] for name in ("loss", "argmax")},
+        }
+        wanted = [column for columns in names.values() for column in columns]
+        table = pq.read_table(self.artifact.file(HELD_OUT), columns=[*wanted, "target", "sequence"], filters=[("part", "=", part)])
+        stacked = {name: np.stack([table[column].to_numpy() for column in columns]) for name, columns in names.items()}
+        return stacked | {name: table[name].to_numpy() for name in ("target", "sequence")}
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self._tensors.items() if name.startswith(prefix)}

@@ -94,10 +94,14 @@ class BlockwiseLM(nn.Module):
 
     def run_block(self, block: int, x: Tensor) -> Tensor:
         """Hidden states (B, T, D) after block ``block``, every token attending to itself and earlier ones."""
-        length = x.shape[1]
+        return self.run_block_in_parts(block, x)[1]
+
+    def run_block_in_parts(self, block: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states (B, T, D) before the last layer of block ``block``, and after it."""
+        length, before = x.shape[1], x
         for layer in self.blocks[block]:
-            x = layer(x, self.cos[:length], self.sin[:length])
-        return x
+            before, x = x, layer(x, self.cos[:length], self.sin[:length])
+        return before, x
 
     def readout_matrix(self, exit: int) -> Tensor:
         """W (V, D) of the exit after block ``exit``."""

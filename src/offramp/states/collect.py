@@ -13,7 +13,7 @@ from tqdm import tqdm
 from offramp.corpus.windows import TokenWindows
 from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
 from offramp.models.native import BlockwiseLM
-from offramp.states.statistics import Readout, token_statistics
+from offramp.states.statistics import SATURATION, Readout, saturation, token_statistics
 from offramp.states.store import StatesWriter
 
 
@@ -41,7 +41,11 @@ def iterate_states(model: BlockwiseLM, windows: TokenWindows, batch_size: int, d
     length = windows.window
     for indices in tqdm(torch.arange(len(windows)).split(batch_size), desc="collect", unit="batch", disable=None):
         tokens, targets = windows.batch(indices)
-        states = [state.flatten(0, 1) for state in model(tokens.to(device))]
+        x, states, saturated = model.embed(tokens.to(device)), [], []
+        for exit in exits:
+            before, x = model.run_block_in_parts(exit, x)
+            states.append(x.flatten(0, 1))
+            saturated.append(saturation(before.flatten(0, 1), states[-1]))
         normed = [model.readout_input(exit, state) for exit, state in zip(exits, states)]
         columns: dict[str, np.ndarray] = {
             "document": windows.documents(indices).ravel().astype(np.int32),
@@ -54,6 +58,7 @@ def iterate_states(model: BlockwiseLM, windows: TokenWindows, batch_size: int, d
             for name, values in statistics.items():
                 array = values.cpu().numpy()
                 columns[f"{name}_{exit}"] = array.astype(np.int32 if name == "argmax" else np.float32)
+            columns[f"{SATURATION}_{exit}"] = saturated[exit].cpu().numpy()
         yield columns, states
 
 

@@ -19,6 +19,9 @@ from torch import Tensor
 STATISTICS = ("max_prob", "max_logit", "mean_logit", "margin", "entropy")
 """Label-free statistics of one readout, in the order they feed an exit classifier."""
 
+SATURATION = "saturation"
+"""The label-free statistic that no readout is needed for."""
+
 COLUMNS, GROUP, SLOTS = 2048, 32, 64
 """Most columns of a block, most entries of a group, and the number of groups a reduction likes a multiple of."""
 BLOCK = {"cpu": 2**19, "other": 2**24}
@@ -191,6 +194,11 @@ def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Ten
                     out[exit][name] = values.new_empty(len(inputs[0]))
                 out[exit][name][here] = values
     return out
+
+
+def saturation(before: Tensor, after: Tensor) -> Tensor:
+    """Cosine (N,) between hidden states (N, D) before and after a layer: near 1 where the layer changed little (CALM)."""
+    return F.cosine_similarity(before.float(), after.float(), dim=-1)
 
 
 @_full_precision

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from offramp.errors import UserError
 from offramp.lineage.artifact import Artifact
-from offramp.states.statistics import STATISTICS
+from offramp.states.statistics import SATURATION, STATISTICS
 
 ID_COLUMNS = ("document", "sequence", "position", "token", "target")
 
@@ -96,6 +96,20 @@ class States:
     def statistics(self, exit: int) -> np.ndarray:
         """The label-free statistics of one exit, (num_tokens, 5), in the order of STATISTICS."""
         return np.stack([self.column(f"{name}_{exit}") for name in STATISTICS], axis=1)
+
+    def label_free(self, exit: int) -> dict[str, np.ndarray]:
+        """What a confidence signal may look at besides the state: named arrays (num_tokens,) of one exit.
+
+        The STATISTICS of its readout, ``saturation``, and ``patience``: the share of the exits before it, counted back
+        without a gap, whose argmax is this one's.
+        """
+        out = {name: self.column(f"{name}_{exit}") for name in (*STATISTICS, SATURATION)}
+        own, streak = self.column(f"argmax_{exit}"), np.zeros(self.num_tokens, np.float32)
+        unbroken = np.ones(self.num_tokens, bool)
+        for earlier in reversed(range(exit)):
+            unbroken &= self.column(f"argmax_{earlier}") == own
+            streak += unbroken
+        return out | {"patience": streak / max(1, exit)}
 
     def hidden_shards(self, exit: int) -> Iterator[Tensor]:
         """Hidden states after block ``exit``, shard by shard, as stored: (n, D)."""

@@ -1,0 +1,153 @@
+"""Risk control: is the loss that leaving early brings below a tolerance, with failure probability at most delta?
+
+Learn then Test (arXiv 2110.01052) as in CALM (arXiv 2207.07061): each candidate's null hypothesis "its risk exceeds the
+tolerance" gets a p-value from held-out text, and candidates are tested in an order fixed beforehand, so that with
+probability 1 - delta over the draw of that text no accepted candidate breaks the tolerance.
+
+What is assumed: *sequences* are independent draws from the distribution of the text that will be routed. Tokens of a
+sequence may depend on each other in any way; they enter as one number, the sequence's mean. The risk is the mean of
+that number over sequences, each counting once, whatever its length. Two sequences cut from one document are not quite
+independent: the promise is as good as this assumption.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from scipy.special import rel_entr
+from scipy.stats import binom
+
+from offramp.errors import UserError
+
+MEASURES = ("disagreement", "error", "nll_increase")
+NLL_RANGE = (-1.0, 1.0)
+"""Nats per token to which a sequence's mean rise in loss is clipped; the promise is about the clipped value."""
+
+LARGEST_BET = 0.9
+"""Share of the wealth a bet may lose at most: below 1, so that one bad sequence does not end the test."""
+
+SEARCHED = 1_000_000
+
+
+def token_risk(measure: str, loss: np.ndarray, argmax: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """What each token adds to the risk if it leaves at each exit: (K, N) float64, 0 at full depth (row K-1).
+
+    loss (K, N) nats, argmax (K, N), target (N,). ``disagreement``: another argmax than full depth. ``error``: full depth
+    predicts the target and the exit does not, which bounds the rise of the error rate. ``nll_increase``: loss at the
+    exit minus loss at full depth.
+    """
+    if measure == "disagreement":
+        return (argmax != argmax[-1]).astype(np.float64)
+    if measure == "error":
+        return ((argmax[-1] == target) & (argmax != target)).astype(np.float64)
+    if measure == "nll_increase":
+        return loss.astype(np.float64) - loss[-1]
+    raise UserError(f"exits.risk.measure = {measure!r}: choose from {', '.join(MEASURES)}")
+
+
+def sequence_losses(measure: str, exits_taken: np.ndarray, risk: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+    """Mean of the risk at the exits taken, per sequence: (S,) float64.
+
+    exits_taken (N,), risk (K, N) of ``token_risk``, sequence (N,) int: 0..S-1, every number at least once.
+    ``nll_increase`` is clipped to ``NLL_RANGE``.
+    """
+    taken = np.take_along_axis(risk, exits_taken[None], axis=0)[0]
+    means = np.bincount(sequence, weights=taken) / np.bincount(sequence)
+    return means.clip(*NLL_RANGE) if measure == "nll_increase" else means
+
+
+def hoeffding_bentkus(mean: float, n: int, tolerance: float) -> float:
+    """P-value for "the expectation exceeds ``tolerance``" from the mean of n independent values in [0, 1].
+
+    The smaller of Hoeffding's bound in its relative-entropy form and Bentkus's binomial bound (arXiv 2110.01052, prop. 1).
+    """
+    low = min(mean, tolerance)
+    hoeffding = math.exp(-n * float(rel_entr(low, tolerance) + rel_entr(1 - low, 1 - tolerance)))
+    # the margin keeps a count that was divided by n and multiplied again from being rounded up to the next one
+    bentkus = math.e * float(binom.cdf(math.ceil(n * mean - 1e-9), n, tolerance))
+    return min(1.0, hoeffding, bentkus)
+
+
+def betting(values: np.ndarray, tolerance: float, low: float, high: float, level: float = 0.05) -> float:
+    """P-value for "the expectation exceeds ``tolerance``" from independent values (n,) in [low, high].
+
+    Waudby-Smith and Ramdas (arXiv 2010.09686): a gambler stakes on every value being below the tolerance; under the
+    hypothesis the wealth is a supermartingale, so 1 / its highest point is a p-value (Ville). The bets follow the
+    variance of the values seen so far, which is what makes it sharp where values vary much less than their range.
+    They may look only back: the order of ``values`` must be fixed without looking at them. ``level`` is where the
+    bets are tuned to reject; the p-value is valid at every level.
+    """
+    n = len(values)
+    x = (np.asarray(values, dtype=np.float64) - low) / (high - low)
+    goal = (tolerance - low) / (high - low)
+    seen, widest = np.arange(1, n + 1) + 1, goal * (1 - goal)  # the largest variance that mean ``goal`` allows
+    mean = (goal + np.cumsum(x)) / seen  # one imagined value comes first, at the tolerance and of that variance
+    variance = (widest + np.cumsum((x - mean) ** 2)) / seen
+    before = np.concatenate([[widest], variance[:-1]])
+    bets = np.minimum(np.sqrt(2 * math.log(1 / level) / (n * before)), LARGEST_BET / (1 - goal))
+    return math.exp(-max(0.0, float(np.cumsum(np.log1p(bets * (goal - x))).max())))
+
+
+def p_value(measure: str, losses: np.ndarray, tolerance: float, delta: float) -> float:
+    """P-value for "the risk exceeds ``tolerance``" from the losses (S,) of independent sequences."""
+    if measure == "nll_increase":
+        return betting(losses, tolerance, *NLL_RANGE, level=delta)
+    return hoeffding_bentkus(float(losses.mean()), len(losses), tolerance)
+
+
+def fixed_sequence(p_values: Iterable[float], delta: float) -> int:
+    """Index of the last p-value of the unbroken run of those <= delta, or -1; nothing after the first larger is drawn.
+
+    With hypotheses ordered beforehand, the chance that any rejected one is true is at most delta, without correction.
+    """
+    last = -1
+    for p in p_values:
+        if p > delta:
+            break
+        last += 1
+    return last
+
+
+def check_promise(measure: str, tolerance: float, delta: float) -> None:
+    """Raise UserError unless measure, tolerance and delta make a promise that can be tested."""
+    if measure not in MEASURES:
+        raise UserError(f"exits.risk.measure = {measure!r}: choose from {', '.join(MEASURES)}")
+    for name, value, meaning in (("tolerance", tolerance, "the risk allowed"),
+                                 ("delta", delta, "the probability that the promise is broken")):
+        if not 0 < value < 1:
+            raise UserError(f"exits.risk.{name} = {value}: give a number above 0 and below 1, {meaning}")
+
+
+def sequences_needed(measure: str, tolerance: float, delta: float) -> int:
+    """The fewest sequences from which the bound can confirm the tolerance when every one of them shows no loss.
+
+    Beyond a million the answer for ``nll_increase`` is a lower bound (bets at their largest from the first on).
+    """
+    check_promise(measure, tolerance, delta)
+    if measure != "nll_increase":
+        return math.ceil(math.log(delta) / math.log1p(-tolerance) - 1e-9)
+
+    def confirmed(n: int) -> bool:
+        return p_value(measure, np.zeros(n), tolerance, delta) <= delta
+
+    low = math.ceil(math.log(1 / delta) / math.log1p(LARGEST_BET * tolerance / (NLL_RANGE[1] - tolerance)))
+    if low > SEARCHED:
+        return low
+    high = low
+    while not confirmed(high):
+        high *= 2
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if confirmed(middle) else (middle + 1, high)
+    return low
+
+
+def require_sequences(have: int, measure: str, tolerance: float, delta: float) -> None:
+    """Raise UserError if ``have`` sequences could not confirm the tolerance even if none showed any loss."""
+    needed = sequences_needed(measure, tolerance, delta)
+    if have < needed:
+        raise UserError(f"exits.risk: measure {measure}, tolerance {tolerance} and delta {delta} need at least {needed} "
+                        f"held-out sequences to test on, there are {have}: give more calibration text, "
+                        "or raise tolerance or delta")
