@@ -1,0 +1,224 @@
+"""One threshold per exit, chosen on held-out tokens: by a promise about the risk, or by a compute budget.
+
+Everything here reads cached states: confidences, losses and predictions of every exit *as if no token had left before*.
+For the first exit they are those of routing itself. Behind it, a routed token attends to propagated keys/values of
+tokens that left; what that adds is not in the risk promised here, and ``propagation_nll`` of the routing metrics is
+its measured size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from offramp.errors import UserError
+from offramp.exits.risk import (
+    check_promise,
+    fixed_sequence,
+    p_value,
+    require_sequences,
+    sequence_losses,
+    token_risk,
+)
+from offramp.exits.store import Exits
+
+NOBODY = 1.0
+"""The threshold at which nobody leaves: calibrated confidences stay below it."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out tokens with what every exit says of them, as if nobody had left before.
+
+    confidence (K-1, N) in [0, 1), loss (K, N) nats, argmax (K, N), target (N,), sequence (N,) int.
+    """
+
+    confidence: np.ndarray
+    loss: np.ndarray
+    argmax: np.ndarray
+    target: np.ndarray
+    sequence: np.ndarray
+
+    def __post_init__(self) -> None:
+        exits, tokens = self.loss.shape
+        shapes = {"confidence": (exits - 1, tokens), "argmax": (exits, tokens), "target": (tokens,), "sequence": (tokens,)}
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} has shape {getattr(self, name).shape}, loss asks for {shape}")
+        if self.confidence.size and not self.confidence.max() < NOBODY:
+            raise ValueError(f"confidences must be below {NOBODY}, found {self.confidence.max()}")
+
+    def only(self, mask: np.ndarray) -> HeldOut:
+        """The tokens of ``mask`` (N,) bool: how two parts of one states artifact are made, whole sequences each."""
+        return HeldOut(self.confidence[:, mask], self.loss[:, mask], self.argmax[:, mask], self.target[mask],
+                       self.sequence[mask])
+
+    def risk(self, measure: str) -> np.ndarray:
+        """Risk (K, N) of leaving at each exit; see ``offramp.exits.risk.token_risk``."""
+        return token_risk(measure, self.loss, self.argmax, self.target)
+
+
+@dataclass(frozen=True)
+class RiskChoice:
+    """Thresholds that keep a promise, and the evidence: risk and p-value are those of ``thresholds`` on the test part.
+
+    ``passed`` of the ``tested`` steps down the path kept it; 0 means that nobody may leave.
+    """
+
+    thresholds: list[float]
+    tested: int
+    passed: int
+    risk: float
+    p_value: float
+    sequences: int
+
+
+def exits_taken(confidence: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """The first exit whose confidence reaches its threshold, K-1 where none does: (N,) int.
+
+    confidence (K-1, N), thresholds (K-1,); compared in the precision of the confidences, as the executor does.
+    """
+    bars = np.asarray(thresholds, dtype=confidence.dtype)
+    exits = np.full(confidence.shape[1], len(confidence), dtype=np.int64)
+    for exit in reversed(range(len(confidence))):
+        exits[confidence[exit] >= bars[exit]] = exit
+    return exits
+
+
+def sweep(confidence: np.ndarray, values: dict[str, np.ndarray], thresholds: np.ndarray) -> dict[str, np.ndarray]:
+    """Exit shares and mean values for many thresholds, each common to all exits, in one pass over the tokens.
+
+    confidence (K-1, N), values: name -> (K, N), thresholds (T,) in any order -> ``exit_fraction`` (T, K) and, per name,
+    the mean at the exits taken (T,). A token has left by exit k for the thresholds up to the highest confidence among
+    exits 0..k; so per exit each token falls between two sorted thresholds, and sums over all tokens above are suffix
+    sums of a histogram: O(N K log T + T), no loop over thresholds.
+    """
+    last, tokens = confidence.shape
+    thresholds = np.asarray(thresholds, dtype=confidence.dtype)
+    order = np.argsort(thresholds)
+    back = np.argsort(order)
+    rising = thresholds[order]
+    left_by = np.zeros((last + 2, len(thresholds)))
+    left_by[last + 1] = tokens
+    sums = {name: np.full(len(thresholds), value[last].sum(dtype=np.float64)) for name, value in values.items()}
+    highest = np.full(tokens, -np.inf, dtype=confidence.dtype)
+    for exit in range(last):
+        np.maximum(highest, confidence[exit], out=highest)
+        reached = np.searchsorted(rising, highest, side="right")  # thresholds at which the token has left by now
+        left_by[exit + 1] = _above(reached, None, len(thresholds))
+        for name, value in values.items():  # leaving by here instead of going one exit on
+            gain = np.subtract(value[exit], value[exit + 1], dtype=np.float64)
+            sums[name] += _above(reached, gain, len(thresholds))
+    out = {"exit_fraction": (np.diff(left_by, axis=0) / tokens).T[back]}
+    return out | {name: total[back] / tokens for name, total in sums.items()}
+
+
+def threshold_table(exits: Exits, count: int = 101) -> list[dict[str, Any]]:
+    """Rows of thresholds.csv: what each threshold does on held-out calibration text, for every signal.
+
+    From cached states, for choosing a threshold before looking at any test text. ``ppl`` is without state propagation.
+    """
+    rows, thresholds = [], np.linspace(0, 1, count)
+    for signal in exits.config["signals"]:
+        held = HeldOut(**exits.held_out(signal, "select"))
+        agrees = (held.argmax == held.argmax[-1]).astype(np.float32)
+        found = sweep(held.confidence, {"loss": held.loss, "agreement": agrees}, thresholds)
+        rows += [
+            {"signal": signal, "threshold": float(threshold), "shallow_ratio": float(1 - shares[-1]),
+             "ppl": float(np.exp(loss)), "agreement": float(agreement)}
+            for threshold, shares, loss, agreement in zip(thresholds, found["exit_fraction"], found["loss"], found["agreement"])
+        ]
+    return rows
+
+
+def _above(reached: np.ndarray, weights: np.ndarray | None, count: int) -> np.ndarray:
+    """Per sorted threshold i < count, the summed weight of tokens with ``reached`` > i."""
+    histogram = np.bincount(reached, weights=weights, minlength=count + 1)
+    return np.cumsum(histogram[::-1])[::-1][1:]
+
+
+def threshold_path(held: HeldOut, costs: np.ndarray, risk: np.ndarray, steps: int = 100) -> list[list[float]]:
+    """Threshold vectors from "nobody leaves" to "all leave at exit 0", each lower than the last in one exit.
+
+    costs (K,) rising: compute of a token that leaves at exit k, 1 = a full-depth token without routing; risk (K, N).
+    Every step lets ceil(N / steps) more tokens leave at one exit, the most confident that still pass it, and takes
+    the exit where that adds least risk per compute saved on these tokens. Greedy, in the spirit of Pareto testing
+    (arXiv 2210.07913); with two exits it is the plain path through the quantiles.
+    """
+    last, tokens = held.confidence.shape
+    size = math.ceil(tokens / steps)
+    costs, exits = np.asarray(costs, dtype=np.float64), np.full(tokens, last)
+    passing = [np.argsort(-row, kind="stable") for row in held.confidence]
+    thresholds = [NOBODY] * last
+    path = [list(thresholds)]
+    while True:
+        moves = []
+        for exit, row in enumerate(held.confidence):
+            passing[exit] = passing[exit][exits[passing[exit]] > exit]
+            leaving = _most_confident(passing[exit], row, size)
+            if len(leaving):
+                now = exits[leaving]
+                added = (risk[exit, leaving] - risk[now, leaving]).sum()
+                moves.append((added / (costs[now] - costs[exit]).sum(), exit, leaving))
+        if not moves:
+            return path
+        _, exit, leaving = min(moves, key=lambda move: move[:2])
+        exits[leaving] = exit
+        thresholds[exit] = float(held.confidence[exit, leaving[-1]])
+        path.append(list(thresholds))
+
+
+def _most_confident(passing: np.ndarray, confidence: np.ndarray, size: int) -> np.ndarray:
+    """The first ``size`` of the tokens ``passing``, sorted by falling confidence, and all that tie with the last."""
+    if len(passing) > size:
+        size = int(np.searchsorted(-confidence[passing], -confidence[passing[size - 1]], side="right"))
+    return passing[:size]
+
+
+def risk_thresholds(select: HeldOut, test: HeldOut, costs: np.ndarray, measure: str, tolerance: float,
+                    delta: float, steps: int = 100) -> RiskChoice:
+    """The cheapest thresholds on the path whose risk is at most ``tolerance``, except with probability ``delta``.
+
+    The path is made on ``select``; ``test`` holds other, independent sequences, on which its points are tested in
+    order (fixed-sequence testing) until one fails. If the first fails already, nobody leaves and ``passed`` is 0.
+    Assumptions: see ``offramp.exits.risk``. Raises UserError for tolerance or delta outside (0, 1) and for fewer
+    test sequences than the bound can use.
+    """
+    check_promise(measure, tolerance, delta)
+    numbers, sequence = np.unique(test.sequence, return_inverse=True)
+    require_sequences(len(numbers), measure, tolerance, delta)
+    path = threshold_path(select, costs, select.risk(measure), steps)
+    risk, tested = test.risk(measure), 0
+
+    def losses(thresholds: list[float]) -> np.ndarray:
+        return sequence_losses(measure, exits_taken(test.confidence, thresholds), risk, sequence)
+
+    def p_values():
+        nonlocal tested
+        for thresholds in path[1:]:
+            tested += 1
+            yield p_value(measure, losses(thresholds), tolerance, delta)
+
+    passed = fixed_sequence(p_values(), delta) + 1
+    found = losses(path[passed])
+    return RiskChoice(path[passed], tested, passed, float(found.mean()), p_value(measure, found, tolerance, delta), len(numbers))
+
+
+def budget_thresholds(select: HeldOut, costs: np.ndarray, budget: float, steps: int = 100) -> list[float]:
+    """The first point of the path of least added loss whose expected compute is within ``budget``.
+
+    costs (K,) as for ``threshold_path``; budget: share of the compute of full depth. Raises UserError if it is
+    outside (0, 1) or less than all tokens leaving at exit 0 cost.
+    """
+    costs = np.asarray(costs, dtype=np.float64)
+    if not 0 < budget < 1:
+        raise UserError(f"routing.budget = {budget}: give a fraction of the full-depth FLOPs, above 0 and below 1")
+    if costs[0] > budget:
+        raise UserError(f"routing.budget = {budget}: even with every token leaving at exit 0 the fraction is {costs[0]:.4f}; "
+                        f"give at least {math.ceil(costs[0] * 1e4) / 1e4:.4f}, or make the first block or its readout smaller")
+    path = threshold_path(select, costs, select.risk("nll_increase"), steps)
+    return next(point for point in path if costs[exits_taken(select.confidence, point)].mean() <= budget + 1e-9)
