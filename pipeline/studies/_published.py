@@ -41,7 +41,7 @@ PUBLISHED: dict[str, Any] = {
     "vocabulary_words": {"sotu": 600_000, "wikitext": None},  # of the training text; null is all of it, as the seed
     "window": 32, "width": 64, "heads": 4, "ffn_width": 256, "block_layers": [2, 2],
     "batch_size": 64, "learning_rate": 1.0e-3, "later_rate": 0.1, "clip_norm": 1.0,
-    "max_epochs": 12, "patience": 3, "early_stopping_share": 0.2, "exit_epochs": 10, "hard_ratio": 0.5, "seed": 42,
+    "max_epochs": 12, "later_max_epochs": 6, "patience": 3, "early_stopping_share": 0.2, "exit_epochs": 10, "hard_ratio": 0.5, "seed": 42,
 }
 RESERVED = ("<unk>", "<pad>")
 """The seed's ids 0 and 1; in texts that spell unknown words "<unk>" that is a word like any other."""
