@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from offramp.errors import UserError
-from offramp.exits.risk import MEASURES, sequence_losses
+from offramp.exits.risk import MEASURES, fixed_sequence, p_value, sequence_losses
 from offramp.routing.thresholds import (
     HeldOut,
     budget_thresholds,
@@ -20,14 +20,15 @@ from offramp.routing.thresholds import (
 )
 
 COSTS = np.array([0.4, 0.7, 1.05])
-LENGTH = 12
+LENGTH = 24
 
 
 def population(sequences: int, seed: int = 0, exits: int = 3) -> HeldOut:
-    """Sequences of ``LENGTH`` tokens whose difficulty is partly shared by the whole sequence, so that tokens of one
-    sequence fail together. Less confident tokens disagree with full depth more often and lose more."""
+    """Sequences of ``LENGTH`` tokens. Less confident tokens disagree with full depth more often and lose more; in every
+    tenth sequence nearly all tokens do, whatever their confidence: tokens of a sequence fail together."""
     generator = np.random.default_rng(seed)
     tokens = sequences * LENGTH
+    strange = np.repeat(generator.random(sequences) < 0.1, LENGTH)
     shared = np.repeat(generator.normal(size=sequences), LENGTH)
     hardness = 1 / (1 + np.exp(-(1.2 * shared + generator.normal(size=tokens) - 1)))
     confidence, argmax, loss = [], [], []
@@ -37,8 +38,8 @@ def population(sequences: int, seed: int = 0, exits: int = 3) -> HeldOut:
     for exit in range(exits - 1):
         change = hardness * 0.7 ** exit
         confidence.append(1 / (1 + np.exp(4 * change - 2 + generator.normal(0, 0.4, tokens))))
-        argmax.append(np.where(generator.random(tokens) < 0.5 * change, 1 - full, full))
-        loss.append(full_loss + 0.6 * change - 0.1 + generator.normal(0, 0.2, tokens))
+        argmax.append(np.where(generator.random(tokens) < np.where(strange, 0.9, 0.2 * change), 1 - full, full))
+        loss.append(full_loss + np.where(strange, 0.9, 0.3 * change - 0.1) + generator.normal(0, 0.1, tokens))
     return HeldOut(np.stack(confidence).astype(np.float32), np.stack([*loss, full_loss]).astype(np.float32),
                    np.stack([*argmax, full]), target, np.repeat(np.arange(sequences), LENGTH))
 
@@ -105,7 +106,7 @@ def test_the_path_goes_from_nobody_to_everybody_one_exit_at_a_time(exits, sequen
 def test_with_two_exits_the_path_is_the_quantiles_of_the_confidence():
     held = population(50, exits=2)
     path = threshold_path(held, np.array([0.5, 1]), held.risk("disagreement"), steps=6)
-    assert [point[0] for point in path[1:]] == np.sort(held.confidence[0])[::-1][99::100].tolist()
+    assert [point[0] for point in path[1:]] == np.sort(held.confidence[0])[::-1][199::200].tolist()
 
 
 def test_the_path_lowers_first_what_costs_no_quality():
@@ -118,32 +119,34 @@ def test_the_path_lowers_first_what_costs_no_quality():
     assert path[10][1] == confidence[1].min()
 
 
-@pytest.mark.parametrize(("measure", "tolerance"), [("disagreement", 0.1), ("error", 0.08), ("nll_increase", 0.03)])
+@pytest.mark.parametrize(("measure", "tolerance"), [("disagreement", 0.1), ("error", 0.08), ("nll_increase", 0.05)])
 def test_the_promise_is_kept_in_at_least_one_minus_delta_of_repeated_draws_and_lets_tokens_leave(measure, tolerance):
     """Sequences drawn afresh 200 times from a population whose risk at any thresholds is known."""
-    delta, draws, sequences, steps = 0.1, 200, 150, 30
+    delta, draws, sequences, steps = 0.1, 200, 150, 20
     world, generator = population(1000, seed=1), np.random.default_rng(2)
     risk = world.risk(measure)
-    assert true_risk(world, risk, measure, [0.0, 0.0]) > 1.5 * tolerance  # the tolerance forbids something
-    broken, plain_broken, leaving = [], [], []
+    assert true_risk(world, risk, measure, [0.0, 0.0]) > 1.4 * tolerance  # the tolerance forbids something
+    broken, as_tokens_broken, leaving = [], [], []
     for number in range(draws):
-        select, test = draw(world, 60, generator), draw(world, sequences, generator)
+        select, test = draw(world, 40, generator), draw(world, sequences, generator)
         choice = risk_thresholds(select, test, COSTS, measure, tolerance, delta, steps)
         broken.append(true_risk(world, risk, measure, choice.thresholds) > tolerance)
         leaving.append((exits_taken(world.confidence, choice.thresholds) < 2).mean())
         if number < 50:
-            plain = plain_choice(select, test, measure, tolerance, steps)
-            plain_broken.append(true_risk(world, risk, measure, plain) > tolerance)
+            mistaken = choice_as_if_tokens_were_independent(select, test, measure, tolerance, delta, steps)
+            as_tokens_broken.append(true_risk(world, risk, measure, mistaken) > tolerance)
     allowed = binom.ppf(0.999, draws, delta) / draws  # were delta met exactly, more would be seen once in 1000 runs
     assert np.mean(broken) <= allowed
-    assert np.mean(plain_broken) > allowed  # without the bound the promise would have been broken
+    assert np.mean(as_tokens_broken) > allowed  # the draws are hard enough to catch a wrong bound
     assert np.mean(np.array(leaving) > 0.05) > 0.9
 
 
-def plain_choice(select: HeldOut, test: HeldOut, measure: str, tolerance: float, steps: int) -> list[float]:
-    """The cheapest point of the path whose measured risk is below the tolerance: no allowance for chance."""
+def choice_as_if_tokens_were_independent(select, test, measure, tolerance, delta, steps) -> list[float]:
+    """The same procedure with tokens for sequences: what the promise must not rest on."""
     path, risk = threshold_path(select, COSTS, select.risk(measure), steps), test.risk(measure)
-    return [point for point in path if true_risk(test, risk, measure, point) <= tolerance][-1]
+    rows = np.arange(len(test.target))
+    losses = (sequence_losses(measure, exits_taken(test.confidence, point), risk, rows) for point in path[1:])
+    return path[fixed_sequence((p_value(measure, here, tolerance, delta) for here in losses), delta) + 1]
 
 
 def test_the_choice_says_what_it_rests_on():
