@@ -20,7 +20,7 @@ from offramp.exits.labels import label
 from offramp.lineage.artifact import open_artifact
 from offramp.models.native import BlockwiseLM
 from offramp.params import Pretrain, load_params
-from offramp.routing.executor import Decision, Executor
+from offramp.routing.executor import Arrivals, Decision, Executor
 from offramp.states.store import States
 from offramp.training.pretrain import Pretrainer
 from offramp.training.snapshots import Snapshots
@@ -70,13 +70,13 @@ def steps_per_epoch(windows: RandomWindows) -> int:
 class ClassifierPolicy:
     """A token leaves block 0 where the classifier's probability reaches the threshold."""
 
-    reads_out, flops_per_token = False, 128
+    reads_out, reads_before, flops_per_token = False, False, 128
 
     def __init__(self, classifier: ExitClassifier, threshold: float):
         self.classifier, self.threshold = classifier, threshold
 
-    def decide(self, exit: int, states: Tensor, index: Tensor, targets: Tensor) -> Decision:
-        confidence = torch.sigmoid(self.classifier(states))
+    def decide(self, arrivals: Arrivals) -> Decision:
+        confidence = torch.sigmoid(self.classifier(arrivals.states))
         return Decision(confidence >= self.threshold, confidence)
 
 
@@ -102,7 +102,7 @@ def our_path(model: BlockwiseLM, train: RandomWindows, held_out: RandomWindows) 
 def fit_from_cache(path: Path, epochs: int) -> tuple[ExitClassifier, Tensor]:
     """The classifier of exit 0, linear, "correct" labels; and its inputs."""
     states = States(open_artifact(path, "states", verify=False))
-    inputs, labels = states.hidden(0), torch.from_numpy(label(states, 0, "correct"))
+    inputs, labels = states.hidden(0), torch.from_numpy(label(states, 0, "correct", 0.0))
     few = slice(0, 2048)
     fit = fit_classifier((inputs, labels), (inputs[few], labels[few]), "correct", [], 1e-3, BATCH * WINDOW, epochs, epochs, 0)
     return fit.classifier, inputs

@@ -10,22 +10,20 @@ import pyarrow.parquet as pq
 from offramp.exits.store import Exits
 from offramp.lineage.artifact import create_artifact, write_json
 from offramp.params import Declared
+from offramp.routing.choice import choose_policy
 from offramp.routing.evaluate import Evaluation
-from offramp.routing.policies import Scorer, ThresholdPolicy, auto_thresholds
 from pipeline._inputs import open_routing_inputs
 from pipeline._stage import stage, write_csv
 
 
 def run(params: Declared, root: Path) -> None:
     inputs = open_routing_inputs(params, root)
-    exits, signal = Exits(inputs.exits), params.exits.confidence
-    thresholds = [params.threshold] * (exits.config["exits"] - 1)
-    if params.threshold == "auto":
-        thresholds = auto_thresholds(exits.calibration_confidences(signal), params.routing.auto_exit_ratio)
-    policy = ThresholdPolicy(inputs.executor.model, Scorer(exits, signal, inputs.device), thresholds)
-
-    evaluation = Evaluation(inputs.executor, inputs.windows, inputs.states, policy, params.routing, inputs.device)
+    chosen = choose_policy(params.threshold, Exits(inputs.exits), inputs.executor.model, inputs.windows.window,
+                           params.exits, params.routing, inputs.device)
+    evaluation = Evaluation(inputs.executor, inputs.windows, inputs.states, chosen.policy, params.routing, inputs.device)
     measures = evaluation.measures()
+    if "risk" in chosen.rule:
+        chosen.rule["risk"] |= evaluation.kept(chosen.rule["risk"])
 
     made_from = {"data": inputs.data, "lm": inputs.lm, "exits": inputs.exits, "states/test": inputs.states.artifact}
     table = {name: inputs.states.column(name) for name in ("document", "sequence", "position", "token", "target")}
@@ -33,7 +31,8 @@ def run(params: Declared, root: Path) -> None:
     with create_artifact(root / "routed", "routed", params.to_json(), made_from) as out:
         pq.write_table(pa.table(table | routed), out.path / "tokens.parquet", compression="NONE")
     write_json(root / "metrics/routing.json", {
-        "confidence": signal, "threshold": {f"exit_{exit}": value for exit, value in enumerate(thresholds)},
+        "confidence": params.exits.confidence, **chosen.rule,
+        "threshold": {f"exit_{exit}": value for exit, value in enumerate(chosen.policy.thresholds)},
         "inputs": {name: artifact.digest for name, artifact in made_from.items()}, **measures,
     })
     write_csv(root / "metrics/plots/reliability.csv", ("exit", "confidence", "agreement", "tokens"), evaluation.reliability_rows())

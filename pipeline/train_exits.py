@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from offramp.exits.store import Exits
 from offramp.exits.train import train_exits
 from offramp.lineage.artifact import open_artifact, write_json
 from offramp.params import Declared
+from offramp.routing.thresholds import threshold_table
 from offramp.runtime import setup
 from offramp.states.store import States
 from pipeline._stage import stage, write_csv
@@ -15,9 +17,11 @@ from pipeline._stage import stage, write_csv
 def run(params: Declared, root: Path) -> None:
     calibration = open_artifact(root / "states/calibration", "states")
     setup("cpu", params.runtime.threads)
-    _, metrics, curve = train_exits(States(calibration), params.exits, root / "models/exits", params.to_json())
+    exits, metrics, curve = train_exits(States(calibration), params.exits, root / "models/exits", params.to_json())
     write_json(root / "metrics/exits.json", metrics)
     write_csv(root / "metrics/plots/exit_fit.csv", ("exit", "epoch", "fit_loss", "select_loss"), curve)
+    rows = threshold_table(Exits(exits))
+    write_csv(root / "metrics/plots/thresholds.csv", tuple(rows[0]), rows)
 
 
 main = stage("train_exits", run)

@@ -21,6 +21,7 @@ REDUCED: dict[str, Any] = {
     "pretrain.evaluate_every": 20,
     "pretrain.evaluate_windows": 32,
     "exits.max_epochs": 8,
+    "exits.risk.tolerance": 0.2,
     "exits.hidden": [32],
     "routing.curve_fractions": [0.3, 0.7],
     "routing.control_windows": 64,

@@ -16,7 +16,8 @@ from ruamel.yaml import YAML, YAMLError
 
 from offramp.errors import UserError
 
-STATISTIC_SIGNALS = ("max_prob", "max_logit", "max_minus_mean", "margin", "entropy")
+SIGNALS = ("learned", "max_prob", "margin_prob", "margin", "entropy", "max_logit", "max_minus_mean", "saturation", "patience")
+ORACLES = ("correct_prob",)
 JOINT_LABELS = ("correct", "distill", "loss")
 """Labels that need no deeper exit than the one they belong to, so a classifier can learn them during pretraining."""
 
@@ -124,11 +125,20 @@ class Collect(Section):
     batch_size: Count
 
 
+class Risk(Section):
+    measure: Literal["disagreement", "error", "nll_increase"]
+    tolerance: Fraction
+    delta: Fraction
+
+
 class Exits(Section):
-    confidence: Literal["learned", "max_prob", "max_logit", "max_minus_mean", "margin", "entropy"]
+    confidence: str
     mode: Literal["post", "joint"]
-    label: Literal["correct", "distill", "loss", "loss_regression", "agreement", "gain", "divergence"]
+    label: Literal["correct", "distill", "loss", "loss_regression", "easy", "agreement", "gain", "divergence"]
+    easy_loss: Annotated[float, Field(gt=0)]
     inputs: Literal["state", "statistics", "both"]
+    calibration: Literal["isotonic", "temperature"]
+    risk: Risk
     hidden: list[Count]
     learning_rate: Annotated[float, Field(gt=0)]
     batch_size: Count
@@ -136,9 +146,22 @@ class Exits(Section):
     patience: Count
     seed: Seed
 
+    @model_validator(mode="after")
+    def _a_signal_for_inference(self) -> Exits:
+        if self.confidence in ORACLES:
+            raise ValueError(
+                f"confidence = {self.confidence!r} needs the target, which inference does not have: it is an oracle; "
+                f"use one of {', '.join(SIGNALS)}"
+            )
+        if self.confidence not in SIGNALS:
+            raise ValueError(f"confidence = {self.confidence!r} is not a signal; known: {', '.join(SIGNALS)}")
+        return self
+
 
 class Routing(Section):
     auto_exit_ratio: Fraction
+    budget: Fraction
+    price: Annotated[float, Field(ge=0)]
     curve_fractions: Annotated[list[Fraction], Field(min_length=1)]
     control_windows: Count
     timing_batches: Annotated[int, Field(ge=4)]
@@ -158,7 +181,7 @@ class Runtime(Section):
 
 
 class Params(Section):
-    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["auto", "risk", "budget", "price"]
     window: Annotated[int, Field(ge=2)]
     corpus: Corpus
     tokenizer: TokenizerParams
@@ -192,6 +215,17 @@ class Params(Section):
             )
         if blockwise and model.tied and pretrain.blockwise.embedding == "frozen":
             raise ValueError("pretrain.blockwise.embedding frozen would freeze the tied readout too; set model.tied: false")
+        if self.exits.confidence == "patience" and blocks < 3:
+            raise ValueError(
+                f"exits.confidence patience compares successive exits, so it needs at least 3 blocks; model.block_layers has {blocks}"
+            )
+        if self.threshold == "price" and (self.exits.confidence, self.exits.mode) != ("learned", "post"):
+            raise ValueError(
+                "threshold price weighs a predicted gain: set exits.confidence: learned and exits.mode: post "
+                f"(now {self.exits.confidence}, {self.exits.mode})"
+            )
+        if self.threshold == "price" and self.exits.label not in ("gain", "divergence"):
+            raise ValueError(f"threshold price needs exits.label gain or divergence, in nats; it is {self.exits.label}")
         if self.exits.mode == "joint" and pretrain.joint_classifier is None:
             raise ValueError("exits.mode joint needs pretrain.joint_classifier, e.g. {label: loss, weight: 1.0}")
         if blockwise and pretrain.blockwise.hard_signal == "classifier" and pretrain.joint_classifier is None:
@@ -261,7 +295,7 @@ def load_params(stage: str, root: Path = Path(".")) -> Declared:
 def _explain(problem: dict[str, Any], source: str) -> str:
     keys = [str(part) for part in problem["loc"]]
     if keys[:1] == ["threshold"]:  # a union: pydantic complains once per member
-        return f'{source}: threshold = {problem["input"]!r}: give a number from 0 to 1, or "auto"'
+        return f'{source}: threshold = {problem["input"]!r}: give a number from 0 to 1, or "auto", "risk", "budget" or "price"'
     where = ".".join(keys)
     value = "" if problem["type"] in ("missing", "value_error") else f" = {problem['input']!r}"
     message = {

@@ -67,7 +67,7 @@ def console(stream: Any = None) -> Console:
 
 
 def _title(routing: dict[str, Any]) -> str:
-    thresholds = ", ".join(f"{value:.3g}" for value in routing["threshold"].values())
+    thresholds = ", ".join(f"{value:.3g}" for value in routing["threshold"].values()) or f"by price {routing.get('price')}"
     return (
         f"Routing at threshold {thresholds}: {routing['tokens']:,} test tokens "
         f"of {routing['documents']:,} documents"

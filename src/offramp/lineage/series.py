@@ -36,6 +36,7 @@ ROUTED = ("shallow_ratio", "ppl", "accuracy", "agreement", "layer_saving", "flop
 SERIES = {
     "learning_curves.csv": Series("{phase}/{value}", "step", ("train_loss", "calibration_ppl")),
     "exit_fit.csv": Series("exit_{exit}/{value}", "epoch", ("fit_loss", "select_loss")),
+    "thresholds.csv": Series("thresholds/{value}/{signal}", "threshold", ("shallow_ratio", "ppl", "agreement"), scale=100),
     "threshold_curve.csv": Series("curve/{value}/{signal}", "fraction", ROUTED, scale=100),
     "reliability.csv": Series("reliability/exit_{exit}", "confidence", ("agreement",), scale=100),
     "exits_by_position.csv": Series("position/exit_{exit}", "position", ("share",)),

@@ -88,6 +88,8 @@ def sentences(measured: Measurements) -> list[Sentence]:
         _quality(measured),
         _against_chance(measured.routing),
         _against_oracle(measured.routing),
+        *_ranking(measured.routing),
+        *_promise(measured.routing),
         _savings(measured),
     ]
 
@@ -153,6 +155,35 @@ def _against_oracle(routing: dict[str, Any]) -> Sentence:
     doubt = "; the interval includes 0" if bounds and bounds[0] <= 0 else ""
     lead = f"It recovers {percent(value)} of the oracle's headroom{_interval(bounds, percent)}:"
     return Sentence(lead, f"{scale}{doubt}.")
+
+
+def _ranking(routing: dict[str, Any]) -> list[Sentence]:
+    """Calibration says whether confidences fit, AUROC whether they tell tokens apart: a score can do one and not the other."""
+    ranked = routing.get("auroc")
+    if ranked is None:
+        return []
+    rest = (
+        f"calibration error {percent(routing['ece'])}{_interval(routing['interval'].get('ece'), percent)}; AUROC of \"leaving at "
+        f"exit 0 agrees with full depth\" {ranked:.2f} (0.5 is chance), mean disagreement over all coverages "
+        f"{percent(routing['aurc'])}."
+    )
+    return [Sentence("Calibration and ranking are two things:", rest)]
+
+
+def _promise(routing: dict[str, Any]) -> list[Sentence]:
+    if "risk" not in routing:
+        return []
+    risk = routing["risk"]
+    name = risk["measure"].replace("_", " ")
+    lead = "The promised risk was kept on fresh text." if risk["kept"] else "The promised risk was NOT kept on fresh text."
+    if not risk["passed"]:
+        lead = "No threshold could be promised, so nothing leaves."
+    rest = (
+        f"Promised: {name} at most {risk['tolerance']:g} with probability {1 - risk['delta']:g}, from {risk['sequences']:,} held-out "
+        f"sequences taken as independent ({risk['passed']} of {risk['tested']} candidates passed). Measured on the test split: "
+        f"{risk['test_risk']:.4f}{_interval(risk['test_interval'], nats)}."
+    )
+    return [Sentence(lead, rest)]
 
 
 def _savings(measured: Measurements) -> Sentence:

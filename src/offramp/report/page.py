@@ -92,6 +92,21 @@ def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figu
     )
 
 
+def _thresholds(measured: Measurements, given: Any) -> str:
+    """The thresholds in force and the rule that found them."""
+    routing = measured.routing
+    if given == "price":
+        return f"price: a token goes on while its predicted gain is worth {routing['price']:g} nats per full-depth pass"
+    chosen = (f"{routing['threshold'][f'exit_{k}']:.3g} at exit {k}" for k in range(measured.exits - 1))
+    values = ", ".join(chosen) or "none, the only exit is full depth"
+    rule = {
+        "auto": lambda: "auto", "budget": lambda: f"budget of {percent(routing['budget'])} of the full-depth FLOPs",
+        "risk": lambda: "risk: {measure} at most {tolerance:g} with probability {sure:g}".format(
+            **routing["risk"], sure=1 - routing["risk"]["delta"]),
+    }
+    return f"{rule[given]()}: {values}" if given in rule else values
+
+
 def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
     """What was run, in a line each."""
     corpus, routing, kind = measured.corpus, measured.routing, settings["tokenizer.kind"]
@@ -102,8 +117,7 @@ def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
     tokens = " / ".join(f"{corpus[split]['tokens']:,}" for split in splits)
     unknown = corpus["test"]["unknown_rate"]
     layers = settings["model.block_layers"]
-    chosen = (f"{routing['threshold'][f'exit_{k}']:.3g} at exit {k}" for k in range(measured.exits - 1))
-    thresholds = ", ".join(chosen) or "none, the only exit is full depth"
+    thresholds = _thresholds(measured, settings["threshold"])
     confidence = settings["exits.confidence"]
     learned = f", a classifier of {settings['exits.label']} on {_INPUTS[settings['exits.inputs']]}"
     if settings.get("exits.mode") == "joint":
@@ -121,9 +135,7 @@ def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
         f"width {settings['model.width']}, {measured.pretrain['parameters']:,} parameters",
         "Training": f"{settings['pretrain.method']}, {measured.pretrain['tokens_seen']:,} tokens seen",
         "Confidence": confidence + (learned if confidence == "learned" else ""),
-        "Threshold": f"{settings['threshold']}: {thresholds}"
-        if settings["threshold"] == "auto"
-        else thresholds,
+        "Threshold": thresholds,
         "Exits taken": taken,
     }
 

@@ -29,6 +29,9 @@ SIGNALS = {
     "margin": Colour("margin", "#98509a", "#d696d8"),
     "max_logit": Colour("max-logit", "#8b7500", "#d3bb4a"),
     "max_minus_mean": Colour("max-minus-mean", "#4d6f78", "#93b9c3"),
+    "margin_prob": Colour("margin-prob", "#b03a5b", "#ee8aa6"),
+    "saturation": Colour("saturation", "#5a7d1a", "#a5cf5a"),
+    "patience": Colour("patience", "#6b5a48", "#bfa98f"),
 }
 """Confidences that routing can use; every other signal in a table is a control and drawn in grey."""
 

@@ -30,6 +30,21 @@ def full_depth_flops(config: ModelConfig, tokens: int, window: int) -> int:
                                        attention_pairs=layers * tokens * window, readout_tokens=tokens, tokens=tokens))
 
 
+def exit_costs(config: ModelConfig, window: int, reads_out: bool, decision_flops: int) -> list[float]:
+    """FLOPs of a token that leaves after exit k, for every k, as shares of the plain full-depth pass.
+
+    Counts its layers, keys and values in all later ones, one decision and (``reads_out``) one readout per exit asked.
+    """
+    whole, last, out = full_depth_flops(config, 1, window), config.num_blocks - 1, []
+    layers = sum(config.block_layers)
+    for exit in range(last + 1):
+        run, asked = sum(config.block_layers[: exit + 1]), min(exit + 1, last)
+        readouts = asked + (exit == last) if reads_out else 1
+        work = Work([1] * run, [1] * layers, run * window, readouts, asked, 1)
+        out.append(executed_flops(config, work, decision_flops) / whole)
+    return out
+
+
 def layer_saving(config: ModelConfig, work: Work) -> float:
     """1 - layers run per token / all layers (the seeds' "compute savings"; ignores readouts and keys/values)."""
     return 1 - sum(work.layer_tokens) / (work.tokens * sum(config.block_layers))

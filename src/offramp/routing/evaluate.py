@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from offramp.analysis.bootstrap import DocumentSums, interval
 from offramp.corpus.windows import TokenWindows
-from offramp.exits.calibration import expected_calibration_error, reliability
-from offramp.exits.ranking import loss_gap, most_confident
+from offramp.exits.calibration import expected_calibration_error, reliability, resampled_calibration_error
+from offramp.exits.ranking import aurc, auroc, loss_gap, most_confident
+from offramp.exits.risk import token_risk
 from offramp.models.native import ModelConfig
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.executor import Executor, Policy, Routed, Work
 from offramp.routing.policies import (
-    ALL_SIGNALS,
     CONTROLS,
     GivenExits,
     Scorer,
@@ -78,7 +78,9 @@ class Evaluation:
     def measures(self) -> dict[str, Any]:
         """The contents of metrics/routing.json, without inputs and threshold.
 
-        ``ece``, ``loss_gap`` and ``oracle_share`` judge the confidence of the first exit, where every token is asked.
+        ``ece``, ``auroc``, ``aurc``, ``loss_gap`` and ``oracle_share`` judge the confidence of the first exit, where every
+        token is asked; auroc and aurc as a ranking of "leaving here is right" (agrees with full depth), since calibrated
+        scores can still rank badly.
         """
         routed, full = self.routed, self.cached[self.last]
         first = self.scores[0]
@@ -90,6 +92,8 @@ class Evaluation:
         draws = sums.resample(self.settings.bootstrap, self.settings.seed)
         flops = executed_flops(self.config, routed.work, self.policy.flops_per_token)
         mixture = np.take_along_axis(np.stack([exit["loss"] for exit in self.cached]), routed.exit[None], axis=0)[0]
+        agrees = self.cached[0]["argmax"] == full["argmax"]
+        ranking = auroc(first, agrees)
         out = self._quality(routed.loss, routed.argmax, routed.exit, full["argmax"], self.target)
         out |= {
             "tokens": len(routed.loss), "documents": len(np.unique(self.document)),
@@ -99,15 +103,26 @@ class Evaluation:
             "ppl_increase": float(np.exp(routed.loss.mean(dtype=np.float64) - full["loss"].mean(dtype=np.float64)) - 1),
             "propagation_nll": float(routed.loss.mean(dtype=np.float64) - mixture.mean(dtype=np.float64)),
             "loss_gap": gap, "oracle_share": gap / loss_gap(true_easy, self.cached[0]["loss"]),
-            "ece": expected_calibration_error(first, self.cached[0]["argmax"] == full["argmax"]),
+            "ece": expected_calibration_error(first, agrees),
+            "auroc": None if np.isnan(ranking) else ranking, "aurc": aurc(first, ~agrees),
         }
         intervals = {
             "ppl": interval(np.exp(draws["loss"])), "accuracy": interval(draws["correct"]),
             "ppl_increase": interval(np.exp(draws["loss"] - draws["full"]) - 1),
+            "ece": interval(resampled_calibration_error(first, agrees, self.document, self.settings.bootstrap, self.settings.seed)),
         }
         controls, control_intervals, headroom = self._controls()
         return out | {"controls": controls, "headroom": headroom, "interval": intervals | control_intervals,
                       "control_tokens": self.control_rows.size}
+
+    def kept(self, promise: dict[str, Any]) -> dict[str, Any]:
+        """The promised risk as it came out on the test split, executed: ``test_risk``, its interval over documents, ``kept``."""
+        full = self.cached[self.last]
+        loss, argmax = (np.stack((getattr(self.routed, name), full[name])) for name in ("loss", "argmax"))
+        risk = token_risk(promise["measure"], loss, argmax, self.target)[0]
+        draws = DocumentSums(self.document, {"risk": risk}).resample(self.settings.bootstrap, self.settings.seed)
+        found = float(risk.mean())
+        return {"test_risk": found, "test_interval": interval(draws["risk"]), "kept": found <= promise["tolerance"]}
 
     def _controls(self) -> tuple[dict[str, Any], dict[str, Any], float | None]:
         """Fixed depths on all tokens; random exits and oracles on control windows, at the signal's exit counts."""
@@ -264,9 +279,9 @@ def _curve_row(name: str, fraction: float, run: RoutedSplit, target: np.ndarray,
     last = config.num_blocks - 1
     decision_flops = 0
     if scorer:  # exits were laid down, but the signal itself has a price: readouts of all who arrive, or a classifier
-        if scorer.needs_statistics:
+        if scorer.reads_out:
             run.work.readout_tokens += sum(int((exits > exit).sum()) for exit in range(last))
-        decision_flops = scorer.classifiers[0].flops if scorer.classifiers else 0
+        decision_flops = scorer.flops_per_token
     else:
         run.work.decided_tokens = 0
     return {
@@ -278,4 +293,4 @@ def _curve_row(name: str, fraction: float, run: RoutedSplit, target: np.ndarray,
 
 
 def all_scorers(exits: Any, device: torch.device) -> dict[str, Scorer]:
-    return {name: Scorer(exits, name, device) for name in ALL_SIGNALS}
+    return {name: Scorer(exits, name, device) for name in exits.config["signals"]}

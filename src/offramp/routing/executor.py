@@ -23,6 +23,21 @@ from offramp.states.statistics import Readout, predictions
 
 
 @dataclass
+class Arrivals:
+    """The N tokens that arrive at an exit, in the order of the batch."""
+
+    exit: int
+    states: Tensor
+    """(N, D)"""
+    before: Tensor | None
+    """(N, D) before the block's last layer, for a policy that reads it."""
+    index: Tensor
+    """(N,) their numbers within the batch (B * T)."""
+    targets: Tensor
+    """(N,) for the loss of those that leave; no decision may look at it."""
+
+
+@dataclass
 class Decision:
     """What a policy says of the N tokens that arrive at an exit."""
 
@@ -36,14 +51,16 @@ class Decision:
 
 
 class Policy(Protocol):
-    """Who may leave. ``decide`` sees states (N, D) of the tokens numbered ``index`` (N,) within the batch (B * T)."""
+    """Who may leave."""
 
     reads_out: bool
     """Whether a decision costs a readout of every arriving token."""
+    reads_before: bool
+    """Whether a decision looks at the states before the block's last layer."""
     flops_per_token: int
     """Floating-point operations of a decision, without the readout."""
 
-    def decide(self, exit: int, states: Tensor, index: Tensor, targets: Tensor) -> Decision: ...
+    def decide(self, arrivals: Arrivals) -> Decision: ...
 
 
 @dataclass
@@ -104,13 +121,16 @@ class Executor:
         for block, layers in enumerate(model.blocks):
             entered = x[active] if model.config.exited_state == "input" else None
             remaining = None if len(active) == len(x) else _Remaining(active, shape, model.cos, model.sin)
+            before = None
             for layer in layers:
+                if layer is layers[-1] and block < last and policy is not None and policy.reads_before:
+                    before = x[active]
                 x = self._layer(layer, layer_number, x, remaining, shape, work)
                 layer_number += 1
             if block == last or policy is None:
                 continue
             states = x[active]
-            decision = policy.decide(block, states, active, wanted[active])
+            decision = policy.decide(Arrivals(block, states, before, active, wanted[active]))
             work.decided_tokens += len(active)
             work.readout_tokens += len(active) if policy.reads_out else 0
             gone = active[decision.leaves]

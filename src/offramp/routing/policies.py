@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.errors import UserError
 from offramp.exits.classifier import ExitClassifier, classifier_inputs
+from offramp.exits.labels import BENEFITS
 from offramp.exits.signals import LEARNED, SIGNALS, raw_signal
 from offramp.exits.store import Exits
 from offramp.models.native import BlockwiseLM
-from offramp.routing.executor import Decision
-from offramp.states.statistics import STATISTICS, Readout, token_statistics
+from offramp.routing.executor import Arrivals, Decision
+from offramp.states.statistics import SATURATION, STATISTICS, Readout, saturation, token_statistics
 from offramp.states.store import States
 
 
@@ -20,21 +24,35 @@ class Scorer:
 
     def __init__(self, exits: Exits, signal: str, device: torch.device):
         self.signal, self.inputs, self.device = signal, exits.config["inputs"], device
+        self.label = exits.config["label"]
         earlier = range(exits.config["exits"] - 1)
         self.calibrators = [exits.calibrator(exit, signal) for exit in earlier]
         self.classifiers: list[ExitClassifier] = (
             [exits.classifier(exit).to(device) for exit in earlier] if signal == LEARNED else []
         )
-        self.needs_statistics = signal != LEARNED or self.inputs != "state"
+        learned_from_readout = signal == LEARNED and self.inputs != "state"
+        self.reads_out = learned_from_readout or (signal != LEARNED and SIGNALS[signal].reads_out)
+        self.reads_before = signal == SATURATION
+        self.keeps_argmax = signal != LEARNED and SIGNALS[signal].reads == "earlier readouts"
+        self.width = exits.config["width"]
+
+    @property
+    def flops_per_token(self) -> int:
+        """Of one decision, without the readout; for classifiers the mean over exits."""
+        if self.classifiers:
+            return round(sum(classifier.flops for classifier in self.classifiers) / len(self.classifiers))
+        return 0 if self.reads_out else SIGNALS[self.signal].flops(self.width, 0)
 
     @torch.no_grad()
-    def __call__(self, exit: int, states: Tensor | None, statistics: dict[str, Tensor] | None) -> Tensor:
-        """Confidences (N,) in [0, 1] from hidden states (N, D) and readout statistics, each where the signal needs it."""
+    def __call__(self, exit: int, states: Tensor | None, columns: Mapping[str, Tensor]) -> Tensor:
+        """Confidences (N,) in [0, 1] from hidden states (N, D) and label-free columns (N,), each where the signal needs it."""
         if self.signal != LEARNED:
-            return self.calibrators[exit](raw_signal(self.signal, statistics))
-        table = torch.stack([statistics[name] for name in STATISTICS], dim=1) if self.needs_statistics else None
-        hidden = states.float() if self.inputs != "statistics" else None
-        return self.calibrators[exit](self.classifiers[exit](classifier_inputs(self.inputs, hidden, table)))
+            return self.calibrators[exit](raw_signal(self.signal, columns))
+        return self.calibrators[exit](self.classifiers[exit](self.classifier_inputs(states, columns)))
+
+    def classifier_inputs(self, states: Tensor | None, columns: Mapping[str, Tensor]) -> Tensor:
+        table = torch.stack([columns[name] for name in STATISTICS], dim=1) if self.reads_out else None
+        return classifier_inputs(self.inputs, states.float() if self.inputs != "statistics" else None, table)
 
     def on_cached(self, states: States) -> np.ndarray:
         """Confidences (K-1, tokens) of a states artifact: for the first exit equal to the routed ones up to
@@ -42,7 +60,7 @@ class Scorer:
         found = []
         for exit in range(len(self.calibrators)):
             parts, start = [], 0
-            columns = {name: torch.from_numpy(states.column(f"{name}_{exit}")) for name in STATISTICS}
+            columns = {name: torch.from_numpy(values) for name, values in states.label_free(exit).items()}
             for hidden in states.hidden_shards(exit):
                 rows = {name: column[start : start + len(hidden)].to(self.device) for name, column in columns.items()}
                 parts.append(self(exit, hidden.to(self.device), rows).cpu())
@@ -56,30 +74,76 @@ class ThresholdPolicy:
 
     def __init__(self, model: BlockwiseLM, scorer: Scorer, thresholds: list[float]):
         self.model, self.scorer, self.thresholds = model, scorer, thresholds
-        self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(len(thresholds))]
-        self.reads_out = scorer.needs_statistics
-        self.flops_per_token = scorer.classifiers[0].flops if scorer.classifiers else 0
+        self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(model.config.num_blocks - 1)]
+        self.reads_out, self.reads_before = scorer.reads_out, scorer.reads_before
+        self.flops_per_token = scorer.flops_per_token
 
-    def decide(self, exit: int, states: Tensor, index: Tensor, targets: Tensor) -> Decision:
-        if not self.reads_out:
-            confidence = self.scorer(exit, states, None)
-            return Decision(confidence >= self.thresholds[exit], confidence)
-        normed = self.model.readout_input(exit, states)
-        statistics = token_statistics([normed], [self.readouts[exit]], targets)[0]
-        confidence = self.scorer(exit, states, statistics)
-        return Decision(confidence >= self.thresholds[exit], confidence, statistics["loss"], statistics["argmax"])
+    def decide(self, arrivals: Arrivals) -> Decision:
+        columns = self.columns(arrivals)
+        confidence = self.scorer(arrivals.exit, arrivals.states, columns)
+        return Decision(self.leaves(arrivals, confidence, columns), confidence, columns.get("loss"), columns.get("argmax"))
+
+    def leaves(self, arrivals: Arrivals, confidence: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
+        """bool (N,)"""
+        return confidence >= self.thresholds[arrivals.exit]
+
+    def columns(self, arrivals: Arrivals) -> dict[str, Tensor]:
+        """What the signal looks at besides the state, each (N,); with a readout also ``loss`` and ``argmax``."""
+        out: dict[str, Tensor] = {}
+        if self.reads_before:
+            out[SATURATION] = saturation(arrivals.before, arrivals.states)
+        if self.reads_out:
+            normed = self.model.readout_input(arrivals.exit, arrivals.states)
+            out |= token_statistics([normed], [self.readouts[arrivals.exit]], arrivals.targets)[0]
+        if self.scorer.keeps_argmax:
+            out["patience"] = self._patience(arrivals, out["argmax"])
+        return out
+
+    def _patience(self, arrivals: Arrivals, argmax: Tensor) -> Tensor:
+        """Share of earlier exits that, counted back without a gap, predicted the same; every token passes exit 0."""
+        if arrivals.exit == 0:
+            self._argmax, self._streak = argmax.clone(), torch.zeros(len(argmax), device=argmax.device)
+            return self._streak.clone()
+        index = arrivals.index
+        streak = torch.where(self._argmax[index] == argmax, self._streak[index] + 1, 0.0)
+        self._argmax[index], self._streak[index] = argmax, streak
+        return streak / arrivals.exit
+
+
+class PricePolicy(ThresholdPolicy):
+    """A token goes on while some deeper exit promises more gain per FLOP than one price for all exits and tokens.
+
+    ``price`` is in nats for the FLOPs of one full-depth pass; ``costs`` (K,) are those of leaving after exit k, as shares of
+    it (``routing.cost.exit_costs``). Gains are predicted by classifiers of a benefit (labels gain, divergence). This is the
+    rule of optimal stopping with the gains known at the exit: go on if max_j (gain_kj - price * (cost_j - cost_k)) > 0.
+    """
+
+    def __init__(self, model: BlockwiseLM, scorer: Scorer, price: float, costs: list[float]):
+        if scorer.signal != LEARNED or scorer.label not in BENEFITS:
+            raise UserError(
+                f"threshold: price weighs a predicted gain, so it needs exits.confidence: learned with exits.label gain or divergence, "
+                f"not {scorer.signal} with label {scorer.label}"
+            )
+        super().__init__(model, scorer, [])
+        self.price, self.costs = price, costs
+
+    def leaves(self, arrivals: Arrivals, confidence: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
+        exit = arrivals.exit
+        gains = self.scorer.classifiers[exit].costs(self.scorer.classifier_inputs(arrivals.states, columns))
+        ahead = torch.tensor([cost - self.costs[exit] for cost in self.costs[exit + 1 :]], device=gains.device)
+        return (gains <= self.price * ahead).all(1)
 
 
 class GivenExits:
     """Exits laid down beforehand, per token of the batch (B * T,): random exits, oracles, fixed depths."""
 
-    reads_out, flops_per_token = False, 0
+    reads_out, reads_before, flops_per_token = False, False, 0
 
     def __init__(self, exits: Tensor):
         self.exits = exits
 
-    def decide(self, exit: int, states: Tensor, index: Tensor, targets: Tensor) -> Decision:
-        return Decision(self.exits[index] == exit)
+    def decide(self, arrivals: Arrivals) -> Decision:
+        return Decision(self.exits[arrivals.index] == arrivals.exit)
 
 
 def auto_thresholds(confidences: np.ndarray, ratio: float) -> list[float]:
@@ -120,5 +184,4 @@ def control_scores(states: States, name: str, rows: np.ndarray, seed: int) -> np
     return np.stack([losses[last] - losses[exit] if name == "gain_oracle" else -losses[exit] for exit in range(last)])
 
 
-ALL_SIGNALS = (LEARNED, *SIGNALS)
 CONTROLS = ("random", "loss_oracle", "gain_oracle")

@@ -1,0 +1,56 @@
+"""From ``threshold`` in the parameters to an exit policy: a number, or a rule that finds numbers on held-out text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from offramp.exits.store import Exits
+from offramp.models.native import BlockwiseLM
+from offramp.routing.cost import exit_costs
+from offramp.routing.policies import PricePolicy, Scorer, ThresholdPolicy, auto_thresholds
+from offramp.routing.thresholds import HeldOut, budget_thresholds, risk_thresholds
+
+
+@dataclass
+class Chosen:
+    """The policy, and what metrics/routing.json says of how it was chosen."""
+
+    policy: ThresholdPolicy
+    rule: dict[str, Any] = field(default_factory=dict)
+
+
+def choose_policy(threshold: float | str, exits: Exits, model: BlockwiseLM, window: int, exit_settings: Any, settings: Any,
+                  device: torch.device) -> Chosen:
+    """The policy for ``threshold``: a number, auto, risk, budget or price.
+
+    ``exit_settings`` and ``settings`` are the ``exits`` and ``routing`` sections of the parameters. UserError where a
+    budget cannot be met or a promise has too few held-out sequences.
+    """
+    signal = exit_settings.confidence
+    scorer = Scorer(exits, signal, device)
+    costs = exit_costs(model.config, window, scorer.reads_out, scorer.flops_per_token)
+    if threshold == "price":
+        return Chosen(PricePolicy(model, scorer, settings.price, costs), {"price": settings.price})
+    rule: dict[str, Any] = {}
+    if threshold == "auto":
+        thresholds = auto_thresholds(exits.held_out(signal, "select")["confidence"], settings.auto_exit_ratio)
+    elif threshold == "budget":
+        select = HeldOut(**exits.held_out(signal, "select"))
+        thresholds = budget_thresholds(select, np.array(costs), settings.budget)
+        rule = {"budget": settings.budget}
+    elif threshold == "risk":
+        select, guarantee = (HeldOut(**exits.held_out(signal, part)) for part in ("select", "guarantee"))
+        promise = exit_settings.risk
+        found = risk_thresholds(select, guarantee, np.array(costs), promise.measure, promise.tolerance, promise.delta)
+        thresholds = found.thresholds
+        rule = {"risk": {
+            "measure": promise.measure, "tolerance": promise.tolerance, "delta": promise.delta, "sequences": found.sequences,
+            "tested": found.tested, "passed": found.passed, "held_out_risk": found.risk, "p_value": found.p_value,
+        }}
+    else:
+        thresholds = [float(threshold)] * len(costs[:-1])
+    return Chosen(ThresholdPolicy(model, scorer, thresholds), rule)

@@ -1,0 +1,137 @@
+"""Policies decide in a routed pass what the same signals say of cached states, and a price weighs gain against compute."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.corpus.prepare import prepare
+from offramp.corpus.windows import TokenWindows
+from offramp.errors import UserError
+from offramp.exits.store import Exits
+from offramp.exits.train import train_exits
+from offramp.lineage.artifact import create_artifact, open_artifact
+from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.routing.choice import choose_policy
+from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
+from offramp.routing.executor import Executor, Work
+from offramp.routing.policies import GivenExits, PricePolicy, Scorer, ThresholdPolicy
+from offramp.states.collect import collect_states
+from offramp.states.store import States
+from tests.conftest import repository_params
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def routed(addresses, tmp_path_factory):
+    """A model of three blocks far from initialisation, its calibration states (three documents) and exits taught benefits."""
+    folder = tmp_path_factory.mktemp("policies")
+    text = repository_params(corpus__source="files", corpus__paths=[str(addresses)], corpus__calibration_fraction=0.3,
+                             corpus__test_fraction=0.2, tokenizer__vocab_size=400, window=32)
+    data = prepare(text.corpus, text.tokenizer, text.window, folder / "data", {})
+    torch.manual_seed(0)
+    model = BlockwiseLM(ModelConfig(vocab_size=data.meta["vocab_size"], window=32, width=16, heads=2, ffn_width=24, block_layers=(1, 2, 1)))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
+    model.eval()
+    with create_artifact(folder / "lm", "lm", {}, {"data": data}):
+        pass
+    lm = open_artifact(folder / "lm", "lm")
+    settings = repository_params(collect__dtype="float32").collect
+    windows = TokenWindows(data, "calibration")
+    states = States(collect_states(model, windows, folder / "states", settings, {}, {"data": data, "lm": lm}, CPU))
+    params = repository_params(exits__inputs="both", exits__label="divergence")
+    artifact, metrics, _ = train_exits(states, params.exits, folder / "exits", {})
+    return model, windows, states, Exits(artifact), metrics
+
+
+@pytest.mark.parametrize("signal", ["learned", "max_prob", "margin_prob", "saturation", "patience"])
+def test_a_routed_pass_sees_the_confidences_of_cached_states(routed, signal):
+    """At the first exit for all tokens; at later ones for those whose whole past stayed, here: where nobody leaves."""
+    model, windows, states, exits, _ = routed
+    scorer = Scorer(exits, signal, CPU)
+    seen = []
+
+    class Watching(ThresholdPolicy):
+        def leaves(self, arrivals, confidence, columns):
+            seen.append(confidence)
+            return torch.zeros(len(confidence), dtype=torch.bool)
+
+    executor = Executor(model)
+    executor.run(*windows.batch(torch.arange(len(windows))), Watching(model, scorer, []))
+    cached = scorer.on_cached(states)
+    for exit in range(2):
+        np.testing.assert_allclose(seen[exit].numpy(), cached[exit], atol=2e-3)
+
+
+@pytest.mark.parametrize("signal", ["saturation", "patience", "learned"])
+def test_work_counts_a_readout_for_every_arriving_token_only_where_the_signal_reads_one(routed, signal):
+    model, windows, _, exits, _ = routed
+    policy = ThresholdPolicy(model, Scorer(exits, signal, CPU), [0.5, 0.5])
+    work = Work()
+    tokens, targets = windows.batch(torch.arange(4))
+    taken = Executor(model).run(tokens, targets, policy, work).exit
+    arrived = sum(int((taken >= exit).sum()) for exit in range(2))
+    assert work.decided_tokens == arrived
+    left_at_depth = int((taken == 2).sum())
+    assert work.readout_tokens == (arrived + left_at_depth if policy.reads_out else tokens.numel())
+
+
+def test_a_higher_price_never_sends_a_token_deeper_and_the_extremes_are_all_or_nothing(routed):
+    model, windows, _, exits, _ = routed
+    costs = exit_costs(model.config, 32, True, 100)
+    tokens, targets = windows.batch(torch.arange(6))
+    found = []
+    for price in (0.0, 0.5, 2.0, 1e9):
+        policy = PricePolicy(model, Scorer(exits, "learned", CPU), price, costs)
+        found.append(Executor(model).run(tokens, targets, policy).exit)
+    assert all((low[found[0] == 0] == 0).all() for low in found)
+    first = [float((exit == 0).float().mean()) for exit in found]
+    assert first == sorted(first) and first[-1] == 1.0
+
+
+def test_a_price_asks_for_a_classifier_of_a_benefit(routed):
+    model, _, _, exits, _ = routed
+    with pytest.raises(UserError, match=r"price.*gain or divergence.*entropy"):
+        PricePolicy(model, Scorer(exits, "entropy", CPU), 0.1, [0.3, 0.6, 1.0])
+
+
+@pytest.mark.parametrize("reads_out", [False, True])
+def test_exit_costs_are_what_the_executor_counts_for_a_batch_that_leaves_there(routed, reads_out):
+    model, windows, _, _, _ = routed
+    tokens, targets = windows.batch(torch.arange(4))
+    costs = exit_costs(model.config, 32, reads_out, 50)
+    for exit in range(3):
+        work = Work()
+        Executor(model).run(tokens, targets, GivenExits(torch.full((tokens.numel(),), exit)), work)
+        if reads_out:
+            work.readout_tokens += tokens.numel() * (min(exit + 1, 2) - (exit < 2))
+        # a batch that left as a whole owes nobody its keys and values; a single token does
+        width, layers = model.config.width, sum(model.config.block_layers)
+        owed = (layers - len(work.key_value_tokens)) * 4 * width * width * tokens.numel()
+        executed = executed_flops(model.config, work, 50) + owed
+        assert costs[exit] == pytest.approx(executed / full_depth_flops(model.config, tokens.numel(), 32))
+    assert all(before < after for before, after in itertools.pairwise(costs))
+
+
+@pytest.mark.parametrize("threshold", [0.4, "auto", "budget", "price", "risk"])
+def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, threshold):
+    model, windows, _, exits, _ = routed
+    params = repository_params(exits__risk__tolerance=0.6, exits__risk__delta=0.4, routing__budget=0.9)
+    chosen = choose_policy(threshold, exits, model, 32, params.exits, params.routing, CPU)
+    tokens, targets = windows.batch(torch.arange(4))
+    taken = Executor(model).run(tokens, targets, chosen.policy).exit
+    assert ((taken >= 0) & (taken <= 2)).all()
+    assert set(chosen.rule) == ({threshold} if threshold in ("budget", "price", "risk") else set())
+
+
+def test_fits_say_whether_they_converged_and_stand_beside_baselines(routed):
+    metrics = routed[4]
+    for exit in ("exit_0", "exit_1"):
+        assert {"converged", "select_loss"} <= set(metrics[exit]["fit"]) and metrics[exit]["majority_baseline"] >= 0.5
+        assert set(metrics[exit]["signals"]) == {"max_prob", "margin_prob", "margin", "entropy", "max_logit", "max_minus_mean",
+                                                 "saturation", "patience", "learned"}
