@@ -18,6 +18,8 @@ from offramp.states.statistics import Readout, _buffers, _full_precision, _slice
 
 SIGNALS = ("softmax", "max_logit", "max_minus_mean", "margin")
 """Signals of seed 004, by its names; softmax is the largest probability."""
+BLOCK = 2**17
+"""Logits of one block: smaller than in ``states.statistics``, since every rank comes back to it and writes another beside it."""
 CHUNK = 8192
 """Rows taken to float64 at a time."""
 
@@ -92,7 +94,8 @@ def measure_ranks(inputs: Tensor, readout: Readout, targets: Tensor, approximati
                   ranks: Sequence[int]) -> tuple[dict[str, Any], dict[tuple[str, int], dict[str, Any]]]:
     """Exact signals and losses (N,), and per variant and rank the signals (N,) and the means ``agreement`` and ``loss``."""
     (exact,), tile, rows = _buffers(inputs, [readout])
-    logits, weights = torch.empty_like(exact._logits), torch.empty_like(exact._logits)
+    rows = min(rows, max(1, BLOCK // readout.columns))
+    logits, weights = (torch.empty(rows, readout.columns) for _ in range(2))
     ladders = {name: _Ladder(readout, found, ranks, tile, logits) for name, found in approximations.items()}
     softmaxes = [exact, *(at_rank for ladder in ladders.values() for at_rank in ladder.ranks)]
     signals = np.empty((len(softmaxes), len(SIGNALS), len(inputs)), np.float32)

@@ -1,0 +1,71 @@
+"""The low-rank readout sweep: all ranks in one pass against one pass per rank, and its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Row, added_memory, in_turn, median_ratio
+from offramp.analysis.low_rank import approximate, logit_fidelity, rank_sweep
+from offramp.states.statistics import Readout, predictions
+
+TOKENS, VOCAB, WIDTH, RANKS = 8192, 16384, 64, (1, 2, 5, 10, 20, 32, 64)
+"""Ranks and width of seed 004."""
+VARIANTS = ("plain", "weighted_centred")
+TEXTBOOK_TOKENS, PAIRS = 1024, 3
+
+
+def run() -> Iterator[Row]:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(VOCAB, WIDTH, generator=generator) * 0.1
+    fit, inputs = (torch.randn(TOKENS, WIDTH, generator=generator) + 0.5 for _ in range(2))
+    targets = torch.randint(VOCAB, (TOKENS,), generator=generator)
+    size = f"{len(VARIANTS)} variants, ranks {', '.join(map(str, RANKS))}, width {WIDTH}, vocabulary {VOCAB}"
+    for name, rival, tokens, bar, against in (
+        ("per_rank", one_pass_per_rank, TOKENS, None, "our fastest readout pass, run once for every variant and rank"),
+        ("textbook", textbook, TEXTBOOK_TOKENS, None, "full logits, softmax, top-2 and correlation for every variant and rank"),
+    ):
+        arguments = (matrix, fit, inputs[:tokens], targets[:tokens])
+        ours, others = in_turn(lambda: rank_sweep(*arguments, RANKS, VARIANTS),  # noqa: B023
+                               lambda: rival(*arguments), PAIRS)  # noqa: B023
+        yield Row(f"low_rank_sweep_over_{name}", median_ratio(others, ours), "x speed", bar,
+                  f"{against}; {size}, {tokens} tokens", PAIRS)
+    yield memory()
+
+
+def one_pass_per_rank(matrix: Tensor, fit: Tensor, inputs: Tensor, targets: Tensor) -> None:
+    readout = Readout(matrix)
+    predictions(inputs, readout, targets)
+    for approximation in approximate(matrix, fit, VARIANTS).values():
+        logit_fidelity(matrix, approximation, inputs, RANKS)
+        for rank in RANKS:
+            predictions(approximation.state(inputs, rank), readout, targets)
+
+
+def textbook(matrix: Tensor, fit: Tensor, inputs: Tensor, targets: Tensor) -> None:
+    """As seed 004 did it, and the loss: everything from the logits of a chunk of tokens, rank by rank."""
+    for approximation in approximate(matrix, fit, VARIANTS).values():
+        for rank in RANKS:
+            exact, logits = inputs @ matrix.T, approximation.state(inputs, rank) @ matrix.T
+            torch.corrcoef(torch.stack([exact.flatten(), logits.flatten()]))
+            (logits - exact).square().mean()
+            top = logits.topk(2, dim=1).values
+            (logits.softmax(1).amax(1), top[:, 0], top[:, 0] - logits.mean(1), top[:, 0] - top[:, 1],
+             (logits.argmax(1) == exact.argmax(1)).float().mean(), logits.log_softmax(1).gather(1, targets.unsqueeze(1)))
+
+
+def memory() -> Row:
+    """What grows with the tokens and what grows with the vocabulary, each at full size while the other is small."""
+    def added(tokens: int, vocab: int) -> float:
+        setup = ("from offramp.analysis.low_rank import rank_sweep\n"
+                 f"draw = lambda tokens: (torch.randn({vocab}, 64), torch.randn(256, 64), torch.randn(tokens, 64), "
+                 f"torch.randint({vocab}, (tokens,)))\n"
+                 f"rank_sweep(*draw(64), [1, 2]); arguments = draw({tokens})")
+        return added_memory(setup, f"rank_sweep(*arguments, {RANKS})")
+
+    many_tokens, many_words = added(2**20, 256), added(1024, 69830)
+    return Row("low_rank_sweep_memory", many_tokens + many_words, "MiB added", "<= 3072",
+               f"1M tokens x 69830 entries; the sum of 1M tokens x 256 ({many_tokens:.0f}) and 1024 tokens x 69830 "
+               f"({many_words:.0f}); 4 variants, {len(RANKS)} ranks", 1)
