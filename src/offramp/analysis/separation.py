@@ -1,0 +1,122 @@
+"""Separation analysis of one exit of a ``states`` artifact: are there easy and hard tokens, and which signal tells them apart?
+
+The questions are those of seed 004; the answers come with what was missing there: a test of bimodality, the value of Cohen's d
+without any structure, the oracle at the same easy fraction, chance and oracle rows beside the signals, and intervals
+over sequences.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from offramp.analysis.bootstrap import DocumentSums, interval
+from offramp.analysis.discrimination import SequenceBootstrap, describe, parts, subsets
+from offramp.analysis.distribution import loss_distribution
+from offramp.analysis.predictability import held_out_split, predictability
+from offramp.errors import UserError
+from offramp.exits.signals import known_signals, raw_signal
+from offramp.states.store import States
+
+READ = 30_000
+"""About how many tokens predictability looks at: whole sequences, evenly spaced."""
+COLUMNS = {
+    "pearson": "Pearson", "spearman": "Spearman", "loss_gap": "loss gap", "oracle_share": "oracle share", "cohens_d": "Cohen's d",
+    "auroc": "AUROC depth", "aurc": "AURC",
+}
+"""Measures of the table, by their heading."""
+
+
+def signals_of(states: States, exit: int) -> dict[str, np.ndarray]:
+    """Every signal that inference can have at ``exit``, (num_tokens,) each; higher = surer."""
+    columns = states.label_free(exit)
+    return {name: raw_signal(name, columns) for name in known_signals(states.num_exits)}
+
+
+def separation(states: States, exit: int, signals: dict[str, np.ndarray], draws: int = 1000, seed: int = 0,
+               easy_fraction: float = 0.5) -> dict[str, Any]:
+    """The whole analysis of one exit, as plain numbers that JSON holds.
+
+    ``loss``: ``loss_distribution`` and the interval of the mean. ``deep_helps``: share of tokens with a lower loss
+    at full depth, None at the last exit. ``signals`` and ``controls`` {name: ``signal_separation``, ``intervals`` (95 %, over
+    sequences), and for signals ``predictability`` from the hidden state}; the controls are ``random``, the ``oracle`` (the loss
+    itself) and ``correct_prob`` = exp(-loss), which only looks like a signal. ``subsets``: high-confidence tokens.
+    UserError for an exit that does not exist or a signal of another length.
+    """
+    if not 0 <= exit < states.num_exits:
+        raise UserError(f"exit = {exit}: {states.artifact.path} has exits 0 to {states.num_exits - 1}")
+    for name, score in signals.items():
+        if len(score) != states.num_tokens:
+            raise UserError(f"signal {name!r} has {len(score)} values, the states have {states.num_tokens} tokens; use those of the same split")
+    loss, sequence = states.column(f"loss_{exit}"), states.column("sequence")
+    deep = states.column(f"loss_{states.num_exits - 1}") if exit < states.num_exits - 1 else None
+    controls = {
+        "random": np.random.default_rng(seed).permutation(len(loss)), "oracle": -loss,
+        "correct_prob": states.column(f"correct_prob_{exit}"),
+    }
+    bootstrap, found = SequenceBootstrap(sequence), {"signals": {}, "controls": {}}
+    for kind, scores in (("signals", signals), ("controls", controls)):
+        for name, score in scores.items():
+            own = parts(score, loss, deep, easy_fraction)
+            found[kind][name] = describe(score, loss, own, easy_fraction)
+            bootstrap.add(f"{kind}/{name}", own)
+    ranges = bootstrap.intervals(draws, seed)
+    for kind, described in found.items():
+        for name, values in described.items():
+            values["intervals"] = ranges[f"{kind}/{name}"]
+    for name, value in _predictability(states, exit, signals, seed).items():
+        found["signals"][name]["predictability"] = value
+    of_tokens = {"loss": loss} | ({} if deep is None else {"deep_helps": deep < loss})
+    resampled = DocumentSums(sequence, of_tokens).resample(draws, seed)
+    return {
+        "exit": exit, "tokens": len(loss), "sequences": len(np.unique(sequence)), "draws": draws, "seed": seed,
+        "easy_fraction": easy_fraction, "loss": loss_distribution(loss) | {"mean_interval": interval(resampled["loss"])},
+        "deep_helps": None if deep is None else float((deep < loss).mean()),
+        "deep_helps_interval": None if deep is None else interval(resampled["deep_helps"]), **found,
+        "subsets": subsets(states.column(f"max_prob_{exit}"), loss, signals),
+    }
+
+
+def table(result: dict[str, Any]) -> Table:
+    """What ``separation`` found, for a person to read: a row per score, intervals below the values."""
+    loss = result["loss"]
+    shape = "two modes" if loss["bimodal"] else "no two modes shown"
+    out = Table(
+        title=f"Exit {result['exit']}: {result['tokens']:,} tokens of {result['sequences']:,} sequences; loss {loss['mean']:.3f} "
+        f"nats, std {loss['std']:.3f}; {shape} (dip {loss['dip']:.4f}, p {loss['dip_p']:.3f}, BIC gain of a second Gaussian "
+        f"{loss['bic_gain']:.0f})",
+        caption=f"Easy: the surest {result['easy_fraction']:.0%}. Cohen's d of one Gaussian split there: {_gaussian_d(result):.2f}. "
+        "Oracle, correct_prob: know the loss. Below: 95 % over sequences.",
+    )
+    out.add_column("score")
+    for heading in (*COLUMNS.values(), "from state"):
+        out.add_column(heading, justify="right")
+    for kind in ("controls", "signals"):
+        for name, values in result[kind].items():
+            cells = [_cell(values[key], values["intervals"].get(key)) for key in COLUMNS]
+            out.add_row(escape(name), *cells, _cell(values.get("predictability"), None), style="dim" if kind == "controls" else "")
+        out.add_section()
+    return out
+
+
+def _predictability(states: States, exit: int, signals: dict[str, np.ndarray], seed: int) -> dict[str, float | None]:
+    document, sequence = states.column("document"), states.column("sequence")
+    names = np.unique(sequence)
+    wanted = min(len(names), max(2, len(names) * READ // len(sequence)))
+    kept = np.isin(sequence, names[np.linspace(0, len(names) - 1, wanted).astype(np.int64)])
+    fit_mask = held_out_split(document[kept], sequence[kept], seed)
+    hidden = states.hidden(exit, kept)
+    return {name: predictability(hidden, score[kept], fit_mask, seed) for name, score in signals.items()}
+
+
+def _gaussian_d(result: dict[str, Any]) -> float:
+    return result["controls"]["oracle"]["gaussian_d"]
+
+
+def _cell(value: float | None, bounds: list[float] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + (f"\n{bounds[0]:.3f} {bounds[1]:.3f}" if bounds else "")
