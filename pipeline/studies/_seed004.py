@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
@@ -211,30 +210,6 @@ def random_shares(count: int, fit: float, select: float, seed: int) -> tuple[np.
     order = np.random.default_rng(seed).permutation(count)
     first, second = int(fit * count), int(fit * count) + int(select * count)
     return order[:first], order[first:second], order[second:]
-
-
-def published_predict(tokens: Tokens, settings: Mapping[str, Any]) -> tuple[Predict, np.ndarray]:
-    """The seed's regressors and classifiers, trained on a random part of ``tokens`` (flaw J2); and its test indices.
-
-    Their script is lost: optimiser and stopping are ours, chosen so that they converge. Adam, raw states, MSE of the
-    standardised value or binary cross-entropy.
-    """
-    options = settings["published"]
-    fit, select, test = random_shares(len(tokens), options["fit_share"], options["select_share"], options["seed"])
-
-    def predict(wanted: Wanted, hidden: list[int], kind: Kind) -> np.ndarray:
-        values = wanted(tokens).astype(np.float64)
-        labels, centre, spread = torch.from_numpy(values).float(), 0.0, 1.0
-        if kind == "value":
-            labels, centre, spread = standardise(values, values[fit])
-        network = relu_network(tokens.hidden.shape[1], hidden, options["seed"])
-        train_network(network, (tokens.hidden[fit], labels[fit]),
-                      F.mse_loss if kind == "value" else F.binary_cross_entropy_with_logits,
-                      torch.optim.Adam(network.parameters(), lr=options["learning_rate"]), options["batch_size"],
-                      options["max_epochs"], options["seed"], (tokens.hidden[select], labels[select]), options["patience"])
-        return centre + spread * outputs(network, tokens.hidden[test])
-
-    return predict, test
 
 
 def converged_predict(fitting: Tokens, test: Tokens, seed: int, settings: Mapping[str, Any]) -> Predict:

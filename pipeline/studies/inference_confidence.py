@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "confident": 0.5,
     "hidden": [128],
     "published": {"fit_share": 0.8, "seed": 0, "learning_rate": 0.01, "batch_size": 2048, "epochs": 30},
-    "corrected": {"learning_rate": 0.008, "batch_size": 2048, "max_epochs": 120, "patience": 4},
+    "corrected": {"learning_rate": 0.008, "batch_size": 4096, "max_epochs": 120, "patience": 3},
 } | study_params(STUDY)
 """Section ``inference_confidence`` of pipeline/studies/params.yaml, which overrides these."""
 

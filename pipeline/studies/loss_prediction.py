@@ -21,7 +21,7 @@ from offramp.exits.ranking import most_confident
 from offramp.lineage.artifact import open_artifact
 from pipeline.studies import _seed004 as seed004
 from pipeline.studies._results import study_params
-from pipeline.studies._seed004 import Measured, Protocol, Rows, Tokens, Values
+from pipeline.studies._seed004 import Kind, Measured, Predict, Protocol, Rows, Tokens, Values, Wanted
 
 STUDY = "loss_prediction"
 
@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     "linear": {"learning_rate": 0.01, "steps": 50, "easy_share": 0.5, "seed": 0},
     "published": {"fit_share": 0.70, "select_share": 0.15, "seed": 0, "learning_rate": 0.003, "batch_size": 1024,
                   "max_epochs": 60, "patience": 8},
-    "corrected": {"learning_rate": 0.008, "batch_size": 2048, "max_epochs": 120, "patience": 4},
+    "corrected": {"learning_rate": 0.008, "batch_size": 4096, "max_epochs": 120, "patience": 3},
 } | study_params(STUDY)
 """Section ``loss_prediction`` of pipeline/studies/params.yaml, which overrides these."""
 
@@ -188,10 +188,34 @@ def loss_histogram(loss: np.ndarray, width: float = 0.5, highest: float = 25.0) 
     return [{"loss": (i + 0.5) * width, "share": float(count / len(loss))} for i, count in enumerate(counts)]
 
 
+def published_predict(tokens: Tokens, settings: Mapping[str, Any]) -> tuple[Predict, np.ndarray]:
+    """The seed's regressors and classifiers, trained on a random part of ``tokens`` (flaw J2); and its test indices.
+
+    Their script is lost: optimiser and stopping are ours, chosen so that they converge. Adam, raw states, MSE of the
+    standardised value or binary cross-entropy.
+    """
+    options = settings["published"]
+    fit, select, test = seed004.random_shares(len(tokens), options["fit_share"], options["select_share"], options["seed"])
+
+    def predict(wanted: Wanted, hidden: list[int], kind: Kind) -> np.ndarray:
+        values = wanted(tokens).astype(np.float64)
+        labels, centre, spread = torch.from_numpy(values).float(), 0.0, 1.0
+        if kind == "value":
+            labels, centre, spread = seed004.standardise(values, values[fit])
+        network = seed004.relu_network(tokens.hidden.shape[1], hidden, options["seed"])
+        seed004.train_network(network, (tokens.hidden[fit], labels[fit]),
+                      F.mse_loss if kind == "value" else F.binary_cross_entropy_with_logits,
+                      torch.optim.Adam(network.parameters(), lr=options["learning_rate"]), options["batch_size"],
+                      options["max_epochs"], options["seed"], (tokens.hidden[select], labels[select]), options["patience"])
+        return centre + spread * seed004.outputs(network, tokens.hidden[test])
+
+    return predict, test
+
+
 def published(folder: Path, settings: Mapping[str, Any] = SETTINGS) -> Measured:
     """The seed's procedure on validation tokens; its linear classifier is fitted on training tokens."""
     tokens, train = seed004.read_tokens(folder / "states"), seed004.read_tokens(folder / "train_states")
-    predict, test = seed004.published_predict(tokens, settings)
+    predict, test = published_predict(tokens, settings)
     values, figures = measure(Protocol(tokens, tokens.select(test), train, predict), settings)
     return values | unseen_shares(tokens, train.target, settings["unseen_loss"]), figures
 
