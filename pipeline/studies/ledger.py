@@ -2,8 +2,8 @@
 
     python -m pipeline.studies.ledger
 
-Reads metrics/studies/<study>.<corpus>.json and writes metrics/claims.csv. Results of WikiText-2, the published text, may be
-missing as a whole; State of the Union then decides alone, and the reason says so. Nothing else may be missing.
+Reads metrics/studies/<study>.<corpus>.json and writes metrics/claims.csv. Results of WikiText-2, the published text,
+may be missing as a whole; State of the Union then decides alone, and the reason says so. Nothing else may be missing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ BANDS = {"level": level_band, "share": share_band}
 REASONS = {
     "inside": "The corrected interval is within the claim's region ({region})",
     "apart": "Neither the rerun ({rerun}) nor the corrected interval is within the claim's region ({region})",
-    "artefact": "The published protocol gives {rerun}, within the claim's region ({region}); without its flaws it is {corrected}",
+    "artefact": "The published protocol gives {rerun}, within the claim's region ({region}); without its flaws it is "
+                "{corrected}",
     "edge": "The corrected interval reaches across the edge of the claim's region ({region})",
     "few": "Seeds are too few to decide",
     "no interval": "The corrected figure has no interval",
@@ -89,7 +90,8 @@ def _claim(given: dict[str, Any]) -> Claim:
     name, values = given.get("id", "a row without id"), {"corrected_key": given.get("key")} | given
     band, region = values.pop("band", None), values.get("region")
     if (band is None) == (region is None) or (band is not None and band not in BANDS):
-        raise UserError(f"claims.yaml: {name}: region {region}, band {band}; give a region, or band: {' | '.join(BANDS)}")
+        raise UserError(f"claims.yaml: {name}: region {region}, band {band}; give a region or a band, one of "
+                        f"{', '.join(BANDS)}")
     try:
         values["region"] = BANDS[band](values["published"]) if band else Region(*region)
         claim = Claim(**values, conclusion=band is None)
@@ -135,13 +137,16 @@ class Judged:
         figures = {"published": self.claim.published, "rerun": self.rerun, "control": self.control,
                    "corrected": shown.value, "low": shown.low, "high": shown.high}
         written = {name: number(value) for name, value in figures.items()}
-        sentence = self.claim.reason.get(judgement.verdict, default).format(**written, region=region_text(self.claim.region))
+        written["region"] = region_text(self.claim.region)
+        sentence = self.claim.reason.get(judgement.verdict, default).format(**written)
         return f"{sentence} ({self._corpora(judgement)})."
 
     def _corpora(self, judgement: Judgement) -> str:
         """Which corpora gave the figures, and those of the corpora that the columns do not show."""
         first, *others = self.corrected
-        words = CORPORA[first] if first == self.rerun_corpus else f"rerun: {CORPORA[self.rerun_corpus]}, corrected: {CORPORA[first]}"
+        words = CORPORA[first]
+        if first != self.rerun_corpus:
+            words = f"rerun: {CORPORA[self.rerun_corpus]}, corrected: {words}"
         missing = [CORPORA[name] for name in self.claim.corpora if name not in self.corrected]
         if missing:
             words += f" alone, no corrected results of {missing[0]}"

@@ -68,7 +68,7 @@ def share_band(published: float) -> Region:
 
 @dataclass(frozen=True)
 class Corrected:
-    """A figure under the corrected protocol, its interval (None where it has none), and the number of seeds behind it."""
+    """A figure under the corrected protocol, its interval (None where it has none), and the number of seeds."""
 
     value: float
     low: float | None

@@ -1,7 +1,7 @@
 """Figures of the studies as claims name them: by study, key, protocol and corpus.
 
-A key is "name", "study:name", or two of them joined by " - " or " / ". The published protocol has one number per name, the
-corrected one a value with its interval over seeds.
+A key is "name", "study:name", or two of them joined by " - " or " / ". The published protocol has one number per name,
+the corrected one a value with its interval over seeds.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Results:
     def corrected(self, key: str, study: str, corpus: str) -> Corrected:
         """A figure under the corrected protocol. UserError if it is missing.
 
-        The interval of a difference goes from low - high to high - low of its parts. It contains the paired t interval over
-        the same seeds, for the standard deviation of a difference is at most the sum of theirs.
+        The interval of a difference goes from low - high to high - low of its parts. It contains the paired t interval
+        over the same seeds, for the standard deviation of a difference is at most the sum of theirs.
         """
         operator, figures = terms(key, study)
         if operator == "/":
@@ -85,7 +85,8 @@ class Results:
 
     def _corrected(self, figure: Term, corpus: str) -> Corrected:
         found = self._value(figure, "corrected", corpus)
-        return Corrected(found["value"], found.get("low"), found.get("high"), self._files[figure[0], corpus]["corrected"]["n"])
+        n = self._files[figure[0], corpus]["corrected"]["n"]
+        return Corrected(found["value"], found.get("low"), found.get("high"), n)
 
     def _value(self, figure: Term, protocol: str, corpus: str) -> Any:
         study, name = figure
