@@ -43,6 +43,51 @@ def track(options: argparse.Namespace) -> int:
     return 0 if track(find_root()) else 1
 
 
+def separation(options: argparse.Namespace) -> int:
+    """Print how signals separate easy from hard tokens of a states artifact, and what an exit's losses look like."""
+    from rich.console import Console
+
+    from offramp.analysis.separation import separation, signals_of, table
+    from offramp.lineage.artifact import open_artifact
+    from offramp.runtime import setup
+    from offramp.states.store import States
+
+    setup("cpu", os.cpu_count() or 1)
+    states = States(open_artifact(options.states, "states"))
+    _check_exit(options.exit, states.num_exits)
+    found = separation(states, options.exit, signals_of(states, options.exit), options.draws)
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        Console(width=160).print(table(found))
+    return 0
+
+
+def low_rank(options: argparse.Namespace) -> int:
+    """Print what low-rank readouts keep of an exit's logits and signals."""
+    from rich.console import Console
+
+    from offramp.analysis.low_rank import sweep_states, table
+    from offramp.lineage.artifact import open_artifact
+    from offramp.runtime import setup
+    from offramp.states.store import States
+
+    setup("cpu", os.cpu_count() or 1)
+    fit, measured = (States(open_artifact(path, "states")) for path in (options.fit, options.states))
+    _check_exit(options.exit, measured.num_exits)
+    rows = sweep_states(fit, measured, options.exit, options.ranks, options.tokens)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        Console(width=160).print(table(rows))
+    return 0
+
+
+def _check_exit(exit: int, exits: int) -> None:
+    if not 0 <= exit < exits:
+        raise UserError(f"--exit {exit}: these states have exits 0 to {exits - 1}")
+
+
 def params(options: argparse.Namespace) -> int:
     """0 if params.yaml is valid."""
     from offramp.params import read_params
@@ -95,6 +140,18 @@ def _parser() -> argparse.ArgumentParser:
     walk.add_argument("path", nargs="?", type=Path, help="a stage's output or an artifact folder (metrics/routing.json)")
     walk.add_argument("--json", action="store_true", help="print JSON")
     command("track", track, "log the results on disk to MLflow, if they are not there yet")
+    apart = command("separation", separation, "how signals tell easy from hard tokens of a states artifact, with intervals")
+    apart.add_argument("states", nargs="?", type=Path, default=Path("states/test"), help="default: states/test")
+    apart.add_argument("--exit", type=int, default=0, help="default: 0")
+    apart.add_argument("--draws", type=int, default=1000, help="bootstrap draws of sequences behind every interval (1000)")
+    apart.add_argument("--json", action="store_true", help="print JSON: also histogram, quantiles, risk-coverage, subsets")
+    rank = command("low-rank", low_rank, "what low-rank readouts keep of an exit's logits, signals and separation, by rank")
+    rank.add_argument("states", nargs="?", type=Path, default=Path("states/test"), help="measured on (states/test)")
+    rank.add_argument("--fit", type=Path, default=Path("states/calibration"), help="approximated on (states/calibration)")
+    rank.add_argument("--exit", type=int, default=0, help="default: 0")
+    rank.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 5, 10, 20, 32, 64], help="default: 1 2 5 10 20 32 64")
+    rank.add_argument("--tokens", type=int, default=20_000, help="evenly spaced tokens measured (20000)")
+    rank.add_argument("--json", action="store_true", help="print JSON")
     check = command("params", params, "check params.yaml")
     check.add_argument("file", nargs="?", type=Path, default=Path("params.yaml"), help="another file to check")
     serve = command("ui", ui, "open the MLflow UI on the project's runs, on this machine only")
