@@ -207,7 +207,7 @@ def test_tests_of_bimodality_tell_two_modes_from_one():
     one, two = rng.gamma(9.0, 0.7, 4000), np.concatenate([rng.normal(3, 0.5, 2000), rng.normal(9, 0.5, 2000)])
     assert loss_prediction.loss_shape(one, VOCAB)["dip_p"] > 0.1
     found = loss_prediction.loss_shape(np.abs(two), VOCAB)
-    assert found["dip_p"] < 0.01 and found["bic_gain"] > 1000
+    assert found["dip_p"] < 0.01 and found["dip"] > 0.05 and found["bic_gain"] > 1000
     assert found["worse_than_uniform"] == pytest.approx((two > math.log(VOCAB)).mean())
 
 
