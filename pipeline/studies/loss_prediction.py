@@ -71,8 +71,8 @@ def loss_shape(loss: np.ndarray, vocab_size: int) -> Values:
     """The distribution of loss (N,) in nats, what an oracle split makes of it, and two tests of bimodality.
 
     ``dip_p``: Hartigan & Hartigan 1985, small = not unimodal; among 60,000 tokens any lump makes it small, so ``dip``,
-    how far the distribution is from the nearest unimodal one, stands beside it. ``bic_gain``: positive = two Gaussians fit better than
-    one, which any skewed distribution does too.
+    the distance to the nearest unimodal distribution, stands beside it. ``bic_gain``: positive = two Gaussians fit
+    better than one, which any skewed distribution does too.
     """
     from diptest import diptest
 
