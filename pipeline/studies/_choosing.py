@@ -17,7 +17,7 @@ from offramp.exits.labels import label
 from offramp.exits.signals import known_signals, raw_signal
 from offramp.exits.train import PARTS, split_calibration
 from offramp.states.store import States
-from pipeline.studies._zoo import ZooModel
+from pipeline.studies.zoo import ZooModel
 
 EASY_LOSS = 3.0
 

@@ -126,16 +126,25 @@ def _words(documents: list[Document], limit: int | None) -> tuple[list[str], np.
 
 
 def seed_model(vocab_size: int, settings: dict[str, Any]) -> BlockwiseLM:
-    """The seed's untrained model: PyTorch's own initialisation in the blocks, one head for both exits (flaw I2)."""
+    """The seed's untrained model, with one head for both exits (flaw I2)."""
     seed_all(settings["seed"])
     model = BlockwiseLM(ModelConfig(vocab_size, settings["window"], settings["width"], settings["heads"],
                                     settings["ffn_width"], tuple(settings["block_layers"]), norm="post", tied=False))
+    initialise_as_seed(model)
+    return model
+
+
+def initialise_as_seed(model: BlockwiseLM) -> None:
+    """PyTorch's own initialisation in the blocks, embedding 0.02, heads 1/sqrt(D).
+
+    Post-norm layers need it: with matrices as small as pre-norm layers begin with, all states soon point the same way.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.reset_parameters()
     nn.init.trunc_normal_(model.embedding.weight, std=0.02)
-    nn.init.trunc_normal_(model.heads[0], std=1 / math.sqrt(settings["width"]))
-    return model
+    for head in model.heads:
+        nn.init.trunc_normal_(head, std=1 / math.sqrt(model.config.width))
 
 
 @dataclass

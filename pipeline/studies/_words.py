@@ -28,6 +28,7 @@ from offramp.states.store import States
 from offramp.training.pretrain import Pretrainer
 from offramp.training.snapshots import Snapshots, snapshot_key
 from pipeline.studies._made import ROOT, find, folder
+from pipeline.studies._published import initialise_as_seed
 from pipeline.studies._text import Document, StudyText
 
 # To be read from pipeline/studies/params.yaml, section words.
@@ -130,6 +131,7 @@ def _pretrain(here: Path, data: Artifact, params: Params, identity: dict[str, An
         vocab_size=data.meta["vocab_size"], window=params.window, heads_per_exit=True,
         **{**sizes, "block_layers": tuple(sizes["block_layers"])},
     ))
+    initialise_as_seed(model)
     snapshots = Snapshots(here / "resume" / snapshot_key({**identity, "data": data.digest}), params.runtime.snapshot_seconds)
     train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")
     result = Pretrainer(model, train, calibration, params.pretrain, snapshots, CPU).run()

@@ -24,8 +24,8 @@ from offramp.states.statistics import Readout, predictions
 from pipeline.studies._choosing import Views, fit_view, losses, nll_at_share
 from pipeline.studies._results import over_seeds, study_params, write_results
 from pipeline.studies._text import CORPORA, study_text
-from pipeline.studies._zoo import ARMS, CPU, ZooModel, trained_and_held_back, zoo
 from pipeline.studies.exit_labels import LabelPolicy
+from pipeline.studies.zoo import ARMS, CPU, ZooModel, trained_and_held_back, zoo
 
 TRAINED = [arm for arm in ARMS if "three exits" not in arm]
 FROM_BASE = {

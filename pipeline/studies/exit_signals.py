@@ -25,7 +25,7 @@ from offramp.runtime import setup
 from pipeline.studies._choosing import VIEWS, Views, fit_view, headrooms, losses, statistic_scores
 from pipeline.studies._results import over_seeds, study_params, write_results
 from pipeline.studies._text import CORPORA, study_text
-from pipeline.studies._zoo import ZooModel, zoo
+from pipeline.studies.zoo import ZooModel, zoo
 
 TWO_EXITS = ("base", "joint")
 THREE_EXITS = "joint, three exits"

@@ -7,6 +7,7 @@ evaluation set that seed 003 mistook for unseen text.
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import shutil
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from offramp.training.pretrain import Pretrainer
 from offramp.training.snapshots import Snapshots, snapshot_key
 from pipeline.studies._made import ROOT, find, folder
 from pipeline.studies._results import study_params
-from pipeline.studies._text import StudyText
+from pipeline.studies._text import CORPORA, StudyText, study_text
 from pipeline.studies._words import some_documents
 
 CPU = torch.device("cpu")
@@ -225,3 +226,16 @@ def _open(data: Artifact, place: Path, arm: str, seed: int, settings: dict[str, 
 
 def _folder(arm: str) -> str:
     return arm.replace(", ", "-").replace(" ", "_")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", choices=CORPORA, required=True)
+    corpus = parser.parse_args().corpus
+    zoo(study_text(corpus), list(ARMS) if corpus == "sotu" else ["base", "joint"])
+
+
+if __name__ == "__main__":
+    from pipeline.studies.zoo import main  # so that worker processes find what is sent to them
+
+    main()
