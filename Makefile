@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test ui bench lint
+.PHONY: repro test ui bench studies studies-wikitext lint
 
 repro: .venv/installed
 	dvc repro
@@ -16,6 +16,16 @@ test: .venv/installed
 
 ui: .venv/installed
 	offramp ui
+
+# Earlier experiments rerun: docs/findings.md and metrics/claims.csv.
+studies: .venv/installed
+	dvc repro pipeline/studies/dvc.yaml
+
+# The same on WikiText-2, by name from the hub or from the folder that WIKITEXT2 names; its results are inputs of the ledger.
+studies-wikitext: .venv/installed
+	for study in exit_labels loss_prediction inference_confidence low_rank_readout exit_signals; do \
+		python -m pipeline.studies.$$study --corpus wikitext || exit 1; \
+	done
 
 bench: .venv/installed
 	python -m benchmarks

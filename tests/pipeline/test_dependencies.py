@@ -57,16 +57,18 @@ ROOMS = [{"corpus", "nn"}, {"models"}, {"states"}, {"exits"}, {"training", "rout
 
 def test_imports_point_one_way(graph):
     """corpus, nn -> models -> states -> exits -> training, routing -> report; analysis.bootstrap serves routing."""
-    level = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
-    level["analysis"] = 0
+    rooms = {room: number for number, names_of in enumerate(ROOMS) for room in names_of}
+
+    def level(module):
+        return 0 if module == "offramp.analysis.bootstrap" else rooms.get(module.split(".")[1], 0)
+
     for module in graph.modules:
-        parts = module.split(".")
-        assert not (parts[0] == "offramp" and any(i.startswith("pipeline") for i in graph.find_modules_directly_imported_by(module)))
-        if parts[0] != "offramp" or len(parts) < 3 or parts[1] not in level:
-            continue
-        for imported in graph.find_modules_directly_imported_by(module):
-            room = imported.split(".")[1]
-            assert level.get(room, 0) <= level[parts[1]], f"{module} imports {imported}"
+        parts, direct = module.split("."), graph.find_modules_directly_imported_by(module)
+        assert not (parts[0] == "offramp" and any(i.startswith("pipeline") for i in direct))
+        if parts[0] == "offramp" and len(parts) > 2 and parts[1] in rooms:
+            for imported in direct:
+                if imported.startswith("offramp."):
+                    assert level(imported) <= level(module), f"{module} imports {imported}"
 
 
 def test_reading_an_undeclared_parameter_is_an_error():
@@ -127,3 +129,13 @@ def test_plots_and_metrics_of_dvc_exist_after_a_run(project):
         ((table, column),) = settings["y"].items()
         rows = list(csv.DictReader((project / table).open()))
         assert rows and {column, settings["x"]} <= rows[0].keys()
+
+
+STUDIES = YAML(typ="safe").load((REPOSITORY / "pipeline/studies/dvc.yaml").read_text())["stages"]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_code_dependencies_of_studies_are_the_import_closure(study, graph):
+    imported = graph.find_upstream_modules(f"pipeline.studies.{study}") - NOT_CODE_OF_A_RESULT
+    wanted = {file_of(module) for module in imported} | {f"pipeline/studies/{study}.py"}
+    assert {file for file in names(STUDIES[study]["deps"]) if file.endswith(".py")} == wanted
