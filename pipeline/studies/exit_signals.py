@@ -29,6 +29,7 @@ from pipeline.studies.zoo import ZooModel, zoo
 
 TWO_EXITS = ("base", "joint")
 THREE_EXITS = "joint, three exits"
+SAVINGS = (0.1, 0.2, 0.3, 0.4)
 WIDTHS = {"linear": [], "MLP-2": [128], "MLP-3": [128, 128], "wide": [256]}
 
 
@@ -123,13 +124,19 @@ def three_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
         for rule, taken in curves.items():
             saved = np.array([1 - costs[exits].mean() for exits in taken])
             nll = np.array([np.take_along_axis(loss, exits[None], 0).mean() for exits in taken])
-            order = np.argsort(saved)
-            for saving in (0.1, 0.2, 0.3, 0.4):
-                out[f"{name}.{rule}.nll.{saving}"] = float(np.interp(saving, saved[order], nll[order]))
-        for saving in (0.1, 0.2, 0.3, 0.4):
-            out[f"{name}.price_minus_threshold.{saving}"] = out[f"{name}.price.nll.{saving}"] - out[f"{name}.threshold.nll.{saving}"]
-            out[f"random.nll.{saving}"] = _random(loss, costs, saving)
-    return out
+            for saving in SAVINGS:
+                out[f"{name}.{rule}.nll.{saving}"] = _along(saving, saved, nll)
+        for saving in SAVINGS:
+            price, threshold = (out[f"{name}.{rule}.nll.{saving}"] for rule in ("price", "threshold"))
+            out[f"{name}.price_minus_threshold.{saving}"] = None if None in (price, threshold) else price - threshold
+    undecided = np.array(exit_costs(config, model.test.window, False, 0))
+    return out | {f"random.nll.{saving}": _random(loss, undecided, saving) for saving in SAVINGS}
+
+
+def _along(saving: float, saved: np.ndarray, nll: np.ndarray) -> float | None:
+    """NLL of a curve at a saving, interpolated; None where the curve does not reach it."""
+    order = np.argsort(saved)
+    return float(np.interp(saving, saved[order], nll[order])) if saved.min() <= saving <= saved.max() else None
 
 
 def _priced(gains: list[np.ndarray], costs: np.ndarray, price: float) -> np.ndarray:
@@ -140,15 +147,15 @@ def _priced(gains: list[np.ndarray], costs: np.ndarray, price: float) -> np.ndar
     return exits
 
 
-def _random(loss: np.ndarray, costs: np.ndarray, saving: float) -> float:
-    """Expected NLL of the cheapest mixture of fixed depths that saves ``saving``: chance decides per token."""
+def _random(loss: np.ndarray, costs: np.ndarray, saving: float) -> float | None:
+    """Expected NLL of the best mixture of two fixed depths that saves ``saving``: chance decides per token."""
     means, savings = loss.mean(1), 1 - costs
     pairs = [(a, b) for a in range(len(means)) for b in range(len(means)) if savings[a] >= saving >= savings[b] and a != b]
     mixed = []
     for a, b in pairs:
         weight = (saving - savings[b]) / (savings[a] - savings[b])
         mixed.append(weight * means[a] + (1 - weight) * means[b])
-    return float(min(mixed))
+    return float(min(mixed)) if mixed else None
 
 
 def report(values: dict[str, dict[str, float]], arms: list[str], settings: dict[str, Any], seeds: int) -> tuple[dict[str, Any], list[str]]:
@@ -178,14 +185,14 @@ def report(values: dict[str, dict[str, float]], arms: list[str], settings: dict[
             f"softmax or the state, {best_statistic}, {_words(show[best_statistic])}, max softmax {_words(show['max_prob'])}, entropy "
             f"{_words(show['entropy'])}; an oracle that knows the loss at the exit {_words(show['loss oracle'])}."
         )
-    if f"{THREE_EXITS}:gain.price.nll.0.2" in values:
-        savings = (0.1, 0.2, 0.3, 0.4)
+    if f"{THREE_EXITS}:ppl_0" in values:
+        cells = lambda key: [_cell(values.get(f"{THREE_EXITS}:{key}.{saving}")) for saving in SAVINGS]  # noqa: E731
         figures["three exits"] = {
             "title": "Three exits: test NLL (nats) at equal FLOPs saved, one price against one calibrated threshold",
             "note": f"random: the best mixture of fixed depths; last rows: price minus threshold, paired by seed; 95 % t interval over {seeds} seeds",
-            "columns": ["who decides", *(f"{saving:.0%}" for saving in savings)],
-            "rows": [["random", *(_cell(values[f"{THREE_EXITS}:random.nll.{saving}"]) for saving in savings)]] + [
-                [f"{name}, {rule.replace('_', ' ')}", *(_cell(values[f"{THREE_EXITS}:{name}.{key}.{saving}"]) for saving in savings)]
+            "columns": ["who decides", *(f"{saving:.0%}" for saving in SAVINGS)],
+            "rows": [["random", *cells("random.nll")]] + [
+                [f"{name}, {rule.replace('_', ' ')}", *cells(f"{name}.{key}")]
                 for rule, key in (("threshold", "threshold.nll"), ("price", "price.nll"), ("price_minus_threshold", "price_minus_threshold"))
                 for name in ("gain", "divergence")
             ],
@@ -193,8 +200,8 @@ def report(values: dict[str, dict[str, float]], arms: list[str], settings: dict[
     return figures, sentences
 
 
-def _cell(value: dict[str, float]) -> list[float]:
-    return [value["value"], value["low"], value["high"]]
+def _cell(value: dict[str, float] | None) -> list[float] | None:
+    return [value["value"], value["low"], value["high"]] if value else None
 
 
 def _words(value: dict[str, float]) -> str:
