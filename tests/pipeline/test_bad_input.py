@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
 from offramp.errors import UserError
 from offramp.lineage.artifact import create_artifact, open_artifact
 from tests.conftest import repository_params
 from tests.pipeline.conftest import command
+from tests.reduce_params import reduce_params
 
 BAD_PARAMS = [
     ({"threshold": 1.7}, "threshold = 1.7: give a number from 0 to 1"),
@@ -21,7 +23,15 @@ BAD_PARAMS = [
     ({"model__block_layers": [4]}, r"model.block_layers = \[4\]: .*at least 2"),
     ({"model__heads": 3}, "model: width 64 is not divisible by 2 x heads = 6"),
     ({"exits__label": "lucky"}, "exits.label = 'lucky': Input should be 'correct', 'distill'"),
-    ({"exits__confidence": "correct_prob"}, "exits.confidence = 'correct_prob': Input should be 'learned'"),
+    ({"exits__confidence": "correct_prob"}, "exits: confidence = 'correct_prob' needs the target.*oracle.*learned, max_prob"),
+    ({"exits__confidence": "sureness"}, "exits: confidence = 'sureness' is not a signal; known: learned, max_prob"),
+    ({"exits__confidence": "patience"}, "exits.confidence patience compares successive exits.*at least 3 blocks"),
+    ({"exits__risk__tolerance": 1.5}, "exits.risk.tolerance = 1.5: .*less than 1"),
+    ({"exits__risk__delta": 0.0}, "exits.risk.delta = 0.0: .*greater than 0"),
+    ({"exits__risk__measure": "regret"}, "exits.risk.measure = 'regret': .*'disagreement', 'error' or 'nll_increase'"),
+    ({"routing__budget": 1.0}, "routing.budget = 1.0: .*less than 1"),
+    ({"threshold": "price", "exits__confidence": "entropy"}, "threshold price weighs a predicted gain"),
+    ({"threshold": "price", "exits__label": "correct"}, "threshold price needs exits.label gain or divergence"),
     ({"corpus__test_fraction": 0.99}, "corpus: .*leave nothing to train on"),
     ({"corpus__source": "files"}, "corpus: source files needs paths"),
     ({"pretrain__learning_rate": 0.0}, "pretrain.learning_rate = 0.0: .*greater than 0"),
@@ -108,3 +118,25 @@ def test_unusable_text_leaves_the_last_corpus_in_place(copy, content, message):
     done = command(copy, "dvc", "exp", "run", "-S", "corpus.source=files", "-S", "corpus.paths=[text.txt]", check=False)
     assert done.returncode != 0 and "error: " in done.stdout and message in done.stdout and "Traceback" not in done.stdout
     assert contents(copy) == before
+
+
+def test_too_few_sequences_for_a_promise_and_an_impossible_budget_are_refused(copy):
+    """Before the test split is touched; the message says how many sequences it takes, or the least possible budget."""
+    reduce_params(copy / "params.yaml", threshold="risk", exits__risk__tolerance=0.0001)
+    refused(copy, "evaluate", "exits.risk", "need at least 29956 held-out sequences", "there are")
+    reduce_params(copy / "params.yaml", threshold="budget", routing__budget=0.05)
+    refused(copy, "evaluate", "routing.budget = 0.05", "even with every token leaving at exit 0", "give at least")
+
+
+def test_states_without_the_statistic_asked_for_are_refused(copy):
+    states = copy / "states/calibration"
+    table = pq.read_table(states / "tokens.parquet").drop_columns(["saturation_0"])
+    old = open_artifact(states, "states", verify=False)
+    inputs = {"data": open_artifact(copy / "data", "data"), "lm": open_artifact(copy / "models/lm", "lm")}
+    files = {file.name: file.read_bytes() for file in states.iterdir() if file.name not in ("manifest.json", "tokens.parquet")}
+    with create_artifact(states, "states", old.params, inputs) as out:
+        pq.write_table(table, out.path / "tokens.parquet", compression="NONE")
+        for name, raw in files.items():
+            (out.path / name).write_bytes(raw)
+        out.meta.update(old.meta)
+    refused(copy, "train_exits", "has no column 'saturation_0'")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pandas as pd
 import pytest
 
 from tests.pipeline.conftest import command, copy_repository
+from tests.reduce_params import reduce_params
 
 ARTIFACTS = ("data", "models/lm", "states/calibration", "states/test", "models/exits", "routed")
 
@@ -118,3 +120,27 @@ def test_classifiers_trained_jointly_are_used_and_three_exits_work(tmp_path):
         command(folder, "python", "-m", f"pipeline.{stage}")
     routing = json.loads((folder / "metrics/routing.json").read_text())
     assert len(routing["exit_fraction"]) == 3 and 0.3 < routing["exit_fraction"]["exit_0"] < 0.7
+
+
+@pytest.mark.parametrize("rule", ["risk", "budget", "price"])
+def test_thresholds_by_rule_are_found_on_held_out_text_and_reported(project, tmp_path, rule):
+    folder = shutil.copytree(project, tmp_path / "copy")
+    reduce_params(folder / "params.yaml", threshold=rule, routing__budget=0.9, exits__risk__tolerance=0.3)
+    for stage in ("evaluate", "report"):
+        command(folder, "python", "-m", f"pipeline.{stage}")
+    routing, page = json.loads((folder / "metrics/routing.json").read_text()), (folder / "report/index.html").read_text()
+    assert rule in routing and f"{rule}: " in page.replace(" of ", ": ")
+    if rule == "risk":
+        assert {"sequences", "passed", "test_risk", "test_interval", "kept"} <= set(routing["risk"])
+        assert "Measured on the test split" in page
+    if rule == "budget":
+        assert 0.0 <= routing["flop_saving"] and routing["shallow_ratio"] > 0
+
+
+def test_separation_and_low_rank_read_any_states_artifact(project):
+    text = command(project, "offramp", "separation", "states/test", "--draws", "50").stdout
+    assert "max_prob" in text and "saturation" in text
+    found = json.loads(command(project, "offramp", "low-rank", "--ranks", "1", "8", "--tokens", "500", "--json").stdout)
+    assert {row["rank"] for row in found} == {1, 8}
+    done = command(project, "offramp", "separation", "states/test", "--exit", "7", check=False)
+    assert done.returncode == 2 and "exits 0 to 1" in done.stdout
