@@ -126,9 +126,9 @@ def test_unknown_signal_is_refused_with_the_known_ones():
 
 def test_an_oracle_is_refused_at_inference_and_a_missing_statistic_is_named():
     assert ORACLES["correct_prob"].needs_target and not any(signal.needs_target for signal in SIGNALS.values())
-    with pytest.raises(UserError, match="correct_prob.*needs the target.*max_prob"):
+    with pytest.raises(UserError, match=r"correct_prob.*needs the target.*max_prob"):
         raw_signal("correct_prob", {"correct_prob": np.ones(3)})
-    with pytest.raises(UserError, match="margin_prob.*'max_prob'"):
+    with pytest.raises(UserError, match=r"margin_prob.*'max_prob'"):
         raw_signal("margin_prob", {"margin": np.ones(3)})
 
 
@@ -184,7 +184,7 @@ def test_a_temperature_calibrates_where_the_truth_is_logistic_and_keeps_the_rank
     confidence = calibrator(torch.from_numpy(raw[20_000:])).numpy()
     assert expected_calibration_error(confidence, agrees[20_000:]) < 0.02
     assert auroc(confidence, agrees[20_000:]) == pytest.approx(auroc(raw[20_000:], agrees[20_000:]), abs=1e-3)
-    assert 0 < confidence.min() and confidence.max() < 1
+    assert confidence.min() > 0 and confidence.max() < 1
 
 
 def test_resampled_calibration_errors_surround_the_estimate():
