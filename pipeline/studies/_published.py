@@ -32,17 +32,10 @@ from offramp.states.store import States
 from offramp.training.losses import total_nll
 from offramp.training.snapshots import Snapshots, snapshot_key
 from pipeline.studies._made import find, folder
+from pipeline.studies._results import study_params
 from pipeline.studies._text import Document, StudyText
 
-# To be read from pipeline/studies/params.yaml, section exit_labels.published.
-PUBLISHED: dict[str, Any] = {
-    "train_words": {"sotu": 100_000, "wikitext": 330_000},
-    "validation_words": {"sotu": 20_000, "wikitext": 66_000},
-    "vocabulary_words": {"sotu": 600_000, "wikitext": None},  # of the training text; null is all of it, as the seed
-    "window": 32, "width": 64, "heads": 4, "ffn_width": 256, "block_layers": [2, 2],
-    "batch_size": 64, "learning_rate": 1.0e-3, "later_rate": 0.1, "clip_norm": 1.0,
-    "max_epochs": 12, "later_max_epochs": 6, "patience": 3, "early_stopping_share": 0.2, "exit_epochs": 10, "hard_ratio": 0.5, "seed": 42,
-}
+PUBLISHED: dict[str, Any] = study_params("exit_labels")["published"]
 RESERVED = ("<unk>", "<pad>")
 """The seed's ids 0 and 1; in texts that spell unknown words "<unk>" that is a word like any other."""
 

@@ -29,16 +29,10 @@ from offramp.training.pretrain import Pretrainer
 from offramp.training.snapshots import Snapshots, snapshot_key
 from pipeline.studies._made import ROOT, find, folder
 from pipeline.studies._published import initialise_as_seed
+from pipeline.studies._results import study_params
 from pipeline.studies._text import Document, StudyText
 
-# To be read from pipeline/studies/params.yaml, section words.
-WORDS: dict[str, Any] = {
-    "words": 600_000,  # of all documents together
-    "calibration_fraction": 0.1, "test_fraction": 0.1, "vocab_size": 65_536, "min_count": 2,
-    "window": 32, "width": 64, "heads": 4, "ffn_width": 256, "block_layers": [2, 2],
-    "steps": 400, "batch_size": 64, "learning_rate": 4.0e-3, "evaluate_every": 50, "evaluate_windows": 512,
-    "seeds": [0, 1, 2],
-}
+WORDS: dict[str, Any] = study_params("words")
 SPLITS = ("calibration", "test")
 CPU = torch.device("cpu")
 

@@ -34,16 +34,12 @@ from offramp.states.statistics import Readout, predictions
 from offramp.states.store import States
 from pipeline.studies._made import ROOT, folder
 from pipeline.studies._published import PUBLISHED, published
-from pipeline.studies._results import write_results
+from pipeline.studies._results import study_params, write_results
 from pipeline.studies._seed003 import ARMS, published_values
 from pipeline.studies._text import CORPORA, StudyText, study_text
 from pipeline.studies._words import WORDS, WordModel, word_models
 
-# To be read from pipeline/studies/params.yaml, section exit_labels.corrected.
-CORRECTED: dict[str, Any] = {
-    "exit_ratio": 0.5, "learning_rate": 8.0e-3, "batch_size": 4096, "max_epochs": 200, "patience": 4,
-    "routing_batch_size": 64,
-}
+CORRECTED: dict[str, Any] = study_params("exit_labels")["corrected"]
 FLAWS = [
     "I1 embedding never trained",
     "I2 one head for both exits: training block 1 moves the logits of block 0, and softmax confidence against its threshold",

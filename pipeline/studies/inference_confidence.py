@@ -19,17 +19,8 @@ from pipeline.studies._seed004 import SCORES, Kind, Measured, Predict, Protocol,
 
 STUDY = "inference_confidence"
 
-SETTINGS: dict[str, Any] = {
-    "threads": 2,
-    "seeds": [0, 1, 2],
-    "tokens_per_split": 60_000,
-    "subsets": [0.3, 0.5, 0.6, 0.7, 0.8, 0.9],
-    "confident": 0.5,
-    "hidden": [128],
-    "published": {"fit_share": 0.8, "seed": 0, "learning_rate": 0.01, "batch_size": 2048, "epochs": 30},
-    "corrected": {"learning_rate": 0.008, "batch_size": 4096, "max_epochs": 120, "patience": 3},
-} | study_params(STUDY)
-"""Section ``inference_confidence`` of pipeline/studies/params.yaml, which overrides these."""
+SETTINGS: dict[str, Any] = study_params(STUDY)
+"""Section ``inference_confidence`` of pipeline/studies/params.yaml."""
 
 FLAWS = [
     "J2 predictors are trained on a random part of the tokens they are tested among",

@@ -25,19 +25,8 @@ from pipeline.studies._seed004 import Kind, Measured, Predict, Protocol, Rows, T
 
 STUDY = "loss_prediction"
 
-SETTINGS: dict[str, Any] = {
-    "threads": 2,
-    "seeds": [0, 1, 2],
-    "tokens_per_split": 60_000,
-    "easy_loss": 3.0,
-    "unseen_loss": 14.0,
-    "correct_prob": [0.01, 0.02, 0.05],
-    "linear": {"learning_rate": 0.01, "steps": 50, "easy_share": 0.5, "seed": 0},
-    "published": {"fit_share": 0.70, "select_share": 0.15, "seed": 0, "learning_rate": 0.003, "batch_size": 1024,
-                  "max_epochs": 60, "patience": 8},
-    "corrected": {"learning_rate": 0.008, "batch_size": 4096, "max_epochs": 120, "patience": 3},
-} | study_params(STUDY)
-"""Section ``loss_prediction`` of pipeline/studies/params.yaml, which overrides these."""
+SETTINGS: dict[str, Any] = study_params(STUDY)
+"""Section ``loss_prediction`` of pipeline/studies/params.yaml."""
 
 NETWORKS: dict[str, list[int]] = {"linear": [], "mlp2": [128], "mlp3": [128, 128], "wide": [256]}
 """Hidden widths of the seed's predictors."""

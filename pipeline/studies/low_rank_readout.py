@@ -29,14 +29,8 @@ from pipeline.studies._seed004 import Measured, Rows, Values
 
 STUDY = "low_rank_readout"
 
-SETTINGS: dict[str, Any] = {
-    "threads": 2,
-    "seeds": [0, 1, 2],
-    "ranks": [1, 2, 5, 10, 20, 32, 64],
-    "tokens": 20_000,
-    "logit_chunks": {"count": 3, "tokens": 4_000},
-} | study_params(STUDY)
-"""Section ``low_rank_readout`` of pipeline/studies/params.yaml, which overrides these."""
+SETTINGS: dict[str, Any] = study_params(STUDY)
+"""Section ``low_rank_readout`` of pipeline/studies/params.yaml."""
 
 FLAWS = [
     "J5 everything is computed on the split that stopped training early; one model, one seed; the constant component of the "
