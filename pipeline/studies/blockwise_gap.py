@@ -64,7 +64,7 @@ def measure(model: ZooModel, settings: dict[str, Any]) -> dict[str, dict[str, fl
 
     ``exit_0``, ``full`` on test documents; ``exit_0_same_documents`` on held-back windows of training documents;
     ``routed`` at the exit ratio by max softmax, ``share`` that left, ``random`` at that share; ``learned.<share>`` by a
-    divergence classifier.
+    gain classifier.
     """
     setup("cpu", 1)
     loss, lm = losses(model.test), model.load()
@@ -73,7 +73,7 @@ def measure(model: ZooModel, settings: dict[str, Any]) -> dict[str, dict[str, fl
         "exit_0_same_documents": first_exit_nll(lm, model),
     }
     views = Views(model, 0)
-    classifier, _ = fit_view(model, 0, "divergence", views, "state", study_params("exit_signals"), [128])
+    classifier, _ = fit_view(model, 0, "gain", views, "state", study_params("exit_signals"), [128])
     with torch.no_grad():
         score = classifier(views.get(model.test, "state")).numpy()
     out |= {f"learned.{share}": nll_at_share(score, loss, share) for share in settings["fractions"]}
@@ -120,9 +120,8 @@ def differences(values: dict[str, float]) -> dict[str, float]:
     out["gap:block 1 and routing"] = values["published:routed"] - values["published:exit_0"]
     out["gap:base"] = values["base:routed"] - values["base:exit_0_same_documents"]
     for other in ("joint", "final"):
-        out[f"base minus {other}:full"] = values["base:full"] - values[f"{other}:full"]
-        for key in [key.removeprefix("base:") for key in values if key.startswith("base:learned.")]:
-            out[f"base minus {other}:{key}"] = values[f"base:{key}"] - values[f"{other}:{key}"]
+        for key in [key.removeprefix("block-wise:") for key in values if key.startswith(("block-wise:learned.", "block-wise:full"))]:
+            out[f"block-wise minus {other}:{key}"] = values[f"block-wise:{key}"] - values[f"{other}:{key}"]
     return out
 
 
@@ -152,16 +151,16 @@ def report(values: dict[str, dict[str, float]], settings: dict[str, Any]) -> tup
             "rows": [[name, _cell(values[f"from published:{arm}"])] for arm, name in FROM_PUBLISHED.items()]},
         "arms": {
             "title": "Every arm on test documents (NLL in nats)",
-            "note": f"routed: by max softmax at the seed's exit ratio, executed; learned: a divergence classifier, cached; {interval}",
+            "note": f"routed: by max softmax at the seed's exit ratio, executed; learned: a gain classifier, cached; {interval}",
             "columns": ["arm", "exit 0", "full depth", "routed", "random", *(f"learned, {share:.0%}" for share in shares)],
             "rows": [[arm, *(_cell(values[f"{arm}:{key}"]) for key in ("exit_0", "full", "routed", "random")),
                       *(_cell(values[f"{arm}:learned.{share}"]) for share in shares)] for arm in arms]},
         "block-wise against the others": {
             "title": "Block-wise minus joint and final training at equal training FLOPs and equal inference FLOPs (NLL in nats)",
-            "note": f"negative: block-wise is better; shares of tokens leaving by a divergence classifier; {interval}",
+            "note": f"negative: block-wise is better; shares of tokens leaving by a gain classifier; {interval}",
             "columns": ["against", "full depth", *(f"{share:.0%} leave" for share in shares)],
-            "rows": [[other, _cell(values[f"base minus {other}:full"]),
-                      *(_cell(values[f"base minus {other}:learned.{share}"]) for share in shares)] for other in ("joint", "final")]},
+            "rows": [[other, _cell(values[f"block-wise minus {other}:full"]),
+                      *(_cell(values[f"block-wise minus {other}:learned.{share}"]) for share in shares)] for other in ("joint", "final")]},
     }
     gap = values["gap:published"]
     parts = {name: values[f"gap:{name}"] for name in ("evaluation set, head as trained", "head moved by block 1", "block 1 and routing")}
@@ -170,9 +169,9 @@ def report(values: dict[str, dict[str, float]], settings: dict[str, Any]) -> tup
         f"{_words(parts['evaluation set, head as trained'])} of it, the head that block 1 moves for {_words(parts['head moved by block 1'])} "
         f"at exit 0, block 1 and routing for {_words(parts['block 1 and routing'])}.",
         "Against joint training at equal training FLOPs, block-wise training is "
-        f"{_judged(values['base minus joint:full'])} at full depth and {_judged(values[f'base minus joint:learned.{shares[1]}'])} where "
+        f"{_judged(values['block-wise minus joint:full'])} at full depth and {_judged(values[f'block-wise minus joint:learned.{shares[1]}'])} where "
         f"{shares[1]:.0%} of the tokens leave; against training the last exit only, "
-        f"{_judged(values['base minus final:full'])} at full depth and {_judged(values[f'base minus final:learned.{shares[1]}'])} there.",
+        f"{_judged(values['block-wise minus final:full'])} at full depth and {_judged(values[f'block-wise minus final:learned.{shares[1]}'])} there.",
     ]
     return figures, sentences
 

@@ -27,7 +27,7 @@ from pipeline.studies._results import over_seeds, study_params, write_results
 from pipeline.studies._text import CORPORA, study_text
 from pipeline.studies.zoo import ZooModel, zoo
 
-TWO_EXITS = ("base", "joint")
+TWO_EXITS = ("block-wise", "joint")
 THREE_EXITS = "joint, three exits"
 SAVINGS = (0.1, 0.2, 0.3, 0.4)
 WIDTHS = {"linear": [], "MLP-2": [128], "MLP-3": [128, 128], "wide": [256]}
@@ -60,7 +60,7 @@ def measure(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
 def two_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
     """Keys ``<signal>.headroom.<share>`` and ``.nll.<share>``, and ``ppl_0``, ``ppl_full``.
 
-    Signals: the statistics, ``label <label>``, ``view <inputs>`` and ``width <name>`` of a divergence classifier,
+    Signals: the statistics, ``label <label>``, ``view <inputs>`` and ``width <name>`` of a gain classifier,
     oracles of the loss and the true gain.
     """
     loss, shares, scores = losses(model.test), settings["fractions"], dict(statistic_scores(model.test, 0))
@@ -74,16 +74,14 @@ def two_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
 
     for name in KINDS:
         scores[f"label {name}"], classifier = learned(name, "state", settings["hidden"])
-        if name == "divergence":
+        if name == "gain":
             first = classifier
-    for name in ("gain", "agreement"):
-        scores[f"label {name}, both"], _ = learned(name, "both", settings["hidden"])
     for view in VIEWS:
         if view != "state":
-            scores[f"view {view}"], _ = learned("divergence", view, settings["hidden"], first)
+            scores[f"view {view}"], _ = learned("gain", view, settings["hidden"], first)
     for width, hidden in WIDTHS.items():
         if hidden != settings["hidden"]:
-            scores[f"width {width}"], _ = learned("divergence", "state", hidden)
+            scores[f"width {width}"], _ = learned("gain", "state", hidden)
     scores["loss oracle"] = -loss[0]
     out = {f"{name}.{key}": value for name, score in scores.items() for key, value in headrooms(score, loss, shares).items()}
     for share in shares:

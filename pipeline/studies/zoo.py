@@ -51,10 +51,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "published, head per block": FLAWED | {"head": "per_block"},
     "published, context kept": FLAWED | {"context": "keep"},
     "published, all tokens in context": FLAWED | {"context": "keep", "tokens": "all"},
-    "joint": {"method": "joint"}, "final": {"method": "final", "head": "shared"},
-    "joint, three exits": {"method": "joint", "block_layers": [1, 1, 2]},
+    "block-wise": {"long": True},
+    "joint": {"long": True, "method": "joint"}, "final": {"long": True, "method": "final", "head": "shared"},
+    "joint, three exits": {"long": True, "method": "joint", "block_layers": [1, 1, 2]},
 }
-"""What each arm changes: a method, block_layers, or switches of block-wise training. ``exited_state`` needs no training."""
+"""What each arm changes: a method, block_layers, or switches of block-wise training. ``exited_state`` needs no training.
+
+Long arms take ``long_steps``: trained as briefly as the others, joint models gain nothing from depth and there is nothing to route.
+"""
 
 
 class SomeWindows:
@@ -119,6 +123,7 @@ def zoo(text: StudyText, arms: list[str], root: Path = Path("."), settings: dict
 def arm_params(arm: str, seed: int, settings: dict[str, Any]) -> Params:
     """The product's parameters for one arm; joint and final get the steps that cost as many FLOPs as the base arm's."""
     change = ARMS[arm]
+    settings = settings | {"steps": settings["long_steps"] if "long" in change else settings["steps"]}
     values = read_params(ROOT / "params.yaml").model_dump()
     values["window"] = settings["window"]
     values["corpus"] |= {
@@ -232,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", choices=CORPORA, required=True)
     corpus = parser.parse_args().corpus
-    zoo(study_text(corpus), list(ARMS) if corpus == "sotu" else ["base", "joint"])
+    zoo(study_text(corpus), list(ARMS) if corpus == "sotu" else ["block-wise", "joint"])
 
 
 if __name__ == "__main__":

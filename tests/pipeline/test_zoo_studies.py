@@ -18,7 +18,7 @@ from pipeline.studies._text import Document, StudyText
 
 TINY = {
     "words": 10**6, "calibration_fraction": 0.3, "test_fraction": 0.2, "vocab_size": 300, "window": 16, "width": 16, "heads": 2,
-    "ffn_width": 32, "block_layers": [1, 2], "steps": 12, "batch_size": 8, "learning_rate": 5.0e-3, "evaluate_every": 6,
+    "ffn_width": 32, "block_layers": [1, 2], "steps": 12, "long_steps": 12, "batch_size": 8, "learning_rate": 5.0e-3, "evaluate_every": 6,
     "evaluate_windows": 8, "seeds": [0, 1], "processes": 1,
 }
 FITS = study_params("exit_signals") | {"max_epochs": 3, "batch_size": 512, "fractions": [0.3, 0.5, 0.7]}
@@ -27,7 +27,7 @@ FITS = study_params("exit_signals") | {"max_epochs": 3, "batch_size": 512, "frac
 @pytest.mark.parametrize("arm", zoo.ARMS)
 def test_every_arm_is_a_valid_configuration_that_differs_from_the_base_in_what_it_says(arm):
     base, params = (zoo.arm_params(name, 0, TINY) for name in ("base", arm))
-    switches = {name: value for name, value in zoo.ARMS[arm].items() if name not in ("method", "head", "block_layers")}
+    switches = {name: value for name, value in zoo.ARMS[arm].items() if name not in ("method", "head", "block_layers", "long")}
     assert params.pretrain.blockwise == base.pretrain.blockwise.model_copy(update=switches)
     assert params.model.block_layers == zoo.ARMS[arm].get("block_layers", TINY["block_layers"])
     assert (params.pretrain.steps == base.pretrain.steps) == ("method" not in zoo.ARMS[arm])
@@ -129,7 +129,7 @@ def test_blockwise_gap_parts_add_up_to_the_gap(tiny_zoo):
         for name, values in blockwise_gap.measure(tiny_zoo[arm], settings).items():
             found |= {f"{name}:{key}": value for key, value in values.items()}
     assert 0.2 < found["base:share"] < 0.8 and found["published, exited state output:routed"] != found["published:routed"]
-    arms = {*blockwise_gap.FROM_BASE, *blockwise_gap.FROM_PUBLISHED, "joint", "final"}
+    arms = {*blockwise_gap.FROM_BASE, *blockwise_gap.FROM_PUBLISHED, "block-wise", "joint", "final"}
     for arm in arms:  # the other arms are of no consequence here
         found = {f"{arm}:{key.removeprefix('base:')}": value for key, value in found.items() if key.startswith("base:")} | found
     gap = blockwise_gap.differences(found)
