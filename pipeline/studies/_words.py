@@ -58,7 +58,7 @@ def word_models(text: StudyText, root: Path = Path("."), settings: dict[str, Any
     """The models of all seeds at build/studies/<corpus>/words, made where missing or made from other settings."""
     place = folder(root, text.corpus) / "words"
     params = word_params(settings)
-    data = _data(text, place, params, settings)
+    data = study_data(text, place, params, settings)
     return [_word_model(place, data, word_params(settings, seed)) for seed in settings["seeds"]]
 
 
@@ -83,8 +83,8 @@ def word_params(settings: dict[str, Any], seed: int = 0) -> Params:
     return parse_params(values, "pipeline/studies/params.yaml, with params.yaml")
 
 
-def _data(text: StudyText, place: Path, params: Params, settings: dict[str, Any]) -> Artifact:
-    """The ``data`` artifact; its documents are written as files first, one each."""
+def study_data(text: StudyText, place: Path, params: Params, settings: dict[str, Any]) -> Artifact:
+    """The ``data`` artifact of some documents, made where missing; they are written as files first, one each."""
     identity = {"corpus": params.corpus.model_dump(), "tokenizer": params.tokenizer.model_dump(),
                 "window": params.window, "words": settings["words"], "text": text.sha256}
     if found := find(place / "data", "data", identity, {}):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.corpus.prepare import prepare
 from offramp.corpus.windows import TokenWindows
-from offramp.lineage.artifact import Artifact, create_artifact, open_artifact, write_text
+from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.models.store import load_model, save_model
 from offramp.params import Params, parse_params, read_params
@@ -34,7 +32,7 @@ from offramp.training.snapshots import Snapshots, snapshot_key
 from pipeline.studies._made import ROOT, find, folder
 from pipeline.studies._results import study_params
 from pipeline.studies._text import CORPORA, StudyText, study_text
-from pipeline.studies._words import some_documents
+from pipeline.studies._words import study_data
 
 CPU = torch.device("cpu")
 HELD_BACK = 5
@@ -110,7 +108,7 @@ def zoo(text: StudyText, arms: list[str], root: Path = Path("."), settings: dict
     settings = settings or study_params("zoo")
     setup("cpu", 1)
     place = folder(root, text.corpus) / "zoo"
-    data = _data(text, place, settings)
+    data = study_data(text, place, arm_params("base", 0, settings), settings)
     jobs = [(place, arm, seed, settings) for arm in arms for seed in settings["seeds"]]
     missing = [job for job in jobs if _made(data, *job) is None]
     if missing:  # a process per core: small models leave a second thread idle
@@ -166,18 +164,6 @@ def _forward_flops(settings: dict[str, Any]) -> tuple[int, int, int]:
 
     first, rest = settings["block_layers"][0], sum(settings["block_layers"][1:])
     return of(first, 0), of(rest, 0), of(0, settings["vocab_size"])
-
-
-def _data(text: StudyText, place: Path, settings: dict[str, Any]) -> Artifact:
-    params = arm_params("base", 0, settings)
-    identity = {"corpus": params.corpus.model_dump(), "tokenizer": params.tokenizer.model_dump(),
-                "window": params.window, "words": settings["words"], "text": text.sha256}
-    if found := find(place / "data", "data", identity, {}):
-        return found
-    shutil.rmtree(place / "text", ignore_errors=True)
-    for number, document in enumerate(some_documents([*text.train, *text.validation], settings["words"])):
-        write_text(place / "text" / f"{number:05d}.txt", document.text)
-    return prepare(params.corpus, params.tokenizer, params.window, place / "data", identity, place)
 
 
 def _identity(arm: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:

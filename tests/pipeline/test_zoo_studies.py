@@ -96,7 +96,7 @@ def tiny_zoo(tmp_path_factory):
     documents = [Document(f"d{n}", " ".join(generator.choice(words, 600))) for n in range(10)]
     text = StudyText("sotu", "made up", documents[:8], documents[8:])
     place = zoo.folder(tmp_path_factory.mktemp("zoo"), "sotu") / "zoo"
-    data = zoo._data(text, place, TINY)
+    data = zoo.study_data(text, place, zoo.arm_params("base", 0, TINY), TINY)
     arms = [arm for arm in zoo.ARMS if arm in ("base", "published", "published, head per block", "joint, three exits")]
     for arm in arms:
         zoo._make((place, arm, 0, TINY))
