@@ -36,6 +36,9 @@ from pipeline.studies._results import study_params
 from pipeline.studies._text import Document, StudyText
 
 PUBLISHED: dict[str, Any] = study_params("exit_labels")["published"]
+LATER = ("later_rate", "later_max_epochs", "exit_epochs", "hard_ratio")
+"""Settings of what comes after the first block."""
+
 RESERVED = ("<unk>", "<pad>")
 """The seed's ids 0 and 1; in texts that spell unknown words "<unk>" that is a word like any other."""
 
@@ -248,7 +251,7 @@ def published(text: StudyText, root: Path = Path("."), settings: dict[str, Any] 
     """
     _, train, validation = read_words(text, settings)
     place = folder(root, text.corpus) / "published"
-    identity = {"settings": settings, "text": text.sha256}
+    identity = {"settings": first_block_settings(settings, text.corpus), "text": text.sha256}
     block0, lm = (find(place / name, "lm", identity, {}) for name in ("block0", "lm"))
     if not (block0 and lm):
         block0, lm = _train_first_block(place, identity, train, validation, settings)
@@ -261,6 +264,11 @@ def published(text: StudyText, root: Path = Path("."), settings: dict[str, Any] 
             artifact = collect_states(load_model(lm), windows, place / name, collect, params, {"lm": lm}, torch.device("cpu"))
         found.append(States(artifact))
     return Published(settings, train, validation, block0, lm, *found)
+
+
+def first_block_settings(settings: dict[str, Any], corpus: str) -> dict[str, Any]:
+    """What the first block depends on: changing anything else does not train it again."""
+    return {name: value[corpus] if name.endswith("_words") else value for name, value in settings.items() if name not in LATER}
 
 
 def _train_first_block(place: Path, identity: dict[str, Any], train: WordWindows, validation: WordWindows,
