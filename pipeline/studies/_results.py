@@ -51,8 +51,9 @@ def write_results(study: str, corpus: str, text: dict[str, Any], flaws: list[str
     path = root / "metrics/studies" / f"{study}.{corpus}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     kept = before if before.get("text") == text else {}
+    other_protocol = (published is None and "published" in kept) or (corrected is None and "corrected" in kept)
     out: dict[str, Any] = {"study": study, "corpus": corpus, "text": text, "flaws": flaws or kept.get("flaws", []),
-                           "figures": kept.get("figures", {}) | figures,
+                           "figures": (kept.get("figures", {}) if other_protocol else {}) | figures,
                            "sentences": sentences or kept.get("sentences", [])}
     if published is not None:
         out["published"] = {"n": 1, "values": published}
