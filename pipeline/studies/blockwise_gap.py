@@ -34,7 +34,7 @@ FROM_BASE = {
     "base, exited state input": "exited_state: input",
 }
 FROM_PUBLISHED = {
-    "published, embedding trained": "embedding: trained", "published, head per block": "head: per_block",
+    "published, embedding trained": "embedding: trained", "published, head frozen": "head: frozen",
     "published, context kept": "context: keep", "published, all tokens in context": "tokens: all and context: keep",
     "published, exited state output": "exited_state: output",
 }
@@ -109,13 +109,13 @@ def routed(model: ZooModel, exited_state: str, settings: dict[str, Any]) -> dict
 
 def differences(values: dict[str, float]) -> dict[str, float]:
     """What each switch does to the routed NLL, seed by seed; the steps from training PPL to final PPL; block-wise against others."""
-    out = {f"from base:{arm}": values[f"{arm}:routed"] - values["base:routed"] for arm in FROM_BASE}
-    out |= {f"from published:{arm}": values[f"{arm}:routed"] - values["published:routed"] for arm in FROM_PUBLISHED}
-    out["gap:published"] = values["published:routed"] - values["published:exit_0_same_documents"]
-    out["gap:evaluation set"] = values["published:exit_0"] - values["published:exit_0_same_documents"]
-    # the arm with a frozen head has the same block 0, and its head as it was when block 0 was judged
-    before = values["published, head per block:exit_0"]
-    out["gap:evaluation set, head as trained"] = before - values["published, head per block:exit_0_same_documents"]
+    measured = ["routed", "full", *(key.removeprefix("base:") for key in values if key.startswith("base:learned."))]
+    out = {f"from {start}:{arm}:{key}": values[f"{arm}:{key}"] - values[f"{start}:{key}"]
+           for start, arms in (("base", FROM_BASE), ("published", FROM_PUBLISHED)) for arm in arms for key in measured}
+    # the arm with a frozen head has the same initial weights, so the same block 0, and its head as it was when that was judged
+    before = values["published, head frozen:exit_0"]
+    out["gap:published"] = values["published:routed"] - values["published, head frozen:exit_0_same_documents"]
+    out["gap:evaluation set"] = before - values["published, head frozen:exit_0_same_documents"]
     out["gap:head moved by block 1"] = values["published:exit_0"] - before
     out["gap:block 1 and routing"] = values["published:routed"] - values["published:exit_0"]
     out["gap:base"] = values["base:routed"] - values["base:exit_0_same_documents"]
@@ -135,20 +135,18 @@ def report(values: dict[str, dict[str, float]], settings: dict[str, Any]) -> tup
             "columns": ["step", "nats"],
             "rows": [
                 ["exit 0 on unseen windows of training documents -> routed on unseen documents (the gap)", _cell(values["gap:published"])],
-                ["of it: unseen documents instead of unseen windows (head as block 0 left it)", _cell(values["gap:evaluation set, head as trained"])],
+                ["of it: unseen documents instead of unseen windows (head as block 0 left it)", _cell(values["gap:evaluation set"])],
                 ["of it: the shared head that block 1 moved, at exit 0", _cell(values["gap:head moved by block 1"])],
                 ["of it: block 1 and routing against exit 0 alone", _cell(values["gap:block 1 and routing"])],
                 ["the same gap in the corrected configuration", _cell(values["gap:base"])],
             ]},
         "switches from the corrected side": {
-            "title": "One of the seed's choices added to the corrected configuration: change of routed NLL (nats)",
-            "note": f"routed at the seed's exit ratio by max softmax, executed, test documents; paired by seed, {interval}",
-            "columns": ["switch", "change"], "rows": [[name, _cell(values[f"from base:{arm}"])] for arm, name in FROM_BASE.items()]},
+            "title": "One of the seed's choices added to the corrected configuration: change of NLL (nats, positive is worse)",
+            "note": f"routed: at the seed's exit ratio by max softmax, executed; learned: by a gain classifier, cached; test documents, paired by seed, {interval}",
+            **_switches(values, "base", FROM_BASE, shares)},
         "switches from the published side": {
-            "title": "One of the seed's choices removed from the published configuration: change of routed NLL (nats)",
-            "note": f"the same measure; {interval}",
-            "columns": ["switch", "change"],
-            "rows": [[name, _cell(values[f"from published:{arm}"])] for arm, name in FROM_PUBLISHED.items()]},
+            "title": "One of the seed's choices removed from the published configuration: change of NLL (nats, negative is better)",
+            "note": f"the same measures; {interval}", **_switches(values, "published", FROM_PUBLISHED, shares)},
         "arms": {
             "title": "Every arm on test documents (NLL in nats)",
             "note": f"routed: by max softmax at the seed's exit ratio, executed; learned: a gain classifier, cached; {interval}",
@@ -163,10 +161,10 @@ def report(values: dict[str, dict[str, float]], settings: dict[str, Any]) -> tup
                       *(_cell(values[f"block-wise minus {other}:learned.{share}"]) for share in shares)] for other in ("joint", "final")]},
     }
     gap = values["gap:published"]
-    parts = {name: values[f"gap:{name}"] for name in ("evaluation set, head as trained", "head moved by block 1", "block 1 and routing")}
+    parts = {name: values[f"gap:{name}"] for name in ("evaluation set", "head moved by block 1", "block 1 and routing")}
     sentences = [
         f"With the seed's configuration the final NLL lies {_words(gap)} nats above that of training. The evaluation set accounts for "
-        f"{_words(parts['evaluation set, head as trained'])} of it, the head that block 1 moves for {_words(parts['head moved by block 1'])} "
+        f"{_words(parts['evaluation set'])} of it, the head that block 1 moves for {_words(parts['head moved by block 1'])} "
         f"at exit 0, block 1 and routing for {_words(parts['block 1 and routing'])}.",
         "Against joint training at equal training FLOPs, block-wise training is "
         f"{_judged(values['block-wise minus joint:full'])} at full depth and {_judged(values[f'block-wise minus joint:learned.{shares[1]}'])} where "
@@ -174,6 +172,12 @@ def report(values: dict[str, dict[str, float]], settings: dict[str, Any]) -> tup
         f"{_judged(values['block-wise minus final:full'])} at full depth and {_judged(values[f'block-wise minus final:learned.{shares[1]}'])} there.",
     ]
     return figures, sentences
+
+
+def _switches(values: dict[str, dict[str, float]], start: str, arms: dict[str, str], shares: list[float]) -> dict[str, Any]:
+    keys = {"routed": "routed", "full depth": "full", **{f"learned, {share:.0%}": f"learned.{share}" for share in shares}}
+    return {"columns": ["switch", *keys], "rows": [[name, *(_cell(values[f"from {start}:{arm}:{key}"]) for key in keys.values())]
+                                                   for arm, name in arms.items()]}
 
 
 def _judged(value: dict[str, float]) -> str:

@@ -46,7 +46,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "embedding frozen": {"embedding": "frozen"},
     "published": FLAWED,
     "published, embedding trained": FLAWED | {"embedding": "trained"},
-    "published, head per block": FLAWED | {"head": "per_block"},
+    "published, head frozen": FLAWED | {"head": "frozen"},
     "published, context kept": FLAWED | {"context": "keep"},
     "published, all tokens in context": FLAWED | {"context": "keep", "tokens": "all"},
     "block-wise": {"long": True},

@@ -97,7 +97,7 @@ def tiny_zoo(tmp_path_factory):
     text = StudyText("sotu", "made up", documents[:8], documents[8:])
     place = zoo.folder(tmp_path_factory.mktemp("zoo"), "sotu") / "zoo"
     data = zoo.study_data(text, place, zoo.arm_params("base", 0, TINY), TINY)
-    arms = [arm for arm in zoo.ARMS if arm in ("base", "published", "published, head per block", "joint, three exits")]
+    arms = [arm for arm in zoo.ARMS if arm in ("base", "published", "published, head frozen", "joint, three exits")]
     for arm in arms:
         zoo._make((place, arm, 0, TINY))
     assert all(zoo._made(data, place, arm, 0, TINY) for arm in arms)
@@ -125,7 +125,7 @@ def test_exit_signals_measures_every_signal_label_view_and_width(tiny_zoo):
 def test_blockwise_gap_parts_add_up_to_the_gap(tiny_zoo):
     settings = study_params("blockwise_gap")
     found = {}
-    for arm in ("base", "published", "published, head per block"):
+    for arm in ("base", "published", "published, head frozen"):
         for name, values in blockwise_gap.measure(tiny_zoo[arm], settings).items():
             found |= {f"{name}:{key}": value for key, value in values.items()}
     assert 0.2 < found["base:share"] < 0.8 and found["published, exited state output:routed"] != found["published:routed"]
@@ -133,5 +133,5 @@ def test_blockwise_gap_parts_add_up_to_the_gap(tiny_zoo):
     for arm in arms:  # the other arms are of no consequence here
         found = {f"{arm}:{key.removeprefix('base:')}": value for key, value in found.items() if key.startswith("base:")} | found
     gap = blockwise_gap.differences(found)
-    parts = gap["gap:evaluation set"] + gap["gap:block 1 and routing"]
+    parts = gap["gap:evaluation set"] + gap["gap:head moved by block 1"] + gap["gap:block 1 and routing"]
     assert gap["gap:published"] == pytest.approx(parts)
