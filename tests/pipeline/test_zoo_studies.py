@@ -111,6 +111,13 @@ def test_held_back_windows_are_not_trained_on(tiny_zoo):
     assert len(held_back) == pytest.approx((len(trained) + len(held_back)) / 5, abs=1)
 
 
+def test_a_frozen_head_is_the_control_that_shares_block_0_and_a_shared_one_moves_on(tiny_zoo):
+    moved, frozen = (tiny_zoo[arm].load() for arm in ("published", "published, head frozen"))
+    for mine, other in zip(moved.blocks[0].parameters(), frozen.blocks[0].parameters()):
+        assert torch.equal(mine, other)
+    assert not torch.equal(moved.readout_matrix(0), frozen.readout_matrix(0))
+
+
 def test_exit_signals_measures_every_signal_label_view_and_width(tiny_zoo):
     found = exit_signals.measure(tiny_zoo["base"], FITS)
     names = {key.split(".headroom")[0] for key in found if ".headroom" in key}
