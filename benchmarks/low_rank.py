@@ -11,7 +11,7 @@ from benchmarks.measure import Row, added_memory, in_turn, median_ratio
 from offramp.analysis.low_rank import approximate, logit_fidelity, rank_sweep
 from offramp.states.statistics import Readout, predictions
 
-TOKENS, VOCAB, WIDTH, RANKS = 8192, 16384, 64, (1, 2, 5, 10, 20, 32, 64)
+TOKENS, VOCAB, WIDTH, RANKS = 4096, 8192, 64, (1, 2, 5, 10, 20, 32, 64)
 """Ranks and width of seed 004."""
 VARIANTS = ("plain", "weighted_centred")
 TEXTBOOK_TOKENS, PAIRS = 1024, 3

@@ -83,3 +83,4 @@ def memory() -> Iterator[Row]:
     for name, larger in (("tokens", tokens), ("vocabulary", vocab)):
         yield Row(f"statistics_memory_4x_{name}", larger / small, "x added memory", "<= 1.25",
                   f"the same with a quarter of the {name} ({small:.0f} MiB added)", 1)
+    yield Row("statistics_memory_full", added(2**20, 69830), "MiB added", "<= 3072", "1M tokens x 69830 entries, width 64, one real pass", 1)

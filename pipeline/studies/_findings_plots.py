@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from offramp.report.figures import HEIGHT, TALL, _draw
+from offramp.report.figures import HEIGHT, TALL, draw
 from offramp.report.plots import CONTROLS
 from offramp.report.theme import MUTED, SIGNALS
 
@@ -81,7 +81,7 @@ def _ranks(corrected: dict[str, float]) -> Plot | None:
 
 def draw_plot(plot: Plot) -> str:
     """The plot as SVG: lines over a numeric x, points where x or y names things."""
-    return _draw(lambda axes: _paint(axes, plot), TALL if plot.group else HEIGHT)
+    return draw(lambda axes: _paint(axes, plot), TALL if plot.group else HEIGHT)
 
 
 def _paint(axes: Axes, plot: Plot) -> None:

@@ -179,8 +179,8 @@ def report(values: dict[str, dict[str, float]], arms: list[str], settings: dict[
                 ("label divergence", "label gain", "label agreement", "loss oracle", best_statistic, "max_prob", "entropy")}
         sentences.append(
             f"{arm.capitalize()} models, {middle:.0%} of the tokens leaving: a classifier of the divergence recovers {_words(show['label divergence'])} "
-            f"of the headroom, of the gain {_words(show['label gain'])}, of agreement {_words(show['label agreement'])}; the best statistic of the "
-            f"softmax or the state, {best_statistic}, {_words(show[best_statistic])}, max softmax {_words(show['max_prob'])}, entropy "
+            f"of the headroom, of the gain {_words(show['label gain'])}, of agreement {_words(show['label agreement'])}; the statistic of the "
+            f"softmax or the state that came out best on these same documents, {best_statistic}, {_words(show[best_statistic])}, max softmax {_words(show['max_prob'])}, entropy "
             f"{_words(show['entropy'])}; an oracle that knows the loss at the exit {_words(show['loss oracle'])}."
         )
     if f"{THREE_EXITS}:ppl_0" in values:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offramp.states.statistics import Readout, _buffers, _full_precision, _slices, _Softmax
+from offramp.states.statistics import Readout, buffers, full_precision, slices, Softmax
 
 SIGNALS = ("softmax", "max_logit", "max_minus_mean", "margin")
 """Signals of seed 004, by its names; softmax is the largest probability."""
@@ -32,7 +32,7 @@ class Factors(Protocol):
     right: Tensor
 
 
-class _AtRank(_Softmax):
+class _AtRank(Softmax):
     """The softmax at one rank; its logits are those the rank before it left in the shared buffer, plus a few components.
 
     ``inputs`` are the states h_r, so that single logits (the target's, the winners') come from W itself.
@@ -89,23 +89,23 @@ class _Ladder:
             at_rank.begin(states.float(), coefficients.float())
 
 
-@_full_precision
+@full_precision
 def measure_ranks(inputs: Tensor, readout: Readout, targets: Tensor, approximations: Mapping[str, Factors],
                   ranks: Sequence[int]) -> tuple[dict[str, Any], dict[tuple[str, int], dict[str, Any]]]:
     """Exact signals and losses (N,), and per variant and rank the signals (N,) and the means ``agreement`` and ``loss``."""
-    (exact,), tile, rows = _buffers(inputs, [readout])
+    (exact,), tile, rows = buffers(inputs, [readout])
     rows = min(rows, max(1, BLOCK // readout.columns))
     logits, weights = (torch.empty(rows, readout.columns) for _ in range(2))
     ladders = {name: _Ladder(readout, found, ranks, tile, logits) for name, found in approximations.items()}
     softmaxes = [exact, *(at_rank for ladder in ladders.values() for at_rank in ladder.ranks)]
     signals = np.empty((len(softmaxes), len(SIGNALS), len(inputs)), np.float32)
     losses, sums = np.empty(len(inputs), np.float32), np.zeros((len(softmaxes), 2))
-    for share in _slices(len(inputs), tile):
+    for share in slices(len(inputs), tile):
         x, target = inputs[share].float(), targets[share]
         exact.start(x)
         for ladder in ladders.values():
             ladder.start(x)
-        for here in _slices(len(x), rows):
+        for here in slices(len(x), rows):
             for block, part in enumerate(readout.blocks):
                 scratch = weights[: here.stop - here.start, : len(part)]
                 for softmax in softmaxes:  # in order: every rank adds to the logits of the one before
@@ -124,7 +124,7 @@ def measure_ranks(inputs: Tensor, readout: Readout, targets: Tensor, approximati
         for place, key in enumerate(keys, start=1)}
 
 
-def _signals(softmax: _Softmax) -> np.ndarray:
+def _signals(softmax: Softmax) -> np.ndarray:
     """(signals, T), in the order of SIGNALS."""
     mean = softmax.inputs @ softmax.readout.mean
     peak = softmax.peak

@@ -113,12 +113,12 @@ def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
         ),
     ]
     return [
-        Figure(name, title, caption, _draw(paint, TALL if name.startswith("curve") else HEIGHT))
+        Figure(name, title, caption, draw(paint, TALL if name.startswith("curve") else HEIGHT))
         for name, title, caption, paint in drawings
     ]
 
 
-def _draw(paint: Callable[[Axes], None], height: float) -> str:
+def draw(paint: Callable[[Axes], None], height: float) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas

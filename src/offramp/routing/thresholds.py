@@ -52,11 +52,6 @@ class HeldOut:
         if self.confidence.size and not self.confidence.max() < NOBODY:
             raise ValueError(f"confidences must be below {NOBODY}, found {self.confidence.max()}")
 
-    def only(self, mask: np.ndarray) -> HeldOut:
-        """The tokens of ``mask`` (N,) bool: how two parts of one states artifact are made, whole sequences each."""
-        return HeldOut(self.confidence[:, mask], self.loss[:, mask], self.argmax[:, mask], self.target[mask],
-                       self.sequence[mask])
-
     def risk(self, measure: str) -> np.ndarray:
         """Risk (K, N) of leaving at each exit; see ``offramp.exits.risk.token_risk``."""
         return token_risk(measure, self.loss, self.argmax, self.target)

@@ -50,7 +50,7 @@ class Readout:
         self.largest_norm = self.matrix.norm(dim=1).max()
 
 
-class _Softmax:
+class Softmax:
     """What the blocks of one exit leave behind for a tile of tokens: sums of e^z and z e^z, and group maxima.
 
     Sums of a block are relative to its ``shift``, which keeps them finite.
@@ -135,7 +135,7 @@ class _Softmax:
     def _recompute(self, entries: Tensor) -> None:
         """Logits of the winning group's ``entries`` (T, G)."""
         matrix, step = self.readout.matrix, max(1, TILE // (entries.shape[1] * self.inputs.shape[1]))
-        for here in _slices(len(entries), step):  # embedding() is the fastest way to pick rows
+        for here in slices(len(entries), step):  # embedding() is the fastest way to pick rows
             picked = F.embedding(entries[here].clamp_max(len(matrix) - 1), matrix)
             torch.sum(picked.mul_(self.inputs[here].unsqueeze(1)), 2, out=self.winners[here])
         self.winners.masked_fill_(entries >= len(matrix), -torch.inf)
@@ -159,7 +159,7 @@ class _Softmax:
         return out
 
 
-def _full_precision(function):
+def full_precision(function):
     """Statistics stay float32 also where the training around them runs under bf16 autocast."""
 
     @functools.wraps(function)
@@ -171,7 +171,7 @@ def _full_precision(function):
     return wrapped
 
 
-@_full_precision
+@full_precision
 def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Tensor | None = None) -> list[dict[str, Tensor]]:
     """Statistics of softmax(W_k h_k) for the readout inputs h_k (N, D) of one or more exits: per exit, tensors (N,).
 
@@ -181,10 +181,10 @@ def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Ten
     """
     if not len(inputs[0]):
         raise ValueError("token_statistics needs at least one token")
-    exits, tile, rows = _buffers(inputs[0], readouts)
+    exits, tile, rows = buffers(inputs[0], readouts)
     weight = torch.empty_like(exits[0]._logits)
     out: list[dict[str, Tensor]] = [{} for _ in inputs]
-    for here in _slices(len(inputs[0]), tile):
+    for here in slices(len(inputs[0]), tile):
         for exit, x in zip(exits, inputs):
             exit.start(x[here].float())
         _run_blocks(exits, weight, rows)
@@ -201,15 +201,15 @@ def saturation(before: Tensor, after: Tensor) -> Tensor:
     return F.cosine_similarity(before.float(), after.float(), dim=-1)
 
 
-@_full_precision
+@full_precision
 def predictions(inputs: Tensor, readout: Readout, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Loss in nats, argmax and max_prob, each (N,), of tokens that need no other statistics: the cheapest readout."""
     losses, best = inputs.new_empty(len(inputs), dtype=torch.float32), torch.empty_like(targets)
     max_prob = torch.empty_like(losses)
-    (softmax,), tile, rows = _buffers(inputs, [readout])
-    for share in _slices(len(inputs), tile):
+    (softmax,), tile, rows = buffers(inputs, [readout])
+    for share in slices(len(inputs), tile):
         softmax.start(inputs[share].float())
-        for here in _slices(len(softmax.inputs), rows):
+        for here in slices(len(softmax.inputs), rows):
             for block in range(len(readout.blocks)):
                 logits = softmax.multiply(block, here)
                 softmax.exponentiate(logits, block, here, out=logits)
@@ -219,22 +219,22 @@ def predictions(inputs: Tensor, readout: Readout, targets: Tensor) -> tuple[Tens
     return losses, best, max_prob
 
 
-def _buffers(inputs: Tensor, readouts: list[Readout]) -> tuple[list[_Softmax], int, int]:
+def buffers(inputs: Tensor, readouts: list[Readout]) -> tuple[list[Softmax], int, int]:
     """One accumulator per exit, the tokens of a tile, and the rows of a block."""
     columns = readouts[0].columns
     slots = len(readouts[0].blocks) * columns // readouts[0].group
     rows = max(1, BLOCK["cpu" if inputs.device.type == "cpu" else "other"] // columns)
     tile = max(1, min(len(inputs), TILE // (slots * rows) * rows or rows))
-    return [_Softmax(readout, tile, min(rows, tile)) for readout in readouts], tile, rows
+    return [Softmax(readout, tile, min(rows, tile)) for readout in readouts], tile, rows
 
 
-def _slices(total: int, step: int) -> list[slice]:
+def slices(total: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, total)) for start in range(0, total, step)]
 
 
-def _run_blocks(exits: list[_Softmax], weight: Tensor, rows: int) -> None:
+def _run_blocks(exits: list[Softmax], weight: Tensor, rows: int) -> None:
     *earlier, last = exits
-    for here in _slices(len(last.inputs), rows):
+    for here in slices(len(last.inputs), rows):
         for block in range(len(last.readout.blocks)):
             held = []
             for exit in earlier:
@@ -248,7 +248,7 @@ def _run_blocks(exits: list[_Softmax], weight: Tensor, rows: int) -> None:
             torch.sum(weights.mul_(logits), 1, out=last.weighted[block, here])
 
 
-def _combine(exits: list[_Softmax], target: Tensor | None) -> list[dict[str, Tensor]]:
+def _combine(exits: list[Softmax], target: Tensor | None) -> list[dict[str, Tensor]]:
     for exit in exits:
         exit.finish()
     *earlier, last = exits
