@@ -35,7 +35,7 @@ def run() -> Iterator[Row]:
         if share == 0:
             yield Row("routed_nothing_exits", 1 / ratio, "x speed", ">= 0.97", f"blocks and last readout, no exits, {size}", PAIRS)
             continue
-        flop_saving = 1 - executed_flops(lm.config, work) / full_depth_flops(lm.config, tokens.numel(), 128)
+        flop_saving = 1 - executed_flops(lm, work) / full_depth_flops(lm, tokens.numel(), 128)
         yield Row(f"routed_{share:.0%}_exit".replace("%", ""), (1 - ratio) / flop_saving, "wall / flop saving", ">= 0.85",
                   f"flop_saving {flop_saving:.3f} when {share:.0%} leave at random, half at each of 2 exits, {size}", PAIRS)
 

@@ -144,7 +144,7 @@ def true_early_exit(model: BlockwiseLM, confidence: SeedConfidence, threshold: f
             for block in range(blocks):
                 entered, x = x, model.run_block(block, x)
                 found.append(predictions(x.flatten(0, 1), readouts[block], wanted))
-                work.readout_tokens += len(wanted)
+                work.count_readouts(block, len(wanted))
                 if block < blocks - 1:
                     leaves = (confidence(x.flatten(0, 1), found[block][2]) >= threshold) & (exit == blocks - 1)
                     work.decided_tokens += len(wanted)
@@ -202,16 +202,16 @@ def run_arm(arm: str, base: BlockwiseLM, first: FirstExit, validation: WordWindo
     run = train_block(model, 1, inputs, options, settings["learning_rate"] * settings["later_rate"], snapshots)
     routed = true_early_exit(model, confidence, threshold, validation, batch)
     targets = validation.batch(torch.arange(len(validation)))[1].flatten()
-    config, layers = model.config, model.config.block_layers
+    layers = model.config.block_layers
     return values | {
         "threshold": threshold, "block1_val_ppl": run.best_ppl, "block1_epochs": float(len(run.curve)),
         "final_ppl": _ppl(routed.loss),
         "accuracy": (routed.argmax == targets).double().mean().item(),
         "shallow_ratio": (routed.exit == 0).double().mean().item(),
         "layer_saving": (routed.exit == 0).double().mean().item() * layers[1] / sum(layers),
-        "executed_layer_saving": layer_saving(config, routed.work),
-        "flop_saving": 1 - executed_flops(config, routed.work, confidence.flops)
-        / full_depth_flops(config, routed.work.tokens, settings["window"]),
+        "executed_layer_saving": layer_saving(model, routed.work),
+        "flop_saving": 1 - executed_flops(model, routed.work, confidence.flops)
+        / full_depth_flops(model, routed.work.tokens, settings["window"]),
         "block0_after_ppl": _ppl(routed.losses[0]),
         "full_heldout_ppl": block_ppl(model, 1, _AfterBlock0(model, validation), torch.arange(len(validation)), batch),
     }

@@ -96,15 +96,15 @@ def _corrected_arm(arm: str, words: WordModel, executor: Executor, settings: dic
     leaving = int((routed.exit == 0).sum())
     drawn = exits_by_share(np.random.default_rng(words.seed).random((1, len(routed.exit))), [leaving])
     random = run_split(executor, windows, everything, None, batch, device, drawn, f"{arm}, at random")
-    config, layers = executor.model.config, executor.model.config.block_layers
+    model, layers = executor.model, executor.model.config.block_layers
     shallow = leaving / len(routed.exit)
     return values | {
         "threshold": threshold, "final_ppl": _ppl(routed.loss), "random_ppl": _ppl(random.loss),
         "accuracy": _accuracy(routed, words.test), "shallow_ratio": shallow,
         "layer_saving": shallow * layers[1] / sum(layers),
-        "executed_layer_saving": layer_saving(config, routed.work),
-        "flop_saving": 1 - executed_flops(config, routed.work, policy.flops_per_token)
-        / full_depth_flops(config, routed.work.tokens, windows.window),
+        "executed_layer_saving": layer_saving(model, routed.work),
+        "flop_saving": 1 - executed_flops(model, routed.work, policy.flops_per_token)
+        / full_depth_flops(model, routed.work.tokens, windows.window),
     }
 
 

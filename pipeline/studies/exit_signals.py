@@ -96,8 +96,8 @@ def three_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
 
     Keys ``<label>.<rule>.nll.<saving>``: test NLL where the rule saves that share of the FLOPs, interpolated along its curve.
     """
-    loss, config = losses(model.test), model.load().config
-    last = config.num_blocks - 1
+    loss, lm = losses(model.test), model.load()
+    last = lm.config.num_blocks - 1
     part = split_calibration(model.calibration.column("document"), model.seed)
     select = part != PARTS.index("fit")
     out = {f"ppl_{exit}": float(np.exp(loss[exit].mean())) for exit in range(last + 1)}
@@ -113,7 +113,7 @@ def three_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
                 gains.append(classifier.costs(inputs).numpy())
                 calibrator = fit_calibrator(score, agreement(model.calibration, exit)[select])
                 confidences.append(calibrator(classifier(inputs)).numpy())
-        costs = np.array(exit_costs(config, model.test.window, False, classifier.flops))
+        costs = np.array(exit_costs(lm, model.test.window, False, classifier.flops))
         curves = {
             "price": [_priced(gains, costs, price) for price in np.geomspace(0.005, 5, settings["prices"])],
             "threshold": [exits_taken(np.stack(confidences), [threshold] * last) for threshold in
@@ -127,7 +127,7 @@ def three_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
         for saving in SAVINGS:
             price, threshold = (out[f"{name}.{rule}.nll.{saving}"] for rule in ("price", "threshold"))
             out[f"{name}.price_minus_threshold.{saving}"] = None if None in (price, threshold) else price - threshold
-    undecided = np.array(exit_costs(config, model.test.window, False, 0))
+    undecided = np.array(exit_costs(lm, model.test.window, False, 0))
     return out | {f"random.nll.{saving}": _random(loss, undecided, saving) for saving in SAVINGS}
 
 

@@ -160,7 +160,8 @@ def _forward_flops(settings: dict[str, Any]) -> tuple[int, int, int]:
     """Per token: the first block, the others, and a readout."""
     def of(layers: int, vocab: int) -> int:
         config = ModelConfig(vocab, settings["window"], settings["width"], settings["heads"], settings["ffn_width"], (layers,))
-        return full_depth_flops(config, 1, settings["window"])
+        with torch.device("meta"):
+            return full_depth_flops(BlockwiseLM(config), 1, settings["window"])
 
     first, rest = settings["block_layers"][0], sum(settings["block_layers"][1:])
     return of(first, 0), of(rest, 0), of(0, settings["vocab_size"])

@@ -8,11 +8,12 @@ import torch
 
 
 @torch.no_grad()
-def decode(model, tokens, targets, leaves):
+def decode(model, tokens, targets, leaves, kv="propagate"):
     """Route one sequence (T,) a token at a time; ``leaves(exit, state (D,)) -> bool``.
 
     Returns exits (T,) and losses (T,). Keys and values are cached per layer; those of a token that left come from its
-    last state. No code is shared with the executor: projections, rotation, attention and norms are spelled out.
+    last state (``propagate``), are its true ones (``recompute``: it is run through all layers whatever was decided), or
+    are missing (``drop``). No code is shared with the executor: projections, rotation, attention and norms are spelled out.
     """
     last = len(model.blocks) - 1
     caches = [([], []) for block in model.blocks for _ in block]
@@ -20,16 +21,17 @@ def decode(model, tokens, targets, leaves):
     for position, token in enumerate(tokens.tolist()):
         x, state, exit, number = model.embedding.weight[token], None, last, 0
         for block, layers in enumerate(model.blocks):
-            if state is not None:  # it left: only keys and values
+            if state is not None and kv != "recompute":  # it left: only keys and values, if those
                 for layer in layers:
-                    _remember(layer, state, position, model, caches[number])
+                    if kv == "propagate":
+                        _remember(layer, state, position, model, caches[number])
                     number += 1
                 continue
             entered = x
             for layer in layers:
                 x = _step(layer, x, position, model, caches[number])
                 number += 1
-            if block < last and leaves(block, x):
+            if state is None and block < last and leaves(block, x):
                 exit, state = block, x if model.config.exited_state == "output" else entered
                 logits = model.logits(block, x)
         if state is None:

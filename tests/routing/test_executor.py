@@ -51,16 +51,16 @@ MODELS = {
 }
 
 
-@settings(max_examples=15, deadline=None)
-@given(**MODELS, bias=st.sampled_from([-3.0, 0.0, 3.0]), length=st.integers(1, 24))
-def test_one_parallel_pass_equals_decoding_token_by_token(bias, length, seed, **shape):
+@settings(max_examples=40, deadline=None)
+@given(**MODELS, kv=st.sampled_from(["propagate", "recompute", "drop"]), bias=st.sampled_from([-3.0, 0.0, 3.0]), length=st.integers(1, 24))
+def test_one_parallel_pass_equals_decoding_token_by_token(bias, length, seed, kv, **shape):
     model = make_model(seed=seed, **shape)
     generator = torch.Generator().manual_seed(seed)
     tokens, targets = torch.randint(50, (2, 3, length), generator=generator)
     policy = StatePolicy(model, bias)
-    routed = Executor(model).run(tokens, targets, policy)
+    routed = Executor(model, kv).run(tokens, targets, policy)
     for row in range(len(tokens)):
-        exits, losses = decode(model, tokens[row], targets[row], lambda exit, x: bool(policy.score(exit, x) > 0))
+        exits, losses = decode(model, tokens[row], targets[row], lambda exit, x: bool(policy.score(exit, x) > 0), kv)
         assert torch.equal(routed.exit[row], exits)
         torch.testing.assert_close(routed.loss[row], losses, atol=1e-4, rtol=1e-5)
 
@@ -79,8 +79,9 @@ def test_nothing_exits_is_the_unrouted_model_and_everything_exits_is_the_shallow
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), share=st.floats(0, 1), blocks=st.sampled_from([(1, 2), (1, 1, 2)]))
-def test_skipped_means_not_called(seed, share, blocks):
+@given(seed=st.integers(0, 10_000), share=st.floats(0, 1), blocks=st.sampled_from([(1, 2), (1, 1, 2)]),
+       kv=st.sampled_from(["propagate", "recompute", "drop"]))
+def test_skipped_means_not_called(seed, share, blocks, kv):
     """Tokens that pass through every matrix, counted by hooks, are the tokens that are reported."""
     model = make_model(blocks, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +93,13 @@ def test_skipped_means_not_called(seed, share, blocks):
         for name in ("query", "attn_out", "ffn_in", "ffn_out", "key_value"):
             count = lambda module, inputs, _out, key=(number, name): seen.update({key: inputs[0].numel() // inputs[0].shape[-1]})  # noqa: E731
             getattr(layer, name).register_forward_hook(count)
-    Executor(model).run(tokens, targets, GivenExits(exits), work)
+    executor, first = Executor(model, kv), blocks[0]
+    for stacked, size in zip(executor.stacked[1:], blocks[1:]):
+        if stacked:  # one product for all layers of a block
+            keys = [(number, "key_value") for number in range(first, first + size)]
+            stacked.project.register_forward_hook(lambda _m, inputs, _out, keys=keys: seen.update(dict.fromkeys(keys, len(inputs[0]))))
+        first += size
+    executor.run(tokens, targets, GivenExits(exits), work)
     run = list(work.layer_tokens)
     for number in range(len(layers)):
         reported = run[number] if number < len(run) else 0
@@ -101,6 +108,10 @@ def test_skipped_means_not_called(seed, share, blocks):
     expected, number = [], 0
     for block, count in enumerate(blocks):
         expected += [int((exits >= block).sum())] * count
+    if kv == "recompute":  # carried along for later tokens of their sequence
+        positions = torch.arange(24)
+        expected = [int((positions <= (exits.view(4, 24) >= block).mul(positions + 1).amax(1, keepdim=True) - 1).sum())
+                    for block, count in enumerate(blocks) for _ in range(count)]
     assert run == [tokens for tokens in expected if tokens]
     assert work.readout_tokens == 96
 
@@ -112,7 +123,7 @@ def test_when_all_tokens_leave_later_blocks_are_not_called():
     tokens = torch.randint(50, (2, 24))
     work = Work()
     Executor(model).run(tokens, tokens, GivenExits(torch.zeros(48, dtype=torch.long)), work)
-    assert layer_saving(model.config, work) == pytest.approx(2 / 3)
+    assert layer_saving(model, work) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
@@ -125,9 +136,9 @@ def test_reported_flops_match_what_torch_counts(share):
     # the counter knows the plain attention kernel, not the CPU's fused one
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         executor.run(tokens, targets, GivenExits(exits), work)
-    assert executed_flops(model.config, work) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert executed_flops(model, work) == pytest.approx(counter.get_total_flops(), rel=0.02)
     if share == 0:
-        assert executed_flops(model.config, work) == full_depth_flops(model.config, 96, 24)
+        assert executed_flops(model, work) == full_depth_flops(model, 96, 24)
 
 
 def test_a_token_is_not_affected_by_later_tokens():

@@ -83,7 +83,7 @@ def test_work_counts_a_readout_for_every_arriving_token_only_where_the_signal_re
 
 def test_a_higher_price_never_sends_a_token_deeper_and_the_extremes_are_all_or_nothing(routed):
     model, windows, _, exits, _ = routed
-    costs = exit_costs(model.config, 32, True, 100)
+    costs = exit_costs(model, 32, True, 100)
     tokens, targets = windows.batch(torch.arange(6))
     found = []
     for price in (0.0, 0.5, 2.0, 1e9):
@@ -104,17 +104,18 @@ def test_a_price_asks_for_a_classifier_of_a_benefit(routed):
 def test_exit_costs_are_what_the_executor_counts_for_a_batch_that_leaves_there(routed, reads_out):
     model, windows, _, _, _ = routed
     tokens, targets = windows.batch(torch.arange(4))
-    costs = exit_costs(model.config, 32, reads_out, 50)
+    costs = exit_costs(model, 32, reads_out, 50)
     for exit in range(3):
         work = Work()
         Executor(model).run(tokens, targets, GivenExits(torch.full((tokens.numel(),), exit)), work)
         if reads_out:
-            work.readout_tokens += tokens.numel() * (min(exit + 1, 2) - (exit < 2))
+            for asked in range(min(exit, 2)):
+                work.count_readouts(asked, tokens.numel())
         # a batch that left as a whole owes nobody its keys and values; a single token does
         width, layers = model.config.width, sum(model.config.block_layers)
         owed = (layers - len(work.key_value_tokens)) * 4 * width * width * tokens.numel()
-        executed = executed_flops(model.config, work, 50) + owed
-        assert costs[exit] == pytest.approx(executed / full_depth_flops(model.config, tokens.numel(), 32))
+        executed = executed_flops(model, work, 50) + owed
+        assert costs[exit] == pytest.approx(executed / full_depth_flops(model, tokens.numel(), 32))
     assert all(before < after for before, after in itertools.pairwise(costs))
 
 

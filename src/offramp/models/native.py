@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from offramp.models.blockwise import Blockwise
 from offramp.nn.layers import TransformerLayer, rotary_table
 
 
@@ -46,13 +47,8 @@ class ModelConfig:
         return cls(**{**values, "block_layers": tuple(values["block_layers"])})
 
 
-class BlockwiseLM(nn.Module):
-    """A decoder-only language model cut into blocks.
-
-    What every model of the pipeline offers: ``embed`` tokens, ``run_block`` on hidden states, ``readout``
-    (final norm and matrix) after a block, and layers that can project the keys and values of a token
-    that has left (state propagation, CALM, arXiv 2207.07061).
-    """
+class BlockwiseLM(Blockwise):
+    """The transformer of this project; what the pipeline needs of any model is in ``Blockwise``."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -88,40 +84,14 @@ class BlockwiseLM(nn.Module):
                 for matrix in (layer.attn_out, layer.ffn_out):
                     nn.init.normal_(matrix.weight, std=0.02 / math.sqrt(2 * sum(self.config.block_layers)))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Hidden states (B, T, D) of token ids (B, T)."""
+    def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         return self.embedding(tokens)
 
-    def run_block(self, block: int, x: Tensor) -> Tensor:
-        """Hidden states (B, T, D) after block ``block``, every token attending to itself and earlier ones."""
-        return self.run_block_in_parts(block, x)[1]
-
-    def run_block_in_parts(self, block: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states (B, T, D) before the last layer of block ``block``, and after it."""
-        length, before = x.shape[1], x
-        for layer in self.blocks[block]:
-            before, x = x, layer(x, self.cos[:length], self.sin[:length])
-        return before, x
-
     def readout_matrix(self, exit: int) -> Tensor:
-        """W (V, D) of the exit after block ``exit``."""
         index = exit if self.config.heads_per_exit else 0
         if self.config.tied:
             return self.embedding.weight if index == 0 else self.heads[index - 1]
         return self.heads[index]
 
     def readout_input(self, exit: int, x: Tensor) -> Tensor:
-        """What the readout matrix is applied to: the final norm of hidden states (..., D)."""
         return self.norms[exit](x)
-
-    def logits(self, exit: int, x: Tensor) -> Tensor:
-        """Logits (..., V). For small inputs only: a pass over a corpus goes through ``token_statistics``."""
-        return self.readout_input(exit, x) @ self.readout_matrix(exit).T
-
-    def forward(self, tokens: Tensor) -> list[Tensor]:
-        """Hidden states (B, T, D) after every block."""
-        x, states = self.embed(tokens), []
-        for block in range(self.config.num_blocks):
-            x = self.run_block(block, x)
-            states.append(x)
-        return states

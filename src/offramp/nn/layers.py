@@ -3,11 +3,14 @@
 Early exit needs that split: a token that left still owes its keys and values to later tokens, but
 nothing else. The dense forward is composed of the same pieces, so the two cannot drift apart.
 
-Shapes: B sequences, T positions, N = any number of tokens, D width, H heads, E = D / H.
+Shapes: B sequences, T positions, N = any number of tokens, L layers, D width, H heads, G heads of keys and values
+(H = G here; fewer in some checkpoints), E width of a head, R rotated dimensions of a head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +29,7 @@ def rotary_table(num_positions: int, head_dim: int, base: float = 10000.0) -> tu
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (..., H, E) by the angles of its positions, cos and sin (..., E / 2)."""
+    """Turn x (..., H, R) by the angles of its positions, cos and sin (..., R / 2)."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
     return torch.cat((
@@ -36,12 +39,50 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:
-    """Scaled dot-product attention over (B, T, H, E); ``mask`` as in torch's function. Returns (B, T, H, E)."""
+    """Scaled dot-product attention of (B, T, H, E) over keys and values (B, S, G, E); ``mask`` as in torch's function.
+
+    Returns (B, T, H, E).
+    """
     if query.device.type == "cpu":  # in bf16 the backward pass of the CPU kernel takes 7x the time of fp32
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast(query.device.type, enabled=query.device.type != "cpu" and torch.is_autocast_enabled(query.device.type)):
-        out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), **mask)
+        out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
+                                             enable_gqa=query.shape[2] != key.shape[2], **mask)
     return out.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """FLOPs of one layer's matrix products."""
+
+    token: int
+    """Of a token that runs: queries, output projection, feed-forward part."""
+    key_value: int
+    """Of projecting one token's keys and values."""
+    pair: int
+    """Of one query meeting one key, in all heads."""
+
+
+class StackedKeysValues(nn.Module):
+    """Keys and values that given states have in several layers, as one matrix product.
+
+    What stands for a token that left is the same in every later layer, so the projections of those layers can be stacked
+    once the weights of the norms before them are folded in.
+    """
+
+    def __init__(self, layers: Sequence[Any]):
+        super().__init__()
+        folded = [layer.folded_keys_values() for layer in layers]
+        self.layers = tuple(layers)  # a tuple: they are the model's own
+        self.project = nn.Linear(folded[0][0].shape[1], 1, bias=False, device="meta")
+        self.project.weight = nn.Parameter(torch.cat([weight.detach() for weight, _ in folded]), requires_grad=False)
+        if folded[0][1] is not None:
+            self.project.bias = nn.Parameter(torch.cat([bias.detach() for _, bias in folded]), requires_grad=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per layer keys and values, each (N, G, E), of states (N, D) at the positions of cos and sin (N, R / 2)."""
+        projected = self.project(self.layers[0].normalise(x)).chunk(len(self.layers), dim=-1)
+        return [layer.split_keys_values(part, cos, sin) for layer, part in zip(self.layers, projected)]
 
 
 class TransformerLayer(nn.Module):
@@ -70,9 +111,27 @@ class TransformerLayer(nn.Module):
         return rotate(self.query(x).unflatten(-1, (self.heads, self.head_dim)), cos, sin)
 
     def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (..., H, E), of attention inputs (..., D)."""
-        key, value = self.key_value(x).unflatten(-1, (2 * self.heads, self.head_dim)).chunk(2, dim=-2)
+        """Keys and values, each (..., G, E), of attention inputs (..., D)."""
+        return self.split_keys_values(self.key_value(x), cos, sin)
+
+    def split_keys_values(self, projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (..., G, E), of what their matrices give (..., 2 G E)."""
+        key, value = projected.unflatten(-1, (2 * self.heads, self.head_dim)).chunk(2, dim=-2)
         return rotate(key, cos, sin), value
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The norm before attention without its weight; nothing where there is none."""
+        return F.rms_norm(x, x.shape[-1:], None, self.attn_norm.eps) if self.norm == "pre" else x
+
+    def folded_keys_values(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (2 G E, D) and bias (2 G E,) or None that make ``split_keys_values``' argument of ``normalise(x)``."""
+        weight = self.key_value.weight
+        return (weight * self.attn_norm.weight if self.norm == "pre" else weight), None
+
+    @property
+    def costs(self) -> LayerCosts:
+        width = self.query.in_features
+        return LayerCosts(2 * (2 * width * width + 3 * width * self.ffn_out.in_features), 2 * 2 * width * width, 2 * 2 * width)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer for tokens x (..., D), given what their heads read, attended (..., H, E)."""

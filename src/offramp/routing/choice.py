@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from offramp.exits.store import Exits
-from offramp.models.native import BlockwiseLM
+from offramp.models.blockwise import Blockwise
 from offramp.routing.cost import exit_costs
 from offramp.routing.policies import PricePolicy, Scorer, ThresholdPolicy, auto_thresholds
 from offramp.routing.thresholds import HeldOut, budget_thresholds, risk_thresholds
@@ -23,7 +23,7 @@ class Chosen:
     rule: dict[str, Any] = field(default_factory=dict)
 
 
-def choose_policy(threshold: float | str, exits: Exits, model: BlockwiseLM, window: int, exit_settings: Any, settings: Any,
+def choose_policy(threshold: float | str, exits: Exits, model: Blockwise, window: int, exit_settings: Any, settings: Any,
                   device: torch.device) -> Chosen:
     """The policy for ``threshold``: a number, auto, risk, budget or price.
 
@@ -32,7 +32,7 @@ def choose_policy(threshold: float | str, exits: Exits, model: BlockwiseLM, wind
     """
     signal = exit_settings.confidence
     scorer = Scorer(exits, signal, device)
-    costs = exit_costs(model.config, window, scorer.reads_out, scorer.flops_per_token)
+    costs = exit_costs(model, window, scorer.reads_out, scorer.flops_per_token)
     if threshold == "price":
         return Chosen(PricePolicy(model, scorer, settings.price, costs), {"price": settings.price})
     rule: dict[str, Any] = {}

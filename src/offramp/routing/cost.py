@@ -5,46 +5,51 @@ Counts matrix products, as ``torch.utils.flop_counter`` does; norms, rotations a
 
 from __future__ import annotations
 
-from offramp.models.native import ModelConfig
+from offramp.models.blockwise import Blockwise
+from offramp.nn.layers import LayerCosts
 from offramp.routing.executor import Work
 
 
-def executed_flops(config: ModelConfig, work: Work, decision_flops: int = 0) -> int:
+def layer_costs(model: Blockwise) -> list[LayerCosts]:
+    return [layer.costs for block in model.blocks for layer in block]
+
+
+def executed_flops(model: Blockwise, work: Work, decision_flops: int = 0) -> int:
     """FLOPs of a pass that did ``work``; a decision costs ``decision_flops`` besides any readout."""
-    width = config.width
-    per_token = 2 * (2 * width * width + 3 * width * config.ffn_width)  # query and output projection, gated FFN
-    per_key_value = 2 * (2 * width * width)
+    costs = layer_costs(model)
     return (
-        sum(work.layer_tokens) * per_token
-        + sum(work.key_value_tokens) * per_key_value
-        + work.attention_pairs * 2 * 2 * width
-        + work.readout_tokens * 2 * width * config.vocab_size
+        sum(tokens * cost.token for tokens, cost in zip(work.layer_tokens, costs))
+        + sum(tokens * cost.key_value for tokens, cost in zip(work.key_value_tokens, costs))
+        + work.attention_pairs * costs[0].pair  # the same in every layer
+        + sum(tokens * model.readout_flops(exit) for exit, tokens in enumerate(work.readouts))
         + work.decided_tokens * decision_flops
     )
 
 
-def full_depth_flops(config: ModelConfig, tokens: int, window: int) -> int:
+def full_depth_flops(model: Blockwise, tokens: int, window: int) -> int:
     """FLOPs of the plain forward pass: every layer on every token, one readout, nothing decided."""
-    layers = sum(config.block_layers)
-    return executed_flops(config, Work(layer_tokens=[tokens] * layers, key_value_tokens=[tokens] * layers,
-                                       attention_pairs=layers * tokens * window, readout_tokens=tokens, tokens=tokens))
+    layers, last = sum(model.config.block_layers), model.config.num_blocks - 1
+    return executed_flops(model, Work(layer_tokens=[tokens] * layers, key_value_tokens=[tokens] * layers,
+                                      attention_pairs=layers * tokens * window, readouts=[0] * last + [tokens], tokens=tokens))
 
 
-def exit_costs(config: ModelConfig, window: int, reads_out: bool, decision_flops: int) -> list[float]:
+def exit_costs(model: Blockwise, window: int, reads_out: bool, decision_flops: int) -> list[float]:
     """FLOPs of a token that leaves after exit k, for every k, as shares of the plain full-depth pass.
 
-    Counts its layers, keys and values in all later ones, one decision and (``reads_out``) one readout per exit asked.
+    Counts its layers, keys and values in all later ones (as ``routing.kv: propagate`` has it), one decision and
+    (``reads_out``) one readout per exit asked.
     """
-    whole, last, out = full_depth_flops(config, 1, window), config.num_blocks - 1, []
-    layers = sum(config.block_layers)
+    sizes = model.config
+    whole, last, out = full_depth_flops(model, 1, window), sizes.num_blocks - 1, []
+    layers = sum(sizes.block_layers)
     for exit in range(last + 1):
-        run, asked = sum(config.block_layers[: exit + 1]), min(exit + 1, last)
-        readouts = asked + (exit == last) if reads_out else 1
+        run, asked = sum(sizes.block_layers[: exit + 1]), min(exit + 1, last)
+        readouts = [1] * asked + [1] * (exit == last) if reads_out else [0] * exit + [1]
         work = Work([1] * run, [1] * layers, run * window, readouts, asked, 1)
-        out.append(executed_flops(config, work, decision_flops) / whole)
+        out.append(executed_flops(model, work, decision_flops) / whole)
     return out
 
 
-def layer_saving(config: ModelConfig, work: Work) -> float:
+def layer_saving(model: Blockwise, work: Work) -> float:
     """1 - layers run per token / all layers (the seeds' "compute savings"; ignores readouts and keys/values)."""
-    return 1 - sum(work.layer_tokens) / (work.tokens * sum(config.block_layers))
+    return 1 - sum(work.layer_tokens) / (work.tokens * sum(model.config.block_layers))

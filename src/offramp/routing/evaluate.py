@@ -18,7 +18,7 @@ from offramp.corpus.windows import TokenWindows
 from offramp.exits.calibration import expected_calibration_error, reliability, resampled_calibration_error
 from offramp.exits.ranking import aurc, auroc, loss_gap, most_confident
 from offramp.exits.risk import token_risk
-from offramp.models.native import ModelConfig
+from offramp.models.blockwise import Blockwise
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.executor import Executor, Policy, Routed, Work
 from offramp.routing.policies import (
@@ -68,8 +68,8 @@ class Evaluation:
                  settings: Any, device: torch.device):
         self.executor, self.windows, self.states, self.policy = executor, windows, states, policy
         self.settings, self.device = settings, device
-        self.config: ModelConfig = executor.model.config
-        self.last = self.config.num_blocks - 1
+        self.model = executor.model
+        self.last = self.model.config.num_blocks - 1
         self.target, self.document = states.column("target"), states.column("document")
         self.cached = [{name: states.column(f"{name}_{exit}") for name in ("loss", "argmax")} for exit in range(self.last + 1)]
         self.scores = policy.scorer.on_cached(states)
@@ -90,7 +90,7 @@ class Evaluation:
             "loss": routed.loss, "full": full["loss"], "correct": routed.argmax == self.target,
         })
         draws = sums.resample(self.settings.bootstrap, self.settings.seed)
-        flops = executed_flops(self.config, routed.work, self.policy.flops_per_token)
+        flops = executed_flops(self.model, routed.work, self.policy.flops_per_token)
         mixture = np.take_along_axis(np.stack([exit["loss"] for exit in self.cached]), routed.exit[None], axis=0)[0]
         agrees = self.cached[0]["argmax"] == full["argmax"]
         ranking = auroc(first, agrees)
@@ -98,8 +98,8 @@ class Evaluation:
         out |= {
             "tokens": len(routed.loss), "documents": len(np.unique(self.document)),
             "exit_fraction": {f"exit_{exit}": float((routed.exit == exit).mean()) for exit in range(self.last + 1)},
-            "layer_saving": layer_saving(self.config, routed.work),
-            "flop_saving": 1 - flops / full_depth_flops(self.config, routed.work.tokens, self.windows.window),
+            "layer_saving": layer_saving(self.model, routed.work),
+            "flop_saving": 1 - flops / full_depth_flops(self.model, routed.work.tokens, self.windows.window),
             "ppl_increase": float(np.exp(routed.loss.mean(dtype=np.float64) - full["loss"].mean(dtype=np.float64)) - 1),
             "propagation_nll": float(routed.loss.mean(dtype=np.float64) - mixture.mean(dtype=np.float64)),
             "loss_gap": gap, "oracle_share": gap / loss_gap(true_easy, self.cached[0]["loss"]),
@@ -127,15 +127,15 @@ class Evaluation:
     def _controls(self) -> tuple[dict[str, Any], dict[str, Any], float | None]:
         """Fixed depths on all tokens; random exits and oracles on control windows, at the signal's exit counts."""
         full, tokens = self.cached[self.last], self.routed.work.tokens
-        whole = full_depth_flops(self.config, tokens, self.windows.window)
+        whole = full_depth_flops(self.model, tokens, self.windows.window)
         out: dict[str, Any] = {}
         for exit in range(self.last + 1):
             name = "full" if exit == self.last else f"exit_{exit}"
-            cached, layers = self.cached[exit], sum(self.config.block_layers[: exit + 1])
-            work = Work([tokens] * layers, [tokens] * layers, layers * tokens * self.windows.window, tokens, 0, tokens)
+            cached, layers = self.cached[exit], sum(self.model.config.block_layers[: exit + 1])
+            work = Work([tokens] * layers, [tokens] * layers, layers * tokens * self.windows.window, [0] * exit + [tokens], 0, tokens)
             out[name] = self._quality(cached["loss"], cached["argmax"], np.full(tokens, exit), full["argmax"], self.target)
-            out[name] |= {"layer_saving": layer_saving(self.config, work),
-                          "flop_saving": 1 - executed_flops(self.config, work) / whole}
+            out[name] |= {"layer_saving": layer_saving(self.model, work),
+                          "flop_saving": 1 - executed_flops(self.model, work) / whole}
         chosen, rows = self._control_sample()
         counts = [int((self.routed.exit[rows] == exit).sum()) for exit in range(self.last)]
         loss = {"signal": self.routed.loss[rows]}
@@ -243,18 +243,18 @@ def threshold_curve(executor: Executor, windows: TokenWindows, states: States, s
     this measures how well signals rank, not a threshold one could have set beforehand. Confidences come from cached
     states, exact for the first exit; for later ones they are those of tokens whose predecessors all stayed.
     """
-    config, last = executor.model.config, executor.model.config.num_blocks - 1
+    model, last = executor.model, executor.model.config.num_blocks - 1
     chosen = spread_windows(len(windows), settings.control_windows)
     rows = token_rows(chosen, windows.window)
     target, full_argmax = states.column("target")[rows], states.column(f"argmax_{last}")[rows]
-    whole = full_depth_flops(config, len(rows), windows.window)
+    whole = full_depth_flops(model, len(rows), windows.window)
     scores = {name: scorer.on_cached(states)[:, rows] for name, scorer in scorers.items()}
     scores |= {name: control_scores(states, name, rows, settings.seed) for name in CONTROLS}
     table = []
     for exit in range(last + 1):
         exits = np.full(len(rows), exit)
         run = run_split(executor, windows, chosen, None, settings.batch_size, device, exits, f"curve, exit {exit}")
-        table.append(_curve_row("fixed", float(exit < last), run, target, full_argmax, config, whole, None, exits))
+        table.append(_curve_row("fixed", float(exit < last), run, target, full_argmax, model, whole, None, exits))
     for fraction in settings.curve_fractions:
         here = []
         for name, score in scores.items():
@@ -264,7 +264,7 @@ def threshold_curve(executor: Executor, windows: TokenWindows, states: States, s
                 waiting -= counts[-1]
             exits = exits_by_share(score, counts)
             run = run_split(executor, windows, chosen, None, settings.batch_size, device, exits, f"curve, {name} {fraction}")
-            here.append(_curve_row(name, fraction, run, target, full_argmax, config, whole, scorers.get(name), exits))
+            here.append(_curve_row(name, fraction, run, target, full_argmax, model, whole, scorers.get(name), exits))
             if name in scorers:
                 here[-1]["threshold"] = float(score[0][exits == 0].min())
         nll = {row["signal"]: np.log(row["ppl"]) for row in here}
@@ -275,20 +275,21 @@ def threshold_curve(executor: Executor, windows: TokenWindows, states: States, s
 
 
 def _curve_row(name: str, fraction: float, run: RoutedSplit, target: np.ndarray, full_argmax: np.ndarray,
-               config: ModelConfig, whole: int, scorer: Scorer | None, exits: np.ndarray) -> dict[str, Any]:
-    last = config.num_blocks - 1
+               model: Blockwise, whole: int, scorer: Scorer | None, exits: np.ndarray) -> dict[str, Any]:
+    last = model.config.num_blocks - 1
     decision_flops = 0
     if scorer:  # exits were laid down, but the signal itself has a price: readouts of all who arrive, or a classifier
         if scorer.reads_out:
-            run.work.readout_tokens += sum(int((exits > exit).sum()) for exit in range(last))
+            for exit in range(last):
+                run.work.count_readouts(exit, int((exits > exit).sum()))
         decision_flops = scorer.flops_per_token
     else:
         run.work.decided_tokens = 0
     return {
         "signal": name, "fraction": fraction, "threshold": None, "shallow_ratio": float((run.exit < last).mean()),
         "ppl": float(np.exp(run.loss.mean(dtype=np.float64))), "accuracy": float((run.argmax == target).mean()),
-        "agreement": float((run.argmax == full_argmax).mean()), "layer_saving": layer_saving(config, run.work),
-        "flop_saving": 1 - executed_flops(config, run.work, decision_flops) / whole, "headroom": None,
+        "agreement": float((run.argmax == full_argmax).mean()), "layer_saving": layer_saving(model, run.work),
+        "flop_saving": 1 - executed_flops(model, run.work, decision_flops) / whole, "headroom": None,
     }
 
 

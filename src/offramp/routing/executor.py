@@ -1,24 +1,31 @@
 """Early exit that really skips: tokens that left are no longer computed, except for keys and values others need.
 
-One block-by-block pass over whole sequences. After block k the tokens the policy lets go are read out and
-removed; in later blocks queries, attention rows and feed-forward run for the remaining tokens only, and a token
-that left stands in as its last state, from which every later layer projects its keys and values (state
-propagation, CALM, arXiv 2207.07061). A token's exit thus depends on its own state and on earlier tokens only, and
-the pass gives the same exits and losses as decoding token by token.
+One block-by-block pass over whole sequences. After block k the tokens the policy lets go are read out and removed; in
+later blocks queries, attention rows and feed-forward run for the remaining tokens only. What later tokens find in place
+of one that left is ``kv``'s to say:
 
-Shapes: B sequences, T positions, M = B * T tokens in all, N tokens still in, D width, H heads, E = D / H.
+* ``propagate``: keys and values projected from its last state, in every later layer (CALM, arXiv 2207.07061);
+* ``recompute``: its true ones: it is carried through a later block after all when a later token of its sequence enters
+  that block (EE-LLM, arXiv 2312.04916), which changes what is computed, not where it was read out;
+* ``drop``: nothing; in later layers nobody attends to it.
+
+A token's exit thus depends on its own state and on earlier tokens only, and the pass gives the same exits and losses as
+decoding token by token.
+
+Shapes: B sequences, T positions, M = B * T tokens in all, N tokens still in, D width, H heads, G heads of keys and
+values, E width of a head.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from offramp.models.native import BlockwiseLM
-from offramp.nn.layers import TransformerLayer, attend
+from offramp.models.blockwise import Blockwise
+from offramp.nn.layers import StackedKeysValues, attend
 from offramp.states.statistics import Readout, predictions
 
 
@@ -33,8 +40,10 @@ class Arrivals:
     """(N, D) before the block's last layer, for a policy that reads it."""
     index: Tensor
     """(N,) their numbers within the batch (B * T)."""
-    targets: Tensor
-    """(N,) for the loss of those that leave; no decision may look at it."""
+    targets: Tensor | None
+    """(N,) for the loss of those that leave; no decision may look at it. None while generating."""
+    position: Tensor | None = None
+    """(N,) in their sequences."""
 
 
 @dataclass
@@ -73,7 +82,8 @@ class Work:
     """Per layer: tokens whose keys and values were projected."""
     attention_pairs: int = 0
     """Query-key pairs scored, padding included."""
-    readout_tokens: int = 0
+    readouts: list[int] = field(default_factory=list)
+    """Per exit: tokens read out there."""
     decided_tokens: int = 0
     """Tokens about which an exit policy decided."""
     tokens: int = 0
@@ -85,6 +95,14 @@ class Work:
         self.layer_tokens[layer] += tokens
         self.key_value_tokens[layer] += key_values
         self.attention_pairs += pairs
+
+    def count_readouts(self, exit: int, tokens: int) -> None:
+        self.readouts += [0] * (exit + 1 - len(self.readouts))
+        self.readouts[exit] += tokens
+
+    @property
+    def readout_tokens(self) -> int:
+        return sum(self.readouts)
 
 
 @dataclass
@@ -101,8 +119,10 @@ class Routed:
 class Executor:
     """Runs a block-wise model under an exit policy and counts what it executes."""
 
-    def __init__(self, model: BlockwiseLM):
-        self.model = model.eval()
+    def __init__(self, model: Blockwise, kv: str = "propagate"):
+        self.model, self.kv = model.eval(), kv
+        self.stacked = [StackedKeysValues(layers) if kv == "propagate" and block else None
+                        for block, layers in enumerate(model.blocks)]
         self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(model.config.num_blocks)]
 
     @torch.no_grad()
@@ -117,32 +137,39 @@ class Executor:
         loss, confidence = (torch.full(wanted.shape, torch.nan, device=x.device) for _ in range(2))
         argmax = torch.zeros_like(wanted)
         work.tokens += len(x)
-        layer_number = 0
+        number = 0
         for block, layers in enumerate(model.blocks):
             entered = x[active] if model.config.exited_state == "input" else None
-            remaining = None if len(active) == len(x) else _Remaining(active, shape, model.cos, model.sin)
+            everyone = len(active) == len(x)
+            field = None if everyone else _Field(self.kv, active, shape, model.cos, model.sin)
+            gone = self._keys_values_of_gone(block, x, field)
             before = None
-            for layer in layers:
-                if layer is layers[-1] and block < last and policy is not None and policy.reads_before:
+            for place, layer in enumerate(layers):
+                if place == len(layers) - 1 and block < last and policy is not None and policy.reads_before:
                     before = x[active]
-                x = self._layer(layer, layer_number, x, remaining, shape, work)
-                layer_number += 1
+                if field is None:
+                    work.count_layer(number, len(x), len(x), len(x) * shape[1])
+                    x = layer(x.view(*shape, -1), model.cos[: shape[1]], model.sin[: shape[1]]).flatten(0, 1)
+                else:
+                    work.count_layer(number, len(field.running), len(field.running) + len(field.gone), field.pairs)
+                    x = field.run(layer, x, gone[place] if gone else None)
+                number += 1
             if block == last or policy is None:
                 continue
             states = x[active]
-            decision = policy.decide(Arrivals(block, states, before, active, wanted[active]))
+            decision = policy.decide(Arrivals(block, states, before, active, wanted[active], active % shape[1]))
             work.decided_tokens += len(active)
-            work.readout_tokens += len(active) if policy.reads_out else 0
-            gone = active[decision.leaves]
-            exit_of[gone] = block
+            work.count_readouts(block, len(active) if policy.reads_out else 0)
+            leaving = active[decision.leaves]
+            exit_of[leaving] = block
             if decision.confidence is not None:
-                confidence[gone] = decision.confidence[decision.leaves]
+                confidence[leaving] = decision.confidence[decision.leaves]
             if decision.loss is not None:
-                loss[gone], argmax[gone] = decision.loss[decision.leaves], decision.argmax[decision.leaves]
+                loss[leaving], argmax[leaving] = decision.loss[decision.leaves], decision.argmax[decision.leaves]
             else:
-                loss[gone], argmax[gone] = self._read_out(block, states[decision.leaves], wanted[gone], work)
-            if entered is not None:
-                x[gone] = entered[decision.leaves]
+                loss[leaving], argmax[leaving] = self._read_out(block, states[decision.leaves], wanted[leaving], work)
+            if entered is not None and self.kv == "propagate":
+                x[leaving] = entered[decision.leaves]
             active = active[~decision.leaves]
             if len(active) == 0:
                 break
@@ -150,48 +177,76 @@ class Executor:
             loss[active], argmax[active] = self._read_out(last, x[active], wanted[active], work)
         return Routed(*(part.view(shape) for part in (exit_of, loss, argmax, confidence)))
 
+    def _keys_values_of_gone(self, block: int, x: Tensor, field: _Field | None) -> list[tuple[Tensor, Tensor]] | None:
+        """Per layer of the block, keys and values of the tokens that left; None where nobody needs any."""
+        if field is None or not len(field.gone):
+            return None
+        position = field.gone % field.length
+        return self.stacked[block](x.index_select(0, field.gone), self.model.cos[position], self.model.sin[position])
+
     def _read_out(self, exit: int, states: Tensor, targets: Tensor, work: Work) -> tuple[Tensor, Tensor]:
-        work.readout_tokens += len(states)
+        work.count_readouts(exit, len(states))
+        if not len(states):
+            return states.new_empty(0, dtype=torch.float32), torch.empty_like(targets)
         return predictions(self.model.readout_input(exit, states), self.readouts[exit], targets)[:2]
 
-    def _layer(self, layer: TransformerLayer, number: int, x: Tensor, remaining: _Remaining | None, shape: torch.Size,
-               work: Work) -> Tensor:
-        """States (M, D) after a layer that runs for the ``remaining`` tokens only; for all where that is None."""
-        batch, length = shape
-        cos, sin = self.model.cos[:length], self.model.sin[:length]
-        if remaining is None:
-            work.count_layer(number, len(x), len(x), batch * length * length)
-            return layer(x.view(batch, length, -1), cos, sin).flatten(0, 1)
-        source, active = layer.attention_input(x), remaining.index
-        keys, values = layer.keys_values(source.view(batch, length, -1), cos, sin)
-        queries = layer.queries(source.index_select(0, active), remaining.cos, remaining.sin)
-        attended = remaining.attend(queries, keys, values)
-        work.count_layer(number, len(active), len(x), remaining.pairs)
-        return x.index_copy_(0, active, layer.finish(x.index_select(0, active), attended))
 
+class _Field:
+    """Which tokens a block runs, which keys they see, and where both stand in padded rows.
 
-class _Remaining:
-    """The tokens a block still computes, and where their queries stand.
-
-    Queries are padded to the row that keeps most of them, for the score computation only.
+    Only sequences with a token still in have a row (R of them), and only up to the last such token. Padding serves
+    the scores alone: nothing else is computed for it.
     """
 
-    def __init__(self, index: Tensor, shape: torch.Size, cos: Tensor, sin: Tensor):
-        """``index`` (N,) numbers tokens within the batch (B * T), in order; cos and sin (T, E / 2)."""
+    def __init__(self, kv: str, active: Tensor, shape: torch.Size, cos: Tensor, sin: Tensor):
+        """``active`` (N,) numbers the tokens still in within the batch (B * T), in order; cos and sin are the model's."""
         batch, length = shape
-        row, position = index // length, index % length
+        device, self.length = active.device, length
+        here = torch.zeros(batch * length, dtype=torch.bool, device=device).index_fill_(0, active, True)
+        last = (here.view(shape) * torch.arange(1, length + 1, device=device)).amax(1) - 1
+        row_of = torch.cumsum(last >= 0, 0) - 1
+        num_rows = int(row_of[-1]) + 1
+        seen = (torch.arange(length, device=device) <= last.unsqueeze(1)).flatten().nonzero().squeeze(1)
+        self.running = seen if kv == "recompute" else active
+        row, position = self.running // length, self.running % length
         counts = torch.bincount(row, minlength=batch)
-        self.index, self.cos, self.sin = index, cos[position], sin[position]
-        self.batch, self.width = batch, int(counts.max())
-        self.pairs = batch * self.width * length
+        width = int(counts.max())
+        start = counts.cumsum(0) - counts
+        self.cos, self.sin = cos[position], sin[position]
+        self.slot = row_of[row] * width + torch.arange(len(row), device=device) - start[row]
+        """Of the running tokens, in rows of ``width`` queries."""
+        self.gone, self.visible = active[:0], None
+        self.key_slot, key_width = self.slot, width
+        if kv == "propagate":
+            key_width = int(last.max()) + 1
+            self.gone = seen[~here[seen]]
+            self.key_slot = row_of[row] * key_width + position
+            self.gone_slot = row_of[self.gone // length] * key_width + self.gone % length
+            reach = position.new_zeros(num_rows * width).index_copy_(0, self.slot, position)
+            visible = torch.arange(key_width, device=device) <= reach.unsqueeze(-1)
+            self.visible = visible.view(num_rows, 1, width, key_width)
+        self.queries, self.keys = (num_rows, width), (num_rows, key_width)
+        self.pairs = num_rows * width * key_width
         """Query-key pairs a layer scores."""
-        self.slot = row * self.width + torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-        reach = position.new_zeros(batch * self.width).index_copy_(0, self.slot, position)
-        visible = torch.arange(length, device=row.device) <= reach.unsqueeze(-1)
-        self.visible = visible.view(batch, 1, self.width, length)
+        self._padded: list[Tensor] = []
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Causal attention of the queries (N, H, E) over keys and values (B, T, H, E) of all tokens; (N, H, E)."""
-        padded = queries.new_zeros(self.batch * self.width, *queries.shape[1:]).index_copy_(0, self.slot, queries)
-        out = attend(padded.unflatten(0, (self.batch, self.width)), keys, values, attn_mask=self.visible)
-        return out.flatten(0, 1).index_select(0, self.slot)
+    def run(self, layer: Any, x: Tensor, gone: tuple[Tensor, Tensor] | None) -> Tensor:
+        """States (M, D) after a layer that runs for the ``running`` tokens; ``gone`` are the others' keys and values."""
+        own = x.index_select(0, self.running)
+        source = layer.attention_input(own)
+        query = layer.queries(source, self.cos, self.sin)
+        key, value = layer.keys_values(source, self.cos, self.sin)
+        if not self._padded:  # zeros: what stands in the padding is masked, but must be finite
+            self._padded = [key.new_zeros(rows * width, *part.shape[1:]) for part, (rows, width) in
+                            ((query, self.queries), (key, self.keys), (value, self.keys))]
+        queries, keys, values = self._padded
+        queries.index_copy_(0, self.slot, query)
+        for buffer, running, others in zip((keys, values), (key, value), gone or (None, None)):
+            buffer.index_copy_(0, self.key_slot, running)
+            if others is not None:
+                buffer.index_copy_(0, self.gone_slot, others)
+        # Where queries and keys are the same tokens in order, padding behind them, causal masking is all it takes.
+        mask = {"is_causal": True} if self.visible is None else {"attn_mask": self.visible}
+        attended = attend(queries.unflatten(0, self.queries), keys.unflatten(0, self.keys), values.unflatten(0, self.keys), **mask)
+        after = layer.finish(own, attended.flatten(0, 1).index_select(0, self.slot))
+        return x.index_copy_(0, self.running, after)

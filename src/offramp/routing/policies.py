@@ -13,7 +13,7 @@ from offramp.exits.classifier import ExitClassifier, classifier_inputs
 from offramp.exits.labels import BENEFITS
 from offramp.exits.signals import LEARNED, SIGNALS, raw_signal
 from offramp.exits.store import Exits
-from offramp.models.native import BlockwiseLM
+from offramp.models.blockwise import Blockwise
 from offramp.routing.executor import Arrivals, Decision
 from offramp.states.statistics import SATURATION, STATISTICS, Readout, saturation, token_statistics
 from offramp.states.store import States
@@ -72,7 +72,7 @@ class Scorer:
 class ThresholdPolicy:
     """A token leaves at the first exit whose confidence reaches that exit's threshold."""
 
-    def __init__(self, model: BlockwiseLM, scorer: Scorer, thresholds: list[float]):
+    def __init__(self, model: Blockwise, scorer: Scorer, thresholds: list[float]):
         self.model, self.scorer, self.thresholds = model, scorer, thresholds
         self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(model.config.num_blocks - 1)]
         self.reads_out, self.reads_before = scorer.reads_out, scorer.reads_before
@@ -118,7 +118,7 @@ class PricePolicy(ThresholdPolicy):
     rule of optimal stopping with the gains known at the exit: go on if max_j (gain_kj - price * (cost_j - cost_k)) > 0.
     """
 
-    def __init__(self, model: BlockwiseLM, scorer: Scorer, price: float, costs: list[float]):
+    def __init__(self, model: Blockwise, scorer: Scorer, price: float, costs: list[float]):
         if scorer.signal != LEARNED or scorer.label not in BENEFITS:
             raise UserError(
                 f"threshold: price weighs a predicted gain, so it needs exits.confidence: learned with exits.label gain or divergence, "

@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from offramp.corpus.windows import TokenWindows
 from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
-from offramp.models.native import BlockwiseLM
+from offramp.models.blockwise import Blockwise
 from offramp.states.statistics import SATURATION, Readout, saturation, token_statistics
 from offramp.states.store import StatesWriter
 
 
-def collect_states(model: BlockwiseLM, windows: TokenWindows, path: Path, settings: Any, params: dict[str, Any],
+def collect_states(model: Blockwise, windows: TokenWindows, path: Path, settings: Any, params: dict[str, Any],
                    inputs: dict[str, Artifact], device: torch.device) -> Artifact:
     """Write the ``states`` artifact of a split, streaming; ``settings`` is the ``collect`` section of the parameters."""
     model = model.to(device).eval()
@@ -34,7 +34,7 @@ def collect_states(model: BlockwiseLM, windows: TokenWindows, path: Path, settin
 
 
 @torch.no_grad()
-def iterate_states(model: BlockwiseLM, windows: TokenWindows, batch_size: int, device: torch.device):
+def iterate_states(model: Blockwise, windows: TokenWindows, batch_size: int, device: torch.device):
     """Yield (columns of (N,) arrays, hidden states per exit (N, D)) for consecutive batches of sequences."""
     exits = range(model.config.num_blocks)
     readouts = [Readout(model.readout_matrix(exit)) for exit in exits]
@@ -62,7 +62,7 @@ def iterate_states(model: BlockwiseLM, windows: TokenWindows, batch_size: int, d
         yield columns, states
 
 
-def save_readouts(model: BlockwiseLM, file: Path) -> None:
+def save_readouts(model: Blockwise, file: Path) -> None:
     """The artifact's ``readout.safetensors``, with the exit classifiers that were trained together with the model."""
     tensors = {f"exit_classifiers.{name}": value.cpu() for name, value in model.exit_classifiers.state_dict().items()}
     for exit in range(model.config.num_blocks):
