@@ -1,0 +1,98 @@
+"""Checkpoints as block-wise models against Transformers itself, on tiny random models of every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from offramp.models.pretrained import PretrainedLM, make_config
+from offramp.nn.layers import StackedKeysValues
+from offramp.routing.executor import Executor
+from offramp.routing.policies import GivenExits
+
+WINDOW, VOCAB = 24, 61
+SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 5, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": WINDOW}
+NEOX = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES),
+    "llama, tied": LlamaConfig(**SIZES, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+    "llama, scaled positions": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
+    "mistral": MistralConfig(**SIZES, head_dim=16, sliding_window=WINDOW),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=12),
+    "gpt2": GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=5, n_head=4, n_positions=WINDOW),
+    "gpt_neox": GPTNeoXConfig(**NEOX, use_parallel_residual=True),
+    "gpt_neox, sequential": GPTNeoXConfig(**NEOX, use_parallel_residual=False, rope_parameters={"partial_rotary_factor": 0.5,
+                                          "rope_type": "default", "rope_theta": 10_000.0}),
+    "gpt_neox, no biases": GPTNeoXConfig(**NEOX, attention_bias=False),
+}
+
+
+def make_pair(config, exits_after=(1, 3), window=WINDOW):
+    """Transformers' model and ours on its weights, far from initialisation so that every part matters."""
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
+    return theirs, PretrainedLM(theirs, make_config(config, exits_after, window, "tiny")).eval()
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+def pair(request):
+    return make_pair(request.param)
+
+
+@pytest.fixture
+def batch():
+    return torch.randint(VOCAB, (2, 3, WINDOW), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_states_after_every_block_and_logits_are_those_of_transformers(pair, batch):
+    theirs, ours = pair
+    expected, states = theirs(batch[0], output_hidden_states=True), ours(batch[0])
+    for state, layers in zip(states[:-1], ours.config.exits_after):
+        torch.testing.assert_close(state, expected.hidden_states[layers], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.logits(2, states[-1]), expected.logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_exits_of_the_plain_model_are_the_logit_lens(pair, batch):
+    """The head of the checkpoint, after its final norm, on the state of an earlier layer."""
+    theirs, ours = pair
+    truncated = theirs(batch[0], output_hidden_states=True).hidden_states[3]
+    expected = theirs.get_output_embeddings()(ours.norm(truncated))
+    torch.testing.assert_close(ours.logits(1, ours(batch[0])[1]), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_stacked_keys_and_values_are_those_of_every_layer(pair):
+    _, ours = pair
+    x, layers = torch.randn(7, 32, generator=torch.Generator().manual_seed(2)), ours.blocks[1]
+    cos, sin = ours.cos[3:10], ours.sin[3:10]
+    for layer, stacked in zip(layers, StackedKeysValues(layers)(x, cos, sin)):
+        for got, expected in zip(stacked, layer.keys_values(layer.attention_input(x), cos, sin)):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("exit", [0, 1, 2])
+def test_tokens_sent_to_one_exit_score_as_the_model_cut_there(pair, batch, exit):
+    _, ours = pair
+    tokens, targets = batch
+    routed = Executor(ours).run(tokens, targets, GivenExits(torch.full((targets.numel(),), exit)))
+    log_p = ours.logits(exit, ours(tokens)[exit]).log_softmax(-1)
+    assert (routed.exit == exit).all()
+    torch.testing.assert_close(routed.loss, -log_p.gather(-1, targets[..., None])[..., 0], atol=1e-4, rtol=1e-4)
