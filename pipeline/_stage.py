@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,10 +16,15 @@ from offramp.lineage.artifact import write_text
 from offramp.params import Declared, load_params
 
 
-def stage(name: str, run: Callable[[Declared, Path], None]) -> Callable[[], None]:
-    """The ``main`` of a stage: ``run(params, root)`` with the parameters dvc.yaml declares for it."""
+def stage(name: str, run: Callable[[Declared, Path], None], shared: bool = False) -> Callable[[], None]:
+    """The ``main`` of a stage: ``run(params, root)`` with the parameters dvc.yaml declares for it.
+
+    Where ``runtime.launcher`` starts several processes, all of them run a ``shared`` stage and the first alone any other.
+    """
 
     def main() -> None:
+        if not shared and os.environ.get("RANK", "0") != "0":
+            return
         logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
         root = Path(".")
         try:

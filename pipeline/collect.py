@@ -7,6 +7,7 @@ from pathlib import Path
 from offramp.corpus.windows import TokenWindows
 from offramp.lineage.artifact import open_artifact, write_json
 from offramp.models.store import load_model
+from offramp.parallel import join
 from offramp.params import Declared
 from offramp.runtime import setup
 from offramp.states.collect import collect_states, loss_histogram, summarise
@@ -17,21 +18,26 @@ from pipeline._stage import stage, write_csv
 def run(params: Declared, root: Path) -> None:
     data = open_artifact(root / "data", "data")
     lm = open_artifact(root / "models/lm", "lm", inputs={"data": data})
-    device = setup(params.runtime.device, params.runtime.threads)
+    processes = join(setup(params.runtime.device, params.runtime.threads))
     model = load_model(lm)
+    collected = {
+        split: collect_states(model, TokenWindows(data, split), root / "states" / split, params.collect, params.to_json(),
+                              {"data": data, "lm": lm}, processes.device, processes)
+        for split in ("calibration", "test")
+    }
+    processes.leave()
+    if not processes.main:
+        return
     metrics, histogram = {}, []
-    for split in ("calibration", "test"):
-        states = States(collect_states(
-            model, TokenWindows(data, split), root / "states" / split, params.collect, params.to_json(),
-            {"data": data, "lm": lm}, device,
-        ))
+    for split, artifact in collected.items():
+        states = States(artifact)
         metrics[split] = summarise(states)
         histogram += loss_histogram(states, split)
     write_json(root / "metrics/states.json", metrics)
     write_csv(root / "metrics/plots/loss_distribution.csv", ("split", "exit", "loss", "share"), histogram)
 
 
-main = stage("collect", run)
+main = stage("collect", run, shared=True)
 
 if __name__ == "__main__":
     main()

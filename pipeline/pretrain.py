@@ -11,6 +11,7 @@ from offramp.corpus.windows import TokenWindows
 from offramp.lineage.artifact import create_artifact, open_artifact, write_json
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.models.store import save_model
+from offramp.parallel import join
 from offramp.params import Declared
 from offramp.runtime import seed_all, setup
 from offramp.training.pretrain import Pretrainer, num_parameters
@@ -22,7 +23,7 @@ CURVE = ("phase", "exit", "step", "tokens", "train_loss", "calibration_ppl")
 
 def run(params: Declared, root: Path) -> None:
     data = open_artifact(root / "data", "data")
-    device = setup(params.runtime.device, params.runtime.threads)
+    processes = join(setup(params.runtime.device, params.runtime.threads))
     train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")
     seed_all(params.pretrain.seed)
     settings, model_params = params.pretrain, params.model.model_dump()
@@ -35,11 +36,14 @@ def run(params: Declared, root: Path) -> None:
     source = root / "src/offramp"
     rooms = ("corpus", "nn", "models", "states", "training")
     key = snapshot_key({"params": params.to_json(), "data": data.digest, "threads": params.runtime.threads,
-                        "device": str(device), "torch": torch.__version__,
+                        "device": processes.device.type, "processes": processes.count, "torch": torch.__version__,
                         "code": code_digest(*(source / room for room in rooms))})
     snapshots = Snapshots(Path(os.environ.get("DVC_ROOT", root)) / ".resume" / key, params.runtime.snapshot_seconds)
 
-    result = Pretrainer(model, train, calibration, settings, snapshots, device).run()
+    result = Pretrainer(model, train, calibration, settings, snapshots, processes.device, processes).run()
+    processes.leave()
+    if not processes.main:
+        return
 
     with create_artifact(root / "models/lm", "lm", params.to_json(), {"data": data}) as out:
         save_model(model, out.path)
@@ -51,7 +55,7 @@ def run(params: Declared, root: Path) -> None:
     snapshots.delete()
 
 
-main = stage("pretrain", run)
+main = stage("pretrain", run, shared=True)
 
 if __name__ == "__main__":
     main()

@@ -175,6 +175,8 @@ class Report(Section):
 
 
 class Runtime(Section):
+    launcher: Annotated[str, Field(min_length=1)]
+    """What runs ``-m pipeline.<stage>`` for the stages that touch the model."""
     device: str
     threads: Count
     snapshot_seconds: Annotated[float, Field(ge=0)]

@@ -50,6 +50,16 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def require_precision(device: torch.device, precision: str) -> None:
+    """UserError where ``device`` has no bf16 arithmetic: CUDA GPUs before Ampere, Macs before macOS 14. CPUs have it."""
+    has_bf16 = {
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "mps": lambda: torch.backends.mps.is_available() and torch.backends.mps.is_macos_or_newer(14, 0),
+    }.get(device.type, lambda: True)
+    if precision == "bf16" and not has_bf16():
+        raise UserError(f"pretrain.precision = 'bf16': the device {device.type} has no bf16 here; set pretrain.precision: fp32")
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """bf16 autocast where asked for; fp32 otherwise."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

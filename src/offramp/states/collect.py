@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from offramp.corpus.windows import TokenWindows
 from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
 from offramp.models.blockwise import Blockwise
+from offramp.parallel import ALONE, Processes
 from offramp.states.statistics import SATURATION, Readout, saturation, token_statistics
-from offramp.states.store import StatesWriter
+from offramp.states.store import StatesWriter, join_tables, shard_starts
 
 
 def collect_states(model: Blockwise, windows: TokenWindows, path: Path, settings: Any, params: dict[str, Any],
-                   inputs: dict[str, Artifact], device: torch.device) -> Artifact:
-    """Write the ``states`` artifact of a split, streaming; ``settings`` is the ``collect`` section of the parameters."""
+                   inputs: dict[str, Artifact], device: torch.device, processes: Processes = ALONE) -> Artifact:
+    """Write the ``states`` artifact of a split, streaming; ``settings`` is the ``collect`` section of the parameters.
+
+    Several processes write a share of the shards each; the artifact has the bytes that one process would have written.
+    """
     model = model.to(device).eval()
-    exits = range(model.config.num_blocks)
-    with create_artifact(path, "states", params, inputs) as out:
-        save_readouts(model, out.path / "readout.safetensors")
-        writer = StatesWriter(out.path, len(exits), settings.dtype, settings.shard_tokens)
-        for columns, hidden in iterate_states(model, windows, settings.batch_size, device):
+    exits = model.config.num_blocks
+    batches = torch.arange(len(windows)).split(settings.batch_size)
+    starts = shard_starts([len(batch) * windows.window for batch in batches], settings.shard_tokens)
+    mine = processes.share(range(len(starts)))
+    first, last = ([*starts, len(batches)][shard] for shard in (mine.start, mine.stop))
+    with create_artifact(path, "states", params, inputs) if processes.main else nullcontext() as out:
+        folder = processes.broadcast(out.path if out else None)
+        writer = StatesWriter(folder, exits, settings.dtype, settings.shard_tokens, first_shard=mine.start)
+        for columns, hidden in iterate_states(model, windows, batches[first:last], device, processes.no_bar):
             writer.add(columns, hidden)
         writer.close()
-        out.meta.update(exits=len(exits), tokens=writer.tokens, shards=writer.shards, window=windows.window,
-                        width=model.config.width, vocab_size=model.config.vocab_size, dtype=settings.dtype)
+        processes.wait()
+        if out:
+            join_tables(folder)
+            save_readouts(model, folder / "readout.safetensors")
+            out.meta.update(exits=exits, tokens=len(windows) * windows.window, shards=len(starts), window=windows.window,
+                            width=model.config.width, vocab_size=model.config.vocab_size, dtype=settings.dtype)
+    processes.wait()
     return open_artifact(path, "states", verify=False)
 
 
 @torch.no_grad()
-def iterate_states(model: Blockwise, windows: TokenWindows, batch_size: int, device: torch.device):
-    """Yield (columns of (N,) arrays, hidden states per exit (N, D)) for consecutive batches of sequences."""
+def iterate_states(model: Blockwise, windows: TokenWindows, batches: Sequence[Tensor], device: torch.device,
+                   no_bar: bool | None = None):
+    """Yield (columns of (N,) arrays, hidden states per exit (N, D)) for batches of sequences, given by their indices."""
     exits = range(model.config.num_blocks)
     readouts = [Readout(model.readout_matrix(exit)) for exit in exits]
     length = windows.window
-    for indices in tqdm(torch.arange(len(windows)).split(batch_size), desc="collect", unit="batch", disable=None):
+    for indices in tqdm(batches, desc="collect", unit="batch", disable=no_bar):
         tokens, targets = windows.batch(indices)
         x, states, saturated = model.embed(tokens.to(device)), [], []
         for exit in exits:

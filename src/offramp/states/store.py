@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,18 @@ from offramp.errors import UserError
 from offramp.lineage.artifact import Artifact
 from offramp.states.statistics import SATURATION, STATISTICS
 
+TABLE = "tokens.parquet"
 ID_COLUMNS = ("document", "sequence", "position", "token", "target")
 
 
 class StatesWriter:
-    """Streams rows to disk a shard at a time; memory holds one shard, in buffers used again, whatever the number of tokens."""
+    """Streams rows to disk a shard at a time; memory holds one shard, in buffers used again, whatever the number of tokens.
 
-    def __init__(self, folder: Path, num_exits: int, dtype: str, shard_tokens: int):
-        self.folder, self.num_exits, self.shard_tokens = folder, num_exits, shard_tokens
+    Several writers may fill one folder, each from a ``first_shard`` of its own; ``join_tables`` then makes their tables one.
+    """
+
+    def __init__(self, folder: Path, num_exits: int, dtype: str, shard_tokens: int, first_shard: int = 0):
+        self.folder, self.num_exits, self.shard_tokens, self.first_shard = folder, num_exits, shard_tokens, first_shard
         self.dtype = getattr(torch, dtype)
         self.tokens = self.shards = 0
         self._pending = 0
@@ -65,16 +69,46 @@ class StatesWriter:
             self._table.close()
 
     def _flush(self) -> None:
+        number = self.first_shard + self.shards
         for exit in range(self.num_exits):
-            save_file({"hidden": self._hidden[exit, : self._pending]}, self.folder / f"hidden_{exit}-{self.shards:05d}.safetensors")
+            save_file({"hidden": self._hidden[exit, : self._pending]}, self.folder / f"hidden_{exit}-{number:05d}.safetensors")
         table = pa.table({name: values[: self._pending] for name, values in self._columns.items()})
         if self._table is None:
-            self._table = pq.ParquetWriter(self.folder / "tokens.parquet", table.schema, compression="NONE",
-                                           use_dictionary=False)
+            self._table = _open_table(self.folder / (f"tokens-{number:05d}.parquet" if number else TABLE), table.schema)
         self._table.write_table(table)
         self.tokens += self._pending
         self.shards += 1
         self._pending = 0
+
+
+def shard_starts(batch_rows: Sequence[int], shard_tokens: int) -> list[int]:
+    """Which batches begin a shard where a StatesWriter is given batches of so many rows."""
+    starts, pending = [0], 0
+    size = max(shard_tokens, batch_rows[0])
+    for batch, rows in enumerate(batch_rows):
+        if pending + rows > size:
+            starts.append(batch)
+            pending = 0
+        pending += rows
+    return starts
+
+
+def join_tables(folder: Path) -> None:
+    """One table of those that several writers left, with the bytes that a single writer would have written."""
+    parts = sorted(folder.glob("tokens-*.parquet"))
+    if not parts:
+        return
+    parts.insert(0, (folder / TABLE).rename(folder / "tokens-00000.parquet"))
+    with _open_table(folder / TABLE, pq.read_schema(parts[0])) as table:
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                for group in range(file.num_row_groups):
+                    table.write_table(file.read_row_group(group))
+            part.unlink()
+
+
+def _open_table(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(file, schema, compression="NONE", use_dictionary=False)
 
 
 class States:
@@ -85,13 +119,13 @@ class States:
         self.num_exits: int = artifact.meta["exits"]
         self.num_tokens: int = artifact.meta["tokens"]
         self.window: int = artifact.meta["window"]
-        self._known = pq.read_schema(artifact.file("tokens.parquet")).names
+        self._known = pq.read_schema(artifact.file(TABLE)).names
 
     def column(self, name: str) -> np.ndarray:
         """One column of the token table, (num_tokens,)."""
         if name not in self._known:
             raise UserError(f"{self.artifact.path} has no column {name!r}; it has {', '.join(self._known)}")
-        return pq.read_table(self.artifact.file("tokens.parquet"), columns=[name])[name].to_numpy()
+        return pq.read_table(self.artifact.file(TABLE), columns=[name])[name].to_numpy()
 
     def statistics(self, exit: int) -> np.ndarray:
         """The label-free statistics of one exit, (num_tokens, 5), in the order of STATISTICS."""

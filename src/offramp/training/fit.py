@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from offramp.errors import UserError
+from offramp.parallel import ALONE, Processes
 from offramp.training.snapshots import Snapshots
 
 
@@ -40,8 +41,9 @@ class Phase:
     parameters: list[nn.Parameter]
     steps: int
     num_sequences: int
-    losses: Callable[[Tensor], dict[str, Tensor]]
-    """Named mean losses ("exit 0", ...) of the sequences with the given indices; their weighted sum is minimised."""
+    losses: Callable[[Tensor], dict[str, tuple[Tensor, int]]]
+    """Named mean losses ("exit 0", ...) of the sequences with the given indices, and the number of tokens each is a mean
+    over; their weighted sum is minimised."""
     evaluate: Callable[[], dict[int, float]]
     """Mean calibration NLL in nats per exit, over the tokens this phase learns from; their mean, weighted as the
     losses, selects the best step."""
@@ -92,11 +94,17 @@ def learning_rate(config: FitConfig, step: int, steps: int) -> float:
 
 
 def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress: Progress, snapshots: Snapshots,
-        resumed: dict[str, Any] | None, extra: dict[str, Any]) -> None:
+        resumed: dict[str, Any] | None, extra: dict[str, Any], processes: Processes = ALONE) -> None:
     """Train one phase and leave the best weights in the model.
 
-    ``resumed`` is a snapshot taken inside this phase; ``extra`` goes into every snapshot unchanged.
+    ``resumed`` is a snapshot taken inside this phase; ``extra`` goes into every snapshot unchanged. Several processes
+    take a share of every batch each and make the same step: all hold the same weights at any time.
     """
+    if min(config.batch_size, phase.num_sequences) < processes.count:
+        raise UserError(
+            f"pretrain: {phase.name} has batches of {min(config.batch_size, phase.num_sequences)} sequences for "
+            f"{processes.count} processes; raise pretrain.batch_size or start fewer (runtime.launcher)"
+        )
     optimiser = torch.optim.AdamW(
         phase.parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
     )
@@ -105,35 +113,46 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
         optimiser.load_state_dict(resumed["optimiser"])
         best = resumed["best"]
     batches = sequence_order(phase.num_sequences, config.batch_size, config.seed + index, progress.step)
-    bar = tqdm(total=phase.steps, initial=progress.step, desc=f"pretrain {phase.name}", unit="step", disable=None)
+    bar = tqdm(total=phase.steps, initial=progress.step, desc=f"pretrain {phase.name}", unit="step", disable=processes.no_bar)
     while progress.step < phase.steps and progress.misses < config.patience:
         rate = config.learning_rate * phase.rate * learning_rate(config, progress.step, phase.steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        losses = phase.losses(next(batches))
-        total = torch.stack([loss * phase.weights.get(name, 1.0) for name, loss in losses.items()]).sum()
-        if not torch.isfinite(total):
+        optimiser.zero_grad(set_to_none=True)
+        losses = _losses_and_gradients(phase, processes.share(next(batches)), processes)
+        total = sum(loss * phase.weights.get(name, 1.0) for name, loss in losses.items())
+        if not math.isfinite(total):
             raise UserError(
-                f"pretrain: the loss of {phase.name} is {total.item()} at step {progress.step}; lower "
+                f"pretrain: the loss of {phase.name} is {total} at step {progress.step}; lower "
                 f"pretrain.learning_rate (now {config.learning_rate}) or raise pretrain.warmup_steps"
             )
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
         nn.utils.clip_grad_norm_(phase.parameters, config.clip_norm)
         optimiser.step()
         progress.step += 1
         for name, loss in losses.items():
-            progress.running[name] = progress.running.get(name, 0.0) + loss.item()
+            progress.running[name] = progress.running.get(name, 0.0) + loss
         bar.update()
         if progress.step % config.evaluate_every == 0 or progress.step == phase.steps:
             if _evaluate(phase, config, progress):
                 best = {name: value.clone() for name, value in model.state_dict().items()}
             bar.set_postfix(calibration_ppl=f"{math.exp(min(progress.best_loss, 50)):.2f}")
-        if snapshots.due():
+        if processes.main and snapshots.due():
             snapshots.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "best": best,
                             "progress": vars(progress), **extra})
     bar.close()
     model.load_state_dict(best)
+
+
+def _losses_and_gradients(phase: Phase, indices: Tensor, processes: Processes) -> dict[str, float]:
+    """The batch's mean losses by name, and the gradient of their weighted sum in ``.grad``, from this process's share of it.
+
+    A mean over the batch is the sum of the shares' means, each weighted by its part of the tokens that count.
+    """
+    found = phase.losses(indices)
+    counts = processes.sum([count for _, count in found.values()])
+    losses = {name: mean * (count / max(1, total)) for (name, (mean, count)), total in zip(found.items(), counts)}
+    torch.stack([loss * phase.weights.get(name, 1.0) for name, loss in losses.items()]).sum().backward()
+    return dict(zip(losses, processes.sum_gradients(phase.parameters, list(losses.values()))))
 
 
 def _evaluate(phase: Phase, config: FitConfig, progress: Progress) -> bool:

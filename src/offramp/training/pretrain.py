@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from offramp.corpus.windows import TokenWindows
 from offramp.models.native import BlockwiseLM
-from offramp.runtime import autocast
+from offramp.parallel import ALONE, Processes
+from offramp.runtime import autocast, require_precision
 from offramp.states.statistics import Readout, token_statistics
 from offramp.training.fit import FitConfig, Phase, Progress, fit
 from offramp.training.losses import total_nll
@@ -38,10 +39,15 @@ class Pretrained:
 
 
 class Pretrainer:
-    """Runs the phases of ``pretrain.method`` on a model, resuming from a snapshot where there is one."""
+    """Runs the phases of ``pretrain.method`` on a model, resuming from a snapshot where there is one.
+
+    Several processes train the same model, each on its share of the data, and all end with the same weights and curve.
+    """
 
     def __init__(self, model: BlockwiseLM, train: TokenWindows, calibration: TokenWindows, params: Any,
-                 snapshots: Snapshots, device: torch.device):
+                 snapshots: Snapshots, device: torch.device, processes: Processes = ALONE):
+        require_precision(device, params.precision)
+        self.processes = processes
         self.model, self.train, self.calibration = model.to(device), train, calibration
         self.params, self.snapshots, self.device = params, snapshots, device
         self.judged_by: list[Tensor] = []
@@ -63,7 +69,7 @@ class Pretrainer:
             phase = self._block_phase(index, fresh=progress.step == 0) if self.params.method == "blockwise" else self._whole_phase()
             extra = {"done": best, "thresholds": self.thresholds, "judged_by": self.judged_by}
             fit(phase, index, self.model, self.config, progress, self.snapshots,
-                resumed if progress.step else None, extra)
+                resumed if progress.step else None, extra, self.processes)
             best[phase.name] = {"best_step": progress.best_step, "steps": progress.step,
                                 "calibration_ppl": float(torch.tensor(progress.best_loss).exp())}
             progress = Progress(phase=index + 1, curve=progress.curve)
@@ -120,7 +126,7 @@ class Pretrainer:
                 self.thresholds.append(self._threshold(train, before))
             train, calibration = (
                 repack(inputs, self.model, before, self.confidence, self.thresholds[before], self.train.window,
-                       self.snapshots.scratch(f"{name}_{before}"), self.config.batch_size, self.device)
+                       self.snapshots.scratch(f"{name}_{before}"), self.config.batch_size, self.device, self.processes)
                 for name, inputs in (("train", train), ("calibration", calibration))
             )
         return train, calibration
@@ -130,9 +136,9 @@ class Pretrainer:
 
     def _threshold(self, inputs: BlockInputs, block: int) -> float:
         return hardness_threshold(inputs, self.model, block, self.confidence, self.params.blockwise.hard_ratio,
-                                  self.config.batch_size)
+                                  self.config.batch_size, self.processes)
 
-    def _block_losses(self, block: int, inputs: BlockInputs, indices: Tensor) -> dict[str, Tensor]:
+    def _block_losses(self, block: int, inputs: BlockInputs, indices: Tensor) -> dict[str, tuple[Tensor, int]]:
         with autocast(self.device, self.params.precision):
             x, targets, counts = inputs.batch(indices)
             return self._exit_losses(block, self.model.run_block(block, x), targets, counts)
@@ -140,11 +146,12 @@ class Pretrainer:
     @torch.no_grad()
     def _block_nll(self, block: int, inputs: BlockInputs) -> float:
         total, tokens = 0.0, 0
-        for indices in evenly_spaced(len(inputs), len(self.looks)).split(self.config.batch_size):
+        for indices in self.processes.share(evenly_spaced(len(inputs), len(self.looks)).split(self.config.batch_size)):
             with autocast(self.device, self.params.precision):
                 x, targets, counts = inputs.batch(indices)
                 nll, counted = self._nll(block, self.model.run_block(block, x), targets, counts)
             total, tokens = total + nll.item(), tokens + counted
+        total, tokens = self.processes.sum([total, tokens])
         return total / max(1, tokens)
 
     # -- all blocks at once -------------------------------------------------------------------------------------
@@ -155,7 +162,7 @@ class Pretrainer:
         given = self.params.exit_weights
         weights = {f"exit {exit}": given[exit] if given else 1.0 / len(exits) for exit in exits}
 
-        def losses(indices: Tensor) -> dict[str, Tensor]:
+        def losses(indices: Tensor) -> dict[str, tuple[Tensor, int]]:
             tokens, targets = (part.to(self.device) for part in self.train.batch(indices))
             with autocast(self.device, self.params.precision):
                 states, found = self.model(tokens), {}
@@ -170,14 +177,15 @@ class Pretrainer:
     @torch.no_grad()
     def _exit_nlls(self, exits: list[int]) -> dict[int, float]:
         totals, tokens = dict.fromkeys(exits, 0.0), 0
-        for indices in self.looks.split(self.config.batch_size):
+        for indices in self.processes.share(self.looks.split(self.config.batch_size)):
             inputs, targets = (part.to(self.device) for part in self.calibration.batch(indices))
             with autocast(self.device, self.params.precision):
                 states = self.model(inputs)
                 for exit in exits:
                     totals[exit] += self._nll(exit, states[exit], targets, None)[0].item()
             tokens += targets.numel()
-        return {exit: total / tokens for exit, total in totals.items()}
+        *sums, tokens = self.processes.sum([*totals.values(), tokens])
+        return {exit: total / tokens for exit, total in zip(exits, sums)}
 
     # -- losses of one exit -------------------------------------------------------------------------------------
 
@@ -186,12 +194,13 @@ class Pretrainer:
         x, targets = (x.flatten(0, 1), targets.flatten()) if counts is None else (x[counts], targets[counts])
         return total_nll(self.model.readout_input(exit, x), self.model.readout_matrix(exit), targets), len(targets)
 
-    def _exit_losses(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> dict[str, Tensor]:
+    def _exit_losses(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> dict[str, tuple[Tensor, int]]:
+        """Mean losses by name and the number of tokens each is over: the tokens that count, and all for a classifier."""
         nll, counted = self._nll(exit, x, targets, counts)
-        losses = {f"exit {exit}": nll / max(1, counted)}
+        losses = {f"exit {exit}": (nll / max(1, counted), counted)}
         joint = self.params.joint_classifier
         if joint and exit < len(self.model.exit_classifiers):
-            losses[f"classifier {exit}"] = joint.weight * self._classifier_loss(exit, x, targets, joint.label)
+            losses[f"classifier {exit}"] = joint.weight * self._classifier_loss(exit, x, targets, joint.label), targets.numel()
         return losses
 
     def _classifier_loss(self, exit: int, x: Tensor, targets: Tensor, label: str) -> Tensor:

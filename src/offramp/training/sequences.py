@@ -5,7 +5,8 @@ Shapes: B sequences, T positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM
+from offramp.parallel import ALONE, Processes
 from offramp.states.statistics import Readout, predictions
 
 THRESHOLD_SEQUENCES = 4096
@@ -82,32 +84,39 @@ def evenly_spaced(total: int, wanted: int) -> Tensor:
 
 
 def hardness_threshold(inputs: BlockInputs, model: BlockwiseLM, block: int, confidence: Confidence, ratio: float,
-                       batch_size: int) -> float:
+                       batch_size: int, processes: Processes = ALONE) -> float:
     """The confidence below which a share ``ratio`` of the counted training tokens lies after ``block``."""
     found = []
     with torch.no_grad():
-        for indices in evenly_spaced(len(inputs), THRESHOLD_SEQUENCES).split(batch_size):
+        for indices in processes.share(evenly_spaced(len(inputs), THRESHOLD_SEQUENCES).split(batch_size)):
             x, targets, counts = inputs.batch(indices)
             values = confidence(block, model.run_block(block, x), targets)
             found.append((values if counts is None else values[counts]).flatten().float().cpu())
-    return float(np.quantile(torch.cat(found).numpy(), ratio))
+    return float(np.quantile(torch.cat([values for share in processes.gather(found) for values in share]).numpy(), ratio))
 
 
 def repack(inputs: BlockInputs, model: BlockwiseLM, block: int, confidence: Confidence, threshold: float,
-           window: int, folder: Path, batch_size: int, device: torch.device) -> Repacked:
+           window: int, folder: Path, batch_size: int, device: torch.device, processes: Processes = ALONE) -> Repacked:
     """Write the states and targets of tokens below ``threshold`` after ``block``; the remainder is dropped."""
     folder.mkdir(parents=True, exist_ok=True)
-    states_file, targets_file = folder / "states.bin", folder / "targets.bin"
+    parts = [(folder / f"states-{rank}.bin", folder / f"targets-{rank}.bin") for rank in range(processes.count)]
+    states_file, targets_file = parts[processes.rank]
     count = 0
     with torch.no_grad(), open(states_file, "wb") as states, open(targets_file, "wb") as targets_out:
-        order = torch.arange(len(inputs)).split(batch_size)
-        for indices in tqdm(order, desc=f"hard tokens of block {block}", unit="batch", disable=None):
+        order = processes.share(torch.arange(len(inputs)).split(batch_size))
+        for indices in tqdm(order, desc=f"hard tokens of block {block}", unit="batch", disable=processes.no_bar):
             x, targets, _ = inputs.batch(indices)
             x = model.run_block(block, x)
             hard = confidence(block, x, targets) < threshold
             states.write(x[hard].float().cpu().numpy().tobytes())
             targets_out.write(targets[hard].cpu().numpy().tobytes())
             count += int(hard.sum())
+    count = sum(processes.gather(count))  # every process's files are whole now
+    if processes.main:
+        for files in zip(*parts):
+            _append(files[0], files[1:])
+    processes.wait()
+    states_file, targets_file = parts[0]
     if count < window:
         raise UserError(
             f"pretrain: block {block} found {count} hard tokens, fewer than one window of {window}; "
@@ -117,6 +126,15 @@ def repack(inputs: BlockInputs, model: BlockwiseLM, block: int, confidence: Conf
     shape = (rows, window, model.config.width)
     return Repacked(np.memmap(states_file, np.float32, "r", shape=shape),
                     np.memmap(targets_file, np.int64, "r", shape=shape[:2]), device)
+
+
+def _append(file: Path, others: Sequence[Path]) -> None:
+    """Move the contents of ``others`` to the end of ``file``."""
+    with open(file, "ab") as whole:
+        for other in others:
+            with open(other, "rb") as part:
+                shutil.copyfileobj(part, whole)
+            other.unlink()
 
 
 def make_confidence(signal: str, model: BlockwiseLM, matrices: list[Tensor]) -> Confidence:
