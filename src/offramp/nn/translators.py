@@ -1,0 +1,79 @@
+"""Translators: what maps the state at an early exit to one that the model's own final norm and head can read.
+
+A logit lens reads the state as it is; a trained affine map makes it a tuned lens (arXiv 2303.08112), a norm and an MLP
+the exit of EE-LLM (arXiv 2312.04916). All add their part to the state and begin as the identity, so training starts from
+the logit lens. An extra block with attention, the fourth kind in use, is left out: every token, those that left included,
+would owe it keys and values of its own, and deciding would cost a layer.
+
+Shapes: D width, R rank, or inner width of the MLP.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KINDS = ("identity", "affine", "low_rank", "mlp")
+
+
+class Identity(nn.Identity):
+    """x: the logit lens."""
+
+    flops = 0
+
+
+class Translator(nn.Module):
+    """x + f(x), where f starts as zero because its last matrix does."""
+
+    def __init__(self, last: nn.Linear):
+        super().__init__()
+        self.last = last
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of one token's matrix products."""
+        return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
+
+
+class Affine(Translator):
+    """x + A x + b (tuned lens)."""
+
+    def __init__(self, width: int):
+        super().__init__(nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(x)
+
+
+class LowRank(Translator):
+    """x + U V x, with V (R, D) and U (D, R)."""
+
+    def __init__(self, width: int, rank: int):
+        super().__init__(nn.Linear(rank, width, bias=False))
+        self.first = nn.Linear(width, rank, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(self.first(x))
+
+
+class MLP(Translator):
+    """x + W2 (silu(G n) * U n), where n is x over its root mean square; G and U (R, D), W2 (D, R)."""
+
+    def __init__(self, width: int, rank: int):
+        super().__init__(nn.Linear(rank, width, bias=False))
+        self.first = nn.Linear(width, 2 * rank, bias=False)  # gate and up projection side by side
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.first(F.rms_norm(x, x.shape[-1:])).chunk(2, dim=-1)
+        return x + self.last(F.silu(gate) * up)
+
+
+def make_translator(kind: str, width: int, rank: int | None = None) -> nn.Module:
+    """A translator of states (..., ``width``) of one of KINDS; ``rank`` is that of low_rank, and the inner width of mlp."""
+    if kind == "identity":
+        return Identity()
+    if kind == "affine":
+        return Affine(width)
+    return {"low_rank": LowRank, "mlp": MLP}[kind](width, rank)
