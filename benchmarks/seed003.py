@@ -70,7 +70,7 @@ def steps_per_epoch(windows: RandomWindows) -> int:
 class ClassifierPolicy:
     """A token leaves block 0 where the classifier's probability reaches the threshold."""
 
-    reads_out, reads_before, flops_per_token = False, False, 128
+    reads_out, reads_before, flops_per_token, first = False, False, 128, 0
 
     def __init__(self, classifier: ExitClassifier, threshold: float):
         self.classifier, self.threshold = classifier, threshold

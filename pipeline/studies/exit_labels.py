@@ -65,6 +65,7 @@ class LabelPolicy:
     def __post_init__(self) -> None:
         self.reads_out = self.classifier is None
         self.flops_per_token = self.classifier.flops if self.classifier else 0
+        self.first = 0
         self._readout = Readout(self.model.readout_matrix(0))
 
     def decide(self, arrivals: Arrivals) -> Decision:

@@ -53,7 +53,7 @@ def test_evaluation_takes_the_same_exits_and_losses(setup):
     for threshold in (0.5, 2.0):
         found = naive.evaluate(lm, classifier, threshold, x, targets, 4)
         policy = type("Policy", (), {
-            "reads_out": False, "reads_before": False, "flops_per_token": 0,
+            "reads_out": False, "reads_before": False, "flops_per_token": 0, "first": 0,
             "decide": lambda _, here: Decision(torch.sigmoid(classifier(here.states)).squeeze(-1) >= threshold),  # noqa: B023
         })()
         routed = Executor(lm).run(tokens, targets, policy)

@@ -30,7 +30,7 @@ def make_model(block_layers=(1, 2), norm="pre", tied=True, heads_per_exit=False,
 class StatePolicy:
     """Leave when a fixed linear score of the state is positive: depends on the token's state alone, as real ones do."""
 
-    reads_out, reads_before, flops_per_token = False, False, 0
+    reads_out, reads_before, flops_per_token, first = False, False, 0, 0
 
     def __init__(self, model, bias=0.0):
         generator = torch.Generator().manual_seed(7)

@@ -68,6 +68,8 @@ class Policy(Protocol):
     """Whether a decision looks at the states before the block's last layer."""
     flops_per_token: int
     """Floating-point operations of a decision, without the readout."""
+    first: int
+    """The first exit at which it is asked."""
 
     def decide(self, arrivals: Arrivals) -> Decision: ...
 
@@ -154,7 +156,7 @@ class Executor:
                     work.count_layer(number, len(field.running), len(field.running) + len(field.gone), field.pairs)
                     x = field.run(layer, x, gone[place] if gone else None)
                 number += 1
-            if block == last or policy is None:
+            if block == last or policy is None or block < policy.first:
                 continue
             states = x[active]
             decision = policy.decide(Arrivals(block, states, before, active, wanted[active], active % shape[1]))

@@ -70,10 +70,14 @@ class Scorer:
 
 
 class ThresholdPolicy:
-    """A token leaves at the first exit whose confidence reaches that exit's threshold."""
+    """A token leaves at the first exit, from ``first`` on, whose confidence reaches that exit's threshold.
 
-    def __init__(self, model: Blockwise, scorer: Scorer, thresholds: list[float]):
-        self.model, self.scorer, self.thresholds = model, scorer, thresholds
+    With ``decay`` the threshold t of a token at position p of at most ``window`` is 0.9 t + 0.1 exp(-decay p / window), as in
+    CALM (arXiv 2207.07061): early mistakes cost more, since all later tokens build on them.
+    """
+
+    def __init__(self, model: Blockwise, scorer: Scorer, thresholds: list[float], first: int = 0, decay: float | None = None):
+        self.model, self.scorer, self.thresholds, self.first, self.decay = model, scorer, thresholds, first, decay
         self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(model.config.num_blocks - 1)]
         self.reads_out, self.reads_before = scorer.reads_out, scorer.reads_before
         self.flops_per_token = scorer.flops_per_token
@@ -85,7 +89,10 @@ class ThresholdPolicy:
 
     def leaves(self, arrivals: Arrivals, confidence: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
         """bool (N,)"""
-        return confidence >= self.thresholds[arrivals.exit]
+        threshold = self.thresholds[arrivals.exit]
+        if self.decay is None:
+            return confidence >= threshold
+        return confidence >= 0.9 * threshold + 0.1 * torch.exp(-self.decay * arrivals.position / self.model.config.window)
 
     def columns(self, arrivals: Arrivals) -> dict[str, Tensor]:
         """What the signal looks at besides the state, each (N,); with a readout also ``loss`` and ``argmax``."""
@@ -134,10 +141,22 @@ class PricePolicy(ThresholdPolicy):
         return (gains <= self.price * ahead).all(1)
 
 
+class FixedExit:
+    """Every token leaves after block ``exit``."""
+
+    reads_out, reads_before, flops_per_token = False, False, 0
+
+    def __init__(self, exit: int):
+        self.first = exit
+
+    def decide(self, arrivals: Arrivals) -> Decision:
+        return Decision(torch.ones_like(arrivals.index, dtype=torch.bool))
+
+
 class GivenExits:
     """Exits laid down beforehand, per token of the batch (B * T,): random exits, oracles, fixed depths."""
 
-    reads_out, reads_before, flops_per_token = False, False, 0
+    reads_out, reads_before, flops_per_token, first = False, False, 0, 0
 
     def __init__(self, exits: Tensor):
         self.exits = exits

@@ -1,0 +1,240 @@
+"""Decoding with early exit: keys and values are kept, rows of a batch leave at different depths in the same step.
+
+A token that left after block k costs nothing more until a later token of its row enters a block beyond k. Only then, and
+for all that are waiting at once, what stands for them there is made: keys and values from their last states
+(``propagate``), or their true ones by running them through the block after all (``recompute``); with ``drop`` nothing.
+Later tokens see what they would have seen had it been made at once, so exits and predictions are those of one parallel pass
+(``routing.executor``) over the same text.
+
+Shapes: B rows, S places a row has, N tokens of one call, D width, H heads, G heads of keys and values, E width of a head.
+A token's number is row * S + position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.errors import UserError
+from offramp.models.blockwise import Blockwise
+from offramp.nn.layers import StackedKeysValues, attend
+from offramp.routing.executor import Arrivals, Policy, Work
+
+
+@dataclass
+class Fed:
+    """What became of the N tokens of one call, in their order."""
+
+    exit: Tensor
+    """(N,)"""
+    states: Tensor
+    """(N, D) after the block they left after, or the last one."""
+    confidence: Tensor
+    """(N,) of the exit taken; NaN at full depth."""
+    argmax: Tensor | None
+    """(N,) where the policy reads out every token it decides about, else None; at full depth -1."""
+
+
+class Decoder:
+    """The tokens of B growing rows, and how deep each of them is known."""
+
+    def __init__(self, model: Blockwise, rows: int, kv: str = "propagate", space: int | None = None):
+        """``space``: the most tokens a row may hold; the model's window by default."""
+        self.model, self.kv = model.eval(), kv
+        self.space, device = space or model.config.window, model.cos.device
+        if self.space > model.config.window:
+            raise UserError(
+                f"{self.space} tokens, prompt and new ones together, do not fit the model's window of {model.config.window}; "
+                "shorten the prompt or ask for fewer new tokens"
+            )
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        """(B,) tokens of every row."""
+        self.work = Work()
+        self._depth = torch.zeros(rows * self.space, dtype=torch.long, device=device)
+        """Blocks in which a token's keys and values stand in the cache (``drop``: that it ran)."""
+        self._states = model.embed(torch.zeros(1, dtype=torch.long, device=device)).new_zeros(rows * self.space, model.config.width)
+        """The last state of every token that left."""
+        self._caches: list[tuple[Tensor, Tensor] | None] = [None] * sum(model.config.block_layers)
+        self._first_layer = [sum(model.config.block_layers[:block]) for block in range(model.config.num_blocks)]
+        self._stacked = [StackedKeysValues(layers) if kv == "propagate" and block else None
+                         for block, layers in enumerate(model.blocks)]
+
+    @torch.no_grad()
+    def feed(self, rows: Tensor, tokens: Tensor, policy: Policy | None, prompt: Tensor | None = None) -> Fed:
+        """Append tokens (N,) to ``rows`` (N,), which ascend, and route them.
+
+        Without a policy they go to full depth. ``prompt`` (B,) are the lengths from which a policy counts positions.
+        UserError where a row would grow beyond the model's window.
+        """
+        counts = torch.bincount(rows, minlength=len(self.lengths))
+        start = counts.cumsum(0) - counts
+        position = self.lengths[rows] + torch.arange(len(rows), device=rows.device) - start[rows]
+        self.lengths = self.lengths + counts
+        if int(self.lengths.max()) > self.space:
+            raise UserError(
+                f"a sequence of {int(self.lengths.max())} tokens does not fit the {self.space} places of a row; "
+                "shorten the prompt or ask for fewer new tokens"
+            )
+        number = rows * self.space + position
+        self._depth[number] = 0
+        self.work.tokens += len(rows)
+        counted = position if prompt is None else (position - prompt[rows]).clamp_min(0)
+        return self._route(number, self.model.embed(tokens, position), 0, policy, counted)
+
+    @torch.no_grad()
+    def deepen(self, number: Tensor) -> Tensor:
+        """Take tokens (N,) that all left after one block on to full depth; their states (N, D) there."""
+        return self._route(number, self._states[number], int(self._depth[number[0]]), None, None).states
+
+    def numbers(self, row: int, start: int) -> Tensor:
+        """Numbers of a row's tokens from position ``start`` on."""
+        return torch.arange(row * self.space + start, row * self.space + int(self.lengths[row]), device=self.lengths.device)
+
+    def forget(self, lengths: Tensor) -> None:
+        """Cut every row back to ``lengths`` (B,)."""
+        self.lengths = lengths.clone()
+
+    @torch.no_grad()
+    def logits(self, exit: Tensor, states: Tensor) -> Tensor:
+        """Logits (N, V) of states (N, D) at their exits (N,); exits that share a matrix share the product."""
+        inputs, matrices = torch.empty_like(states), {}
+        for taken in exit.unique().tolist():
+            here = (exit == taken).nonzero().squeeze(1)
+            inputs[here] = self.model.readout_input(taken, states[here]).to(inputs.dtype)
+            matrices.setdefault(self.model.readout_matrix(taken).data_ptr(), (self.model.readout_matrix(taken), []))[1].append(here)
+            self.work.count_readouts(taken, len(here))
+        if len(matrices) == 1:
+            return inputs @ next(iter(matrices.values()))[0].T
+        out = states.new_empty(len(states), self.model.config.vocab_size)
+        for matrix, parts in matrices.values():
+            here = torch.cat(parts)
+            out[here] = inputs[here] @ matrix.T
+        return out
+
+    def _route(self, number: Tensor, x: Tensor, first: int, policy: Policy | None, position: Tensor | None) -> Fed:
+        last, size = self.model.config.num_blocks - 1, len(number)
+        exit = number.new_full((size,), last)
+        states, confidence = x.clone(), torch.full((size,), torch.nan, device=x.device)
+        argmax = None
+        active = torch.arange(size, device=number.device)
+        for block in range(first, last + 1):
+            entered = x
+            watch = block < last and policy is not None and policy.reads_before
+            x, before = self._run_block(block, number[active] if len(active) < size else number, x, watch)
+            if block == last or policy is None or block < policy.first:
+                continue
+            decision = policy.decide(Arrivals(block, x, before, active, None, None if position is None else position[active]))
+            self.work.decided_tokens += len(active)
+            self.work.count_readouts(block, len(active) if policy.reads_out else 0)
+            if decision.argmax is not None:
+                argmax = number.new_full((size,), -1) if argmax is None else argmax
+            if not bool(decision.leaves.any()):
+                continue
+            leaving = active[decision.leaves]
+            exit[leaving], states[leaving] = block, x[decision.leaves]
+            if decision.confidence is not None:
+                confidence[leaving] = decision.confidence[decision.leaves]
+            if decision.argmax is not None:
+                argmax[leaving] = decision.argmax[decision.leaves]
+            stands = entered if self.model.config.exited_state == "input" and self.kv == "propagate" else x
+            self._states[number[leaving]] = stands[decision.leaves]
+            active, x = active[~decision.leaves], x[~decision.leaves]
+            if not len(active):
+                break
+        states[active] = x
+        return Fed(exit, states, confidence, argmax)
+
+    def _run_block(self, block: int, number: Tensor, x: Tensor, watch: bool) -> tuple[Tensor, Tensor | None]:
+        """States (N, D) of the tokens ``number`` after a block, and, if asked, before its last layer."""
+        self._depth[number] = block + 1
+        waiting = self._waiting(block, number)
+        running, own = number, None
+        if self.kv == "recompute" and len(waiting):
+            running, order = torch.cat([number, waiting]).sort()
+            x = torch.cat([x, self._states[waiting]])[order]
+            own = order.argsort()
+        view = _View(self, block, running)
+        layers, offset, before = self.model.blocks[block], self._first_layer[block], None
+        if len(waiting):
+            self._depth[waiting] = block + 1
+        if self.kv == "propagate" and len(waiting):
+            place = waiting % self.space
+            found = self._stacked[block](self._states[waiting], self.model.cos[place], self.model.sin[place])
+            for layer, (key, value) in enumerate(found, start=offset):
+                self._remember(layer, waiting, key, value)
+        for place, layer in enumerate(layers):
+            if watch and place == len(layers) - 1:
+                before = x
+            source = layer.attention_input(x)
+            query = layer.queries(source, view.cos, view.sin)
+            self._remember(offset + place, running, *layer.keys_values(source, view.cos, view.sin))
+            x = layer.finish(x, view.attend(query, *self._caches[offset + place]))
+            filled = len(running) + (len(waiting) if self.kv == "propagate" else 0)
+            self.work.count_layer(offset + place, len(running), filled, view.pairs)
+        if own is None:
+            return x, before
+        mine, others = own[: len(number)], own[len(number) :]
+        self._states[waiting] = x[others]
+        return x[mine], before[mine] if watch else None
+
+    def _waiting(self, block: int, number: Tensor) -> Tensor:
+        """Numbers of the tokens that left before this block, in rows that enter it, before the last token that does."""
+        if self.kv == "drop" or block == 0:
+            return number[:0]
+        last = torch.zeros_like(self.lengths).scatter_reduce_(0, number // self.space, number % self.space, "amax")
+        end = int(last.max())
+        depth = self._depth.view(-1, self.space)[:, :end]
+        found = ((depth <= block) & (torch.arange(end, device=number.device) < last.unsqueeze(1))).nonzero()
+        return found[:, 0] * self.space + found[:, 1]
+
+    def _remember(self, layer: int, number: Tensor, key: Tensor, value: Tensor) -> None:
+        cache = self._caches[layer]
+        if cache is None:
+            cache = self._caches[layer] = tuple(part.new_zeros(len(self._depth), *part.shape[1:]) for part in (key, value))
+        cache[0].index_copy_(0, number, key)
+        cache[1].index_copy_(0, number, value)
+
+
+class _View:
+    """How queries of some rows meet the cache: which rows, how far, and what each query may see."""
+
+    def __init__(self, decoder: Decoder, block: int, number: Tensor):
+        space, rows = decoder.space, len(decoder.lengths)
+        row, position = number // space, number % space
+        self.cos, self.sin = decoder.model.cos[position], decoder.model.sin[position]
+        counts = torch.bincount(row, minlength=rows)
+        self.shape, self.width, self.end = (rows, space), int(counts.max()), int(position.max()) + 1
+        present = counts > 0
+        self.rows = None if bool(present.all()) else present.nonzero().squeeze(1)
+        num_rows = rows if self.rows is None else len(self.rows)
+        self.pairs = num_rows * self.width * self.end
+        start = counts.cumsum(0) - counts
+        row_of = present.cumsum(0) - 1
+        self.slot = row_of[row] * self.width + torch.arange(len(number), device=number.device) - start[row]
+        self.dense = len(number) == num_rows * self.width
+        self.visible = None
+        if decoder.kv == "drop" or num_rows > 1 or len(number) > 1:
+            reach = position.new_zeros(num_rows * self.width).index_copy_(0, self.slot, position)
+            visible = torch.arange(self.end, device=number.device) <= reach.unsqueeze(-1)
+            visible = visible.view(num_rows, 1, self.width, self.end)
+            if decoder.kv == "drop":
+                known = self._rows(decoder._depth)[:, : self.end] > block
+                visible = visible & known.view(num_rows, 1, 1, self.end)
+            self.visible = visible
+
+    def _rows(self, cache: Tensor) -> Tensor:
+        rows = cache.view(*self.shape, *cache.shape[1:])
+        return rows if self.rows is None else rows.index_select(0, self.rows)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What the queries (N, H, E) read from the cache, each of it (B * S, G, E); (N, H, E)."""
+        num_rows = self.shape[0] if self.rows is None else len(self.rows)
+        if not self.dense:
+            query = query.new_zeros(num_rows * self.width, *query.shape[1:]).index_copy_(0, self.slot, query)
+        mask: dict[str, Any] = {} if self.visible is None else {"attn_mask": self.visible}
+        keys, values = (self._rows(part)[:, : self.end] for part in (keys, values))
+        out = attend(query.unflatten(0, (num_rows, self.width)), keys, values, **mask).flatten(0, 1)
+        return out if self.dense else out.index_select(0, self.slot)

@@ -1,0 +1,110 @@
+"""Decoding equals the parallel pass, however the text is cut into calls, and runs what it reports."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offramp.errors import UserError
+from offramp.routing.decoder import Decoder
+from offramp.routing.executor import Executor, Work
+from offramp.routing.policies import GivenExits
+from tests.routing.test_executor import MODELS, StatePolicy, make_model
+
+KV = st.sampled_from(["propagate", "recompute", "drop"])
+
+
+def feed_in_pieces(decoder, tokens, lengths, policy, draw):
+    """Feed rows (B, T), each up to its length, in calls of random size; exits and losses of the next token, by row."""
+    found = [([], []) for _ in lengths]
+    done = [0] * len(lengths)
+    while any(have < length for have, length in zip(done, lengths)):
+        sizes = [min(length - have, draw(0, 5)) for have, length in zip(done, lengths)]
+        if not any(sizes):
+            continue
+        rows = torch.cat([torch.full((size,), row) for row, size in enumerate(sizes)])
+        places = torch.cat([torch.arange(have, have + size) for have, size in zip(done, sizes)])
+        fed = decoder.feed(rows, tokens[rows, places], policy)
+        log_p = decoder.logits(fed.exit, fed.states).log_softmax(-1)
+        for row, place, exit, scores in zip(rows.tolist(), places.tolist(), fed.exit.tolist(), log_p):
+            found[row][0].append(exit)
+            found[row][1].append(-scores[tokens[row, place + 1]])
+        done = [have + size for have, size in zip(done, sizes)]
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(**MODELS, kv=KV, bias=st.sampled_from([-3.0, 0.0, 3.0]), lengths=st.lists(st.integers(1, 23), min_size=1, max_size=4))
+def test_decoding_in_any_pieces_equals_one_parallel_pass(bias, lengths, seed, kv, **shape):
+    model = make_model(seed=seed, **shape)
+    text = torch.randint(50, (len(lengths), 24), generator=torch.Generator().manual_seed(seed))
+    policy = StatePolicy(model, bias)
+    found = feed_in_pieces(Decoder(model, len(lengths), kv), text, lengths, policy, random.Random(seed).randint)
+    for row, length in enumerate(lengths):
+        whole = Executor(model, kv).run(text[row : row + 1, :length], text[row : row + 1, 1 : length + 1], policy)
+        assert found[row][0] == whole.exit[0].tolist()
+        torch.testing.assert_close(torch.stack(found[row][1]), whole.loss[0], atol=1e-4, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), blocks=st.sampled_from([(1, 2), (1, 1, 2)]), kv=KV)
+def test_layer_calls_are_those_reported(seed, blocks, kv):
+    model, generator, seen = make_model(blocks, seed=seed), torch.Generator().manual_seed(seed), Counter()
+    decoder = Decoder(model, 2, kv)
+    for number, layer in enumerate(layer for block in model.blocks for layer in block):
+        for name in ("query", "ffn_out", "key_value"):
+            count = lambda _m, inputs, _out, key=(number, name): seen.update({key: inputs[0].numel() // inputs[0].shape[-1]})  # noqa: E731
+            getattr(layer, name).register_forward_hook(count)
+    for block, stacked in enumerate(decoder._stacked):
+        for number in range(decoder._first_layer[block], decoder._first_layer[block] + blocks[block]) if stacked else ():
+            stacked.project.register_forward_hook(
+                lambda _m, inputs, _out, key=(number, "key_value"): seen.update({key: len(inputs[0])}))
+    for _ in range(12):
+        exits = torch.randint(len(blocks), (2,), generator=generator)
+        decoder.feed(torch.arange(2), torch.randint(50, (2,), generator=generator), GivenExits(exits))
+    for number, (run, kept) in enumerate(zip(decoder.work.layer_tokens, decoder.work.key_value_tokens)):
+        assert seen[number, "query"] == seen[number, "ffn_out"] == run
+        assert seen[number, "key_value"] == kept
+
+
+def test_tokens_that_leave_and_are_never_asked_for_again_cost_nothing_more():
+    model = make_model((1, 2))
+    decoder = Decoder(model, 1)
+    for _ in range(10):
+        decoder.feed(torch.zeros(1, dtype=torch.long), torch.tensor([7]), GivenExits(torch.zeros(1, dtype=torch.long)))
+    assert decoder.work == Work([10], [10], sum(range(1, 11)), [0], 10, 10)
+
+
+def test_a_row_can_be_cut_back_and_grown_again():
+    model, policy = make_model((1, 1, 1)), StatePolicy(make_model((1, 1, 1)))
+    text = torch.randint(50, (20,), generator=torch.Generator().manual_seed(0))
+    decoder, plain, row = Decoder(model, 1), Decoder(model, 1), torch.zeros(20, dtype=torch.long)
+    decoder.feed(row[:14], text[:14], policy)
+    decoder.forget(torch.tensor([6]))
+    again, once = decoder.feed(row[6:], text[6:], policy), plain.feed(row, text, policy)
+    assert again.exit.tolist() == once.exit[6:].tolist()
+    torch.testing.assert_close(again.states, once.states[6:], atol=1e-5, rtol=1e-5)
+
+
+def test_drafts_taken_deeper_are_full_depth_states():
+    model = make_model((1, 2))
+    text, row = torch.randint(50, (12,), generator=torch.Generator().manual_seed(0)), torch.zeros(12, dtype=torch.long)
+    decoder, plain = Decoder(model, 1, "recompute"), Decoder(model, 1)
+    decoder.feed(row[:5], text[:5], None)
+    for place in range(5, 12):
+        decoder.feed(row[:1], text[place : place + 1], GivenExits(row[:1]))
+    states = decoder.deepen(decoder.numbers(0, 5))
+    torch.testing.assert_close(states, plain.feed(row, text, None).states[5:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_longer_than_the_window_is_refused():
+    row = torch.zeros(9, dtype=torch.long)
+    with pytest.raises(UserError, match=r"9 tokens does not fit the 8 places"):
+        Decoder(make_model(), 1, space=8).feed(row, row, None)
+    with pytest.raises(UserError, match=r"25 tokens, .* window of 24; shorten"):
+        Decoder(make_model(), 1, space=25)

@@ -1,0 +1,133 @@
+"""Generation: what full depth or the routed pass would say next, drafted or not, alone or in a batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offramp.errors import UserError
+from offramp.routing.executor import Executor, Work
+from offramp.routing.generate import Sampling, Speculation, decode, generate, speculate
+from offramp.routing.policies import FixedExit
+from tests.routing.test_executor import StatePolicy, make_model
+
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
+
+
+def plain(model, prompt, new_tokens, exit=None):
+    """Greedy continuation, the whole text run again for every token."""
+    text, last = list(prompt), len(model.blocks) - 1
+    exit = last if exit is None else exit
+    for _ in range(new_tokens):
+        states = model(torch.tensor([text]))
+        text.append(int(model.logits(exit, states[exit][0, -1]).argmax()))
+    return text[len(prompt) :]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), blocks=st.sampled_from([(1, 2), (1, 1, 2)]))
+def test_without_a_policy_a_batch_of_unequal_prompts_is_greedy_full_depth_decoding(seed, blocks):
+    model = make_model(blocks, seed=seed)
+    for prompt, found in zip(PROMPTS, generate(decode(model, PROMPTS, 12), 3)):
+        assert found.tokens == plain(model, prompt, 12)
+        assert set(found.exits) == {len(blocks) - 1}
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), bias=st.sampled_from([-2.0, 0.0, 2.0]), kv=st.sampled_from(["propagate", "recompute", "drop"]))
+def test_routed_generation_takes_the_exits_and_tokens_of_one_parallel_pass_over_its_own_text(seed, bias, kv):
+    model = make_model((1, 1, 2), seed=seed)
+    policy = StatePolicy(model, bias)
+    for prompt, found in zip(PROMPTS, generate(decode(model, PROMPTS, 12, policy, kv, route_prompt=True), 3)):
+        text = torch.tensor([[*prompt, *found.tokens]])
+        routed = Executor(model, kv).run(text[:, :-1], text[:, 1:], policy)
+        assert routed.exit[0, len(prompt) - 1 :].tolist() == found.exits
+        assert routed.argmax[0, len(prompt) - 1 :].tolist() == found.tokens
+
+
+def test_a_forced_exit_is_the_shallow_model_except_for_the_prompt():
+    model = make_model((1, 2))
+    (found,) = generate(decode(model, [[7]], 10, FixedExit(0), route_prompt=True), 1)
+    assert found.tokens == plain(model, [7], 10, exit=0) and set(found.exits) == {0}
+
+
+def as_if_later_blocks_did_nothing(model):
+    for block in model.blocks[1:]:
+        for layer in block:
+            torch.nn.init.zeros_(layer.attn_out.weight)
+            torch.nn.init.zeros_(layer.ffn_out.weight)
+    for norm in model.norms[1:]:
+        norm.load_state_dict(model.norms[0].state_dict())
+    return model
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), length=st.integers(1, 5), confidence=st.sampled_from([0.0, 0.3, 0.9]), agreeing=st.booleans())
+def test_speculation_never_changes_a_token(seed, length, confidence, agreeing):
+    model = make_model((1, 1, 2), seed=seed)
+    if agreeing:
+        as_if_later_blocks_did_nothing(model)
+    speculation = Speculation(exit=0, length=length, confidence=confidence)
+    speculation.TRIAL = 10**9  # it goes on whether it pays or not
+    greedy = generate(decode(model, PROMPTS, 16), 3)
+    assert [row.tokens for row in generate(speculate(model, PROMPTS, 16, speculation), 3)] == [row.tokens for row in greedy]
+    if agreeing:
+        assert speculation.accepted == speculation.drafted
+    assert speculation.drafted or confidence
+
+
+def test_drafts_are_not_computed_twice():
+    model = as_if_later_blocks_did_nothing(make_model((1, 2)))
+    work, speculation = Work(), Speculation(exit=0, length=3, confidence=0.0)
+    speculation.TRIAL = 10**9
+    generate(speculate(model, [[7]], 15, speculation, work=work), 1)
+    assert speculation.accepted == speculation.drafted == 9
+    assert work.layer_tokens == [15] * 3  # the prompt and all new tokens but the last, once; one draft was cut by the end
+
+
+def test_speculation_that_does_not_pay_is_given_up():
+    speculation = Speculation(exit=0, plain_seconds=[1.0, 1.0])
+    for seconds, tokens in ((1.5, 1.0), (1.5, 2.0), (1.5, 1.0)):
+        speculation.cycle_seconds.append(seconds)
+        speculation.cycle_tokens.append(tokens)
+        speculation.judge()
+    assert not speculation.pays
+    work = Work()
+    generate(speculate(make_model((1, 2)), [[7]], 10, speculation, work=work), 1)
+    assert work.layer_tokens == [10] * 3 and work.readouts == [0, 10] and not speculation.drafted
+
+
+def test_rows_end_at_a_stop_token_and_the_others_go_on():
+    model = make_model((1, 2), seed=1)
+    whole = [row.tokens for row in generate(decode(model, PROMPTS, 12), 3)]
+    stop = whole[0][3]
+    cut = [tokens[: tokens.index(stop) + 1] if stop in tokens else tokens for tokens in whole]
+    assert [row.tokens for row in generate(decode(model, PROMPTS, 12, stop={stop}), 3)] == cut
+    speculation = Speculation(exit=0, confidence=0.0)
+    assert [row.tokens for row in generate(speculate(model, PROMPTS, 12, speculation, stop={stop}), 3)] == cut
+
+
+def test_sampling_repeats_with_its_seed_and_follows_the_softmax():
+    model = make_model((1, 2))
+    draw = lambda seed, **others: generate(decode(model, [[7]] * 400, 1, sampling=Sampling(seed=seed, **others)), 400)  # noqa: E731
+    tokens = [row.tokens[0] for row in draw(0)]
+    assert tokens == [row.tokens[0] for row in draw(0)] != [row.tokens[0] for row in draw(1)]
+    p = model.logits(1, model(torch.tensor([[7]]))[1][0, -1]).softmax(-1)
+    found = torch.bincount(torch.tensor(tokens), minlength=50) / 400
+    assert (found - p).abs().max() < 4 * (p * (1 - p) / 400).sqrt().max()
+    best = int(p.argmax())
+    assert {row.tokens[0] for row in draw(2, top_p=0.01)} == {row.tokens[0] for row in draw(2, temperature=1e-4)} == {best}
+
+
+@pytest.mark.parametrize("ask, message", [
+    (lambda model: Sampling(temperature=0.0), r"temperature = 0\.0: give a positive number"),
+    (lambda model: Sampling(top_p=1.5), r"top_p = 1\.5"),
+    (lambda model: next(decode(model, [[]], 5)), "prompt is empty"),
+    (lambda model: next(decode(model, [[1] * 20], 5)), r"25 tokens, .* window of 24"),
+    (lambda model: next(speculate(model, [[1]], 5, Speculation(exit=1))), "exit 1 is not one of 0 to 0"),
+])
+def test_what_cannot_be_done_is_said(ask, message):
+    with pytest.raises(UserError, match=message):
+        ask(make_model((1, 2)))
