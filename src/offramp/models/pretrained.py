@@ -118,10 +118,9 @@ def load_pretrained(name_or_path: str, gguf_file: str | None = None, revision: s
     Reads safetensors or GGUF, never pickles, and runs no code of the checkpoint. UserError names what is wrong with
     it or with where it is to be cut; all but damaged weights is found before they are read.
     """
-    checkpoint = {"gguf_file": gguf_file, "revision": revision}
-    theirs = read_config(name_or_path, **checkpoint)
-    config = make_config(theirs, exits_after, window, name_or_path, **checkpoint)
-    return PretrainedLM(_load_weights(name_or_path, checkpoint), config).eval()
+    theirs = read_config(name_or_path, gguf_file, revision)
+    config = make_config(theirs, exits_after, window, name_or_path, gguf_file, revision)
+    return PretrainedLM(load_weights(name_or_path, gguf_file, revision), config).eval()
 
 
 def read_config(name_or_path: str, gguf_file: str | None = None, revision: str | None = None) -> Any:
@@ -182,15 +181,16 @@ def rotary_tables(decoder: nn.Module, window: int) -> tuple[Tensor, Tensor]:
     return tuple(table[0, :, : table.shape[-1] // 2].clone() for table in (cos, sin))  # the second half repeats the first
 
 
-def _load_weights(name_or_path: str, checkpoint: dict[str, str | None]) -> PreTrainedModel:
+def load_weights(name_or_path: str, gguf_file: str | None = None, revision: str | None = None) -> PreTrainedModel:
+    """Transformers' own model of a checkpoint, in fp32; UserError where weights are pickled, damaged or missing."""
     from transformers import AutoModelForCausalLM
 
     source = f"model.name_or_path = {name_or_path!r}"
-    options: dict[str, Any] = {} if checkpoint["gguf_file"] else {"use_safetensors": True}
+    options: dict[str, Any] = {} if gguf_file else {"use_safetensors": True}
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             name_or_path, trust_remote_code=False, dtype=torch.float32, output_loading_info=True,
-            **_given(**checkpoint), **options)
+            **_given(gguf_file, revision), **options)
     except SafetensorError as error:
         raise UserError(f"{source}: its safetensors file is damaged ({error}); fetch or save it again") from None
     except OSError as error:

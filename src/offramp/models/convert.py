@@ -1,0 +1,45 @@
+"""From a GGUF file to a folder that every other part reads: fp32 safetensors, ``config.json`` and ``tokenizer.json``.
+
+Transformers dequantises a GGUF file each time it is loaded, which takes a hundred times as long as reading the result.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from offramp.errors import UserError
+from offramp.models.pretrained import load_weights, read_config
+
+
+def convert_gguf(gguf: Path, out: Path) -> None:
+    """Write the checkpoint folder ``out``, whole or not at all.
+
+    UserError where it exists, and for a file that is missing, damaged or of an architecture that is not supported.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; delete it to convert again, or name another folder")
+    if not gguf.is_file():
+        raise UserError(f"{gguf}: no such file; give a GGUF file")
+    read_config(str(gguf.parent), gguf.name)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    loaded = load_weights(str(gguf.parent), gguf.name)
+    del loaded.config.quantization_config  # a model marked as quantised cannot be saved, and these weights no longer are
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(loaded.config)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
