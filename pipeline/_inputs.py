@@ -37,5 +37,5 @@ def open_routing_inputs(params: Declared, root: Path) -> RoutingInputs:
     if exits.meta["lm"] != lm.digest:
         raise UserError(f"{exits.path} was trained on states of another model than {lm.path}; run `dvc repro`")
     device = setup(params.runtime.device, params.runtime.threads)
-    executor = Executor(load_model(lm).to(device))
+    executor = Executor(load_model(lm).to(device), params.routing.kv)
     return RoutingInputs(data, lm, exits, States(states), TokenWindows(data, "test"), executor, device)

@@ -83,6 +83,60 @@ def low_rank(options: argparse.Namespace) -> int:
     return 0
 
 
+def generate(options: argparse.Namespace) -> int:
+    """Continue a prompt with the routed model, as params.yaml says who may leave."""
+    from rich.console import Console
+
+    from offramp.corpus.tokenizer import END, Encoder, open_tokenizer
+    from offramp.exits.store import Exits
+    from offramp.lineage.artifact import open_artifact
+    from offramp.models.store import load_model
+    from offramp.params import read_params
+    from offramp.report.console import compare, stream
+    from offramp.routing.choice import choose_policy
+    from offramp.routing.generate import Sampling, Speculation, decode, speculate
+    from offramp.runtime import setup
+
+    params = read_params()
+    if options.speculate is not None and options.temperature is not None:
+        raise UserError("--speculate makes exactly the greedy tokens of full depth; leave out --temperature")
+    device = setup(params.runtime.device, params.runtime.threads)
+    data = open_artifact(Path("data"), "data")
+    lm = open_artifact(Path("models/lm"), "lm", inputs={"data": data})
+    model = load_model(lm).to(device)
+    tokenizer, kind, last = open_tokenizer(data), data.meta["kind"], model.config.num_blocks - 1
+    prompts = [Encoder(tokenizer, kind)(options.prompt).tolist()]
+    stop = {tokenizer.token_to_id(END)} - {None}
+    sampling = Sampling(options.temperature, options.top_p, options.seed) if options.temperature is not None else None
+
+    def full(work=None):
+        return decode(model, prompts, options.tokens, sampling=sampling, stop=stop, work=work)
+
+    if options.speculate is not None:
+        speculation = Speculation(options.speculate, options.draft)
+        def early(work=None):
+            return speculate(model, prompts, options.tokens, speculation, stop, work)
+    elif options.full:
+        early = full
+    else:
+        exits = open_artifact(Path("models/exits"), "exits")
+        if exits.meta["lm"] != lm.digest:
+            raise UserError(f"{exits.path} was trained on states of another model than {lm.path}; run `dvc repro`")
+        threshold = params.threshold if options.threshold is None else options.threshold
+        policy = choose_policy(threshold, Exits(exits), model, data.meta["window"], params.exits, params.routing, device).policy
+        def early(work=None):
+            return decode(model, prompts, options.tokens, policy, params.routing.kv, sampling, stop, options.route_prompt, work)
+
+    console = Console(highlight=False)
+    stream(console, early(), tokenizer, kind, last, options.colour)
+    if options.stats:
+        console.print(compare(model, early, full))
+        if options.speculate is not None:
+            console.print(f"{speculation.accepted} of {speculation.drafted} drafted tokens were right; "
+                          f"drafting {'pays and stays on' if speculation.pays else 'did not pay and was given up'}")
+    return 0
+
+
 def _check_exit(exit: int, exits: int) -> None:
     if not 0 <= exit < exits:
         raise UserError(f"--exit {exit}: these states have exits 0 to {exits - 1}")
@@ -152,6 +206,19 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 5, 10, 20, 32, 64], help="default: 1 2 5 10 20 32 64")
     rank.add_argument("--tokens", type=int, default=20_000, help="evenly spaced tokens measured (20000)")
     rank.add_argument("--json", action="store_true", help="print JSON")
+    write = command("generate", generate, "continue a prompt; who leaves early is what params.yaml says")
+    write.add_argument("--prompt", required=True, help="text to continue")
+    write.add_argument("--tokens", type=int, default=64, help="most new tokens (64)")
+    write.add_argument("--threshold", type=float, help="another threshold than params.yaml's, 0 to 1")
+    write.add_argument("--full", action="store_true", help="full depth: nobody leaves")
+    write.add_argument("--route-prompt", action="store_true", help="let the prompt's tokens leave early too, as in evaluation")
+    write.add_argument("--speculate", type=int, metavar="EXIT", help="this exit drafts, full depth verifies: its greedy tokens, sooner")
+    write.add_argument("--draft", type=int, default=4, help="most tokens of a draft (4)")
+    write.add_argument("--temperature", type=float, help="sample instead of taking the likeliest token")
+    write.add_argument("--top-p", type=float, default=1.0, help="sample from the fewest tokens with this probability (1)")
+    write.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    write.add_argument("--colour", action="store_true", help="colour every token by the exit that predicted it")
+    write.add_argument("--stats", action="store_true", help="then print depth used, tokens/s and speed against full depth")
     check = command("params", params, "check params.yaml")
     check.add_argument("file", nargs="?", type=Path, default=Path("params.yaml"), help="another file to check")
     serve = command("ui", ui, "open the MLflow UI on the project's runs, on this machine only")

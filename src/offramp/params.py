@@ -159,6 +159,9 @@ class Exits(Section):
 
 
 class Routing(Section):
+    kv: Literal["propagate", "recompute", "drop"]
+    first_exit: Annotated[int, Field(ge=0)]
+    decay: Annotated[float, Field(gt=0)] | None
     auto_exit_ratio: Fraction
     budget: Fraction
     price: Annotated[float, Field(ge=0)]
@@ -220,6 +223,15 @@ class Params(Section):
         if self.exits.confidence == "patience" and blocks < 3:
             raise ValueError(
                 f"exits.confidence patience compares successive exits, so it needs at least 3 blocks; model.block_layers has {blocks}"
+            )
+        if self.routing.first_exit >= blocks:
+            raise ValueError(f"routing.first_exit {self.routing.first_exit} is not an exit of {blocks} blocks; give 0 to {blocks - 1}")
+        if self.routing.first_exit and self.exits.confidence == "patience":
+            raise ValueError("exits.confidence patience compares all exits from the first on; set routing.first_exit: 0")
+        if isinstance(self.threshold, str) and (self.routing.first_exit or self.routing.decay):
+            raise ValueError(
+                f"threshold {self.threshold} is found for all exits and positions alike; with routing.first_exit or routing.decay "
+                "give a number"
             )
         if self.threshold == "price" and (self.exits.confidence, self.exits.mode) != ("learned", "post"):
             raise ValueError(

@@ -53,4 +53,4 @@ def choose_policy(threshold: float | str, exits: Exits, model: Blockwise, window
         }}
     else:
         thresholds = [float(threshold)] * len(costs[:-1])
-    return Chosen(ThresholdPolicy(model, scorer, thresholds), rule)
+    return Chosen(ThresholdPolicy(model, scorer, thresholds, settings.first_exit, settings.decay), rule)
