@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from offramp.lineage.artifact import create_artifact, open_artifact
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.routing.choice import choose_policy
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
-from offramp.routing.executor import Executor, Work
-from offramp.routing.policies import GivenExits, PricePolicy, Scorer, ThresholdPolicy
+from offramp.routing.executor import Arrivals, Executor, Work
+from offramp.routing.policies import GivenExits, NobodyLeaves, PricePolicy, Scorer, ThresholdPolicy
 from offramp.states.collect import collect_states
 from offramp.states.store import States
 from tests.conftest import repository_params
@@ -136,3 +137,24 @@ def test_fits_say_whether_they_converged_and_stand_beside_baselines(routed):
         assert {"converged", "select_loss"} <= set(metrics[exit]["fit"]) and metrics[exit]["majority_baseline"] >= 0.5
         assert set(metrics[exit]["signals"]) == {"max_prob", "margin_prob", "margin", "entropy", "max_logit", "max_minus_mean",
                                                  "saturation", "patience", "learned"}
+
+
+def test_asking_without_letting_go_asks_every_token_at_every_exit(routed):
+    model, windows, _, exits, _ = routed
+    tokens, targets = windows.batch(torch.arange(4))
+    policy, work = ThresholdPolicy(model, Scorer(exits, "learned", CPU), [0.0, 0.0]), Work()
+    assert (Executor(model).run(tokens, targets, NobodyLeaves(policy), work).exit == 2).all()
+    assert work.decided_tokens == 2 * tokens.numel() and work.layer_tokens == [tokens.numel()] * 4
+
+
+def test_thresholds_fall_along_the_text_and_the_first_exits_can_be_barred(routed):
+    model, windows, _, exits, _ = routed
+    tokens, targets = windows.batch(torch.arange(4))
+    scorer = Scorer(exits, "learned", CPU)
+    never = ThresholdPolicy(model, scorer, [1.0, 1.0], decay=4.0)
+    position = torch.arange(32)
+    confidence = torch.full((32,), 0.97)
+    leaves = never.leaves(Arrivals(0, torch.zeros(32, 1), None, position, None, position), confidence, {})
+    assert leaves.tolist() == [0.97 >= 0.9 + 0.1 * math.exp(-4.0 * place / 32) for place in range(32)]
+    barred = ThresholdPolicy(model, scorer, [0.0, 0.0], first=1)
+    assert (Executor(model).run(tokens, targets, barred).exit == 1).all()

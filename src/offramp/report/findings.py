@@ -202,6 +202,11 @@ def _savings(measured: Measurements) -> Sentence:
         notes.append(f"The clock is {points(flops - wall)} behind the FLOPs.")
     if wall - flops > AGREE:
         notes.append(f"The clock is {points(wall - flops)} ahead of the FLOPs.")
+    skipping, asking = measured.timing["skipping_saving"], measured.timing["asking_cost"]
+    notes.append(
+        f"Skipping alone, exits known beforehand, saves {percent(skipping)} of the time; asking every token at every exit costs "
+        f"{percent(asking)} ({measured.timing['asking_microseconds']:.2f} microseconds per token and exit)."
+    )
     if low <= 0 <= high:
         notes.append("The pairs lie on both sides of 0: no change in time is shown.")
     if high < 0:

@@ -14,7 +14,7 @@ from offramp.exits.labels import BENEFITS
 from offramp.exits.signals import LEARNED, SIGNALS, raw_signal
 from offramp.exits.store import Exits
 from offramp.models.blockwise import Blockwise
-from offramp.routing.executor import Arrivals, Decision
+from offramp.routing.executor import Arrivals, Decision, Policy
 from offramp.states.statistics import SATURATION, STATISTICS, Readout, saturation, token_statistics
 from offramp.states.store import States
 
@@ -151,6 +151,17 @@ class FixedExit:
 
     def decide(self, arrivals: Arrivals) -> Decision:
         return Decision(torch.ones_like(arrivals.index, dtype=torch.bool))
+
+
+class NobodyLeaves:
+    """Asks whom another policy asks, and lets nobody go: what asking costs."""
+
+    def __init__(self, policy: Policy):
+        self.policy, self.first, self.flops_per_token = policy, policy.first, policy.flops_per_token
+        self.reads_out, self.reads_before = policy.reads_out, policy.reads_before
+
+    def decide(self, arrivals: Arrivals) -> Decision:
+        return Decision(torch.zeros_like(self.policy.decide(arrivals).leaves))
 
 
 class GivenExits:

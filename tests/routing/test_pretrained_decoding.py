@@ -1,0 +1,73 @@
+"""Parallel equals sequential on Transformers' architectures, and full-depth generation is Transformers' own."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from offramp.models.pretrained import load_pretrained
+from offramp.routing.decoder import Decoder
+from offramp.routing.executor import Executor
+from offramp.routing.generate import Speculation, decode, generate, speculate
+from tests.models.test_pretrained import VOCAB, pair  # noqa: F401
+from tests.routing.test_decoder import feed_in_pieces
+from tests.routing.test_executor import StatePolicy
+
+SMOLLM2 = Path(__file__).resolve().parents[2] / "build/smollm2"
+
+
+class HalfLeaves(StatePolicy):
+    """Like its parent, with half of the tokens of ``text`` above zero at every exit."""
+
+    def __init__(self, model, text):
+        super().__init__(model)
+        with torch.no_grad():
+            self.middle = [(states @ weights).median() for states, weights in zip(model(text), self.weights)]
+
+    def score(self, exit, states):
+        return super().score(exit, states) - self.middle[exit]
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
+def test_decoding_in_pieces_equals_one_parallel_pass(pair, kv):  # noqa: F811
+    _, model = pair
+    text = torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(2))
+    policy, lengths = HalfLeaves(model, text), [23, 9, 16]
+    found = feed_in_pieces(Decoder(model, 3, kv), text, lengths, policy, random.Random(0).randint)
+    assert len({exit for exits, _ in found for exit in exits}) == 3
+    for row, length in enumerate(lengths):
+        whole = Executor(model, kv).run(text[row : row + 1, :length], text[row : row + 1, 1 : length + 1], policy)
+        assert found[row][0] == whole.exit[0].tolist()
+        torch.testing.assert_close(torch.stack(found[row][1]), whole.loss[0], atol=1e-4, rtol=1e-4)
+
+
+def test_full_depth_generation_drafted_or_not_is_that_of_transformers(pair):  # noqa: F811
+    theirs, model = pair
+    theirs.generation_config.eos_token_id = None  # random weights end anywhere
+    for prompt in ([5, 3, 8, 1], [7]):
+        expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12, pad_token_id=0)[0, len(prompt) :].tolist()
+        assert generate(decode(model, [prompt], 12), 1)[0].tokens == expected
+        assert generate(speculate(model, [prompt], 12, Speculation(exit=0, confidence=0.0)), 1)[0].tokens == expected
+
+
+@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="build/smollm2 is not there; `make smollm2` makes it")
+def test_smollm2_generates_as_under_transformers_and_decodes_as_it_is_scored():
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    model = load_pretrained(str(SMOLLM2), exits_after=[10, 20], window=96)
+    tokenizer = Tokenizer.from_file(str(SMOLLM2 / "tokenizer.json"))
+    prompt = tokenizer.encode("The history of early exits from motorways begins with", add_special_tokens=False).ids
+    theirs = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)
+    expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[0, len(prompt) :].tolist()
+    assert generate(decode(model, [prompt], 24), 1)[0].tokens == expected
+    policy = HalfLeaves(model, torch.tensor([prompt]))
+    (found,) = generate(decode(model, [prompt], 24, policy, route_prompt=True), 1)
+    assert len(set(found.exits)) > 1
+    text = torch.tensor([[*prompt, *found.tokens]])
+    routed = Executor(model).run(text[:, :-1], text[:, 1:], policy)
+    assert routed.exit[0, len(prompt) - 1 :].tolist() == found.exits
+    assert routed.argmax[0, len(prompt) - 1 :].tolist() == found.tokens
