@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from offramp.corpus.windows import TokenWindows
+from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.parallel import ALONE
+from offramp.runtime import require_precision
 from offramp.training.fit import FitConfig, learning_rate, sequence_order
 from offramp.training.losses import total_nll
 from offramp.training.pretrain import Pretrainer
@@ -25,7 +28,7 @@ from tests.conftest import REPOSITORY, repository_params
 
 
 def make_trainer(data, folder, *, block_layers=(1, 1), tied=False, norm="pre", **changes):
-    steps = changes.pop("steps", 12)
+    steps, processes = changes.pop("steps", 12), changes.pop("processes", ALONE)
     params = repository_params(**{"pretrain__steps": steps, "pretrain__evaluate_every": 4, "pretrain__batch_size": 8,
                                   "model__tied": tied, **changes}).pretrain
     torch.manual_seed(params.seed)
@@ -34,7 +37,7 @@ def make_trainer(data, folder, *, block_layers=(1, 1), tied=False, norm="pre", *
         norm=norm, tied=tied, heads_per_exit=params.head == "per_block", exit_classifiers=params.joint_classifier is not None,
     ))
     windows = (TokenWindows(data, split) for split in ("train", "calibration"))
-    return Pretrainer(model, *windows, params, Snapshots(folder / "resume", 1e9), torch.device("cpu"))
+    return Pretrainer(model, *windows, params, Snapshots(folder / "resume", 1e9), torch.device("cpu"), processes)
 
 
 def changed(before, model):
@@ -229,6 +232,14 @@ def _phase_and_step(folder):
         return (-1, 0)
     progress = torch.load(file, weights_only=True)["progress"]
     return progress["phase"], progress["step"]
+
+
+def test_bf16_is_refused_where_the_device_has_none(data, tmp_path):
+    absent = "cuda" if torch.backends.mps.is_available() else "mps"
+    with pytest.raises(UserError, match=rf"pretrain\.precision = 'bf16': the device {absent} has no bf16 here"):
+        require_precision(torch.device(absent), "bf16")
+    trainer = make_trainer(data, tmp_path, pretrain__precision="bf16")
+    assert np.isfinite([row["calibration_ppl"] for row in trainer.run().curve]).all()
 
 
 def test_confidence_signals_rank_by_their_definition(data, tmp_path):
