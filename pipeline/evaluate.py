@@ -7,6 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from offramp.corpus.token_bytes import token_bytes
+from offramp.corpus.tokenizer import open_tokenizer
 from offramp.exits.store import Exits
 from offramp.lineage.artifact import create_artifact, write_json
 from offramp.params import Declared
@@ -20,7 +22,8 @@ def run(params: Declared, root: Path) -> None:
     inputs = open_routing_inputs(params, root)
     chosen = choose_policy(params.threshold, Exits(inputs.exits), inputs.executor.model, inputs.windows.window,
                            params.exits, params.routing, inputs.device)
-    evaluation = Evaluation(inputs.executor, inputs.windows, inputs.states, chosen.policy, params.routing, inputs.device)
+    evaluation = Evaluation(inputs.executor, inputs.windows, inputs.states, chosen.policy, params.routing, inputs.device,
+                            token_bytes(open_tokenizer(inputs.data), inputs.data.meta["kind"]))
     measures = evaluation.measures()
     if "risk" in chosen.rule:
         chosen.rule["risk"] |= evaluation.kept(chosen.rule["risk"])

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from offramp.analysis.bootstrap import DocumentSums, interval
+from offramp.corpus.token_bytes import bits_per_byte
 from offramp.corpus.windows import TokenWindows
 from offramp.exits.calibration import expected_calibration_error, reliability, resampled_calibration_error
 from offramp.exits.ranking import aurc, auroc, loss_gap, most_confident
@@ -66,9 +67,10 @@ class Evaluation:
     """All measures of one policy on the test split. Controls run on ``control_windows``, at the signal's own exit shares."""
 
     def __init__(self, executor: Executor, windows: TokenWindows, states: States, policy: ThresholdPolicy,
-                 settings: Any, device: torch.device):
+                 settings: Any, device: torch.device, bytes_of_token: np.ndarray):
+        """``bytes_of_token`` (V,): bytes of text each token stands for, see ``corpus.token_bytes``."""
         self.executor, self.windows, self.states, self.policy = executor, windows, states, policy
-        self.settings, self.device = settings, device
+        self.settings, self.device, self.bytes_of_token = settings, device, bytes_of_token
         self.model = executor.model
         self.last = self.model.config.num_blocks - 1
         self.target, self.document = states.column("target"), states.column("document")
@@ -101,6 +103,7 @@ class Evaluation:
             "exit_fraction": {f"exit_{exit}": float((routed.exit == exit).mean()) for exit in range(self.last + 1)},
             "layer_saving": layer_saving(self.model, routed.work),
             "flop_saving": 1 - flops / full_depth_flops(self.model, routed.work.tokens, self.windows.window),
+            "bits_per_byte": self._bits_per_byte(routed.loss), "full_bits_per_byte": self._bits_per_byte(full["loss"]),
             "ppl_increase": float(np.exp(routed.loss.mean(dtype=np.float64) - full["loss"].mean(dtype=np.float64)) - 1),
             "propagation_nll": float(routed.loss.mean(dtype=np.float64) - mixture.mean(dtype=np.float64)),
             "loss_gap": gap, "oracle_share": gap / loss_gap(true_easy, self.cached[0]["loss"]),
@@ -115,6 +118,9 @@ class Evaluation:
         controls, control_intervals, headroom = self._controls()
         return out | {"controls": controls, "headroom": headroom, "interval": intervals | control_intervals,
                       "control_tokens": self.control_rows.size}
+
+    def _bits_per_byte(self, loss: np.ndarray) -> float | None:
+        return bits_per_byte(float(loss.sum(dtype=np.float64)), float(self.bytes_of_token[self.target].sum()))
 
     def kept(self, promise: dict[str, Any]) -> dict[str, Any]:
         """The promised risk as it came out on the test split, executed: ``test_risk``, its interval over documents, ``kept``."""

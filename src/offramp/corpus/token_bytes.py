@@ -1,0 +1,41 @@
+"""How many bytes of text each token stands for: what turns nats per token into bits per byte."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from offramp.corpus.tokenizer import END, UNKNOWN
+
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""A byte by its number, as SentencePiece vocabularies have it."""
+
+
+def token_bytes(tokenizer: Tokenizer, kind: str) -> np.ndarray:
+    """UTF-8 bytes (V,), float64, of every token; 0 for special ones, which stand for no text, NaN where it cannot be known.
+
+    That is every ``<unk>``, and with lowercased words (kind ``word``) everything.
+    """
+    entries = tokenizer.get_vocab(with_added_tokens=True)
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special} | {END}
+    by_byte = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
+    out = np.zeros(max(entries.values()) + 1)
+    for entry, id in entries.items():
+        if kind == "word" or entry == UNKNOWN:
+            out[id] = math.nan
+        elif entry in special:
+            out[id] = 0
+        elif by_byte:  # every character of the entry is one byte
+            out[id] = len(entry)
+        else:
+            out[id] = 1 if BYTE.fullmatch(entry) else len(entry.replace("▁", " ").encode())
+    return out
+
+
+def bits_per_byte(nats: float, num_bytes: float) -> float | None:
+    """Of a text whose tokens lose ``nats`` in sum; None where its bytes are not known."""
+    return nats / math.log(2) / num_bytes if num_bytes > 0 else None  # nor is NaN
