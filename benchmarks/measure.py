@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,17 @@ def seconds(work: Callable[[], Any]) -> float:
 def in_turn(first: Callable[[], Any], second: Callable[[], Any], pairs: int) -> tuple[list[float], list[float]]:
     """Seconds of two pieces of work, alternating and changing who begins, after one unmeasured run of each."""
     first(), second()
-    a, b = [], []
-    for pair in range(pairs):
-        for times, work in ((a, first), (b, second))[:: 1 if pair % 2 else -1]:
-            times.append(seconds(work))
+    a, b = in_rounds((first, second), pairs)
     return a, b
+
+
+def in_rounds(works: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
+    """Per piece of work its seconds, all once a round and every other round in reverse; the first run of each counts too."""
+    times: list[list[float]] = [[] for _ in works]
+    for number in range(rounds):
+        for here, work in list(zip(times, works))[:: 1 if number % 2 else -1]:
+            here.append(seconds(work))
+    return times
 
 
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:

@@ -1,0 +1,125 @@
+"""Decoding SmolLM2 with early exit against Transformers, and against the same model cut off at the exit: the ceiling.
+
+Prompt and new tokens are both timed. A prompt runs at full depth, also where every new token leaves early; a model that
+was cut off runs it only as deep as it goes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from benchmarks.inputs import prompts, smollm2
+from benchmarks.measure import Row, in_rounds, median_ratio
+from benchmarks.seed003 import ClassifierPolicy
+from offramp.exits.classifier import ExitClassifier
+from offramp.models.blockwise import Blockwise
+from offramp.models.pretrained import PretrainedLM
+from offramp.routing.executor import Policy
+from offramp.routing.generate import Speculation, decode, speculate
+from offramp.routing.policies import FixedExit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+EXITS = (10, 20)
+"""Layers of SmolLM2's 30 after which an exit stands."""
+PROMPT, NEW = 64, 64
+ROUNDS = {1: 4, 4: 3}
+"""By the number of sequences in a batch."""
+
+Variant = Callable[[int], object]
+"""A way of decoding: makes so many new tokens."""
+
+
+def run() -> Iterator[Row]:
+    base, lm = smollm2(EXITS, PROMPT + NEW)
+    for batch, rounds in ROUNDS.items():
+        yield from rows(base, lm, prompts(batch, PROMPT), NEW, rounds)
+    yield against_assistant(base, lm, prompts(1, PROMPT), NEW, 1)
+
+
+def rows(base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int) -> Iterator[Row]:
+    """Of two exits, and speculation from the later one; ``texts`` are prompts of equal length."""
+    batch, kept = f"batch{len(texts)}", Speculation(exit=1)
+    list(speculate(lm, texts, new, kept))  # its trial, over before anything is timed
+    times = seconds_by_variant({
+        "transformers": lambda count: transformers_decode(base, texts, count),
+        "full": lambda count: list(decode(lm, texts, count)),
+        "never": lambda count: list(decode(lm, texts, count, nobody_leaves(lm))),
+        "speculation": lambda count: list(speculate(lm, texts, count, kept)),
+        "trial": lambda count: list(speculate(lm, texts, count, Speculation(exit=1))),
+    }, new, rounds)
+    ratio = lambda rival, ours: median_ratio(times[rival], times[ours])  # noqa: E731
+    size = in_words(texts, new)
+    theirs = f"Transformers' generate, {speed(times['transformers'], texts, new)}; {size}"
+    yield Row(f"decode_full_depth_{batch}", ratio("transformers", "full"), "x speed", None, theirs, rounds)
+    yield Row(f"decode_never_exits_{batch}", ratio("transformers", "never"), "x speed", ">= 0.97",
+              f"{theirs}; a linear classifier asked at both exits lets nobody leave", rounds)
+    plain = f"our own plain decoding, {speed(times['full'], texts, new)}; {size}"
+    state = "drafting has switched itself off" if not kept.pays else f"{kept.accepted} of {kept.drafted} drafted tokens accepted"
+    yield Row(f"decode_speculation_{batch}", ratio("full", "speculation"), "x speed", ">= 0.97",
+              f"{plain}; one Speculation kept over texts, drafting after {EXITS[1]} layers: {state}", rounds)
+    yield Row(f"decode_speculation_trial_{batch}", ratio("full", "trial"), "x speed", None,
+              f"{plain}; a new Speculation for each text, its trial of drafting included", rounds)
+    for exit, depth, bar in ((1, "two_thirds", ">= 0.95"), (0, "one_third", ">= 0.85")):
+        shallow = cut_off(base, lm, sum(lm.config.block_layers[: exit + 1]))
+        times = seconds_by_variant({
+            "cut off": lambda count: list(decode(shallow, texts, count)),  # noqa: B023
+            "forced": lambda count: list(decode(lm, texts, count, FixedExit(exit))),  # noqa: B023
+        }, new, rounds)
+        yield Row(f"decode_forced_{depth}_{batch}", ratio("cut off", "forced"), "x speed", bar,
+                  f"plain decoding of the first {shallow.config.block_layers[0]} of {sum(lm.config.block_layers)} layers, prompt "
+                  f"included, {speed(times['cut off'], texts, new)}; {size}", rounds)
+
+
+def against_assistant(base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int) -> Row:
+    times = seconds_by_variant({
+        "assistant": lambda count: transformers_decode(base, texts, count, assistant_early_exit=EXITS[1], num_assistant_tokens=3),
+        "ours": lambda count: list(speculate(lm, texts, count, Speculation(exit=1))),
+    }, new, rounds)
+    return Row("decode_speculation_over_assistant_early_exit", median_ratio(times["assistant"], times["ours"]), "x speed", None,
+               f"Transformers' generate with assistant_early_exit {EXITS[1]} and 3 drafted tokens, "
+               f"{speed(times['assistant'], texts, new)}; ours with a new Speculation; {in_words(texts, new)}", rounds)
+
+
+def seconds_by_variant(variants: Mapping[str, Variant], new: int, rounds: int) -> dict[str, list[float]]:
+    """Of ``new`` tokens, in turn, after a few unmeasured ones."""
+    for variant in variants.values():
+        variant(2)
+    return dict(zip(variants, in_rounds([lambda variant=variant: variant(new) for variant in variants.values()], rounds)))
+
+
+def transformers_decode(base: PreTrainedModel, texts: Sequence[Sequence[int]], new: int, **options: int) -> Tensor:
+    """The new tokens (B, N) of Transformers' greedy ``generate``, which nothing ends early."""
+    from transformers import GenerationConfig
+
+    base.generation_config = GenerationConfig(pad_token_id=0)  # the checkpoint's own names tokens that end a text
+    tokens = torch.tensor(texts)
+    out = base.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=new, **options)
+    return out[:, tokens.shape[1] :]
+
+
+def nobody_leaves(lm: Blockwise) -> Policy:
+    """A linear classifier on the state, asked at every exit; no probability reaches the threshold."""
+    return ClassifierPolicy(ExitClassifier(lm.config.width, []).eval(), 2.0)
+
+
+def cut_off(base: PreTrainedModel, lm: PretrainedLM, layers: int) -> PretrainedLM:
+    """The first ``layers`` layers of a Llama, then its final norm and head, on the same weights."""
+    shallow = copy.deepcopy(base, {id(weight): weight for weight in base.parameters()})
+    shallow.base_model.layers = shallow.base_model.layers[:layers]
+    return PretrainedLM(shallow, replace(lm.config, exits_after=(), block_layers=(layers,))).eval()
+
+
+def in_words(texts: Sequence[Sequence[int]], new: int) -> str:
+    return f"SmolLM2-135M in fp32, batch {len(texts)}, prompts of {len(texts[0])} tokens and {new} new ones, both timed"
+
+
+def speed(times: Sequence[float], texts: Sequence[Sequence[int]], new: int) -> str:
+    return f"{len(texts) * new / sorted(times)[len(times) // 2]:.1f} tokens/s"

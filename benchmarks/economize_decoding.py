@@ -1,0 +1,57 @@
+"""Decoding SmolLM2 with early exit against economize (github.com/Thiggel/economize), the fastest other tool found that runs here.
+
+Both exit without asking the vocabulary: economize by CALM's state confidence after every layer from the exit on, ours after
+layers 10 and 20. With threshold 0 every token leaves at the first, with 1 none does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmarks.decoding import EXITS, NEW, PROMPT, in_words, nobody_leaves, seconds_by_variant, speed
+from benchmarks.inputs import prompts, smollm2
+from benchmarks.measure import Row, Skipped, median_ratio
+from offramp.models.pretrained import PretrainedLM
+from offramp.routing.generate import decode
+from offramp.routing.policies import FixedExit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+VERSION = "0.3.2"
+ROUNDS = {1: 2, 4: 1}
+"""By the number of sequences in a batch."""
+
+
+def run() -> Iterator[Row]:
+    try:
+        found = version("economize")
+    except PackageNotFoundError:
+        found = "none"
+    if found != VERSION:
+        raise Skipped(f"it compares with economize {VERSION}, and found {found}; run `pip install -e '.[bench]'`")
+    base, lm = smollm2(EXITS, PROMPT + NEW)
+    for batch, rounds in ROUNDS.items():
+        yield from rows(base, lm, prompts(batch, PROMPT), NEW, rounds)
+
+
+def rows(base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int) -> Iterator[Row]:
+    import economize
+    from economize.techniques.dynamic_depth import CalmConfig
+
+    for name, policy, layers, threshold in (("never_exits", nobody_leaves(lm), EXITS[0], 1.0),
+                                            ("forced_two_thirds", FixedExit(1), EXITS[1], 0.0),
+                                            ("forced_one_third", FixedExit(0), EXITS[0], 0.0)):
+        theirs = economize.apply(base, CalmConfig(confidence="state", threshold=threshold, min_layer=layers))
+        times = seconds_by_variant({
+            "economize": lambda count: theirs.decode_batch([torch.tensor(text) for text in texts], count),  # noqa: B023
+            "ours": lambda count: list(decode(lm, texts, count, policy)),  # noqa: B023
+        }, new, rounds)
+        theirs.detach()
+        yield Row(f"decode_{name}_over_economize_batch{len(texts)}", median_ratio(times["economize"], times["ours"]), "x speed", None,
+                  f"economize {VERSION}, CALM with state confidence, threshold {threshold:g} from layer {layers} on, "
+                  f"{speed(times['economize'], texts, new)}; ours {speed(times['ours'], texts, new)}; {in_words(texts, new)}", rounds)
