@@ -39,6 +39,11 @@ BAD_PARAMS = [
     ({"pretrain__blockwise__context": "repack"}, "pretrain.blockwise: context repack packs hard tokens"),
     ({"pretrain__head": "shared"}, "pretrain.head shared with model.tied"),
     ({"pretrain__method": "final"}, "pretrain.method final never trains the earlier heads"),
+    ({"pretrain__layer_dropout": 1.0}, "pretrain.layer_dropout = 1.0: .*less than 1"),
+    ({"pretrain__lora": {"rank": 8, "alpha": 16}}, "pretrain.lora belongs to method joint; set it to null for method blockwise"),
+    ({"pretrain__method": "joint", "pretrain__lora": {"rank": 8, "alpha": 16}}, "pretrain.lora adapts a trained model"),
+    ({"pretrain__method": "joint", "pretrain__curriculum": "gradual", "pretrain__exit_weights": [1.0, 0.0]},
+     "pretrain.curriculum always trains the last exit"),
     ({"exits__mode": "joint"}, "exits.mode joint needs pretrain.joint_classifier"),
 ]
 

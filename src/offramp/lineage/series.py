@@ -34,7 +34,7 @@ class Series:
 
 ROUTED = ("shallow_ratio", "ppl", "accuracy", "agreement", "layer_saving", "flop_saving", "headroom")
 SERIES = {
-    "learning_curves.csv": Series("{phase}/{value}", "step", ("train_loss", "calibration_ppl")),
+    "learning_curves.csv": Series("{phase}/{value}", "step", ("train_loss", "calibration_ppl", "calibration_kl")),
     "exit_fit.csv": Series("exit_{exit}/{value}", "epoch", ("fit_loss", "select_loss")),
     "thresholds.csv": Series("thresholds/{value}/{signal}", "threshold", ("shallow_ratio", "ppl", "agreement"), scale=100),
     "threshold_curve.csv": Series("curve/{value}/{signal}", "fraction", ROUTED, scale=100),
@@ -81,7 +81,7 @@ def table_points(file: Path) -> Iterator[Point]:
         # joint training looks at every exit at each step; block-wise training only at its own
         several = "phase" in row and len(exits[row["phase"]]) > 1
         for value in series.values:
-            if row[value] != "":
+            if row.get(value, "") != "":  # not every training has a divergence
                 key = series.key.format(**row, value=value) + (f"_exit_{row['exit']}" if several else "")
                 yield _key(key), float(row[value]), step
 

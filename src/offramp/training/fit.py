@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,25 +33,41 @@ class FitConfig:
     seed: int
 
 
+@dataclass(frozen=True)
+class Look:
+    """What the calibration split says of one exit: means in nats over the tokens the phase learns from."""
+
+    nll: float
+    kl: float | None = None
+    """KL divergence of the full-depth prediction from this exit's, in phases that minimise it."""
+
+    @property
+    def minimised(self) -> float:
+        return self.nll if self.kl is None else self.kl
+
+
 @dataclass
 class Phase:
     """One stretch of training: which parameters, on which sequences, towards which exits' losses."""
 
     name: str
     parameters: list[nn.Parameter]
+    """All others must have ``requires_grad`` off: it tells what training changes, and snapshots keep no more."""
     steps: int
     num_sequences: int
-    losses: Callable[[Tensor], dict[str, tuple[Tensor, int]]]
-    """Named mean losses ("exit 0", ...) of the sequences with the given indices, and the number of tokens each is a mean
-    over; their weighted sum is minimised."""
-    evaluate: Callable[[], dict[int, float]]
-    """Mean calibration NLL in nats per exit, over the tokens this phase learns from; their mean, weighted as the
-    losses, selects the best step."""
+    losses: Callable[[Tensor, int], dict[str, tuple[Tensor, int]]]
+    """Named mean losses ("exit 0", ...) of the sequences with the given indices at a given step, and the number of tokens
+    each is a mean over; their weighted sum is minimised. A loss may be left out at some steps."""
+    evaluate: Callable[[], dict[int, Look]]
+    """What the calibration split says of each exit; the mean of what is minimised, weighted as the losses, selects the
+    best step."""
     window: int
     rate: float = 1.0
     """Learning rate relative to the configuration's."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each named loss; 1 where none is given."""
+    """Weight of each named loss; 1 where none is given. Those of losses left out at a step go to the others."""
+    starts_trained: bool = False
+    """Whether the model is good for something before the first step: then that is a look, and may be the best one."""
 
 
 @dataclass
@@ -61,10 +77,15 @@ class Progress:
     phase: int = 0
     step: int = 0
     best_loss: float = math.inf
+    """Of what the phase minimises."""
+    best_nll: float = math.inf
+    """At the best step."""
     best_step: int = 0
     misses: int = 0
     running: dict[str, float] = field(default_factory=dict)
     """Sum of each training loss since the last evaluation."""
+    summed: dict[str, int] = field(default_factory=dict)
+    """Steps in each of those sums."""
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -105,10 +126,14 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
             f"pretrain: {phase.name} has batches of {min(config.batch_size, phase.num_sequences)} sequences for "
             f"{processes.count} processes; raise pretrain.batch_size or start fewer (runtime.launcher)"
         )
+    best = copy_of(trained(model))
+    if phase.starts_trained and not resumed:
+        _evaluate(phase, config, progress)
+    if not phase.steps:
+        return
     optimiser = torch.optim.AdamW(
         phase.parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
     )
-    best = {name: value.clone() for name, value in model.state_dict().items()}
     if resumed:
         optimiser.load_state_dict(resumed["optimiser"])
         best = resumed["best"]
@@ -119,8 +144,8 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
-        losses = _losses_and_gradients(phase, processes.share(next(batches)), processes)
-        total = sum(loss * phase.weights.get(name, 1.0) for name, loss in losses.items())
+        losses = _losses_and_gradients(phase, processes.share(next(batches)), progress.step, processes)
+        total = sum(losses[name] * weight for name, weight in loss_weights(phase, losses).items())
         if not math.isfinite(total):
             raise UserError(
                 f"pretrain: the loss of {phase.name} is {total} at step {progress.step}; lower "
@@ -131,47 +156,66 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
         progress.step += 1
         for name, loss in losses.items():
             progress.running[name] = progress.running.get(name, 0.0) + loss
+            progress.summed[name] = progress.summed.get(name, 0) + 1
         bar.update()
         if progress.step % config.evaluate_every == 0 or progress.step == phase.steps:
             if _evaluate(phase, config, progress):
-                best = {name: value.clone() for name, value in model.state_dict().items()}
+                best = copy_of(trained(model))
             bar.set_postfix(calibration_ppl=f"{math.exp(min(progress.best_loss, 50)):.2f}")
         if processes.main and snapshots.due():
-            snapshots.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "best": best,
+            snapshots.save({"model": trained(model), "optimiser": optimiser.state_dict(), "best": best,
                             "progress": vars(progress), **extra})
     bar.close()
-    model.load_state_dict(best)
+    model.load_state_dict(best, strict=False)
 
 
-def _losses_and_gradients(phase: Phase, indices: Tensor, processes: Processes) -> dict[str, float]:
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that training changes at present, by name: themselves, not copies."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def copy_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.clone() for name, weight in weights.items()}
+
+
+def loss_weights(phase: Phase, names: Collection[str]) -> dict[str, float]:
+    """The weights of the losses ``names``; where some of the weighted ones are missing, theirs go to the others in proportion."""
+    present = sum(weight for name, weight in phase.weights.items() if name in names)
+    scale = sum(phase.weights.values()) / present if present else 1.0
+    return {name: phase.weights[name] * scale if name in phase.weights else 1.0 for name in names}
+
+
+def _losses_and_gradients(phase: Phase, indices: Tensor, step: int, processes: Processes) -> dict[str, float]:
     """The batch's mean losses by name, and the gradient of their weighted sum in ``.grad``, from this process's share of it.
 
     A mean over the batch is the sum of the shares' means, each weighted by its part of the tokens that count.
     """
-    found = phase.losses(indices)
+    found = phase.losses(indices, step)
     counts = processes.sum([count for _, count in found.values()])
     losses = {name: mean * (count / max(1, total)) for (name, (mean, count)), total in zip(found.items(), counts)}
-    torch.stack([loss * phase.weights.get(name, 1.0) for name, loss in losses.items()]).sum().backward()
+    torch.stack([losses[name] * weight for name, weight in loss_weights(phase, losses).items()]).sum().backward()
     return dict(zip(losses, processes.sum_gradients(phase.parameters, list(losses.values()))))
 
 
 def _evaluate(phase: Phase, config: FitConfig, progress: Progress) -> bool:
     """Add rows to the learning curve; True if this is the best step so far."""
-    nll = phase.evaluate()
-    since = progress.step % config.evaluate_every or config.evaluate_every
-    for exit, value in nll.items():
+    looks = phase.evaluate()
+    for exit, look in looks.items():
+        name = f"exit {exit}"
         progress.curve.append({
             "phase": phase.name, "exit": exit, "step": progress.step,
             "tokens": progress.step * config.batch_size * phase.window,
-            "train_loss": progress.running[f"exit {exit}"] / since,
-            "calibration_ppl": math.exp(min(value, 100.0)),
+            "train_loss": progress.running[name] / progress.summed[name] if name in progress.summed else None,
+            "calibration_ppl": math.exp(min(look.nll, 100.0)),
+            **({} if look.kl is None else {"calibration_kl": look.kl}),
         })
-    progress.running = {}
-    weights = {exit: phase.weights.get(f"exit {exit}", 1.0) for exit in nll}
-    mean = sum(weights[exit] * value for exit, value in nll.items()) / sum(weights.values())
+    progress.running, progress.summed = {}, {}
+    weights = {exit: phase.weights.get(f"exit {exit}", 1.0) for exit in looks}
+    nll, mean = (sum(weights[exit] * value(look) for exit, look in looks.items()) / sum(weights.values())
+                 for value in (lambda look: look.nll, lambda look: look.minimised))
     improved = mean < progress.best_loss
     if improved:
-        progress.best_loss, progress.best_step, progress.misses = mean, progress.step, 0
+        progress.best_loss, progress.best_nll, progress.best_step, progress.misses = mean, nll, progress.step, 0
     else:
         progress.misses += 1
     return improved

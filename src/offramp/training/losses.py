@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +29,47 @@ def total_nll(inputs: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:
     # A reduced loss has its gradient ready after the forward pass, but adds up in the dtype of its inputs.
     reduction = "sum" if inputs.dtype == torch.float32 else "none"
     return F.linear_cross_entropy(inputs, matrix, targets, reduction=reduction, options=options).float().sum()
+
+
+def total_divergences(inputs: list[Tensor], matrices: list[Tensor]) -> list[Tensor]:
+    """KL(last || exit) in nats, float32 sums over tokens, of the predictions softmax(inputs_k @ matrices_k.T) of all exits k.
+
+    inputs (N, D) and matrices (V, D), one per exit; one sum for every exit but the last. Differentiable in the inputs of
+    those exits; the last exit and all matrices are taken as given.
+    """
+    device = inputs[0].device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        inputs, matrices = ([part.to(dtype) for part in parts] for parts in (inputs, matrices))
+    return list(_Divergences.apply(matrices, *inputs).unbind())
+
+
+class _Divergences(torch.autograd.Function):
+    """Finds the gradients in the forward pass, while the logits of a chunk exist."""
+
+    @staticmethod
+    def forward(ctx: Any, matrices: list[Tensor], *inputs: Tensor) -> Tensor:
+        *exits, last = inputs
+        totals = torch.zeros(len(exits), device=last.device)
+        gradients = [torch.empty_like(x) for x in exits]
+        for start in range(0, len(last), CHUNK):
+            here = slice(start, start + CHUNK)
+            wanted = _log_probabilities(last[here], matrices[-1])
+            p = wanted.exp()
+            for exit, (x, matrix) in enumerate(zip(exits, matrices)):
+                found = _log_probabilities(x[here], matrix)
+                totals[exit] += (p * (wanted - found)).sum()
+                gradients[exit][here] = found.exp_().sub_(p).to(x.dtype) @ matrix  # dKL / dlogits = softmax - p
+        ctx.save_for_backward(*gradients)
+        return totals
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *(scale * gradient for scale, gradient in zip(given, ctx.saved_tensors)), None)
+
+
+def _log_probabilities(inputs: Tensor, matrix: Tensor) -> Tensor:
+    return torch.log_softmax((inputs @ matrix.T).float(), dim=-1)
 
 
 def _chunk_nll(inputs: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:

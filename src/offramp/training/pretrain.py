@@ -1,4 +1,7 @@
-"""Pretraining of a block-wise language model: a block at a time (seed 003), jointly, or by its last exit alone."""
+"""Pretraining of a block-wise language model: a block at a time (seed 003), all exits jointly, or by its last exit alone.
+
+A pretrained model is fine-tuned jointly, or stays frozen while its exits' translators learn.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.corpus.windows import TokenWindows
-from offramp.models.native import BlockwiseLM
+from offramp.models.blockwise import Blockwise
+from offramp.models.pretrained import PretrainedLM
 from offramp.parallel import ALONE, Processes
 from offramp.runtime import autocast, require_precision
 from offramp.states.statistics import Readout, token_statistics
-from offramp.training.fit import FitConfig, Phase, Progress, fit
+from offramp.training.fit import FitConfig, Look, Phase, Progress, fit, trained
+from offramp.training.frozen import Translators
+from offramp.training.layerskip import dropout_probabilities, exits_on, layers_run, states_with
+from offramp.training.lora import add_adapters
 from offramp.training.losses import total_nll
 from offramp.training.sequences import (
     BlockInputs,
@@ -33,7 +40,7 @@ class Pretrained:
 
     curve: list[dict[str, Any]]
     best: dict[str, dict[str, float]]
-    """Per phase: best_step, steps, calibration_ppl."""
+    """Per phase: best_step, steps, calibration_ppl, and calibration_kl where that is minimised."""
     thresholds: list[float]
     """Hardness threshold after every block but the last; empty unless later blocks learn from hard tokens."""
 
@@ -44,7 +51,7 @@ class Pretrainer:
     Several processes train the same model, each on its share of the data, and all end with the same weights and curve.
     """
 
-    def __init__(self, model: BlockwiseLM, train: TokenWindows, calibration: TokenWindows, params: Any,
+    def __init__(self, model: Blockwise, train: TokenWindows, calibration: TokenWindows, params: Any,
                  snapshots: Snapshots, device: torch.device, processes: Processes = ALONE):
         require_precision(device, params.precision)
         self.processes = processes
@@ -53,28 +60,45 @@ class Pretrainer:
         self.judged_by: list[Tensor] = []
         self.confidence = make_confidence(params.blockwise.hard_signal, self.model, self.judged_by)
         self.thresholds: list[float] = []
+        self.finished: dict[str, Tensor] = {}
+        """Weights that earlier phases trained, by name."""
         self.looks = evenly_spaced(len(calibration), params.evaluate_windows)
         self.config = FitConfig(**{name: getattr(params, name) for name in FitConfig.__dataclass_fields__})
 
     def run(self) -> Pretrained:
+        lora = self.params.lora
+        merge = add_adapters(self.model, lora.rank, lora.alpha) if lora else None
         resumed = self.snapshots.load()
         progress = Progress(**resumed["progress"]) if resumed else Progress()
         best = dict(resumed["done"]) if resumed else {}
         if resumed:
-            self.model.load_state_dict(resumed["model"])
+            self.model.load_state_dict({**resumed["finished"], **resumed["model"]}, strict=False)
             self.thresholds = list(resumed["thresholds"])
             self.judged_by += [matrix.to(self.device) for matrix in resumed["judged_by"]]
         blocks = range(self.model.config.num_blocks) if self.params.method == "blockwise" else range(1)
         for index in blocks[progress.phase :]:
-            phase = self._block_phase(index, fresh=progress.step == 0) if self.params.method == "blockwise" else self._whole_phase()
-            extra = {"done": best, "thresholds": self.thresholds, "judged_by": self.judged_by}
+            phase = self._phase(index, fresh=progress.step == 0)
+            extra = {"done": best, "finished": self.finished, "thresholds": self.thresholds, "judged_by": self.judged_by}
             fit(phase, index, self.model, self.config, progress, self.snapshots,
                 resumed if progress.step else None, extra, self.processes)
             best[phase.name] = {"best_step": progress.best_step, "steps": progress.step,
-                                "calibration_ppl": float(torch.tensor(progress.best_loss).exp())}
+                                "calibration_ppl": float(torch.tensor(progress.best_nll).exp())}
+            if self.params.method == "frozen":
+                best[phase.name]["calibration_kl"] = progress.best_loss
+            self.finished |= trained(self.model)
             progress = Progress(phase=index + 1, curve=progress.curve)
             resumed = None
+        if merge:
+            merge()
         return Pretrained(progress.curve, best, self.thresholds)
+
+    def _phase(self, index: int, fresh: bool) -> Phase:
+        if self.params.method == "blockwise":
+            return self._block_phase(index, fresh)
+        if self.params.method == "frozen":
+            translators = Translators(self.model, self.params, self.device, self.processes)
+            return translators.phase(self.train, self.calibration, self.looks)
+        return self._whole_phase()
 
     # -- one block at a time ------------------------------------------------------------------------------------
 
@@ -98,8 +122,8 @@ class Pretrainer:
         steps = params.steps // blocks + (1 if block < params.steps % blocks else 0)
         return Phase(
             name=f"block {block}", parameters=own, steps=steps, num_sequences=len(train), window=self.train.window,
-            losses=lambda indices: self._block_losses(block, train, indices),
-            evaluate=lambda: {block: self._block_nll(block, calibration)},
+            losses=lambda indices, step: self._block_losses(block, train, indices),
+            evaluate=lambda: {block: Look(self._block_nll(block, calibration))},
             rate=1.0 if block == 0 else settings.later_rate,
         )
 
@@ -162,17 +186,35 @@ class Pretrainer:
         given = self.params.exit_weights
         weights = {f"exit {exit}": given[exit] if given else 1.0 / len(exits) for exit in exits}
 
-        def losses(indices: Tensor) -> dict[str, tuple[Tensor, int]]:
+        def losses(indices: Tensor, step: int) -> dict[str, tuple[Tensor, int]]:
             tokens, targets = (part.to(self.device) for part in self.train.batch(indices))
             with autocast(self.device, self.params.precision):
-                states, found = self.model(tokens), {}
-                for exit in exits:
+                states, found = self._states(tokens, step), {}
+                for exit in exits_on(self.params.curriculum, exits, step, self.params.steps):
                     found |= self._exit_losses(exit, states[exit], targets, None)
             return found
 
-        return Phase(name=self.params.method, parameters=list(self.model.parameters()), steps=self.params.steps,
+        return Phase(name=self.params.method, parameters=self._whole_parameters(), steps=self.params.steps,
                      num_sequences=len(self.train), window=self.train.window, losses=losses, weights=weights,
-                     evaluate=lambda: self._exit_nlls(exits))
+                     evaluate=lambda: {exit: Look(nll) for exit, nll in self._exit_nlls(exits).items()},
+                     starts_trained=isinstance(self.model, PretrainedLM))
+
+    def _whole_parameters(self) -> list[nn.Parameter]:
+        """All; with LoRA the adapters, and what is an exit's own."""
+        if self.params.lora:
+            kept = {name for name, parameter in self.model.blocks.named_parameters(prefix="blocks") if parameter.requires_grad}
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name in kept or name.startswith(("translators.", "exit_classifiers.")))
+        else:
+            self.model.requires_grad_(True)
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def _states(self, tokens: Tensor, step: int) -> list[Tensor]:
+        """Hidden states after every block, as training sees them."""
+        if not self.params.layer_dropout:
+            return self.model(tokens)
+        probabilities = dropout_probabilities(sum(self.model.config.block_layers), self.params.layer_dropout)
+        return states_with(self.model, tokens, layers_run(probabilities, self.params.seed, step))
 
     @torch.no_grad()
     def _exit_nlls(self, exits: list[int]) -> dict[int, float]:

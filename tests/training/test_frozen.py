@@ -1,0 +1,144 @@
+"""Translators of a frozen model: the chunked divergence is the textbook one, and training moves nothing but them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from offramp.training.losses import CHUNK, total_divergences
+from offramp.training.snapshots import Snapshots
+from tests.training.pretrained import make_trainer
+
+
+@settings(deadline=None, max_examples=30)
+@given(tokens=st.integers(1, 3 * CHUNK), vocabulary=st.integers(1, 50), width=st.integers(1, 12), exits=st.integers(2, 4),
+       seed=st.integers(0, 2**31))
+def test_chunked_divergences_and_their_gradients_equal_the_plain_formula(tokens, vocabulary, width, exits, seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [torch.randn(tokens, width, generator=generator).requires_grad_() for _ in range(exits)]
+    matrices = [torch.randn(vocabulary, width, generator=generator) for _ in range(exits)]
+    scales = torch.rand(exits - 1, generator=generator)
+    found = torch.stack(total_divergences(inputs, matrices))
+    (found * scales).sum().backward()
+    gradients = [x.grad.clone() for x in inputs[:-1]]
+    assert inputs[-1].grad is None
+    predicted = [F.log_softmax(x @ matrix.T, dim=-1) for x, matrix in zip(inputs, matrices)]
+    wanted = torch.stack([F.kl_div(exit, predicted[-1].detach(), log_target=True, reduction="sum") for exit in predicted[:-1]])
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
+    for gradient, x in zip(gradients, torch.autograd.grad((wanted * scales).sum(), inputs[:-1])):
+        torch.testing.assert_close(gradient, x, atol=1e-4, rtol=1e-4)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.elements = max(self.elements, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)), 0)
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_more_logits_than_a_chunk_exist_at_a_time(dtype):
+    inputs = [torch.randn(10 * CHUNK, 2, requires_grad=True) for _ in range(3)]
+    matrices = [torch.randn(500, 2)] * 3
+    with Largest() as largest, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        sum(total_divergences(inputs, matrices)).backward()
+    assert largest.elements == CHUNK * 500
+
+
+@pytest.mark.parametrize("translator", ["affine", "low_rank", "mlp"])
+def test_training_lowers_the_divergence_of_every_exit_and_changes_no_weight_of_the_model(data, tmp_path, translator):
+    trainer = make_trainer(data, tmp_path, translator, method="frozen", learning_rate=0.04)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    result = trainer.run()
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(before[name], value)}
+    assert changed == {name for name in before if name.startswith("translators.")}
+    by_step = {exit: {row["step"]: row for row in result.curve if row["exit"] == exit} for exit in (0, 1)}
+    for rows in by_step.values():
+        assert list(rows) == [0, 4, 8, 12] and rows[0]["train_loss"] is None
+        kept = rows[result.best["frozen"]["best_step"]]
+        assert kept["calibration_kl"] < 0.95 * rows[0]["calibration_kl"]
+        assert kept["train_loss"] == pytest.approx(kept["calibration_kl"], rel=0.3)
+    kept = [rows[result.best["frozen"]["best_step"]] for rows in by_step.values()]
+    assert result.best["frozen"]["calibration_kl"] == pytest.approx(np.mean([row["calibration_kl"] for row in kept]))
+    assert result.best["frozen"]["calibration_ppl"] == pytest.approx(np.exp(np.mean([np.log(row["calibration_ppl"]) for row in kept])))
+
+
+def test_a_look_is_the_divergence_and_loss_of_the_whole_logits(data, tmp_path):
+    trainer = make_trainer(data, tmp_path, "affine", method="frozen")
+    phase = trainer._phase(0, fresh=True)
+    inputs, targets = trainer.calibration.batch(trainer.looks)
+    with torch.no_grad():
+        *exits, last = (trainer.model.logits(exit, x).log_softmax(-1) for exit, x in enumerate(trainer.model(inputs)))
+    for exit, look in phase.evaluate().items():
+        divergence = (last.exp() * (last - exits[exit])).sum(-1).mean()
+        loss = -exits[exit].gather(-1, targets[..., None]).mean()
+        assert (look.kl, look.nll) == (pytest.approx(divergence.item(), rel=1e-4), pytest.approx(loss.item(), rel=1e-4))
+
+
+def test_without_translators_the_model_is_looked_at_and_nothing_trained(data, tmp_path):
+    result = make_trainer(data, tmp_path, "identity", method="frozen").run()
+    assert [(row["exit"], row["step"]) for row in result.curve] == [(0, 0), (1, 0)]
+    assert result.best["frozen"]["steps"] == 0
+
+
+def test_a_start_that_training_does_not_improve_on_is_kept(data, tmp_path):
+    trainer = make_trainer(data, tmp_path, "affine", method="frozen", learning_rate=100.0, patience=2)
+    result = trainer.run()
+    assert result.best["frozen"]["best_step"] == 0 < result.best["frozen"]["steps"]
+    assert all(not translator.last.weight.any() for translator in trainer.model.translators)
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize(("translator", "changes"), [
+    ("mlp", {"method": "frozen"}),
+    ("identity", {"method": "joint", "lora": {"rank": 2, "alpha": 4}, "layer_dropout": 0.5, "curriculum": "rotational"}),
+], ids=["frozen", "joint"])
+def test_an_interrupted_training_ends_with_the_weights_of_a_straight_one(data, tmp_path, translator, changes):
+    straight = make_trainer(data, tmp_path / "straight", translator, **changes)
+    expected = straight.run()
+
+    class StopsAfter(Snapshots):
+        def due(self):
+            return True
+
+        def save(self, state):
+            super().save(state)
+            if state["progress"]["step"] == 6:
+                raise Interrupted
+
+    interrupted = make_trainer(data, tmp_path / "resumed", translator, **changes)
+    interrupted.snapshots = StopsAfter(tmp_path / "resumed/resume", 0)
+    with pytest.raises(Interrupted):
+        interrupted.run()
+    saved = torch.load(tmp_path / "resumed/resume/snapshot.pt", weights_only=True)
+    assert all(name.startswith("translators.") or ".lora_" in name for name in saved["model"])
+    resumed = make_trainer(data, tmp_path / "resumed", translator, **changes)
+    found = resumed.run()
+    assert found.curve == expected.curve and found.best == expected.best
+    weights = straight.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in resumed.model.state_dict().items())
+
+
+def test_precision_is_that_of_autocast(data, tmp_path):
+    """In bf16 the losses differ a little from fp32's, and gradients of fp32 translators stay fp32."""
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        trainer = make_trainer(data, tmp_path, "affine", method="frozen", precision=precision)
+        phase = trainer._phase(0, fresh=True)
+        losses[precision] = phase.losses(torch.arange(8), 0)["exit 0"][0]
+        losses[precision].backward()
+        assert all(parameter.grad.dtype == torch.float32 for parameter in trainer.model.translators[0].parameters())
+    assert losses["bf16"] != losses["fp32"] and losses["bf16"].item() == pytest.approx(losses["fp32"].item(), rel=0.05)
