@@ -28,6 +28,7 @@ from tests.training.test_pretrain import make_trainer
 
 TRAININGS = {  # batches of 5 have unequal halves, and every process has its own number of hard tokens
     "joint": {"pretrain__method": "joint", "pretrain__joint_classifier": {"label": "loss", "weight": 1.0}},
+    "layers left out": {"pretrain__method": "joint", "pretrain__layer_dropout": 0.6, "pretrain__curriculum": "rotational"},
     "hard": {"pretrain__blockwise__tokens": "hard", "pretrain__joint_classifier": {"label": "correct", "weight": 1.0}},
     "repacked": {"pretrain__blockwise__tokens": "hard", "pretrain__blockwise__context": "repack"},
 }
