@@ -1,13 +1,15 @@
-"""Stage check: validate params.yaml and take the corpus's fingerprint, before DVC touches any other stage's output.
+"""Stage check: validate params.yaml, take the fingerprints of corpus and checkpoint, before DVC touches any other output.
 
 DVC deletes a stage's outputs before running it, so validation inside a stage alone would come too late to keep
-earlier results. This stage runs every time; its output changes only when the text does, so passing re-runs nothing.
+earlier results. This stage runs every time; its outputs change only when text or weights do, so passing re-runs nothing.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from offramp.checkpoint import Checkpoint, check_cut, load_tokenizer, read_config
+from offramp.checkpoint import fingerprint as fingerprint_weights
 from offramp.corpus.fingerprint import fingerprint
 from offramp.lineage.artifact import write_json
 from offramp.params import Declared
@@ -19,7 +21,18 @@ def run(params: Declared, root: Path) -> None:
         from offramp.runtime import setup
 
         setup(params.runtime.device, params.runtime.threads)
-    write_json(root / "build/corpus.json", fingerprint(params.corpus, root))
+    checkpoint = _checked(params) if params.model.source == "hf" else None
+    write_json(root / "build/corpus.json", fingerprint(params.corpus, root, checkpoint))
+    write_json(root / "build/checkpoint.json", fingerprint_weights(checkpoint) if checkpoint else {})
+
+
+def _checked(params: Declared) -> Checkpoint:
+    """The checkpoint that the parameters name; UserError unless it can be used as they say."""
+    checkpoint = Checkpoint.of(params.model)
+    config = read_config(checkpoint)
+    check_cut(config, checkpoint, params.model.exits_after, params.window)
+    load_tokenizer(checkpoint, config)
+    return checkpoint
 
 
 main = stage("check", run)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from offramp.corpus.windows import TokenWindows
+from offramp.errors import UserError
 from offramp.lineage.artifact import create_artifact, open_artifact, write_json
+from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.models.pretrained import load_pretrained
 from offramp.models.store import save_model
 from offramp.parallel import join
 from offramp.params import Declared
@@ -18,21 +22,13 @@ from offramp.training.pretrain import Pretrainer, num_parameters
 from offramp.training.snapshots import Snapshots, code_digest, snapshot_key
 from pipeline._stage import stage, write_csv
 
-CURVE = ("phase", "exit", "step", "tokens", "train_loss", "calibration_ppl")
-
 
 def run(params: Declared, root: Path) -> None:
     data = open_artifact(root / "data", "data")
     processes = join(setup(params.runtime.device, params.runtime.threads))
     train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")
     seed_all(params.pretrain.seed)
-    settings, model_params = params.pretrain, params.model.model_dump()
-    model = BlockwiseLM(ModelConfig(
-        vocab_size=data.meta["vocab_size"], window=data.meta["window"],
-        heads_per_exit=settings.head == "per_block", exited_state=settings.blockwise.exited_state,
-        exit_classifiers=settings.joint_classifier is not None,
-        **{**model_params, "block_layers": tuple(model_params["block_layers"])},
-    ))
+    settings, model = params.pretrain, _start(params, data.meta)
     source = root / "src/offramp"
     rooms = ("corpus", "nn", "models", "states", "training")
     key = snapshot_key({"params": params.to_json(), "data": data.digest, "threads": params.runtime.threads,
@@ -46,13 +42,29 @@ def run(params: Declared, root: Path) -> None:
         return
 
     with create_artifact(root / "models/lm", "lm", params.to_json(), {"data": data}) as out:
-        save_model(model, out.path)
-        write_csv(out.path / "learning_curves.csv", CURVE, result.curve)
+        save_model(model, out.path, base_trained=settings.method != "frozen")
+        write_csv(out.path / "learning_curves.csv", tuple(result.curve[0]), result.curve)
         out.meta.update(parameters=num_parameters(model), hardness_thresholds=result.thresholds)
-    write_csv(root / "metrics/plots/learning_curves.csv", CURVE, result.curve)
+    write_csv(root / "metrics/plots/learning_curves.csv", tuple(result.curve[0]), result.curve)
     tokens = sum(int(phase["steps"]) for phase in result.best.values()) * settings.batch_size * train.window
     write_json(root / "metrics/pretrain.json", {"parameters": num_parameters(model), "tokens_seen": tokens, **result.best})
     snapshots.delete()
+
+
+def _start(params: Declared, meta: dict[str, Any]) -> Blockwise:
+    """The model before training, for data with the metadata ``meta``."""
+    model, settings = params.model, params.pretrain
+    if model.source == "native":
+        return BlockwiseLM(ModelConfig.from_json(model.sizes() | {
+            "vocab_size": meta["vocab_size"], "window": meta["window"], "heads_per_exit": settings.head == "per_block",
+            "exited_state": settings.blockwise.exited_state, "exit_classifiers": settings.joint_classifier is not None,
+        }))
+    pretrained = load_pretrained(model.name_or_path, model.gguf_file, model.revision, model.exits_after, meta["window"],
+                                 settings.frozen.translator, settings.frozen.rank)
+    if pretrained.config.vocab_size != meta["vocab_size"]:
+        raise UserError(f"data has a vocabulary of {meta['vocab_size']}, {model.name_or_path} one of "
+                        f"{pretrained.config.vocab_size}: they do not belong together; run `dvc repro`")
+    return pretrained
 
 
 main = stage("pretrain", run, shared=True)

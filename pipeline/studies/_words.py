@@ -71,8 +71,8 @@ def word_params(settings: dict[str, Any], seed: int = 0) -> Params:
         "calibration_fraction": settings["calibration_fraction"], "test_fraction": settings["test_fraction"],
     }
     values["tokenizer"] = {"kind": "word", "vocab_size": settings["vocab_size"], "min_count": settings["min_count"]}
-    values["model"] = {name: settings[name] for name in ("width", "heads", "ffn_width", "block_layers")}
-    values["model"] |= {"norm": "post", "tied": False}
+    values["model"] |= {name: settings[name] for name in ("width", "heads", "ffn_width", "block_layers")}
+    values["model"] |= {"source": "native", "norm": "post", "tied": False}
     values["pretrain"] |= {
         "method": "blockwise", "head": "per_block", "exit_weights": [], "joint_classifier": None, "schedule": "cosine",
         "warmup_steps": 20, "weight_decay": 0.01, "clip_norm": 1.0, "patience": 3, "precision": "fp32", "seed": seed,
@@ -105,7 +105,7 @@ def some_documents(documents: list[Document], words: int) -> list[Document]:
 
 def _word_model(place: Path, data: Artifact, params: Params) -> WordModel:
     here = place / str(params.pretrain.seed)
-    identity = {"model": params.model.model_dump(), "pretrain": params.pretrain.model_dump()}
+    identity = {"model": params.model.sizes(), "pretrain": params.pretrain.model_dump()}
     lm = find(here / "lm", "lm", identity, {"data": data}) or _pretrain(here, data, params, identity)
     collected = []
     for split in SPLITS:
@@ -120,11 +120,9 @@ def _word_model(place: Path, data: Artifact, params: Params) -> WordModel:
 
 def _pretrain(here: Path, data: Artifact, params: Params, identity: dict[str, Any]) -> Artifact:
     seed_all(params.pretrain.seed)
-    sizes = params.model.model_dump()
-    model = BlockwiseLM(ModelConfig(
-        vocab_size=data.meta["vocab_size"], window=params.window, heads_per_exit=True,
-        **{**sizes, "block_layers": tuple(sizes["block_layers"])},
-    ))
+    model = BlockwiseLM(ModelConfig.from_json(params.model.sizes() | {
+        "vocab_size": data.meta["vocab_size"], "window": params.window, "heads_per_exit": True,
+    }))
     initialise_as_seed(model)
     snapshots = Snapshots(here / "resume" / snapshot_key({**identity, "data": data.digest}), params.runtime.snapshot_seconds)
     train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")

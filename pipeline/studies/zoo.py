@@ -129,7 +129,8 @@ def arm_params(arm: str, seed: int, settings: dict[str, Any]) -> Params:
         "calibration_fraction": settings["calibration_fraction"], "test_fraction": settings["test_fraction"],
     }
     values["tokenizer"] = {"kind": "bpe", "vocab_size": settings["vocab_size"], "min_count": 2}
-    values["model"] = {name: settings[name] for name in ("width", "heads", "ffn_width", "block_layers")} | {"norm": "pre", "tied": False}
+    values["model"] |= {name: settings[name] for name in ("width", "heads", "ffn_width", "block_layers")}
+    values["model"] |= {"source": "native", "norm": "pre", "tied": False}
     values["model"] |= {name: change[name] for name in change if name == "block_layers"}
     values["exits"] |= {"confidence": "learned", "mode": "post"}
     values["pretrain"] |= {
@@ -169,7 +170,7 @@ def _forward_flops(settings: dict[str, Any]) -> tuple[int, int, int]:
 
 def _identity(arm: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     params = arm_params(arm, seed, settings)
-    return {"model": params.model.model_dump(), "pretrain": params.pretrain.model_dump(), "held_back": HELD_BACK}
+    return {"model": params.model.sizes(), "pretrain": params.pretrain.model_dump(), "held_back": HELD_BACK}
 
 
 def _made(data: Artifact, place: Path, arm: str, seed: int, settings: dict[str, Any]) -> Artifact | None:
@@ -194,11 +195,9 @@ def _make(job: tuple[Path, str, int, dict[str, Any]]) -> None:
 
 def _pretrain(here: Path, data: Artifact, params: Params, identity: dict[str, Any]) -> Artifact:
     seed_all(params.pretrain.seed)
-    sizes = params.model.model_dump()
-    model = BlockwiseLM(ModelConfig(
-        vocab_size=data.meta["vocab_size"], window=params.window, heads_per_exit=params.pretrain.head == "per_block",
-        **{**sizes, "block_layers": tuple(sizes["block_layers"])},
-    ))
+    model = BlockwiseLM(ModelConfig.from_json(params.model.sizes() | {
+        "vocab_size": data.meta["vocab_size"], "window": params.window, "heads_per_exit": params.pretrain.head == "per_block",
+    }))
     snapshots = Snapshots(here / "resume" / snapshot_key({**identity, "data": data.digest}), params.runtime.snapshot_seconds)
     train, calibration = trained_and_held_back(data)[0], TokenWindows(data, "calibration")
     result = Pretrainer(model, train, calibration, params.pretrain, snapshots, CPU).run()

@@ -87,7 +87,7 @@ def generate(options: argparse.Namespace) -> int:
     """Continue a prompt with the routed model, as params.yaml says who may leave."""
     from rich.console import Console
 
-    from offramp.corpus.tokenizer import END, Encoder, open_tokenizer
+    from offramp.corpus.tokenizer import Encoder, open_tokenizer
     from offramp.exits.store import Exits
     from offramp.lineage.artifact import open_artifact
     from offramp.models.store import load_model
@@ -106,7 +106,7 @@ def generate(options: argparse.Namespace) -> int:
     model = load_model(lm).to(device)
     tokenizer, kind, last = open_tokenizer(data), data.meta["kind"], model.config.num_blocks - 1
     prompts = [Encoder(tokenizer, kind)(options.prompt).tolist()]
-    stop = {tokenizer.token_to_id(END)} - {None}
+    stop = {data.meta["end_id"]} - {None}
     sampling = Sampling(options.temperature, options.top_p, options.seed) if options.temperature is not None else None
 
     def full(work=None):

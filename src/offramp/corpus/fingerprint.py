@@ -1,4 +1,4 @@
-"""Which text the corpus parameters stand for at this moment, in a few lines: it changes exactly when the text does."""
+"""Which text and tokens the parameters stand for at this moment, in a few lines: it changes exactly when they do."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from offramp.checkpoint import Checkpoint, tokenizer_digests
 from offramp.corpus.sources import list_files
 from offramp.lineage.artifact import hash_file
 from offramp.params import Corpus
 
 
-def fingerprint(corpus: Corpus, root: Path) -> dict[str, Any]:
+def fingerprint(corpus: Corpus, root: Path, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+    """What ``text_fingerprint`` gives, and the digests of the ``checkpoint``'s tokenizer where it is used."""
+    text = text_fingerprint(corpus, root)
+    return text if checkpoint is None else text | {"tokenizer": tokenizer_digests(checkpoint)}
+
+
+def text_fingerprint(corpus: Corpus, root: Path) -> dict[str, Any]:
     """Digest of every local file, or version and digest of the packaged corpus, or the name of the hub dataset.
 
     A dataset on the hub is not downloaded to be looked at: a new revision under the same name goes unnoticed.

@@ -1,6 +1,6 @@
 """From a text source to the data artifact: the work of the ``prepare`` stage.
 
-The source is read three times (count and check, train the tokenizer, encode), so that nothing of it is kept.
+The source is read two or three times (count and check, train a tokenizer, encode), so that nothing of it is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from offramp.corpus.sources import Piece, open_source
+from offramp.checkpoint import Checkpoint, end_token, load_tokenizer, read_config
+from offramp.corpus.sources import Piece, joined, open_source
 from offramp.corpus.split import SPLITS, assign, survey
 from offramp.corpus.store import Stream, token_dtype, write_streams
 from offramp.corpus.tokenizer import END, FILE, UNKNOWN, Encoder, train_tokenizer
@@ -21,6 +22,9 @@ from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
 if TYPE_CHECKING:
     from offramp.params import Corpus, TokenizerParams
 
+WHOLE = 2**20
+"""Characters that a checkpoint's tokenizer is given at once; where longer documents are cut, no token spans the cut."""
+
 
 def prepare(
     corpus: Corpus,
@@ -29,8 +33,11 @@ def prepare(
     out: Path,
     params: dict[str, Any],
     root: Path = Path(),
+    checkpoint: Checkpoint | None = None,
 ) -> Artifact:
     """Make the data artifact at ``out``; ``params`` go into its manifest, relative paths start at ``root``.
+
+    ``checkpoint`` is whose tokenizer is used by kind pretrained.
 
     UserError, with nothing at ``out`` changed: anything wrong with the text, too few documents, a split with
     fewer tokens than one window and its last target.
@@ -43,16 +50,20 @@ def prepare(
     def progress(task: str) -> Iterator[Piece]:
         return _progress(source, task, characters)
 
-    train_texts = (piece.text for piece in progress("tokenizer") if splits[piece.document] == train)
-    trained = train_tokenizer(tokenizer, train_texts)
-    vocab_size = trained.get_vocab_size()
+    pieces, unknown_id = progress("encode"), None
+    if tokenizer.kind == "pretrained":
+        theirs = read_config(checkpoint)
+        used, vocab_size, end_id = load_tokenizer(checkpoint, theirs), theirs.vocab_size, end_token(theirs)
+        pieces = joined(pieces, WHOLE)
+    else:
+        train_texts = (piece.text for piece in progress("tokenizer") if splits[piece.document] == train)
+        used = train_tokenizer(tokenizer, train_texts)
+        vocab_size, end_id = used.get_vocab_size(), used.token_to_id(END)
+        unknown_id = None if tokenizer.kind == "bpe" else used.token_to_id(UNKNOWN)
     dtype = token_dtype(vocab_size)
-    end_id = trained.token_to_id(END)
-    unknown_id = None if tokenizer.kind == "bpe" else trained.token_to_id(UNKNOWN)
     with create_artifact(out, "data", params, inputs={}) as writer:
-        trained.save(str(writer.path / FILE))
-        encode = Encoder(trained, tokenizer.kind)
-        streams = write_streams(writer.path, progress("encode"), splits, encode, dtype, end_id, unknown_id)
+        used.save(str(writer.path / FILE))
+        streams = write_streams(writer.path, pieces, splits, Encoder(used, tokenizer.kind), dtype, end_id, unknown_id)
         _check_windows(streams, window)
         writer.meta = {
             "dtype": dtype.name,

@@ -65,6 +65,20 @@ class Source:
                 yield Piece(document, name, piece, text.split)
 
 
+def joined(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
+    """Consecutive pieces of a document as one, of at most about ``characters``."""
+    held: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        if held and (piece.document != held[0].document or size + len(piece.text) > characters):
+            yield held[0]._replace(text="".join(part.text for part in held))
+            held, size = [], 0
+        held.append(piece)
+        size += len(piece.text)
+    if held:
+        yield held[0]._replace(text="".join(part.text for part in held))
+
+
 def open_source(corpus: Corpus, root: Path = Path()) -> Source:
     """The text that the ``corpus`` parameters name; relative paths start at ``root``.
 

@@ -58,14 +58,15 @@ def write_streams(
     splits: np.ndarray,
     encode: Callable[[str], np.ndarray],
     dtype: np.dtype,
-    end_id: int,
+    end_id: int | None,
     unknown_id: int | None,
 ) -> dict[str, Stream]:
     """Write all splits in one pass over ``pieces``; ``splits`` (documents,) are the indices into SPLITS.
 
+    ``end_id`` ends every document, if there is one.
     Returns the counts of each split. Memory is a few buffers, however long the text.
     """
-    end = np.asarray([end_id], dtype=dtype)
+    end = np.asarray([] if end_id is None else [end_id], dtype=dtype)
     with ExitStack() as stack:
         files = {split: stack.enter_context(open(folder / stream_file(split), "wb")) for split in SPLITS}
         streams = {split: Stream(file) for split, file in files.items()}
@@ -82,7 +83,7 @@ def write_streams(
                 if unknown_id is not None:
                     stream.unknown += int(np.count_nonzero(ids == unknown_id))
             stream.file.write(end.data)
-            stream.tokens += 1
+            stream.tokens += len(end)
             table.add(split, stream.documents, start, stream.tokens - start, piece.name)
             stream.documents += 1
     return streams

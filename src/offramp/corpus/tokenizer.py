@@ -1,7 +1,8 @@
-"""Tokenizers: byte-level BPE, lowercased words or characters, in the ``tokenizer.json`` format.
+"""Tokenizers: byte-level BPE, lowercased words or characters, in the ``tokenizer.json`` format, or a checkpoint's own.
 
 ``<eos>`` is token 0 and ends every document; word and char have ``<unk>`` as token 1. In word texts a literal
-``<unk>`` or ``<eos>`` keeps that meaning, as prepared corpora use them; in bpe and char they are plain text.
+``<unk>`` or ``<eos>`` keeps that meaning, as prepared corpora use them; in bpe and char they are plain text, as are the
+special tokens of a checkpoint.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def open_tokenizer(data: Artifact) -> Tokenizer:
 class Encoder:
     """``encoder(text)``: the token ids of a text, uint32 (N,): the library's own, but several times faster.
 
-    Words repeat, so their tokens are remembered; characters are a table look-up.
+    Words repeat, so their tokens are remembered; characters are a table look-up. A checkpoint's tokenizer may join what is
+    on both sides of a space or newline, so it is asked about the text as a whole.
     """
 
     def __init__(self, tokenizer: Tokenizer, kind: str):
@@ -79,11 +81,14 @@ class Encoder:
         # "<eos>" inside a text is no end of it; a setting that tokenizer.json does not keep
         self._tokenizer.encode_special_tokens = True
         self._chunks: dict[str, list[int]] = {}
+        self._whole = kind == "pretrained"
         self._by_codepoint = _codepoint_table(tokenizer) if kind == "char" else None
 
     def __call__(self, text: str) -> np.ndarray:
         if self._by_codepoint is not None:
             return self._by_codepoint[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
+        if self._whole:
+            return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
         chunks = CHUNK.findall(text)
         if len(self._chunks) > CACHED_CHUNKS:
             self._chunks.clear()
@@ -97,10 +102,12 @@ class Encoder:
 def token_texts(tokenizer: Tokenizer, kind: str, ids: Sequence[int]) -> list[str]:
     """What each token shows as; joined, they read as the text.
 
-    bpe: a character made of several tokens belongs to the last of them, the others are ""; bytes that never
+    bpe, pretrained: a character made of several tokens belongs to the last of them, the others are ""; bytes that never
     become a character, as where ``ids`` begin inside one, show as U+FFFD. word: every token but the first
     begins with the space before it.
     """
+    if kind == "pretrained":
+        return _pretrained_texts(tokenizer, ids)
     tokens = [tokenizer.id_to_token(int(id)) for id in ids]
     if kind == "word":
         return [" " * (place > 0) + token for place, token in enumerate(tokens)]
@@ -113,6 +120,18 @@ def token_texts(tokenizer: Tokenizer, kind: str, ids: Sequence[int]) -> list[str
         decoder.decode(bytes(byte_of[character] for character in token), final=place == last)
         for place, token in enumerate(tokens)
     ]
+
+
+def _pretrained_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """Decodes each token after the one before it: alone, some tokenizers would lose its leading space."""
+    texts, context, done = [], 0, 0
+    for end in range(1, len(ids) + 1):
+        before, now = (tokenizer.decode(ids[context:stop], skip_special_tokens=False) for stop in (done, end))
+        inside = now.endswith("\ufffd") and end - done < 4 and end < len(ids)  # no character has more than four bytes
+        texts.append("" if inside else now[len(before) :])
+        if not inside:
+            context, done = done, end
+    return texts
 
 
 def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -132,7 +132,7 @@ def _fit(states: States, exit: int, part: np.ndarray, settings: Any) -> tuple[Ex
 
 def _joint_classifiers(states: States) -> list[ExitClassifier]:
     """The linear classifiers that pretraining learned together with the blocks."""
-    weights = load_file(states.artifact.file("readout.safetensors"))
+    weights = states.readouts()
     found = []
     for exit in range(states.num_exits - 1):
         name = f"exit_classifiers.{exit}"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from offramp.checkpoint import Checkpoint, read_config
 from offramp.errors import UserError
-from offramp.models.pretrained import load_weights, read_config
+from offramp.models.pretrained import load_weights
 
 
 def convert_gguf(gguf: Path, out: Path) -> None:
@@ -24,11 +25,12 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         raise UserError(f"{out} exists; delete it to convert again, or name another folder")
     if not gguf.is_file():
         raise UserError(f"{gguf}: no such file; give a GGUF file")
-    read_config(str(gguf.parent), gguf.name)
+    checkpoint = Checkpoint(str(gguf.parent), gguf.name)
+    read_config(checkpoint)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-    loaded = load_weights(str(gguf.parent), gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **checkpoint.options)
+    loaded = load_weights(*checkpoint)
     del loaded.config.quantization_config  # a model marked as quantised cannot be saved, and these weights no longer are
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(loaded.config)

@@ -116,7 +116,6 @@ def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
     documents = " / ".join(f"{corpus[split]['documents']:,}" for split in splits)
     tokens = " / ".join(f"{corpus[split]['tokens']:,}" for split in splits)
     unknown = corpus["test"]["unknown_rate"]
-    layers = settings["model.block_layers"]
     thresholds = _thresholds(measured, settings["threshold"])
     confidence = settings["exits.confidence"]
     learned = f", a classifier of {settings['exits.label']} on {_INPUTS[settings['exits.inputs']]}"
@@ -131,13 +130,19 @@ def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
         "(train / calibration / test)",
         "Tokens": f"{kind}, vocabulary {corpus['vocab_size']:,}, windows of {corpus['window']}"
         + (f", {percent(unknown)} unknown in test" if unknown else ""),
-        "Model": f"{len(layers)} block{'s' * (len(layers) > 1)} of {' + '.join(map(str, layers))} layers, "
-        f"width {settings['model.width']}, {measured.pretrain['parameters']:,} parameters",
+        "Model": f"{_model(settings)}, {measured.pretrain['parameters']:,} parameters",
         "Training": f"{settings['pretrain.method']}, {measured.pretrain['tokens_seen']:,} tokens seen",
         "Confidence": confidence + (learned if confidence == "learned" else ""),
         "Threshold": thresholds,
         "Exits taken": taken,
     }
+
+
+def _model(settings: dict[str, Any]) -> str:
+    if settings["model.source"] == "hf":
+        return f"{settings['model.name_or_path']}, exits after layers {', '.join(map(str, settings['model.exits_after']))}"
+    layers = settings["model.block_layers"]
+    return f"{len(layers)} block{'s' * (len(layers) > 1)} of {' + '.join(map(str, layers))} layers, width {settings['model.width']}"
 
 
 _INPUTS = {

@@ -16,9 +16,10 @@ from tqdm import tqdm
 from offramp.corpus.windows import TokenWindows
 from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
 from offramp.models.blockwise import Blockwise
+from offramp.models.native import BlockwiseLM
 from offramp.parallel import ALONE, Processes
 from offramp.states.statistics import SATURATION, Readout, saturation, token_statistics
-from offramp.states.store import StatesWriter, join_tables, shard_starts
+from offramp.states.store import READOUT, StatesWriter, join_tables, shard_starts
 
 
 def collect_states(model: Blockwise, windows: TokenWindows, path: Path, settings: Any, params: dict[str, Any],
@@ -42,7 +43,8 @@ def collect_states(model: Blockwise, windows: TokenWindows, path: Path, settings
         processes.wait()
         if out:
             join_tables(folder)
-            save_readouts(model, folder / "readout.safetensors")
+            if isinstance(model, BlockwiseLM):
+                save_readouts(model, folder / READOUT)
             out.meta.update(exits=exits, tokens=len(windows) * windows.window, shards=len(starts), window=windows.window,
                             width=model.config.width, vocab_size=model.config.vocab_size, dtype=settings.dtype)
     processes.wait()
@@ -79,11 +81,12 @@ def iterate_states(model: Blockwise, windows: TokenWindows, batches: Sequence[Te
         yield columns, states
 
 
-def save_readouts(model: Blockwise, file: Path) -> None:
+def save_readouts(model: BlockwiseLM, file: Path) -> None:
     """The artifact's ``readout.safetensors``, with the exit classifiers that were trained together with the model."""
     tensors = {f"exit_classifiers.{name}": value.cpu() for name, value in model.exit_classifiers.state_dict().items()}
     for exit in range(model.config.num_blocks):
-        tensors[f"matrix_{exit}"] = model.readout_matrix(exit).detach().cpu().clone()
+        if exit == 0 or model.config.heads_per_exit:
+            tensors[f"matrix_{exit}"] = model.readout_matrix(exit).detach().cpu().clone()
         if model.config.norm == "pre":
             tensors[f"norm_{exit}"] = model.norms[exit].weight.detach().cpu().clone()
     save_file(tensors, file)

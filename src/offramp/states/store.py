@@ -2,7 +2,8 @@
 
 ``tokens.parquet``: document, sequence, position, token, target, and per exit k ``<statistic>_k`` (see
 ``states.statistics``). ``hidden_<k>-<shard>.safetensors``: row i of all shards together is row i of the table.
-``readout.safetensors``: ``matrix_<k>`` (V, D) and, for pre-norm models, ``norm_<k>`` (D).
+``readout.safetensors``: ``matrix_<k>`` (V, D), or one ``matrix_0`` that all exits share, and, for pre-norm models,
+``norm_<k>`` (D); not there for checkpoints, whose readouts are theirs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from offramp.errors import UserError
 from offramp.lineage.artifact import Artifact
 from offramp.states.statistics import SATURATION, STATISTICS
 
-TABLE = "tokens.parquet"
+TABLE, READOUT = "tokens.parquet", "readout.safetensors"
 ID_COLUMNS = ("document", "sequence", "position", "token", "target")
 
 
@@ -144,6 +145,14 @@ class States:
             unbroken &= self.column(f"argmax_{earlier}") == own
             streak += unbroken
         return out | {"patience": streak / max(1, exit)}
+
+    def readouts(self) -> dict[str, Tensor]:
+        """The readouts of all exits; UserError where the states are a checkpoint's."""
+        file = self.artifact.file(READOUT)
+        if not file.exists():
+            raise UserError(f"{self.artifact.path} holds states of a checkpoint, whose readouts are not kept with them; "
+                            "give states of a native model")
+        return load_file(file)
 
     def hidden_shards(self, exit: int) -> Iterator[Tensor]:
         """Hidden states after block ``exit``, shard by shard, as stored: (n, D)."""

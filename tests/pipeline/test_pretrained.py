@@ -1,0 +1,112 @@
+"""A checkpoint through the whole pipeline: its exits' translators are trained, everything else is Transformers' own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from offramp.analysis.low_rank import readout_inputs
+from offramp.corpus.windows import TokenWindows
+from offramp.errors import UserError
+from offramp.lineage.artifact import open_artifact
+from offramp.params import load_params
+from offramp.states.store import States
+from tests.conftest import REPOSITORY
+from tests.models.checkpoints import save_checkpoint
+from tests.reduce_params import reduce_params
+
+STAGES = ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "report")
+
+
+SETTINGS = {
+    "model__source": "hf", "model__name_or_path": "tiny", "model__exits_after": [1, 3], "tokenizer__kind": "pretrained",
+    "pretrain__method": "frozen", "pretrain__frozen__translator": "low_rank", "pretrain__steps": 6, "corpus__source": "files",
+    "corpus__calibration_fraction": 0.3, "corpus__test_fraction": 0.2, "window": 32, "threshold": "auto",
+}
+
+
+def run(folder: Path, *stages: str) -> None:
+    """As DVC runs them, but in this process."""
+    with contextlib.chdir(folder):
+        for stage in stages:
+            importlib.import_module(f"pipeline.{stage}").run(load_params(stage), Path("."))
+
+
+@pytest.fixture(scope="module")
+def project(addresses, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    text = "".join(file.read_text(encoding="utf-8") for file in sorted(addresses.iterdir())[:3])
+    save_checkpoint(folder / "tiny", 400, text)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(REPOSITORY / name, folder)
+    shutil.copytree(addresses, folder / "text")
+    reduce_params(folder / "params.yaml", corpus__paths=["text"], **SETTINGS)
+    run(folder, *STAGES)
+    return folder
+
+
+def test_documents_are_the_tokens_of_the_checkpoint_each_with_its_end(project, addresses):
+    data = open_artifact(project / "data", "data")
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(project / "tiny/tokenizer.json"))
+    table = pd.read_parquet(data.file("documents.parquet"))
+    row = table[table["split"] == "test"].iloc[0]
+    (text,) = [file.read_text(encoding="utf-8") for file in addresses.iterdir() if file.name in row["name"]]
+    stream = np.fromfile(data.file("test.bin"), dtype=data.meta["dtype"])[row["start"] : row["start"] + row["tokens"]].tolist()
+    assert stream == [*theirs(text, add_special_tokens=False)["input_ids"], 0]
+    assert data.meta["vocab_size"] == 400 and data.meta["kind"] == "pretrained"
+
+
+def test_full_depth_scores_as_transformers(project):
+    model = AutoModelForCausalLM.from_pretrained(project / "tiny").eval()
+    windows = TokenWindows(open_artifact(project / "data", "data"), "test")
+    tokens, targets = windows.batch(range(len(windows)))
+    with torch.no_grad():
+        expected = torch.nn.functional.cross_entropy(model(tokens).logits.flatten(0, 1), targets.flatten()).exp()
+    assert json.loads((project / "metrics/states.json").read_text())["test"]["exit_2"]["ppl"] == pytest.approx(expected.item(), rel=1e-4)
+    routing = json.loads((project / "metrics/routing.json").read_text())
+    assert 0 < routing["exit_fraction"]["exit_0"] < 1 and routing["flop_saving"] != 0
+
+
+def test_the_artifact_holds_translators_and_the_digest_of_the_weights_alone(project):
+    weights = load_file(project / "models/lm/weights.safetensors")
+    assert {name.split(".")[0] for name in weights} == {"0", "1"} and sum(map(torch.numel, weights.values())) == 2 * 2 * 64 * 32
+    config = json.loads((project / "models/lm/config.json").read_text())
+    assert config["checkpoint"] == json.loads((project / "build/checkpoint.json").read_text())["weights"]
+    assert not (project / "states/test/readout.safetensors").exists()
+
+
+def test_low_rank_readouts_of_a_checkpoint_are_refused(project):
+    states = States(open_artifact(project / "states/test", "states"))
+    with pytest.raises(UserError, match="holds states of a checkpoint, whose readouts are not kept with them"):
+        readout_inputs(states, 0, 100)
+
+
+def test_another_checkpoint_in_the_same_place_is_noticed(project, tmp_path):
+    """The check writes another fingerprint, which re-runs what read the old weights; a stage run by hand refuses."""
+    folder = shutil.copytree(project, tmp_path / "copy")
+    save_checkpoint(folder / "tiny", 400, hidden_size=64)
+    run(folder, "check")
+    assert (folder / "build/checkpoint.json").read_text() != (project / "build/checkpoint.json").read_text()
+    with pytest.raises(UserError, match=r"'tiny': its weights are not those that models/lm was made from.*dvc repro"):
+        run(folder, "collect")
+
+
+def test_trained_weights_are_kept_whole(project, tmp_path):
+    """Method joint: the model is read from the artifact, whatever becomes of the checkpoint's weights."""
+    folder = shutil.copytree(project, tmp_path / "copy")
+    reduce_params(folder / "params.yaml", corpus__paths=["text"], **SETTINGS | {"pretrain__method": "joint", "pretrain__head": "shared"})
+    run(folder, "pretrain")
+    (folder / "tiny/model.safetensors").unlink()
+    run(folder, "collect")
+    ppl = [json.loads((place / "metrics/states.json").read_text())["test"]["exit_2"]["ppl"] for place in (folder, project)]
+    assert ppl[0] < 0.9 * ppl[1]
