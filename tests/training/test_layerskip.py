@@ -59,6 +59,13 @@ def test_gradual_curriculum_adds_exits_from_the_deepest_over_the_first_half():
     assert exits_on(None, range(4), 0, 80) == [0, 1, 2, 3] and exits_on("gradual", [1], 0, 80) == [1]
 
 
+def test_early_stopping_waits_until_a_gradual_curriculum_has_added_every_exit(data, tmp_path):
+    """Exits not yet trained may well get worse; here all do, from the start."""
+    stopped = {curriculum: make_trainer(data, tmp_path / str(curriculum), method="joint", curriculum=curriculum, learning_rate=3.0,
+                                        patience=1).run().best["joint"]["steps"] for curriculum in (None, "gradual")}
+    assert stopped == {None: 4, "gradual": 8}
+
+
 def test_weights_of_exits_that_are_off_go_to_those_that_are_on(data, tmp_path):
     """The loss keeps its scale, and a curve row averages the steps at which its exit was trained."""
     trainer = make_trainer(data, tmp_path, method="joint", curriculum="gradual", exit_weights=[1.0, 2.0, 3.0])

@@ -68,6 +68,8 @@ class Phase:
     """Weight of each named loss; 1 where none is given. Those of losses left out at a step go to the others."""
     starts_trained: bool = False
     """Whether the model is good for something before the first step: then that is a look, and may be the best one."""
+    patient_until: int = 0
+    """Step up to which looks without progress do not end the phase: while losses are still being added."""
 
 
 @dataclass
@@ -161,7 +163,7 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
         if progress.step % config.evaluate_every == 0 or progress.step == phase.steps:
             if _evaluate(phase, config, progress):
                 best = copy_of(trained(model))
-            bar.set_postfix(calibration_ppl=f"{math.exp(min(progress.best_loss, 50)):.2f}")
+            bar.set_postfix(calibration_ppl=f"{math.exp(min(progress.best_nll, 50)):.2f}")
         if processes.main and snapshots.due():
             snapshots.save({"model": trained(model), "optimiser": optimiser.state_dict(), "best": best,
                             "progress": vars(progress), **extra})
@@ -216,6 +218,6 @@ def _evaluate(phase: Phase, config: FitConfig, progress: Progress) -> bool:
     improved = mean < progress.best_loss
     if improved:
         progress.best_loss, progress.best_nll, progress.best_step, progress.misses = mean, nll, progress.step, 0
-    else:
+    elif progress.step > phase.patient_until:
         progress.misses += 1
     return improved

@@ -197,7 +197,8 @@ class Pretrainer:
         return Phase(name=self.params.method, parameters=self._whole_parameters(), steps=self.params.steps,
                      num_sequences=len(self.train), window=self.train.window, losses=losses, weights=weights,
                      evaluate=lambda: {exit: Look(nll) for exit, nll in self._exit_nlls(exits).items()},
-                     starts_trained=isinstance(self.model, PretrainedLM))
+                     starts_trained=isinstance(self.model, PretrainedLM),
+                     patient_until=self.params.steps // 2 if self.params.curriculum == "gradual" else 0)
 
     def _whole_parameters(self) -> list[nn.Parameter]:
         """All; with LoRA the adapters, and what is an exit's own."""
