@@ -137,6 +137,40 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def suitability(options: argparse.Namespace) -> int:
+    """Print whether early exit is worth it, for the project's model or for a checkpoint as it is."""
+    from rich.console import Console
+
+    from offramp.analysis.advice import table
+    from offramp.analysis.suitability import assess, of_checkpoint, of_project
+    from offramp.checkpoint import Checkpoint
+    from offramp.params import read_params
+    from offramp.runtime import setup
+
+    sizes = {"tokens": options.tokens, "rounds": options.rounds, "batch_size": options.batch_size}
+    if options.model is None:
+        params = read_params()
+        device = setup(params.runtime.device, params.runtime.threads)
+        subject = of_project(Path("."), params, device, options.states, **sizes)
+    else:
+        if not options.exits_after or options.text is None:
+            raise UserError("--model needs --exits-after, e.g. --exits-after 10 20, and --text, a file of text like that to be run")
+        try:
+            text = options.text.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--text {options.text} cannot be read ({error}); give a file of UTF-8 text") from None
+        checkpoint = Checkpoint(options.model, options.gguf_file, options.revision)
+        subject = of_checkpoint(checkpoint, options.exits_after, text, setup("auto", os.cpu_count() or 1), options.window, **sizes)
+    found = assess(subject)
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        console = Console(width=160)
+        console.print(table(found))
+        console.print(found["advice"]["sentence"], soft_wrap=True, highlight=False)
+    return 0
+
+
 def _check_exit(exit: int, exits: int) -> None:
     if not 0 <= exit < exits:
         raise UserError(f"--exit {exit}: these states have exits 0 to {exits - 1}")
@@ -228,6 +262,18 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
     write.add_argument("--colour", action="store_true", help="colour every token by the exit that predicted it")
     write.add_argument("--stats", action="store_true", help="then print depth used, tokens/s and speed against full depth")
+    fits = command("suitability", suitability, "whether early exit is worth it: agreement, oracle bounds, break-even and advice")
+    fits.add_argument("--states", type=Path, help="of the project's model (states/test, else states/calibration)")
+    fits.add_argument("--model", help="instead of the project's, a checkpoint: a folder, or a name on the Hugging Face hub")
+    fits.add_argument("--gguf-file", help="file within it, for weights in the GGUF format")
+    fits.add_argument("--revision", help="commit, branch or tag on the hub")
+    fits.add_argument("--exits-after", type=int, nargs="+", metavar="LAYERS", help="of --model: layers after which an exit would stand")
+    fits.add_argument("--text", type=Path, help="of --model: UTF-8 text like that to be run")
+    fits.add_argument("--window", type=int, default=128, help="of --model: tokens per sequence (128)")
+    fits.add_argument("--tokens", type=int, default=16384, help="most tokens that quality is measured on (16384)")
+    fits.add_argument("--rounds", type=int, default=5, help="batches timed (5)")
+    fits.add_argument("--batch-size", type=int, help="sequences of a timed batch (routing.batch_size; 4 with --model)")
+    fits.add_argument("--json", action="store_true", help="print JSON")
     turn = command("convert", convert, "turn a GGUF file into a checkpoint folder that loads in a second")
     turn.add_argument("gguf", type=Path, help="the GGUF file")
     turn.add_argument("out", type=Path, help="the folder to write (model.name_or_path)")

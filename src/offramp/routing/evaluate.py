@@ -212,7 +212,7 @@ class Evaluation:
                     self.executor.run(*batch_text, policy)
             turn = number % len(arms)
             for name in (*list(arms)[turn:], *list(arms)[:turn]):
-                arms[name].append(self._seconds(batch_text, policies[name], asked if name == "asking" else None))
+                arms[name].append(pass_seconds(self.executor, batch_text, policies[name], asked if name == "asking" else None))
         ratios = {name: sorted(s / p for s, p in zip(seconds, arms["plain"])) for name, seconds in arms.items()}
         quarter = len(arms["plain"]) // 4
         tokens, plain, routed = len(rows) * size, sum(arms["plain"]), sum(arms["routed"])
@@ -227,16 +227,19 @@ class Evaluation:
             "pairs": len(arms["plain"]), "machine": machine(self.device),
         }
 
-    def _seconds(self, batch: tuple[Tensor, ...], policy: Policy | None, work: Work | None) -> float:
-        self._wait()
-        start = time.perf_counter()
-        self.executor.run(*batch, policy, work)
-        self._wait()
-        return time.perf_counter() - start
 
-    def _wait(self) -> None:
-        if self.device.type != "cpu":
-            getattr(torch, self.device.type).synchronize()
+def pass_seconds(executor: Executor, batch: tuple[Tensor, ...], policy: Policy | None, work: Work | None = None) -> float:
+    """Seconds of one pass over a batch that is on its device."""
+    _wait_for(batch[0].device)
+    start = time.perf_counter()
+    executor.run(*batch, policy, work)
+    _wait_for(batch[0].device)
+    return time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
 
 def spread_windows(total: int, wanted: int) -> Tensor:

@@ -1,0 +1,77 @@
+"""What early exit could save at best: oracles that know every exit's loss and prediction of every token.
+
+They read what each exit says as if no token had left before it, and ask nothing: their savings are bounds for any signal.
+
+Shapes: K exits, N tokens. ``costs`` (K,) are FLOPs of leaving at each exit as shares of full depth (``routing.cost.exit_costs``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PRECISION = 1e-12
+"""Relative width at which the search for a price of FLOPs ends."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    flop_saving: float
+    """1 - FLOPs of the exits taken / FLOPs at full depth."""
+    ppl: float
+    """At the exits taken."""
+
+
+def least_loss(loss: np.ndarray, costs: np.ndarray) -> Bound:
+    """Every token at its exit of least loss (K, N), the first of equal ones."""
+    return _bound(*_priced(loss, costs, 0.0))
+
+
+def largest_saving(loss: np.ndarray, costs: np.ndarray, ppl_rise: float = 0.0) -> Bound:
+    """The most that can be saved with a perplexity of at most 1 + ``ppl_rise`` that of full depth; loss (K, N).
+
+    Tokens leave in the order of nats lost per FLOP saved: each takes the exit of least loss + price x cost, at the price
+    that uses up the rise. One token may be shared between two exits, so this is the optimum of the linear relaxation, which no
+    choice of exits exceeds and some choice misses by one token at most.
+    """
+    limit = loss[-1].mean(dtype=np.float64) + np.log1p(ppl_rise)
+    among_cheapest = np.where(costs[:, None] == costs.min(), loss, np.inf)
+    cheapest = _means(loss, costs, among_cheapest.argmin(0))
+    if cheapest[0] <= limit:
+        return _bound(*cheapest)
+    kept, low, high = _priced(loss, costs, 0.0), 0.0, 1.0
+    while (over := _priced(loss, costs, high))[0] <= limit:  # ends: at a high enough price all take the cheapest exit
+        kept, low, high = over, high, 2 * high
+    while high - low > PRECISION * high:
+        price = (low + high) / 2
+        tried = _priced(loss, costs, price)
+        if tried[0] <= limit:
+            kept, low = tried, price
+        else:
+            over, high = tried, price
+    share = min(1.0, (limit - kept[0]) / (over[0] - kept[0]))
+    return _bound(*(own + share * (other - own) for own, other in zip(kept, over)))
+
+
+def same_prediction(loss: np.ndarray, argmax: np.ndarray, costs: np.ndarray) -> Bound:
+    """Every token at the earliest exit from which on all predictions are that of full depth; loss and argmax (K, N)."""
+    return _bound(*_means(loss, costs, settled_at(argmax)))
+
+
+def settled_at(argmax: np.ndarray) -> np.ndarray:
+    """(N,) the earliest exit from which on every exit's argmax (K, N) is that of full depth."""
+    settled = np.logical_and.accumulate((argmax == argmax[-1])[::-1])
+    return len(argmax) - settled.sum(0)
+
+
+def _priced(loss: np.ndarray, costs: np.ndarray, price: float) -> tuple[float, float]:
+    return _means(loss, costs, np.argmin(loss + price * costs[:, None], axis=0))
+
+
+def _means(loss: np.ndarray, costs: np.ndarray, exits: np.ndarray) -> tuple[float, float]:
+    return float(np.take_along_axis(loss, exits[None], axis=0).mean(dtype=np.float64)), float(costs[exits].mean())
+
+
+def _bound(nll: float, cost: float) -> Bound:
+    return Bound(1 - cost, float(np.exp(nll)))

@@ -1,0 +1,100 @@
+"""Break-even of one exit: the share of tokens that must leave there before leaving saves more than asking costs.
+
+Asking is a readout of every token where the signal is one of the softmax, and else a classifier of the state; predicted in FLOPs
+and measured in seconds, each with that exit alone in use.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.exits.classifier import ExitClassifier
+from offramp.models.blockwise import Blockwise
+from offramp.routing.cost import executed_flops, full_depth_flops
+from offramp.routing.evaluate import pass_seconds
+from offramp.routing.executor import Arrivals, Decision, Executor, Policy, Work
+from offramp.states.statistics import Readout, token_statistics
+
+KINDS = ("state", "readout")
+"""What a signal looks at: the state alone, or a readout."""
+LEAVING = 0.5
+"""Share of the tokens that leave where the saving is timed."""
+
+
+def flops_break_even(model: Blockwise, window: int, exit: int, kind: str, classifier_flops: int) -> float | None:
+    """The share in FLOPs; None where a token that leaves costs more than one that goes to full depth unasked.
+
+    Counts as ``routing.cost.exit_costs``: layers and attention rows of ``window`` keys, keys and values of tokens that left in
+    all later layers, and readouts.
+    """
+    layers = sum(model.config.block_layers)
+    run = sum(model.config.block_layers[: exit + 1])
+    decision = classifier_flops if kind == "state" else 0
+    plain = full_depth_flops(model, 1, window)
+    asking = decision + (model.readout_flops(exit) if kind == "readout" else 0)
+    leaving = executed_flops(model, Work([1] * run, [1] * layers, run * window, [0] * exit + [1], 1, 1), decision)
+    return asking / (plain + asking - leaving) if leaving <= plain else None
+
+
+class AskAtOneExit:
+    """Does at one exit what a signal of that ``kind`` would for every token, and lets those go that were laid down."""
+
+    reads_before = False
+
+    def __init__(self, model: Blockwise, exit: int, kind: str, classifier: ExitClassifier, leaves: Tensor):
+        """``leaves``: bool, of the tokens of the batch (B * T,)."""
+        self.model, self.first, self.classifier, self.leaves = model, exit, classifier, leaves
+        self.reads_out, self.flops_per_token = kind == "readout", classifier.flops if kind == "state" else 0
+        self.readout = Readout(model.readout_matrix(exit))
+
+    def decide(self, arrivals: Arrivals) -> Decision:
+        leaves = self.leaves[arrivals.index]
+        if arrivals.exit != self.first:
+            return Decision(torch.zeros_like(leaves))
+        if not self.reads_out:
+            return Decision(leaves, self.classifier(arrivals.states.float()))
+        normed = self.model.readout_input(arrivals.exit, arrivals.states)
+        found = token_statistics([normed], [self.readout], arrivals.targets)[0]
+        return Decision(leaves, found["max_prob"], found["loss"], found["argmax"])
+
+
+def seconds_break_even(executor: Executor, batches: Sequence[tuple[Tensor, Tensor]], hidden: list[int]) -> list[dict[str, Any]]:
+    """The share in seconds, per early exit and kind: {kind: {asking_cost, saving, break_even}}.
+
+    Every batch (tokens and targets (B, T)) is run plainly, with every token asked and none leaving, and with LEAVING of them,
+    at random, leaving, in turn. ``asking_cost`` and ``saving`` are what the second run takes more and the third less than the
+    plain one, as shares of it, medians over batches; ``break_even`` follows from the straight line through both: 0 where asking
+    took no time, None where leaving saved none of it, or where it would take more tokens than there are.
+    """
+    model, device = executor.model, batches[0][0].device
+    early, count = range(model.config.num_blocks - 1), batches[0][0].numel()
+    classifier = ExitClassifier(model.config.width, hidden).to(device).eval()
+    chosen = torch.rand(count, generator=torch.Generator().manual_seed(0)).to(device) < LEAVING
+    policies: dict[Any, Policy | None] = {"plain": None}
+    policies |= {(exit, kind, some): AskAtOneExit(model, exit, kind, classifier, chosen & some)
+                 for exit in early for kind in KINDS for some in (False, True)}
+    names, ratios = list(policies), {name: [] for name in policies}
+    for policy in policies.values():  # warm up
+        executor.run(*batches[0], policy)
+    for number, batch in enumerate(batches):
+        turn = number % len(names)
+        seconds = {name: pass_seconds(executor, batch, policies[name]) for name in (*names[turn:], *names[:turn])}
+        for name in names:
+            ratios[name].append(seconds[name] / seconds["plain"])
+    middle = {name: statistics.median(values) for name, values in ratios.items()}
+    return [{kind: _line(middle[exit, kind, False], middle[exit, kind, True]) for kind in KINDS} for exit in early]
+
+
+def _line(asking: float, leaving: float) -> dict[str, float | None]:
+    """Where a line from ``asking`` (nobody leaves) to ``leaving`` (LEAVING does) is at 1, both as shares of the plain pass."""
+    share = None
+    if asking <= 1:
+        share = 0.0
+    elif leaving < asking:
+        share = LEAVING * (asking - 1) / (asking - leaving)
+    return {"asking_cost": asking - 1, "saving": 1 - leaving, "break_even": share if share is None or share <= 1 else None}

@@ -1,0 +1,167 @@
+"""Whether early exit is worth it: the numbers against plain logits and Transformers, every rule of the advice, the command."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from offramp.analysis.advice import advise, table
+from offramp.analysis.suitability import assess, of_checkpoint, of_project
+from offramp.checkpoint import Checkpoint
+from offramp.cli import main
+from offramp.corpus.windows import TokenWindows
+from offramp.errors import UserError
+from offramp.lineage.artifact import create_artifact, open_artifact
+from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.models.store import save_model
+from offramp.states.collect import collect_states
+from tests.conftest import REPOSITORY, repository_params
+from tests.reduce_params import reduce_params
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def project(data, tmp_path_factory):
+    """A project folder as it is once ``collect`` has run: a model of random weights and its states of the test split."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(data.path, root / "data")
+    shutil.copy(REPOSITORY / "params.yaml", root)
+    reduce_params(root / "params.yaml", routing__batch_size=4)
+    torch.manual_seed(0)
+    model = BlockwiseLM(ModelConfig(vocab_size=data.meta["vocab_size"], window=32, width=16, heads=2, ffn_width=24,
+                                    block_layers=(1, 2), heads_per_exit=True))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
+    with create_artifact(root / "models/lm", "lm", {}, {"data": data}) as out:
+        save_model(model, out.path)
+    lm = open_artifact(root / "models/lm", "lm")
+    settings = repository_params(collect__dtype="float32").collect
+    collect_states(model.eval(), TokenWindows(data, "test"), root / "states/test", settings, {}, {"data": data, "lm": lm}, CPU)
+    return root, model
+
+
+def expected(model, windows, readout_of):
+    """Agreement and NLL of the first exit from plain logits; ``readout_of`` says whose readout it has."""
+    tokens, targets = windows.batch(torch.arange(len(windows)))
+    with torch.no_grad():
+        first, last = model(tokens)
+        early, full = model.logits(readout_of, first), model.logits(1, last)
+    nll = torch.nn.functional.cross_entropy(early.flatten(0, 1), targets.flatten())
+    return (early.argmax(-1) == full.argmax(-1)).double().mean().item(), nll.item()
+
+
+def test_a_projects_exits_are_read_from_cached_states_raw_and_as_trained(project, data):
+    root, model = project
+    subject = of_project(root, repository_params(), CPU, tokens=10**6, rounds=2, batch_size=4)
+    found = assess(subject)
+    for kind, readout_of in (("raw", 1), ("tuned", 0)):
+        agreement, nll = expected(model, TokenWindows(data, "test"), readout_of)
+        read = found["exits"][0]["readouts"][kind]
+        assert (read["agreement"], read["nll"]) == (pytest.approx(agreement), pytest.approx(nll, rel=1e-5))
+        assert read["nll_interval"][0] < nll < read["nll_interval"][1]
+        assert found["exits"][1]["readouts"][kind]["agreement"] == 1
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_fewer_tokens_are_whole_windows_spread_over_the_text(project):
+    subject = of_project(project[0], repository_params(), CPU, tokens=100, rounds=2, batch_size=4)
+    sequences = subject.readings["tuned"].sequence
+    assert len(sequences) == 96 and (np.unique(sequences, return_counts=True)[1] == 32).all() and sequences[0] == 0
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=data.meta["vocab_size"], hidden_size=32, intermediate_size=40, num_hidden_layers=5,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    theirs = AutoModelForCausalLM.from_config(config).eval()
+    theirs.save_pretrained(folder)
+    shutil.copy(data.file("tokenizer.json"), folder)
+    return folder, theirs
+
+
+def test_a_checkpoint_as_it_is_is_read_through_the_logit_lens(checkpoint):
+    folder, theirs = checkpoint
+    text = "Fellow citizens of the Senate and of the House of Representatives. " * 12
+    subject = of_checkpoint(Checkpoint(str(folder)), [2, 4], text, CPU, window=32, rounds=2)
+    found = assess(subject)
+    tokens, targets = (torch.cat([part[place] for part in subject.batches])[: found["sequences"]] for place in (0, 1))
+    with torch.no_grad():
+        out = theirs(tokens, output_hidden_states=True)
+        lens = theirs.lm_head(theirs.model.norm(out.hidden_states[4]))
+    read = found["exits"][1]["readouts"]
+    assert set(read) == {"raw"}
+    expected_nll = torch.nn.functional.cross_entropy(lens.flatten(0, 1), targets.flatten()).item()
+    assert read["raw"]["nll"] == pytest.approx(expected_nll, rel=1e-4)
+    assert read["raw"]["agreement"] == pytest.approx((lens.argmax(-1) == out.logits.argmax(-1)).double().mean().item())
+    assert found["exits"][2]["layers"] == 5 and table(found).row_count == 3
+
+
+def test_a_text_of_less_than_two_windows_is_refused(checkpoint):
+    with pytest.raises(UserError, match=r"--text has \d+ tokens; give at least 65, two windows of 32"):
+        of_checkpoint(Checkpoint(str(checkpoint[0])), [2], "Fellow citizens", CPU, window=32)
+
+
+def finding(kind="tuned", oracle=0.4, agreement=0.6, excess=0.2, flops=(0.05, 0.1), seconds=(0.1, 0.2)):
+    """What ``assess`` finds of a model with one early exit; break-even shares by kind of signal: state, readout."""
+    readouts = [{kind: {"agreement": share, "nll": nll}} for share, nll in ((agreement, 3.0 + excess), (1.0, 3.0))]
+    shares = {signal: {"flops": flops[place], "seconds": seconds[place]} for place, signal in enumerate(("state", "readout"))}
+    return {
+        "oracle": {kind: {"small_rise": {"flop_saving": oracle}}},
+        "exits": [{"exit": 0, "layers": 2, "flop_saving": 0.5, "readouts": readouts[0], "break_even": shares},
+                  {"exit": 1, "layers": 6, "flop_saving": 0.0, "readouts": readouts[1]}],
+    }
+
+
+@pytest.mark.parametrize("changes, verdict, sentence", [
+    ({"oracle": 0.07}, "no", r"No: even an oracle that knows every loss saves 7\.0% of the FLOPs at 1% more perplexity\."),
+    ({"flops": (0.7, None)}, "no", "No, asking costs more than leaving brings back: at exit 0, after layer 2 of 6, 60% .* 70% must leave"),
+    ({"seconds": (0.7, None)}, "not on this machine", r"Not on this machine, though .* 5\.0% must leave .* FLOPs, 70% by the clock"),
+    ({"seconds": (None, None)}, "not on this machine", "more than all of them by the clock"),
+    ({"seconds": (0.1, 0.7)}, "worth a try", "Worth a try, with a signal that looks at the state and reads nothing out: an oracle"),
+    ({"seconds": (0.7, 0.1)}, "worth a try", "Worth a try, with a signal of the readout: an oracle"),
+    ({}, "worth a try", "Worth a try: an oracle that knows every loss saves 40% .* at exit 0, .* 60% of the tokens already"),
+    ({"kind": "raw"}, "worth a try", "Worth a try:"),
+    ({"kind": "raw", "excess": 2.5}, "train the exits first", r"Not before the exits are trained: .* after layer 2 of 6\) is 2\.50 nats worse"),
+    ({"kind": "raw", "flops": (0.7, 0.7)}, "train the exits first", "agrees with it on 60% of the tokens"),
+    ({"kind": "raw", "oracle": 0.07}, "train the exits first", "saves 7.0% of the FLOPs"),
+])
+def test_advice_follows_from_the_numbers(changes, verdict, sentence):
+    advice = advise(finding(**changes))
+    assert advice.verdict == verdict
+    assert re.search(sentence, advice.sentence), advice.sentence
+
+
+def test_advice_is_about_the_tuned_exits_where_there_are_any():
+    found, raw = finding(), finding("raw", excess=5.0)
+    both = copy.deepcopy(found)
+    both["oracle"] |= raw["oracle"]
+    for row, other in zip(both["exits"], raw["exits"]):
+        row["readouts"] |= other["readouts"]
+    assert advise(both) == advise(found)
+
+
+def test_the_command_prints_a_table_and_the_advice_or_json(project, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(project[0])
+    quick = ["--tokens", "200", "--rounds", "2", "--batch-size", "2"]
+    assert main(["suitability", "--json", *quick]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == 192 and found["advice"]["sentence"]
+    assert all(math.isfinite(bound["flop_saving"]) for bounds in found["oracle"].values() for bound in bounds.values())
+    text = tmp_path / "text.txt"
+    text.write_text("Fellow citizens of the Senate and of the House of Representatives. " * 12)
+    assert main(["suitability", "--model", str(checkpoint[0]), "--exits-after", "2", "--text", str(text), "--window", "32", *quick]) == 0
+    shown = capsys.readouterr().out
+    assert "break-even" in shown and "an oracle that knows every loss saves" in shown
+    assert main(["suitability", "--model", str(checkpoint[0])]) == 2
+    assert "--model needs --exits-after" in capsys.readouterr().err
