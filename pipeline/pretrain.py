@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from offramp.checkpoint import Checkpoint, weight_digests
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
 from offramp.lineage.artifact import create_artifact, open_artifact, write_json
@@ -31,7 +32,8 @@ def run(params: Declared, root: Path) -> None:
     settings, model = params.pretrain, _start(params, data.meta)
     source = root / "src/offramp"
     rooms = ("corpus", "nn", "models", "states", "training")
-    key = snapshot_key({"params": params.to_json(), "data": data.digest, "threads": params.runtime.threads,
+    weights = weight_digests(Checkpoint.of(params.model)) if params.model.source == "hf" else {}
+    key = snapshot_key({"checkpoint": weights, "params": params.to_json(), "data": data.digest, "threads": params.runtime.threads,
                         "device": processes.device.type, "processes": processes.count, "torch": torch.__version__,
                         "code": code_digest(*(source / room for room in rooms))})
     snapshots = Snapshots(Path(os.environ.get("DVC_ROOT", root)) / ".resume" / key, params.runtime.snapshot_seconds)

@@ -54,11 +54,14 @@ class Checkpoint(NamedTuple):
 
 def read_config(checkpoint: Checkpoint) -> Any:
     """The configuration, as Transformers has it; UserError where there is none or its architecture is not supported."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     _check_folder(checkpoint)
     try:
         config = AutoConfig.from_pretrained(checkpoint.name_or_path, **checkpoint.options)
+    except StrictDataclassError as error:
+        raise UserError(f"{checkpoint}: its config.json is not valid: {' '.join(str(error).split())}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{checkpoint}: no such folder, or no readable checkpoint of that name on the hub "
                         f"({first_line(error)})") from None
@@ -147,8 +150,10 @@ def find_file(checkpoint: Checkpoint, name: str) -> Path | None:
         return file if file.is_file() else None
     from transformers.utils.hub import cached_file
 
-    found = cached_file(checkpoint.name_or_path, name, revision=checkpoint.revision, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
+    try:
+        return Path(cached_file(checkpoint.name_or_path, name, revision=checkpoint.revision))
+    except OSError:
+        return None
 
 
 def weight_digests(checkpoint: Checkpoint) -> dict[str, str]:

@@ -175,6 +175,7 @@ ROPE = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"model_type": "opt"}, "architecture 'opt' is not supported; supported: llama, mistral, qwen2, qwen3, gpt2, gpt_neox"),
+    ({"hidden_size": "wide"}, "its config.json is not valid: .*hidden_size"),
     ({"model_type": "nonsense"}, "no such folder, or no readable checkpoint"),
     ({"rope_parameters": ROPE}, "rotary positions of type 'dynamic' are not supported; supported: default, linear"),
     ({"model_type": "mistral", "sliding_window": 16}, "window = 32 exceeds the attention window of .*, 16 tokens"),
