@@ -165,7 +165,7 @@ def _forward_flops(settings: dict[str, Any]) -> tuple[int, int, int]:
             return full_depth_flops(BlockwiseLM(config), 1, settings["window"])
 
     first, rest = settings["block_layers"][0], sum(settings["block_layers"][1:])
-    return of(first, 0), of(rest, 0), of(0, settings["vocab_size"])
+    return of(first, 0), of(rest, 0), of(first, settings["vocab_size"]) - of(first, 0)
 
 
 def _identity(arm: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
