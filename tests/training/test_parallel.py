@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
@@ -23,6 +23,7 @@ from offramp.models.store import save_model
 from offramp.parallel import ALONE, Processes, join
 from offramp.states.collect import collect_states
 from offramp.states.store import StatesWriter, join_tables, shard_starts
+from offramp.training.fit import losses_and_gradients
 from tests.conftest import REPOSITORY
 from tests.training.test_pretrain import make_trainer
 
@@ -53,12 +54,23 @@ def train(data, folder: Path, processes: Processes, interrupt_after: int | None 
         (folder / "curve.json").write_text(json.dumps(result.curve))
 
 
+def take_gradients(data, folder: Path, processes: Processes) -> None:
+    """Of one batch of an untrained model, towards the hard tokens of its second block."""
+    trainer = make_trainer(data, folder, processes=processes, **TRAININGS["hard"])
+    phase = [trainer._phase(block, fresh=True) for block in (0, 1)][-1]
+    losses_and_gradients(phase, processes.share(torch.arange(5)), 0, processes)
+    if processes.main:
+        save_file({name: value.grad for name, value in trainer.model.named_parameters() if value.grad is not None},
+                  folder / "gradients.safetensors")
+
+
 def interrupt():
     raise Interrupted
 
 
 def do_everything(data, folder: Path, processes: Processes) -> None:
     """Every training and collection of this module."""
+    take_gradients(data, folder, processes)
     for name, changes in TRAININGS.items():
         train(data, folder / name, processes, **changes)
     with pytest.raises(Interrupted):
@@ -88,15 +100,23 @@ def together(data, tmp_path_factory) -> Path:
     return folder
 
 
+def test_two_processes_take_the_gradient_of_one(alone, together):
+    gradients, wanted = (load_file(folder / "gradients.safetensors") for folder in (together, alone))
+    assert gradients.keys() == wanted.keys() and any(name.startswith("blocks.1") for name in wanted)
+    for name, gradient in gradients.items():
+        assert (gradient - wanted[name]).norm() < 1e-5 * wanted[name].norm()
+
+
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_processes_train_the_model_of_one(alone, together, name):
+    """What differs in the last digit grows from step to step, as it does between numbers of threads: a few steps only."""
     weights, wanted = (load_file(folder / name / "weights.safetensors") for folder in (together, alone))
     for parameter, value in wanted.items():
-        torch.testing.assert_close(weights[parameter], value, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(weights[parameter], value, atol=5e-4, rtol=1e-3)
     curve, wanted = (json.loads((folder / name / "curve.json").read_text()) for folder in (together, alone))
     assert len(curve) == len(wanted) > 2
     for row, row_wanted in zip(curve, wanted):
-        assert row.pop("phase") == row_wanted.pop("phase") and row == pytest.approx(row_wanted, rel=1e-5)
+        assert row.pop("phase") == row_wanted.pop("phase") and row == pytest.approx(row_wanted, rel=1e-4)
 
 
 def test_an_interrupted_training_of_two_ends_with_the_weights_of_a_straight_one(together):
@@ -118,6 +138,7 @@ def test_shares_are_consecutive_stretches_of_nearly_equal_size(items, count):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 5), st.integers(1, 30), st.integers(1, 40))
 def test_shards_are_planned_as_one_writer_writes_them(tmp_path_factory, whole, rest, rows, shard_tokens):
     """... and writers that begin at planned shards leave the same files."""

@@ -146,7 +146,7 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
-        losses = _losses_and_gradients(phase, processes.share(next(batches)), progress.step, processes)
+        losses = losses_and_gradients(phase, processes.share(next(batches)), progress.step, processes)
         total = sum(losses[name] * weight for name, weight in loss_weights(phase, losses).items())
         if not math.isfinite(total):
             raise UserError(
@@ -187,7 +187,7 @@ def loss_weights(phase: Phase, names: Collection[str]) -> dict[str, float]:
     return {name: phase.weights[name] * scale if name in phase.weights else 1.0 for name in names}
 
 
-def _losses_and_gradients(phase: Phase, indices: Tensor, step: int, processes: Processes) -> dict[str, float]:
+def losses_and_gradients(phase: Phase, indices: Tensor, step: int, processes: Processes) -> dict[str, float]:
     """The batch's mean losses by name, and the gradient of their weighted sum in ``.grad``, from this process's share of it.
 
     A mean over the batch is the sum of the shares' means, each weighted by its part of the tokens that count.
