@@ -43,7 +43,7 @@ def run() -> Iterator[Row]:
     small, large = (memory(windows) for windows in (800, 8000))
     yield Row("collect_memory_10x_tokens", large / small, "x added memory", "<= 1.25",
               f"800 windows of 128 tokens ({small:.0f} MiB added); 8000 measured, a small model, default shards", 1)
-    yield from pretrained_rows(*smollm2((10, 20), 128), "SmolLM2-135M", 4, ROUNDS)
+    yield from pretrained_rows(*smollm2((10, 20), 128), "SmolLM2-135M", 2, ROUNDS)
 
 
 def collect(model: BlockwiseLM, windows: RandomWindows, path: Path) -> None:

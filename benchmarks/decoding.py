@@ -1,7 +1,7 @@
 """Decoding SmolLM2 with early exit against Transformers, and against the same model cut off at the exit: the ceiling.
 
-Prompt and new tokens are both timed. A prompt runs at full depth, also where every new token leaves early; a model that
-was cut off runs it only as deep as it goes.
+Prompt and new tokens are both timed. A prompt runs at full depth, also where every new token leaves early, but for the rows
+named so; a model that was cut off runs it only as deep as it goes. The larger the batch, the more of the time is the prompts'.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run() -> Iterator[Row]:
     base, lm = smollm2(EXITS, PROMPT + NEW)
     for batch, rounds in ROUNDS.items():
         yield from rows(base, lm, prompts(batch, PROMPT), NEW, rounds)
-    yield against_assistant(base, lm, prompts(1, PROMPT), NEW, 1)
+    yield from drafting(base, lm, prompts(1, PROMPT), NEW, 1)
 
 
 def rows(base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int) -> Iterator[Row]:
@@ -53,7 +53,6 @@ def rows(base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]]
         "full": lambda count: list(decode(lm, texts, count)),
         "never": lambda count: list(decode(lm, texts, count, nobody_leaves(lm))),
         "speculation": lambda count: list(speculate(lm, texts, count, kept)),
-        "trial": lambda count: list(speculate(lm, texts, count, Speculation(exit=1))),
     }, new, rounds)
     ratio = lambda rival, ours: median_ratio(times[rival], times[ours])  # noqa: E731
     size = in_words(texts, new)
@@ -65,27 +64,34 @@ def rows(base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]]
     state = "drafting has switched itself off" if not kept.pays else f"{kept.accepted} of {kept.drafted} drafted tokens accepted"
     yield Row(f"decode_speculation_{batch}", ratio("full", "speculation"), "x speed", ">= 0.97",
               f"{plain}; one Speculation kept over texts, drafting after {EXITS[1]} layers: {state}", rounds)
-    yield Row(f"decode_speculation_trial_{batch}", ratio("full", "trial"), "x speed", None,
-              f"{plain}; a new Speculation for each text, its trial of drafting included", rounds)
     for exit, depth, bar in ((1, "two_thirds", ">= 0.95"), (0, "one_third", ">= 0.85")):
         shallow = cut_off(base, lm, sum(lm.config.block_layers[: exit + 1]))
         times = seconds_by_variant({
             "cut off": lambda count: list(decode(shallow, texts, count)),  # noqa: B023
             "forced": lambda count: list(decode(lm, texts, count, FixedExit(exit))),  # noqa: B023
+            "prompt too": lambda count: list(decode(lm, texts, count, FixedExit(exit), route_prompt=True)),  # noqa: B023
         }, new, rounds)
+        shorter = (f"plain decoding of the first {shallow.config.block_layers[0]} of {sum(lm.config.block_layers)} layers, prompt "
+                   f"included, {speed(times['cut off'], texts, new)}; {size}")
         yield Row(f"decode_forced_{depth}_{batch}", ratio("cut off", "forced"), "x speed", bar,
-                  f"plain decoding of the first {shallow.config.block_layers[0]} of {sum(lm.config.block_layers)} layers, prompt "
-                  f"included, {speed(times['cut off'], texts, new)}; {size}", rounds)
+                  f"{shorter}; ours runs the prompt at full depth", rounds)
+        yield Row(f"decode_forced_{depth}_prompt_too_{batch}", ratio("cut off", "prompt too"), "x speed", bar,
+                  f"{shorter}; ours lets the prompt leave early too", rounds)
 
 
-def against_assistant(base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int) -> Row:
+def drafting(base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int) -> Iterator[Row]:
+    """Of one text whose every generation tries out drafting anew."""
     times = seconds_by_variant({
         "assistant": lambda count: transformers_decode(base, texts, count, assistant_early_exit=EXITS[1], num_assistant_tokens=3),
         "ours": lambda count: list(speculate(lm, texts, count, Speculation(exit=1))),
+        "full": lambda count: list(decode(lm, texts, count)),
     }, new, rounds)
-    return Row("decode_speculation_over_assistant_early_exit", median_ratio(times["assistant"], times["ours"]), "x speed", None,
-               f"Transformers' generate with assistant_early_exit {EXITS[1]} and 3 drafted tokens, "
-               f"{speed(times['assistant'], texts, new)}; ours with a new Speculation; {in_words(texts, new)}", rounds)
+    size = f"a new Speculation, its trial of drafting included; {in_words(texts, new)}"
+    yield Row("decode_speculation_trial", median_ratio(times["full"], times["ours"]), "x speed", None,
+              f"our own plain decoding, {speed(times['full'], texts, new)}; {size}", rounds)
+    yield Row("decode_speculation_over_assistant_early_exit", median_ratio(times["assistant"], times["ours"]), "x speed", None,
+              f"Transformers' generate with assistant_early_exit {EXITS[1]} and 3 drafted tokens, "
+              f"{speed(times['assistant'], texts, new)}; {size}", rounds)
 
 
 def seconds_by_variant(variants: Mapping[str, Variant], new: int, rounds: int) -> dict[str, list[float]]:

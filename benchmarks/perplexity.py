@@ -15,7 +15,7 @@ from offramp.models.blockwise import Blockwise
 from offramp.routing.decoder import Decoder
 from offramp.routing.executor import Executor, Policy
 
-PAIRS = 2
+PAIRS = 1
 
 
 def run() -> Iterator[Row]:
