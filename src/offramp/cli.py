@@ -87,26 +87,14 @@ def generate(options: argparse.Namespace) -> int:
     """Continue a prompt with the routed model, as params.yaml says who may leave."""
     from rich.console import Console
 
-    from offramp.corpus.tokenizer import Encoder, open_tokenizer
-    from offramp.exits.store import Exits
-    from offramp.lineage.artifact import open_artifact
-    from offramp.models.store import load_model
-    from offramp.params import read_params
+    from offramp.project import open_project
     from offramp.report.console import compare, stream
-    from offramp.routing.choice import choose_policy
     from offramp.routing.generate import Sampling, Speculation, decode, speculate
-    from offramp.runtime import setup
 
-    params = read_params()
     if options.speculate is not None and options.temperature is not None:
         raise UserError("--speculate makes exactly the greedy tokens of full depth; leave out --temperature")
-    device = setup(params.runtime.device, params.runtime.threads)
-    data = open_artifact(Path("data"), "data")
-    lm = open_artifact(Path("models/lm"), "lm", inputs={"data": data})
-    model = load_model(lm).to(device)
-    tokenizer, kind, last = open_tokenizer(data), data.meta["kind"], model.config.num_blocks - 1
-    prompts = [Encoder(tokenizer, kind)(options.prompt).tolist()]
-    stop = {data.meta["end_id"]} - {None}
+    project = open_project()
+    model, prompts, stop = project.model, [project.encode(options.prompt)], {project.end_id} - {None}
     sampling = Sampling(options.temperature, options.top_p, options.seed) if options.temperature is not None else None
 
     def full(work=None):
@@ -119,16 +107,12 @@ def generate(options: argparse.Namespace) -> int:
     elif options.full:
         early = full
     else:
-        exits = open_artifact(Path("models/exits"), "exits")
-        if exits.meta["lm"] != lm.digest:
-            raise UserError(f"{exits.path} was trained on states of another model than {lm.path}; run `dvc repro`")
-        threshold = params.threshold if options.threshold is None else options.threshold
-        policy = choose_policy(threshold, Exits(exits), model, data.meta["window"], params.exits, params.routing, device).policy
+        policy, kv = project.policy(options.threshold), project.params.routing.kv
         def early(work=None):
-            return decode(model, prompts, options.tokens, policy, params.routing.kv, sampling, stop, options.route_prompt, work)
+            return decode(model, prompts, options.tokens, policy, kv, sampling, stop, options.route_prompt, work)
 
     console = Console(highlight=False)
-    stream(console, early(), tokenizer, kind, last, options.colour)
+    stream(console, early(), project.tokenizer, project.kind, model.config.num_blocks - 1, options.colour)
     if options.stats:
         console.print(compare(model, early, full))
         if options.speculate is not None:
@@ -144,14 +128,12 @@ def suitability(options: argparse.Namespace) -> int:
     from offramp.analysis.advice import table
     from offramp.analysis.suitability import assess, of_checkpoint, of_project
     from offramp.checkpoint import Checkpoint
-    from offramp.params import read_params
+    from offramp.project import open_project
     from offramp.runtime import setup
 
     sizes = {"tokens": options.tokens, "rounds": options.rounds, "batch_size": options.batch_size}
     if options.model is None:
-        params = read_params()
-        device = setup(params.runtime.device, params.runtime.threads)
-        subject = of_project(Path("."), params, device, options.states, **sizes)
+        subject = of_project(open_project(), options.states, **sizes)
     else:
         if not options.exits_after or options.text is None:
             raise UserError("--model needs --exits-after, e.g. --exits-after 10 20, and --text, a file of text like that to be run")
@@ -168,6 +150,18 @@ def suitability(options: argparse.Namespace) -> int:
         console = Console(width=160)
         console.print(table(found))
         console.print(found["advice"]["sentence"], soft_wrap=True, highlight=False)
+    return 0
+
+
+def lm_eval(options: argparse.Namespace) -> int:
+    """Run lm_eval's own command on the project's routed model."""
+    try:
+        from offramp.harness import evaluate
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise
+        raise UserError("lm_eval is not installed; run `pip install 'offramp[eval]'`, in a checkout `pip install -c constraints.txt -e '.[eval]'`") from None
+    evaluate(options.arguments)
     return 0
 
 
@@ -274,6 +268,10 @@ def _parser() -> argparse.ArgumentParser:
     fits.add_argument("--rounds", type=int, default=5, help="batches timed (5)")
     fits.add_argument("--batch-size", type=int, help="sequences of a timed batch (routing.batch_size; 4 with --model)")
     fits.add_argument("--json", action="store_true", help="print JSON")
+    judge = commands.add_parser("lm-eval", help="EleutherAI's lm-evaluation-harness on the routed model; takes its options",
+                                prefix_chars="\0", add_help=False)  # no prefix: all arguments are passed on
+    judge.add_argument("arguments", nargs="*")
+    judge.set_defaults(run=lm_eval)
     turn = command("convert", convert, "turn a GGUF file into a checkpoint folder that loads in a second")
     turn.add_argument("gguf", type=Path, help="the GGUF file")
     turn.add_argument("out", type=Path, help="the folder to write (model.name_or_path)")

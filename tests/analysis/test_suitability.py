@@ -19,34 +19,17 @@ from offramp.checkpoint import Checkpoint
 from offramp.cli import main
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
-from offramp.lineage.artifact import create_artifact, open_artifact
-from offramp.models.native import BlockwiseLM, ModelConfig
-from offramp.models.store import save_model
-from offramp.states.collect import collect_states
-from tests.conftest import REPOSITORY, repository_params
-from tests.reduce_params import reduce_params
+from offramp.project import open_project
+from tests.small_project import make_project
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def project(data, tmp_path_factory):
-    """A project folder as it is once ``collect`` has run: a model of random weights and its states of the test split."""
+def project(addresses, tmp_path_factory):
+    """A finished project and its model."""
     root = tmp_path_factory.mktemp("project")
-    shutil.copytree(data.path, root / "data")
-    shutil.copy(REPOSITORY / "params.yaml", root)
-    reduce_params(root / "params.yaml", routing__batch_size=4)
-    torch.manual_seed(0)
-    model = BlockwiseLM(ModelConfig(vocab_size=data.meta["vocab_size"], window=32, width=16, heads=2, ffn_width=24,
-                                    block_layers=(1, 2), heads_per_exit=True))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
-    with create_artifact(root / "models/lm", "lm", {}, {"data": data}) as out:
-        save_model(model, out.path)
-    lm = open_artifact(root / "models/lm", "lm")
-    settings = repository_params(collect__dtype="float32").collect
-    collect_states(model.eval(), TokenWindows(data, "test"), root / "states/test", settings, {}, {"data": data, "lm": lm}, CPU)
-    return root, model
+    return root, make_project(root, addresses)
 
 
 def expected(model, windows, readout_of):
@@ -59,12 +42,12 @@ def expected(model, windows, readout_of):
     return (early.argmax(-1) == full.argmax(-1)).double().mean().item(), nll.item()
 
 
-def test_a_projects_exits_are_read_from_cached_states_raw_and_as_trained(project, data):
+def test_a_projects_exits_are_read_from_cached_states_raw_and_as_trained(project):
     root, model = project
-    subject = of_project(root, repository_params(), CPU, tokens=10**6, rounds=2, batch_size=4)
-    found = assess(subject)
+    opened = open_project(root)
+    found = assess(of_project(opened, tokens=10**6, rounds=2, batch_size=4))
     for kind, readout_of in (("raw", 1), ("tuned", 0)):
-        agreement, nll = expected(model, TokenWindows(data, "test"), readout_of)
+        agreement, nll = expected(model, TokenWindows(opened.data, "test"), readout_of)
         read = found["exits"][0]["readouts"][kind]
         assert (read["agreement"], read["nll"]) == (pytest.approx(agreement), pytest.approx(nll, rel=1e-5))
         assert read["nll_interval"][0] < nll < read["nll_interval"][1]
@@ -73,7 +56,7 @@ def test_a_projects_exits_are_read_from_cached_states_raw_and_as_trained(project
 
 
 def test_fewer_tokens_are_whole_windows_spread_over_the_text(project):
-    subject = of_project(project[0], repository_params(), CPU, tokens=100, rounds=2, batch_size=4)
+    subject = of_project(open_project(project[0]), tokens=100, rounds=2, batch_size=4)
     sequences = subject.readings["tuned"].sequence
     assert len(sequences) == 96 and (np.unique(sequences, return_counts=True)[1] == 32).all() and sequences[0] == 0
 

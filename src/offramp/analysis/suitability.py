@@ -31,7 +31,8 @@ from offramp.exits.classifier import ExitClassifier
 from offramp.lineage.artifact import Artifact, open_artifact
 from offramp.models.blockwise import Blockwise
 from offramp.models.pretrained import PretrainedLM, load_pretrained
-from offramp.models.store import THEIRS, load_model
+from offramp.models.store import THEIRS
+from offramp.project import Project
 from offramp.routing.break_even import KINDS, flops_break_even, seconds_break_even
 from offramp.routing.cost import exit_costs
 from offramp.routing.evaluate import machine, spread_windows, token_rows
@@ -68,23 +69,21 @@ class Subject:
     """Of the classifier of the state that is asked."""
 
 
-def of_project(root: Path, params: Any, device: torch.device, states: Path | None = None, tokens: int = 16384,
-               rounds: int = 5, batch_size: int | None = None) -> Subject:
+def of_project(project: Project, states: Path | None = None, tokens: int = 16384, rounds: int = 5,
+               batch_size: int | None = None) -> Subject:
     """The model of a project on its cached states: those named, or of the test split, or of the calibration split.
 
-    UserError where artifacts are missing or do not belong together.
+    UserError where states are missing or of another model.
     """
-    data = open_artifact(root / "data", "data")
-    lm = open_artifact(root / "models/lm", "lm", inputs={"data": data})
-    path = states or next((root / "states" / split for split in ("test", "calibration") if (root / "states" / split).is_dir()),
-                          root / "states/test")
+    data, lm, model, params = project.data, project.lm, project.model, project.params
+    folder = project.root / "states"
+    path = states or (folder / "calibration" if (folder / "calibration").is_dir() and not (folder / "test").is_dir() else folder / "test")
     cached = States(open_artifact(path, "states", inputs={"data": data, "lm": lm}))
-    model = load_model(lm).to(device)
     chosen = spread_windows(cached.num_tokens // cached.window, max(1, tokens // cached.window))
     rows = np.zeros(cached.num_tokens, bool)
     rows[token_rows(chosen, cached.window)] = True
     windows, size = TokenWindows(data, "test"), batch_size or params.routing.batch_size
-    batches = _batches(*windows.batch(spread_windows(len(windows), rounds * size)), size, device)
+    batches = _batches(*windows.batch(spread_windows(len(windows), rounds * size)), size, project.device)
     return Subject(str(lm.path), model, cached.window, _read_cached(cached, model, rows, _trained(model, lm)), batches,
                    params.routing.kv, params.exits.hidden)
 
