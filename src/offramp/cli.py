@@ -126,14 +126,18 @@ def suitability(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from offramp.analysis.advice import table
-    from offramp.analysis.suitability import assess, of_checkpoint, of_project
+    from offramp.analysis.suitability import assess, of_checkpoint, of_states
     from offramp.checkpoint import Checkpoint
+    from offramp.lineage.artifact import open_artifact
     from offramp.project import open_project
     from offramp.runtime import setup
 
     sizes = {"tokens": options.tokens, "rounds": options.rounds, "batch_size": options.batch_size}
     if options.model is None:
-        subject = of_project(open_project(), options.states, **sizes)
+        project = open_project()
+        path = options.states or Path("states", "test" if Path("states/test").is_dir() else "calibration")
+        states = open_artifact(path, "states", inputs={"data": project.data, "lm": project.lm})
+        subject = of_states(project.data, project.lm, project.model, states, project.params, **sizes)
     else:
         if not options.exits_after or options.text is None:
             raise UserError("--model needs --exits-after, e.g. --exits-after 10 20, and --text, a file of text like that to be run")
@@ -168,6 +172,13 @@ def lm_eval(options: argparse.Namespace) -> int:
 def _check_exit(exit: int, exits: int) -> None:
     if not 0 <= exit < exits:
         raise UserError(f"--exit {exit}: these states have exits 0 to {exits - 1}")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give at least 1")
+    return value
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -263,10 +274,10 @@ def _parser() -> argparse.ArgumentParser:
     fits.add_argument("--revision", help="commit, branch or tag on the hub")
     fits.add_argument("--exits-after", type=int, nargs="+", metavar="LAYERS", help="of --model: layers after which an exit would stand")
     fits.add_argument("--text", type=Path, help="of --model: UTF-8 text like that to be run")
-    fits.add_argument("--window", type=int, default=128, help="of --model: tokens per sequence (128)")
-    fits.add_argument("--tokens", type=int, default=16384, help="most tokens that quality is measured on (16384)")
-    fits.add_argument("--rounds", type=int, default=5, help="batches timed (5)")
-    fits.add_argument("--batch-size", type=int, help="sequences of a timed batch (routing.batch_size; 4 with --model)")
+    fits.add_argument("--window", type=_count, default=128, help="of --model: tokens per sequence (128)")
+    fits.add_argument("--tokens", type=_count, default=16384, help="most tokens that quality is measured on (16384)")
+    fits.add_argument("--rounds", type=_count, default=5, help="batches timed (5)")
+    fits.add_argument("--batch-size", type=_count, help="sequences of a timed batch (routing.batch_size; 4 with --model)")
     fits.add_argument("--json", action="store_true", help="print JSON")
     judge = commands.add_parser("lm-eval", help="EleutherAI's lm-evaluation-harness on the routed model; takes its options",
                                 prefix_chars="\0", add_help=False)  # no prefix: all arguments are passed on

@@ -14,11 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from offramp.analysis.advice import advise, table
-from offramp.analysis.suitability import assess, of_checkpoint, of_project
+from offramp.analysis.suitability import assess, of_checkpoint, of_states
 from offramp.checkpoint import Checkpoint
 from offramp.cli import main
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
+from offramp.lineage.artifact import open_artifact
 from offramp.project import open_project
 from tests.small_project import make_project
 
@@ -42,21 +43,26 @@ def expected(model, windows, readout_of):
     return (early.argmax(-1) == full.argmax(-1)).double().mean().item(), nll.item()
 
 
+def of_test_states(project, tokens):
+    states = open_artifact(project.root / "states/test", "states")
+    return of_states(project.data, project.lm, project.model, states, project.params, tokens, rounds=2, batch_size=4)
+
+
 def test_a_projects_exits_are_read_from_cached_states_raw_and_as_trained(project):
     root, model = project
     opened = open_project(root)
-    found = assess(of_project(opened, tokens=10**6, rounds=2, batch_size=4))
+    found = assess(of_test_states(opened, 10**6))
     for kind, readout_of in (("raw", 1), ("tuned", 0)):
         agreement, nll = expected(model, TokenWindows(opened.data, "test"), readout_of)
-        read = found["exits"][0]["readouts"][kind]
+        read = found["exits"]["exit_0"]["readouts"][kind]
         assert (read["agreement"], read["nll"]) == (pytest.approx(agreement), pytest.approx(nll, rel=1e-5))
         assert read["nll_interval"][0] < nll < read["nll_interval"][1]
-        assert found["exits"][1]["readouts"][kind]["agreement"] == 1
+        assert found["exits"]["exit_1"]["readouts"][kind]["agreement"] == 1
     assert json.loads(json.dumps(found)) == found
 
 
 def test_fewer_tokens_are_whole_windows_spread_over_the_text(project):
-    subject = of_project(open_project(project[0]), tokens=100, rounds=2, batch_size=4)
+    subject = of_test_states(open_project(project[0]), 100)
     sequences = subject.readings["tuned"].sequence
     assert len(sequences) == 96 and (np.unique(sequences, return_counts=True)[1] == 32).all() and sequences[0] == 0
 
@@ -82,12 +88,12 @@ def test_a_checkpoint_as_it_is_is_read_through_the_logit_lens(checkpoint):
     with torch.no_grad():
         out = theirs(tokens, output_hidden_states=True)
         lens = theirs.lm_head(theirs.model.norm(out.hidden_states[4]))
-    read = found["exits"][1]["readouts"]
+    read = found["exits"]["exit_1"]["readouts"]
     assert set(read) == {"raw"}
     expected_nll = torch.nn.functional.cross_entropy(lens.flatten(0, 1), targets.flatten()).item()
     assert read["raw"]["nll"] == pytest.approx(expected_nll, rel=1e-4)
     assert read["raw"]["agreement"] == pytest.approx((lens.argmax(-1) == out.logits.argmax(-1)).double().mean().item())
-    assert found["exits"][2]["layers"] == 5 and table(found).row_count == 3
+    assert found["exits"]["exit_2"]["layers"] == 5 and table(found).row_count == 3
 
 
 def test_a_text_of_less_than_two_windows_is_refused(checkpoint):
@@ -101,8 +107,8 @@ def finding(kind="tuned", oracle=0.4, agreement=0.6, excess=0.2, flops=(0.05, 0.
     shares = {signal: {"flops": flops[place], "seconds": seconds[place]} for place, signal in enumerate(("state", "readout"))}
     return {
         "oracle": {kind: {"small_rise": {"flop_saving": oracle}}},
-        "exits": [{"exit": 0, "layers": 2, "flop_saving": 0.5, "readouts": readouts[0], "break_even": shares},
-                  {"exit": 1, "layers": 6, "flop_saving": 0.0, "readouts": readouts[1]}],
+        "exits": {"exit_0": {"exit": 0, "layers": 2, "flop_saving": 0.5, "readouts": readouts[0], "break_even": shares},
+                  "exit_1": {"exit": 1, "layers": 6, "flop_saving": 0.0, "readouts": readouts[1]}},
     }
 
 
@@ -129,7 +135,7 @@ def test_advice_is_about_the_tuned_exits_where_there_are_any():
     found, raw = finding(), finding("raw", excess=5.0)
     both = copy.deepcopy(found)
     both["oracle"] |= raw["oracle"]
-    for row, other in zip(both["exits"], raw["exits"]):
+    for row, other in zip(both["exits"].values(), raw["exits"].values()):
         row["readouts"] |= other["readouts"]
     assert advise(both) == advise(found)
 

@@ -105,7 +105,7 @@ def test_stages_open_only_declared_files(project, tmp_path):
     allowed_anyway = ("params.yaml", "dvc.yaml", ".dvc", ".git", "pipeline/", "src/", "metrics/.", ".resume", "build/.", "dvc.lock",
                       "mlflow.db", "mlartifacts", ".mlflow", "__pycache__")
     project = shutil.copytree(project, tmp_path / "copy")  # stages run by hand would leave other timings behind
-    for stage in ("check", "prepare", "collect", "train_exits", "sweep", "evaluate", "report"):
+    for stage in ("check", "prepare", "collect", "train_exits", "sweep", "evaluate", "suitability", "report"):
         listing = tmp_path / f"{stage}.json"
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
         subprocess.run([sys.executable, "-c", RECORDER, stage, str(listing)], cwd=project, env=environment, check=True)

@@ -77,7 +77,7 @@ def test_routed_tokens_and_metrics_agree(project):
     np.testing.assert_allclose(tokens.loc[left, "loss"], states.loc[left, "loss_0"], atol=1e-4)
 
 
-def test_splits_share_no_document_and_test_states_reach_only_sweep_and_evaluate(project):
+def test_splits_share_no_document_and_exits_are_made_from_calibration_states_alone(project):
     names = pd.read_parquet(project / "data/documents.parquet").groupby("split")["name"].agg(set)
     assert names["train"].isdisjoint(names["test"]) and names["calibration"].isdisjoint(names["test"])
     exits = json.loads((project / "models/exits/manifest.json").read_text())
@@ -87,11 +87,11 @@ def test_splits_share_no_document_and_test_states_reach_only_sweep_and_evaluate(
 def test_the_same_seed_gives_the_same_bytes(project, tmp_path):
     """The stages again, from text, in another folder: every artifact has the same digest, every metric the same value."""
     again = copy_repository(tmp_path / "again")
-    for stage in ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "report"):
+    for stage in ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "suitability", "report"):
         command(again, "python", "-m", f"pipeline.{stage}")
     assert digests(again) == digests(project)
     for file in [*(project / "metrics").rglob("*.*")]:
-        if file.name != "timing.json":
+        if file.name not in ("timing.json", "suitability.json"):  # both have seconds in them
             assert (again / file.relative_to(project)).read_bytes() == file.read_bytes(), file.name
     for name in ARTIFACTS:  # not only the digests: the bytes
         for file in (project / name).iterdir():
@@ -116,7 +116,7 @@ def test_classifiers_trained_jointly_are_used_and_three_exits_work(tmp_path):
     folder = copy_repository(tmp_path / "joint", pretrain__method="joint", pretrain__head="shared", model__block_layers=[1, 1, 1],
                              model__norm="post", pretrain__joint_classifier={"label": "loss", "weight": 1.0}, exits__mode="joint",
                              tokenizer__kind="char", threshold="auto", pretrain__steps=40, pretrain__blockwise__exited_state="input")
-    for stage in ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "report"):
+    for stage in ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "suitability", "report"):
         command(folder, "python", "-m", f"pipeline.{stage}")
     routing = json.loads((folder / "metrics/routing.json").read_text())
     assert len(routing["exit_fraction"]) == 3 and 0.3 < routing["exit_fraction"]["exit_0"] < 0.7

@@ -25,7 +25,7 @@ from tests.conftest import REPOSITORY
 from tests.models.checkpoints import save_checkpoint
 from tests.reduce_params import reduce_params
 
-STAGES = ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "report")
+STAGES = ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "suitability", "report")
 
 
 SETTINGS = {

@@ -64,10 +64,29 @@ def fabricate(
              "asking_microseconds": 0.45}
     machine = {"pairs": 12, "machine": "x86_64, 2 threads"}
     write_json(metrics / "timing.json", saved | machine | (timing or {}))
+    write_json(metrics / "suitability.json", _suitability(exits))
     (metrics / "plots").mkdir()
     for name, table in _tables(exits).items():
         table.to_csv(metrics / "plots" / f"{name}.csv", index=False)
     return root
+
+
+def _suitability(exits: int) -> dict[str, Any]:
+    def read(exit: int, worse: float) -> dict[str, Any]:
+        return {"agreement": 1 - worse, "agreement_interval": [0.99 - worse, 1.0 - worse], "nll": 3.1 + worse, "nll_interval": [3.0, 3.4]}
+
+    rows = {}
+    for exit in range(exits):
+        behind = exits - 1 - exit
+        rows[f"exit_{exit}"] = {"exit": exit, "layers": exit + 1, "flop_saving": behind / exits,
+                                "readouts": {"raw": read(exit, 0.3 * behind), "tuned": read(exit, 0.1 * behind)}}
+        if behind:
+            rows[f"exit_{exit}"]["break_even"] = {"state": {"flops": 0.04, "seconds": 0.12}, "readout": {"flops": 0.3, "seconds": None}}
+    bounds = {name: {"flop_saving": saving, "ppl": 20.0} for name, saving in (
+        ("least_loss", 0.2), ("same_ppl", 0.5), ("small_rise", 0.52), ("same_prediction", 0.31))}
+    return {"exits": rows, "oracle": {"raw": bounds, "tuned": bounds}, "tokens": 16_384, "sequences": 128,
+            "timing": {"rounds": 5, "tokens": 4096, "machine": "x86_64, 2 threads"},
+            "advice": {"verdict": "worth a try", "sentence": "Worth a try: an oracle that knows every loss saves 52% of the FLOPs."}}
 
 
 def _artifacts(root: Path, exits: int) -> Artifact:

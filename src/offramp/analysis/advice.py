@@ -7,19 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
+from offramp.analysis.oracle import ALLOWED_RISE, BOUNDS
 from offramp.routing.break_even import KINDS
 
 WORTH = 0.1
 """Share of the FLOPs that an oracle must save for early exit to be worth anything: signals reach a part of it."""
 USABLE = 1.0
 """Nats by which an exit that was never trained may be worse than full depth and still be of use."""
-ALLOWED_RISE = 0.01
-"""Rise in perplexity at which the oracle is judged."""
-BOUNDS = {
-    "least_loss": "with every token at its exit of least loss", "same_ppl": "at the perplexity of full depth",
-    "small_rise": f"at {ALLOWED_RISE:.0%} more", "same_prediction": "with all predictions those of full depth",
-}
-"""What the oracle bounds of ``suitability.assess`` keep, by name."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ def advise(found: dict[str, Any]) -> Advice:
     5. worth a try: it pays by the clock at some exit, for signals of both kinds or of one.
     """
     kind = "tuned" if "tuned" in found["oracle"] else "raw"
-    *early, full = found["exits"]
+    *early, full = rows(found)
     saving = found["oracle"][kind]["small_rise"]["flop_saving"]
     oracle = f"an oracle that knows every loss saves {percent(saving)} of the FLOPs at {ALLOWED_RISE:.0%} more perplexity"
     nearest = min(early, key=lambda row: row["readouts"][kind]["nll"])
@@ -66,6 +60,11 @@ def advise(found: dict[str, Any]) -> Advice:
     return Advice("worth a try", f"Worth a try{which}: {oracle}; {_at_best_exit(found, kind)}.")
 
 
+def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was found of every exit, in their order."""
+    return sorted(found["exits"].values(), key=lambda row: row["exit"])
+
+
 def table(found: dict[str, Any]) -> Table:
     """What ``assess`` found, for a person to read; intervals below the values."""
     kinds, timing = list(found["oracle"]), found["timing"]
@@ -81,7 +80,7 @@ def table(found: dict[str, Any]) -> Table:
                 "break-even state", "break-even readout")
     for heading in headings:
         out.add_column(heading, justify="right")
-    for row in found["exits"]:
+    for row in rows(found):
         read = [_cell(row["readouts"][kind], name) for name in ("agreement", "nll") for kind in kinds]
         asked = [" / ".join(_share(row["break_even"][kind][unit]) for unit in ("flops", "seconds")) for kind in KINDS if "break_even" in row]
         out.add_row(str(row["exit"]), str(row["layers"]), percent(row["flop_saving"]), *read, *asked)
@@ -99,7 +98,7 @@ def _pays(row: dict[str, Any], kind: str, signal: str, unit: str) -> bool:
 
 def _at_best_exit(found: dict[str, Any], kind: str) -> str:
     """What may leave, and what must, at the exit where leaving all tokens that agree saves most FLOPs."""
-    *early, full = found["exits"]
+    *early, full = rows(found)
     best = max(early, key=lambda row: row["readouts"][kind]["agreement"] * row["flop_saving"])
     flops, seconds = (_least(best, unit) for unit in ("flops", "seconds"))
     return (f"at exit {best['exit']}, after layer {best['layers']} of {full['layers']}, {percent(best['readouts'][kind]['agreement'])} of the "

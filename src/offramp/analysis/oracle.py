@@ -11,6 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ALLOWED_RISE = 0.01
+"""Rise in perplexity at which advice is given."""
+BOUNDS = {
+    "least_loss": "with every token at its exit of least loss", "same_ppl": "at the perplexity of full depth",
+    "small_rise": f"at {ALLOWED_RISE:.0%} more", "same_prediction": "with all predictions those of full depth",
+}
+"""Names of the bounds in metrics/suitability.json, and what each keeps."""
 PRECISION = 1e-12
 """Relative width at which the search for a price of FLOPs ends."""
 
@@ -57,6 +64,12 @@ def largest_saving(loss: np.ndarray, costs: np.ndarray, ppl_rise: float = 0.0) -
 def same_prediction(loss: np.ndarray, argmax: np.ndarray, costs: np.ndarray) -> Bound:
     """Every token at the earliest exit from which on all predictions are that of full depth; loss and argmax (K, N)."""
     return _bound(*_means(loss, costs, settled_at(argmax)))
+
+
+def bounds(loss: np.ndarray, argmax: np.ndarray, costs: np.ndarray) -> dict[str, Bound]:
+    """All of BOUNDS."""
+    return {"least_loss": least_loss(loss, costs), "same_ppl": largest_saving(loss, costs),
+            "small_rise": largest_saving(loss, costs, ALLOWED_RISE), "same_prediction": same_prediction(loss, argmax, costs)}
 
 
 def settled_at(argmax: np.ndarray) -> np.ndarray:

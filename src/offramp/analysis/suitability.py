@@ -13,26 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.analysis.advice import ALLOWED_RISE, advise
+from offramp.analysis.advice import advise
 from offramp.analysis.bootstrap import DocumentSums, interval
-from offramp.analysis.oracle import largest_saving, least_loss, same_prediction
+from offramp.analysis.oracle import bounds
 from offramp.checkpoint import Checkpoint, load_tokenizer, read_config
 from offramp.corpus.tokenizer import Encoder
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
 from offramp.exits.classifier import ExitClassifier
-from offramp.lineage.artifact import Artifact, open_artifact
+from offramp.lineage.artifact import Artifact
 from offramp.models.blockwise import Blockwise
 from offramp.models.pretrained import PretrainedLM, load_pretrained
 from offramp.models.store import THEIRS
-from offramp.project import Project
 from offramp.routing.break_even import KINDS, flops_break_even, seconds_break_even
 from offramp.routing.cost import exit_costs
 from offramp.routing.evaluate import machine, spread_windows, token_rows
@@ -69,21 +67,14 @@ class Subject:
     """Of the classifier of the state that is asked."""
 
 
-def of_project(project: Project, states: Path | None = None, tokens: int = 16384, rounds: int = 5,
-               batch_size: int | None = None) -> Subject:
-    """The model of a project on its cached states: those named, or of the test split, or of the calibration split.
-
-    UserError where states are missing or of another model.
-    """
-    data, lm, model, params = project.data, project.lm, project.model, project.params
-    folder = project.root / "states"
-    path = states or (folder / "calibration" if (folder / "calibration").is_dir() and not (folder / "test").is_dir() else folder / "test")
-    cached = States(open_artifact(path, "states", inputs={"data": data, "lm": lm}))
-    chosen = spread_windows(cached.num_tokens // cached.window, max(1, tokens // cached.window))
+def of_states(data: Artifact, lm: Artifact, model: Blockwise, states: Artifact, params: Any, tokens: int = 16384, rounds: int = 5,
+              batch_size: int | None = None) -> Subject:
+    """The model of ``lm`` on cached states of it, timed on test windows; of ``params`` it reads routing.kv, routing.batch_size and
+    exits.hidden."""
+    cached, windows, size = States(states), TokenWindows(data, "test"), batch_size or params.routing.batch_size
     rows = np.zeros(cached.num_tokens, bool)
-    rows[token_rows(chosen, cached.window)] = True
-    windows, size = TokenWindows(data, "test"), batch_size or params.routing.batch_size
-    batches = _batches(*windows.batch(spread_windows(len(windows), rounds * size)), size, project.device)
+    rows[token_rows(spread_windows(cached.num_tokens // cached.window, max(1, tokens // cached.window)), cached.window)] = True
+    batches = _batches(*windows.batch(spread_windows(len(windows), rounds * size)), size, model.cos.device)
     return Subject(str(lm.path), model, cached.window, _read_cached(cached, model, rows, _trained(model, lm)), batches,
                    params.routing.kv, params.exits.hidden)
 
@@ -114,7 +105,7 @@ def assess(subject: Subject) -> dict[str, Any]:
     classifier_flops = ExitClassifier(model.config.width, subject.hidden).flops
     seconds = seconds_break_even(Executor(model, subject.kv), subject.batches, subject.hidden)
     quality = {name: _quality(readings) for name, readings in subject.readings.items()}
-    exits = []
+    exits = {}
     for exit in range(last + 1):
         row = {"exit": exit, "layers": sum(model.config.block_layers[: exit + 1]), "flop_saving": float(1 - costs[exit]),
                "readouts": {name: rows[exit] for name, rows in quality.items()}}
@@ -123,13 +114,9 @@ def assess(subject: Subject) -> dict[str, Any]:
                 "flops": flops_break_even(model, subject.window, exit, kind, classifier_flops),
                 "seconds": seconds[exit][kind]["break_even"], "asking_seconds": seconds[exit][kind]["asking_cost"],
             } for kind in KINDS}
-        exits.append(row)
-    oracles = {name: {
-        "least_loss": asdict(least_loss(readings.loss, costs)),
-        "same_ppl": asdict(largest_saving(readings.loss, costs)),
-        "small_rise": asdict(largest_saving(readings.loss, costs, ALLOWED_RISE)),
-        "same_prediction": asdict(same_prediction(readings.loss, readings.argmax, costs)),
-    } for name, readings in subject.readings.items()}
+        exits[f"exit_{exit}"] = row
+    oracles = {name: {bound: asdict(value) for bound, value in bounds(readings.loss, readings.argmax, costs).items()}
+               for name, readings in subject.readings.items()}
     first = next(iter(subject.readings.values()))
     found = {
         "model": subject.name, "window": subject.window, "tokens": len(first.sequence),

@@ -30,6 +30,7 @@ class Measurements:
     pretrain: dict[str, Any]
     routing: dict[str, Any]
     timing: dict[str, Any]
+    suitability: dict[str, Any]
     tables: dict[str, pd.DataFrame]
     tokens: pd.DataFrame
     """The first routed test tokens, in reading order: document, target, exit, confidence, loss, argmax."""
@@ -65,6 +66,7 @@ def read_measurements(root: Path, text_tokens: int) -> Measurements:
         pretrain=_read_json(metrics / "pretrain.json"),
         routing=routing,
         timing=_read_json(metrics / "timing.json"),
+        suitability=_read_json(metrics / "suitability.json"),
         tables={
             name: _read_table(metrics / "plots" / f"{name}.csv", columns) for name, columns in TABLES.items()
         },

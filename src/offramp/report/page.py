@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.corpus.tokenizer import open_tokenizer
+from offramp.report import suitability
 from offramp.report.figures import Figure, draw_figures
 from offramp.report.findings import COLUMNS, headline, percent, result_table, sentences
 from offramp.report.inputs import Measurements, read_measurements
@@ -79,6 +80,7 @@ def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figu
         columns=list(COLUMNS.values()),
         groups=result_table(measured),
         sentences=sentences(measured),
+        suitability=_suitability(measured.suitability),
         figures=[(figure, Markup(_inline(figure, colours))) for figure in figures],
         passages=texts,
         shown=len(shown),
@@ -90,6 +92,11 @@ def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figu
         digests=measured.routing["inputs"] | {"routed": measured.routed.digest},
         settings={name: _setting(value) for name, value in settings.items()},
     )
+
+
+def _suitability(found: dict[str, Any]) -> dict[str, Any]:
+    return {"advice": found["advice"]["sentence"], "columns": suitability.columns(found), "rows": suitability.rows(found),
+            "oracle": suitability.oracle(found), **{name: found[name] for name in ("tokens", "sequences", "timing")}}
 
 
 def _thresholds(measured: Measurements, given: Any) -> str:

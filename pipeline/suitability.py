@@ -1,0 +1,29 @@
+"""Stage suitability: what the exits are worth, what an oracle would save and what asking costs -> metrics/suitability.json.
+
+Apart from evaluate so that a new threshold does not run it again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from offramp.analysis.suitability import assess, of_states
+from offramp.lineage.artifact import open_artifact, write_json
+from offramp.models.store import load_model
+from offramp.params import Declared
+from offramp.runtime import setup
+from pipeline._stage import stage
+
+
+def run(params: Declared, root: Path) -> None:
+    data = open_artifact(root / "data", "data")
+    lm = open_artifact(root / "models/lm", "lm", inputs={"data": data})
+    states = open_artifact(root / "states/test", "states", inputs={"data": data, "lm": lm})
+    model = load_model(lm).to(setup(params.runtime.device, params.runtime.threads))
+    write_json(root / "metrics/suitability.json", assess(of_states(data, lm, model, states, params)))
+
+
+main = stage("suitability", run)
+
+if __name__ == "__main__":
+    main()
