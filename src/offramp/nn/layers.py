@@ -10,7 +10,9 @@ Shapes: B sequences, T positions, N = any number of tokens, L layers, D width, H
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,7 +47,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:
     """
     if query.device.type == "cpu":  # in bf16 the backward pass of the CPU kernel takes 7x the time of fp32
         query, key, value = query.float(), key.float(), value.float()
-    with torch.autocast(query.device.type, enabled=query.device.type != "cpu" and torch.is_autocast_enabled(query.device.type)):
+    off = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")  # entering the context costs as much as a small product
+    with torch.autocast("cpu", enabled=False) if off else nullcontext():
         out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
                                              enable_gqa=query.shape[2] != key.shape[2], **mask)
     return out.transpose(1, 2)
@@ -67,17 +70,21 @@ class StackedKeysValues(nn.Module):
     """Keys and values that given states have in several layers, as one matrix product.
 
     What stands for a token that left is the same in every later layer, so the projections of those layers can be stacked
-    once the weights of the norms before them are folded in.
+    once the weights of the norms before them are folded in. That copies them, so it waits until a token has left.
     """
 
     def __init__(self, layers: Sequence[Any]):
         super().__init__()
-        folded = [layer.folded_keys_values() for layer in layers]
         self.layers = tuple(layers)  # a tuple: they are the model's own
-        self.project = nn.Linear(folded[0][0].shape[1], 1, bias=False, device="meta")
-        self.project.weight = nn.Parameter(torch.cat([weight.detach() for weight, _ in folded]), requires_grad=False)
+
+    @cached_property
+    def project(self) -> nn.Linear:
+        folded = [layer.folded_keys_values() for layer in self.layers]
+        project = nn.Linear(folded[0][0].shape[1], 1, bias=False, device="meta")
+        project.weight = nn.Parameter(torch.cat([weight.detach() for weight, _ in folded]), requires_grad=False)
         if folded[0][1] is not None:
-            self.project.bias = nn.Parameter(torch.cat([bias.detach() for _, bias in folded]), requires_grad=False)
+            project.bias = nn.Parameter(torch.cat([bias.detach() for _, bias in folded]), requires_grad=False)
+        return project
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per layer keys and values, each (N, G, E), of states (N, D) at the positions of cos and sin (N, R / 2)."""

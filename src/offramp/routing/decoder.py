@@ -61,6 +61,8 @@ class Decoder:
         self._first_layer = [sum(model.config.block_layers[:block]) for block in range(model.config.num_blocks)]
         self._stacked = [StackedKeysValues(layers) if kv == "propagate" and block else None
                          for block, layers in enumerate(model.blocks)]
+        self._left = False
+        """Whether any token has left before the last block."""
 
     @torch.no_grad()
     def feed(self, rows: Tensor, tokens: Tensor, policy: Policy | None, prompt: Tensor | None = None) -> Fed:
@@ -119,11 +121,11 @@ class Decoder:
         exit = number.new_full((size,), last)
         states, confidence = x.clone(), torch.full((size,), torch.nan, device=x.device)
         argmax = None
-        active = torch.arange(size, device=number.device)
+        active, here, view = torch.arange(size, device=number.device), number, None
         for block in range(first, last + 1):
             entered = x
             watch = block < last and policy is not None and policy.reads_before
-            x, before = self._run_block(block, number[active] if len(active) < size else number, x, watch)
+            x, before, view = self._run_block(block, here, x, watch, view)
             if block == last or policy is None or block < policy.first:
                 continue
             decision = policy.decide(Arrivals(block, x, before, active, None, None if position is None else position[active]))
@@ -133,6 +135,7 @@ class Decoder:
                 argmax = number.new_full((size,), -1) if argmax is None else argmax
             if not bool(decision.leaves.any()):
                 continue
+            self._left = True
             leaving = active[decision.leaves]
             exit[leaving], states[leaving] = block, x[decision.leaves]
             if decision.confidence is not None:
@@ -141,13 +144,14 @@ class Decoder:
                 argmax[leaving] = decision.argmax[decision.leaves]
             stands = entered if self.model.config.exited_state == "input" and self.kv == "propagate" else x
             self._states[number[leaving]] = stands[decision.leaves]
-            active, x = active[~decision.leaves], x[~decision.leaves]
+            stay = ~decision.leaves
+            active, here, x = active[stay], here[stay], x[stay]
             if not len(active):
                 break
         states[active] = x
         return Fed(exit, states, confidence, argmax)
 
-    def _run_block(self, block: int, number: Tensor, x: Tensor, watch: bool) -> tuple[Tensor, Tensor | None]:
+    def _run_block(self, block: int, number: Tensor, x: Tensor, watch: bool, view: _View | None) -> tuple[Tensor, Tensor | None, _View]:
         """States (N, D) of the tokens ``number`` after a block, and, if asked, before its last layer."""
         self._depth[number] = block + 1
         waiting = self._waiting(block, number)
@@ -156,7 +160,8 @@ class Decoder:
             running, order = torch.cat([number, waiting]).sort()
             x = torch.cat([x, self._states[waiting]])[order]
             own = order.argsort()
-        view = _View(self, block, running)
+        if view is None or view.number is not running or self.kv == "drop":
+            view = _View(self, block, running)
         layers, offset, before = self.model.blocks[block], self._first_layer[block], None
         if len(waiting):
             self._depth[waiting] = block + 1
@@ -175,14 +180,14 @@ class Decoder:
             filled = len(running) + (len(waiting) if self.kv == "propagate" else 0)
             self.work.count_layer(offset + place, len(running), filled, view.pairs)
         if own is None:
-            return x, before
+            return x, before, view
         mine, others = own[: len(number)], own[len(number) :]
         self._states[waiting] = x[others]
-        return x[mine], before[mine] if watch else None
+        return x[mine], before[mine] if watch else None, view
 
     def _waiting(self, block: int, number: Tensor) -> Tensor:
         """Numbers of the tokens that left before this block, in rows that enter it, before the last token that does."""
-        if self.kv == "drop" or block == 0:
+        if self.kv == "drop" or block == 0 or not self._left:
             return number[:0]
         last = torch.zeros_like(self.lengths).scatter_reduce_(0, number // self.space, number % self.space, "amax")
         end = int(last.max())
@@ -202,7 +207,7 @@ class _View:
     """How queries of some rows meet the cache: which rows, how far, and what each query may see."""
 
     def __init__(self, decoder: Decoder, block: int, number: Tensor):
-        space, rows = decoder.space, len(decoder.lengths)
+        space, rows, self.number = decoder.space, len(decoder.lengths), number
         row, position = number // space, number % space
         self.cos, self.sin = decoder.model.cos[position], decoder.model.sin[position]
         counts = torch.bincount(row, minlength=rows)
@@ -215,8 +220,9 @@ class _View:
         row_of = present.cumsum(0) - 1
         self.slot = row_of[row] * self.width + torch.arange(len(number), device=number.device) - start[row]
         self.dense = len(number) == num_rows * self.width
-        self.visible = None
-        if decoder.kv == "drop" or num_rows > 1 or len(number) > 1:
+        self.visible, self.causal = None, self.dense and self.width == self.end and decoder.kv != "drop"
+        one_each = self.width == 1 and int(position.min()) + 1 == self.end  # and all rows of the same length
+        if decoder.kv == "drop" or not (self.causal or one_each):
             reach = position.new_zeros(num_rows * self.width).index_copy_(0, self.slot, position)
             visible = torch.arange(self.end, device=number.device) <= reach.unsqueeze(-1)
             visible = visible.view(num_rows, 1, self.width, self.end)
@@ -234,7 +240,7 @@ class _View:
         num_rows = self.shape[0] if self.rows is None else len(self.rows)
         if not self.dense:
             query = query.new_zeros(num_rows * self.width, *query.shape[1:]).index_copy_(0, self.slot, query)
-        mask: dict[str, Any] = {} if self.visible is None else {"attn_mask": self.visible}
+        mask: dict[str, Any] = {"is_causal": self.causal} if self.visible is None else {"attn_mask": self.visible}
         keys, values = (self._rows(part)[:, : self.end] for part in (keys, values))
         out = attend(query.unflatten(0, (num_rows, self.width)), keys, values, **mask).flatten(0, 1)
         return out if self.dense else out.index_select(0, self.slot)
