@@ -93,13 +93,7 @@ def test_skipped_means_not_called(seed, share, blocks, kv):
         for name in ("query", "attn_out", "ffn_in", "ffn_out", "key_value"):
             count = lambda module, inputs, _out, key=(number, name): seen.update({key: inputs[0].numel() // inputs[0].shape[-1]})  # noqa: E731
             getattr(layer, name).register_forward_hook(count)
-    executor, first = Executor(model, kv), blocks[0]
-    for stacked, size in zip(executor.stacked[1:], blocks[1:]):
-        if stacked:  # one product for all layers of a block
-            keys = [(number, "key_value") for number in range(first, first + size)]
-            stacked.project.register_forward_hook(lambda _m, inputs, _out, keys=keys: seen.update(dict.fromkeys(keys, len(inputs[0]))))
-        first += size
-    executor.run(tokens, targets, GivenExits(exits), work)
+    Executor(model, kv).run(tokens, targets, GivenExits(exits), work)
     run = list(work.layer_tokens)
     for number in range(len(layers)):
         reported = run[number] if number < len(run) else 0

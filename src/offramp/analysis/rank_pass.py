@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offramp.states.statistics import Readout, buffers, full_precision, slices, Softmax
+from offramp.states.statistics import Readout, Softmax, buffers, full_precision, slices
 
 SIGNALS = ("softmax", "max_logit", "max_minus_mean", "margin")
 """Signals of seed 004, by its names; softmax is the largest probability."""

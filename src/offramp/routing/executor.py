@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from offramp.models.blockwise import Blockwise
-from offramp.nn.layers import StackedKeysValues, attend
+from offramp.nn.layers import attend
 from offramp.states.statistics import Readout, predictions
 
 
@@ -123,8 +123,6 @@ class Executor:
 
     def __init__(self, model: Blockwise, kv: str = "propagate"):
         self.model, self.kv = model.eval(), kv
-        self.stacked = [StackedKeysValues(layers) if kv == "propagate" and block else None
-                        for block, layers in enumerate(model.blocks)]
         self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(model.config.num_blocks)]
 
     @torch.no_grad()
@@ -144,7 +142,6 @@ class Executor:
             entered = x[active] if model.config.exited_state == "input" else None
             everyone = len(active) == len(x)
             field = None if everyone else _Field(self.kv, active, shape, model.cos, model.sin)
-            gone = self._keys_values_of_gone(block, x, field)
             before = None
             for place, layer in enumerate(layers):
                 if place == len(layers) - 1 and block < last and policy is not None and policy.reads_before:
@@ -153,8 +150,8 @@ class Executor:
                     work.count_layer(number, len(x), len(x), len(x) * shape[1])
                     x = layer(x.view(*shape, -1), model.cos[: shape[1]], model.sin[: shape[1]]).flatten(0, 1)
                 else:
-                    work.count_layer(number, len(field.running), len(field.running) + len(field.gone), field.pairs)
-                    x = field.run(layer, x, gone[place] if gone else None)
+                    work.count_layer(number, len(field.running), field.key_values, field.pairs)
+                    x = field.run(layer, x)
                 number += 1
             if block == last or policy is None or block < policy.first:
                 continue
@@ -179,13 +176,6 @@ class Executor:
             loss[active], argmax[active] = self._read_out(last, x[active], wanted[active], work)
         return Routed(*(part.view(shape) for part in (exit_of, loss, argmax, confidence)))
 
-    def _keys_values_of_gone(self, block: int, x: Tensor, field: _Field | None) -> list[tuple[Tensor, Tensor]] | None:
-        """Per layer of the block, keys and values of the tokens that left; None where nobody needs any."""
-        if field is None or not len(field.gone):
-            return None
-        position = field.gone % field.length
-        return self.stacked[block](x.index_select(0, field.gone), self.model.cos[position], self.model.sin[position])
-
     def _read_out(self, exit: int, states: Tensor, targets: Tensor, work: Work) -> tuple[Tensor, Tensor]:
         work.count_readouts(exit, len(states))
         if not len(states):
@@ -203,13 +193,14 @@ class _Field:
     def __init__(self, kv: str, active: Tensor, shape: torch.Size, cos: Tensor, sin: Tensor):
         """``active`` (N,) numbers the tokens still in within the batch (B * T), in order; cos and sin are the model's."""
         batch, length = shape
-        device, self.length = active.device, length
+        device = active.device
         here = torch.zeros(batch * length, dtype=torch.bool, device=device).index_fill_(0, active, True)
         last = (here.view(shape) * torch.arange(1, length + 1, device=device)).amax(1) - 1
         row_of = torch.cumsum(last >= 0, 0) - 1
         num_rows = int(row_of[-1]) + 1
-        seen = (torch.arange(length, device=device) <= last.unsqueeze(1)).flatten().nonzero().squeeze(1)
-        self.running = seen if kv == "recompute" else active
+        self.running = active
+        if kv == "recompute":
+            self.running = (torch.arange(length, device=device) <= last.unsqueeze(1)).flatten().nonzero().squeeze(1)
         row, position = self.running // length, self.running % length
         counts = torch.bincount(row, minlength=batch)
         width = int(counts.max())
@@ -217,38 +208,45 @@ class _Field:
         self.cos, self.sin = cos[position], sin[position]
         self.slot = row_of[row] * width + torch.arange(len(row), device=device) - start[row]
         """Of the running tokens, in rows of ``width`` queries."""
-        self.gone, self.visible = active[:0], None
-        self.key_slot, key_width = self.slot, width
+        self.shape, self.queries, self.keys = shape, (num_rows, width), (num_rows, width)
+        self.key_values, self.visible = len(self.running), None
         if kv == "propagate":
-            key_width = int(last.max()) + 1
-            self.gone = seen[~here[seen]]
-            self.key_slot = row_of[row] * key_width + position
-            self.gone_slot = row_of[self.gone // length] * key_width + self.gone % length
-            reach = position.new_zeros(num_rows * width).index_copy_(0, self.slot, position)
-            visible = torch.arange(key_width, device=device) <= reach.unsqueeze(-1)
-            self.visible = visible.view(num_rows, 1, width, key_width)
-        self.queries, self.keys = (num_rows, width), (num_rows, key_width)
-        self.pairs = num_rows * width * key_width
+            reach = int(last.max()) + 1
+            self.rows = None if num_rows == batch else (last >= 0).nonzero().squeeze(1)
+            self.key_slot = row_of[row] * reach + position
+            self.key_cos, self.key_sin = cos[:reach], sin[:reach]
+            self.keys, self.key_values = (num_rows, reach), num_rows * reach
+            own = position.new_zeros(num_rows * width).index_copy_(0, self.slot, position)
+            visible = torch.arange(reach, device=device) <= own.unsqueeze(-1)
+            self.visible = visible.view(num_rows, 1, width, reach)
+        self.pairs = num_rows * width * self.keys[1]
         """Query-key pairs a layer scores."""
         self._padded: list[Tensor] = []
 
-    def run(self, layer: Any, x: Tensor, gone: tuple[Tensor, Tensor] | None) -> Tensor:
-        """States (M, D) after a layer that runs for the ``running`` tokens; ``gone`` are the others' keys and values."""
+    def run(self, layer: Any, x: Tensor) -> Tensor:
+        """States (M, D) after a layer that runs for the ``running`` tokens; those of the others stay."""
         own = x.index_select(0, self.running)
-        source = layer.attention_input(own)
-        query = layer.queries(source, self.cos, self.sin)
-        key, value = layer.keys_values(source, self.cos, self.sin)
-        if not self._padded:  # zeros: what stands in the padding is masked, but must be finite
-            self._padded = [key.new_zeros(rows * width, *part.shape[1:]) for part, (rows, width) in
-                            ((query, self.queries), (key, self.keys), (value, self.keys))]
-        queries, keys, values = self._padded
-        queries.index_copy_(0, self.slot, query)
-        for buffer, running, others in zip((keys, values), (key, value), gone or (None, None)):
-            buffer.index_copy_(0, self.key_slot, running)
-            if others is not None:
-                buffer.index_copy_(0, self.gone_slot, others)
-        # Where queries and keys are the same tokens in order, padding behind them, causal masking is all it takes.
-        mask = {"is_causal": True} if self.visible is None else {"attn_mask": self.visible}
-        attended = attend(queries.unflatten(0, self.queries), keys.unflatten(0, self.keys), values.unflatten(0, self.keys), **mask)
-        after = layer.finish(own, attended.flatten(0, 1).index_select(0, self.slot))
-        return x.index_copy_(0, self.running, after)
+        if self.visible is None:
+            source = layer.attention_input(own)
+            key, value = (self._pad(place, part) for place, part in enumerate(layer.keys_values(source, self.cos, self.sin)))
+            mask: dict[str, Any] = {"is_causal": True}  # queries and keys are the same tokens in order, padding behind them
+        else:
+            # What stands for a token that left is its last state: keys and values of a row are one product, wherever it is read.
+            rows = x.view(*self.shape, -1)
+            rows = (rows if self.rows is None else rows.index_select(0, self.rows))[:, : self.keys[1]]
+            source = layer.attention_input(rows)
+            key, value = layer.keys_values(source, self.key_cos, self.key_sin)
+            source, mask = source.flatten(0, 1).index_select(0, self.key_slot), {"attn_mask": self.visible}
+        query = self._pad(2, layer.queries(source, self.cos, self.sin)).unflatten(0, self.queries)
+        if self.visible is None:
+            key, value = key.unflatten(0, self.keys), value.unflatten(0, self.keys)
+        attended = attend(query, key, value, **mask).flatten(0, 1).index_select(0, self.slot)
+        return x.index_copy_(0, self.running, layer.finish(own, attended))
+
+    def _pad(self, place: int, part: Tensor) -> Tensor:
+        """Tokens (N, ...) in rows of ``width``, in a buffer used again; its padding is zero: masked, but finite."""
+        while len(self._padded) <= place:
+            self._padded.append(part.new_zeros(0))
+        if not len(self._padded[place]):
+            self._padded[place] = part.new_zeros(self.queries[0] * self.queries[1], *part.shape[1:])
+        return self._padded[place].index_copy_(0, self.slot, part)
