@@ -153,7 +153,7 @@ def suitability(options: argparse.Namespace) -> int:
     else:
         console = Console(width=160)
         console.print(table(found))
-        console.print(found["advice"]["sentence"], soft_wrap=True, highlight=False)
+        console.print(found["advice"]["sentence"], found["advice"]["propagation"], soft_wrap=True, highlight=False)
     return 0
 
 

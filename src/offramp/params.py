@@ -201,6 +201,7 @@ class Routing(Section):
     kv: Literal["propagate", "recompute", "drop"]
     first_exit: Annotated[int, Field(ge=0)]
     decay: Annotated[float, Field(gt=0)] | None
+    keep_first: Annotated[int, Field(ge=0)]
     auto_exit_ratio: Fraction
     budget: Fraction
     price: Annotated[float, Field(ge=0)]
@@ -277,6 +278,8 @@ class Params(Section):
             )
         if self.routing.first_exit >= blocks:
             raise ValueError(f"routing.first_exit {self.routing.first_exit} is not an exit of {blocks} blocks; give 0 to {blocks - 1}")
+        if self.routing.keep_first >= self.window:
+            raise ValueError(f"routing.keep_first {self.routing.keep_first} keeps all tokens of a window of {self.window}; give less")
         if self.routing.first_exit and self.exits.confidence == "patience":
             raise ValueError("exits.confidence patience compares all exits from the first on; set routing.first_exit: 0")
         if isinstance(self.threshold, str) and (self.routing.first_exit or self.routing.decay):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from offramp.analysis.advice import advise, table
+from offramp.analysis.advice import advise, propagation, table
 from offramp.analysis.suitability import assess, of_checkpoint, of_states
 from offramp.checkpoint import Checkpoint
 from offramp.cli import main
@@ -154,3 +154,14 @@ def test_the_command_prints_a_table_and_the_advice_or_json(project, checkpoint, 
     assert "break-even" in shown and "an oracle that knows every loss saves" in shown
     assert main(["suitability", "--model", str(checkpoint[0])]) == 2
     assert "--model needs --exits-after" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("every, kept, sentence", [
+    (0.02, 0.01, r"cost 0\.020 nats per token\."),
+    (2.0, 0.05, r"0\.050 if the first of a sequence stays: set routing\.keep_first: 1\."),
+    (2.0, 0.5, r"set routing\.keep_first: 1, or routing\.kv: recompute\."),
+    (2.0, 1.5, r"and 1\.500 if the first of a sequence stays: set routing\.kv: recompute\."),
+])
+def test_advice_on_state_propagation_names_the_setting(every, kept, sentence):
+    rises = {f"keep_first_{count}": {"nll_rise": rise} for count, rise in enumerate((every, kept))}
+    assert re.search(sentence, propagation({"state_propagation": {"propagate": rises}}))

@@ -84,9 +84,12 @@ def _suitability(exits: int) -> dict[str, Any]:
             rows[f"exit_{exit}"]["break_even"] = {"state": {"flops": 0.04, "seconds": 0.12}, "readout": {"flops": 0.3, "seconds": None}}
     bounds = {name: {"flop_saving": saving, "ppl": 20.0} for name, saving in (
         ("least_loss", 0.2), ("same_ppl", 0.5), ("small_rise", 0.52), ("same_prediction", 0.31))}
+    rise = {"nll_rise": 0.02, "interval": [0.01, 0.03]}
     return {"exits": rows, "oracle": {"raw": bounds, "tuned": bounds}, "tokens": 16_384, "sequences": 128,
+            "state_propagation": {kv: {"keep_first_0": rise, "keep_first_1": rise} for kv in ("propagate", "drop")},
             "timing": {"rounds": 5, "tokens": 4096, "machine": "x86_64, 2 threads"},
-            "advice": {"verdict": "worth a try", "sentence": "Worth a try: an oracle that knows every loss saves 52% of the FLOPs."}}
+            "advice": {"verdict": "worth a try", "sentence": "Worth a try: an oracle that knows every loss saves 52% of the FLOPs.",
+                       "propagation": "Propagated keys and values cost 0.020 nats per token."}}
 
 
 def _artifacts(root: Path, exits: int) -> Artifact:

@@ -18,8 +18,16 @@ from offramp.lineage.artifact import create_artifact, open_artifact
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.routing.choice import choose_policy
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
+from offramp.routing.decoder import Decoder
 from offramp.routing.executor import Arrivals, Executor, Work
-from offramp.routing.policies import GivenExits, NobodyLeaves, PricePolicy, Scorer, ThresholdPolicy
+from offramp.routing.policies import (
+    GivenExits,
+    NobodyLeaves,
+    PricePolicy,
+    Scorer,
+    ThresholdPolicy,
+    exits_by_share,
+)
 from offramp.states.collect import collect_states
 from offramp.states.store import States
 from tests.conftest import repository_params
@@ -154,7 +162,30 @@ def test_thresholds_fall_along_the_text_and_the_first_exits_can_be_barred(routed
     never = ThresholdPolicy(model, scorer, [1.0, 1.0], decay=4.0)
     position = torch.arange(32)
     confidence = torch.full((32,), 0.97)
-    leaves = never.leaves(Arrivals(0, torch.zeros(32, 1), None, position, None, position), confidence, {})
+    leaves = never.leaves(Arrivals(0, torch.zeros(32, 1), None, position, None, position, position), confidence, {})
     assert leaves.tolist() == [0.9 + 0.1 * math.exp(-4.0 * place / 32) <= 0.97 for place in range(32)]
     barred = ThresholdPolicy(model, scorer, [0.0, 0.0], first=1)
     assert (Executor(model).run(tokens, targets, barred).exit == 1).all()
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
+def test_the_first_tokens_of_a_sequence_can_be_kept_in_whatever_they_are_sure_of(routed, kv):
+    model, windows, _, exits, _ = routed
+    tokens, targets = windows.batch(torch.arange(4))
+    kept = ThresholdPolicy(model, Scorer(exits, "learned", CPU), [0.0, 0.0], keep_first=3)
+    found = Executor(model, kv).run(tokens, targets, kept)
+    assert (found.exit[:, :3] == 2).all() and (found.exit[:, 3:] == 0).all()
+    decoder = Decoder(model, 4, kv)
+    for place in range(8):
+        fed = decoder.feed(torch.arange(4), tokens[:, place], kept, torch.full((4,), 2))
+        assert (fed.exit == (2 if place < 3 else 0)).all()
+
+
+def test_held_out_tokens_and_controls_leave_out_the_ones_that_are_kept(routed):
+    _, windows, _, exits, _ = routed
+    every, free = (exits.held_out("learned", "select", keep_first) for keep_first in (0, 4))
+    assert len(free["target"]) == pytest.approx(len(every["target"]) * (windows.window - 4) / windows.window, abs=4)
+    scores = np.random.default_rng(0).random((2, 100))
+    may = np.arange(100) % 10 > 0
+    taken = exits_by_share(scores, [60, 30], may)
+    assert (taken[~may] == 2).all() and [(taken == exit).sum() for exit in range(3)] == [60, 30, 10]

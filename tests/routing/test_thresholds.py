@@ -184,6 +184,12 @@ def test_the_budget_is_used_up_and_not_exceeded(budget):
     assert budget - 0.65 / 100 - 1e-6 <= spent <= budget + 1e-9  # a step is 1 % of the tokens, each saving 0.65 at most
 
 
+def test_tokens_that_are_kept_in_spend_their_part_of_the_budget():
+    held = population(300)
+    spent = COSTS[exits_taken(held.confidence, budget_thresholds(held, COSTS, 0.7, kept=0.25))].mean()
+    assert 0.7 - 0.65 / 100 <= 0.25 + 0.75 * spent <= 0.7 + 1e-9
+
+
 def test_within_a_budget_the_path_loses_less_than_one_common_threshold():
     held = population(2000)
     loss = sweep(held.confidence, {"loss": held.loss, "cost": np.broadcast_to(COSTS[:, None], held.loss.shape)},

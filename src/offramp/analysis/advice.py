@@ -14,6 +14,8 @@ WORTH = 0.1
 """Share of the FLOPs that an oracle must save for early exit to be worth anything: signals reach a part of it."""
 USABLE = 1.0
 """Nats by which an exit that was never trained may be worse than full depth and still be of use."""
+SPOILT = 0.1
+"""Nats per token that state propagation may cost when half of the tokens have left."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,17 @@ def advise(found: dict[str, Any]) -> Advice:
     which = {("state",): ", with a signal that looks at the state and reads nothing out",
              ("readout",): ", with a signal of the readout"}.get(tuple(by_clock), "")
     return Advice("worth a try", f"Worth a try{which}: {oracle}; {_at_best_exit(found, kind)}.")
+
+
+def propagation(found: dict[str, Any]) -> str:
+    """What later tokens lose by tokens that left, in a sentence, and what to set where it is more than SPOILT nats."""
+    every, kept = (found["state_propagation"]["propagate"][f"keep_first_{count}"]["nll_rise"] for count in (0, 1))
+    said = f"When random tokens leave, half of them, propagated keys and values cost {every:.3f} nats per token"
+    if every <= SPOILT:
+        return f"{said}."
+    if kept <= every / 2:
+        return f"{said}, {kept:.3f} if the first of a sequence stays: set routing.keep_first: 1{'' if kept <= SPOILT else ', or routing.kv: recompute'}."
+    return f"{said}, and {kept:.3f} if the first of a sequence stays: set routing.kv: recompute."
 
 
 def rows(found: dict[str, Any]) -> list[dict[str, Any]]:

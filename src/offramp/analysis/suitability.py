@@ -3,8 +3,8 @@
 Everything is measured before any exit classifier is trained. Per exit: ``agreement`` (share of tokens whose argmax is that of full
 depth) and NLL, read out raw (the last exit's norm and head on the earlier state: logit lens) and tuned (the exit's own readout,
 where training gave it one). Oracles that know every loss and prediction bound what any signal can save (``analysis.oracle``);
-break-even is the share of tokens that must leave at an exit before asking pays (``routing.break_even``). ``analysis.advice`` says in a
-sentence what follows.
+break-even is the share of tokens that must leave at an exit before asking pays (``routing.break_even``); ``state_propagation`` is what it
+costs the others when some have left (``routing.propagation``). ``analysis.advice`` says in a sentence what follows.
 
 Shapes: K exits, N tokens.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.analysis.advice import advise
+from offramp.analysis.advice import advise, propagation
 from offramp.analysis.bootstrap import DocumentSums, interval
 from offramp.analysis.oracle import bounds
 from offramp.checkpoint import Checkpoint, load_tokenizer, read_config
@@ -35,6 +35,7 @@ from offramp.routing.break_even import KINDS, flops_break_even, seconds_break_ev
 from offramp.routing.cost import exit_costs
 from offramp.routing.evaluate import machine, spread_windows, token_rows
 from offramp.routing.executor import Executor
+from offramp.routing.propagation import propagation_cost
 from offramp.states.statistics import Readout, predictions
 from offramp.states.store import States
 
@@ -121,10 +122,11 @@ def assess(subject: Subject) -> dict[str, Any]:
     found = {
         "model": subject.name, "window": subject.window, "tokens": len(first.sequence),
         "sequences": len(np.unique(first.sequence)), "exits": exits, "oracle": oracles,
+        "state_propagation": propagation_cost(model, subject.batches, DRAWS),
         "timing": {"rounds": len(subject.batches), "tokens": subject.batches[0][0].numel(),
                    "machine": machine(subject.batches[0][0].device)},
     }
-    return found | {"advice": asdict(advise(found))}
+    return found | {"advice": asdict(advise(found)) | {"propagation": propagation(found)}}
 
 
 @torch.no_grad()

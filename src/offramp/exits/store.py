@@ -36,9 +36,10 @@ class Exits:
             raise UserError(f"exits.confidence = {signal!r}: {self.artifact.path} knows {', '.join(self.config['signals'])}")
         return Calibrator(self._tensors[f"knots_{exit}.{signal}"], self._tensors[f"values_{exit}.{signal}"])
 
-    def held_out(self, signal: str, part: str) -> dict[str, np.ndarray]:
+    def held_out(self, signal: str, part: str, keep_first: int = 0) -> dict[str, np.ndarray]:
         """Calibration tokens that no classifier was fitted on, as if none had left before: ``select`` or ``guarantee``.
 
+        Without those at the ``keep_first`` first positions of their sequences.
         ``confidence`` (K-1, N) calibrated; ``loss`` and ``argmax`` (K, N); ``target``, ``sequence`` (N,).
         """
         exits = self.config["exits"]
@@ -47,7 +48,8 @@ class Exits:
             **{name: [f"{name}_{exit}" for exit in range(exits)] for name in ("loss", "argmax")},
         }
         wanted = [column for columns in names.values() for column in columns]
-        table = pq.read_table(self.artifact.file(HELD_OUT), columns=[*wanted, "target", "sequence"], filters=[("part", "=", part)])
+        table = pq.read_table(self.artifact.file(HELD_OUT), columns=[*wanted, "target", "sequence"],
+                              filters=[("part", "=", part), ("position", ">=", keep_first)])
         stacked = {name: np.stack([table[column].to_numpy() for column in columns]) for name, columns in names.items()}
         return stacked | {name: table[name].to_numpy() for name in ("target", "sequence")}
 

@@ -92,7 +92,7 @@ def train_exits(states: States, settings: Any, path: Path, params: dict[str, Any
         "hidden": [] if joint else list(settings.hidden), "width": states.artifact.meta["width"],
         "signals": [*signals, LEARNED], "label": "joint" if joint else settings.label,
     }
-    known = {name: states.column(name)[held_out] for name in ("document", "sequence", "target")}
+    known = {name: states.column(name)[held_out] for name in ("document", "sequence", "position", "target")}
     with create_artifact(path, "exits", params, {"states/calibration": states.artifact}) as out:
         save_file({name: value.contiguous() for name, value in tensors.items()}, out.path / "exits.safetensors")
         (out.path / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")

@@ -95,7 +95,7 @@ def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figu
 
 
 def _suitability(found: dict[str, Any]) -> dict[str, Any]:
-    return {"advice": found["advice"]["sentence"], "columns": suitability.columns(found), "rows": suitability.rows(found),
+    return {"advice": f'{found["advice"]["sentence"]} {found["advice"]["propagation"]}', "columns": suitability.columns(found), "rows": suitability.rows(found),
             "oracle": suitability.oracle(found), **{name: found[name] for name in ("tokens", "sequences", "timing")}}
 
 

@@ -34,16 +34,19 @@ def choose_policy(threshold: float | str, exits: Exits, model: Blockwise, window
     scorer = Scorer(exits, signal, device)
     costs = exit_costs(model, window, scorer.reads_out, scorer.flops_per_token)
     if threshold == "price":
-        return Chosen(PricePolicy(model, scorer, settings.price, costs), {"price": settings.price})
+        return Chosen(PricePolicy(model, scorer, settings.price, costs, settings.keep_first), {"price": settings.price})
     rule: dict[str, Any] = {}
+
+    def held_out(part: str) -> HeldOut:
+        return HeldOut(**exits.held_out(signal, part, settings.keep_first))
+
     if threshold == "auto":
-        thresholds = auto_thresholds(exits.held_out(signal, "select")["confidence"], settings.auto_exit_ratio)
+        thresholds = auto_thresholds(held_out("select").confidence, settings.auto_exit_ratio)
     elif threshold == "budget":
-        select = HeldOut(**exits.held_out(signal, "select"))
-        thresholds = budget_thresholds(select, np.array(costs), settings.budget)
+        thresholds = budget_thresholds(held_out("select"), np.array(costs), settings.budget, settings.keep_first / window)
         rule = {"budget": settings.budget}
     elif threshold == "risk":
-        select, guarantee = (HeldOut(**exits.held_out(signal, part)) for part in ("select", "guarantee"))
+        select, guarantee = held_out("select"), held_out("guarantee")
         promise = exit_settings.risk
         found = risk_thresholds(select, guarantee, np.array(costs), promise.measure, promise.tolerance, promise.delta)
         thresholds = found.thresholds
@@ -53,4 +56,4 @@ def choose_policy(threshold: float | str, exits: Exits, model: Blockwise, window
         }}
     else:
         thresholds = [float(threshold)] * len(costs[:-1])
-    return Chosen(ThresholdPolicy(model, scorer, thresholds, settings.first_exit, settings.decay), rule)
+    return Chosen(ThresholdPolicy(model, scorer, thresholds, settings.first_exit, settings.decay, settings.keep_first), rule)

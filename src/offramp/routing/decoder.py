@@ -83,13 +83,13 @@ class Decoder:
         number = rows * self.space + position
         self._depth[number] = 0
         self.work.tokens += len(rows)
-        counted = position if prompt is None else (position - prompt[rows]).clamp_min(0)
-        return self._route(number, self.model.embed(tokens, position), 0, policy, counted)
+        since = position if prompt is None else (position - prompt[rows]).clamp_min(0)
+        return self._route(number, self.model.embed(tokens, position), 0, policy, since)
 
     @torch.no_grad()
     def deepen(self, number: Tensor) -> Tensor:
         """Take tokens (N,) that all left after one block on to full depth; their states (N, D) there."""
-        return self._route(number, self._states[number], int(self._depth[number[0]]), None, None).states
+        return self._route(number, self._states[number], int(self._depth[number[0]])).states
 
     def numbers(self, row: int, start: int) -> Tensor:
         """Numbers of a row's tokens from position ``start`` on."""
@@ -116,7 +116,8 @@ class Decoder:
             out[here] = inputs[here] @ matrix.T
         return out
 
-    def _route(self, number: Tensor, x: Tensor, first: int, policy: Policy | None, position: Tensor | None) -> Fed:
+    def _route(self, number: Tensor, x: Tensor, first: int, policy: Policy | None = None,
+               since: Tensor | None = None) -> Fed:
         last, size = self.model.config.num_blocks - 1, len(number)
         exit = number.new_full((size,), last)
         states, confidence = x.clone(), torch.full((size,), torch.nan, device=x.device)
@@ -128,7 +129,7 @@ class Decoder:
             x, before, view = self._run_block(block, here, x, watch, view)
             if block == last or policy is None or block < policy.first:
                 continue
-            decision = policy.decide(Arrivals(block, x, before, active, None, None if position is None else position[active]))
+            decision = policy.decide(Arrivals(block, x, before, active, None, here % self.space, since[active]))
             self.work.decided_tokens += len(active)
             self.work.count_readouts(block, len(active) if policy.reads_out else 0)
             if decision.argmax is not None:

@@ -74,6 +74,7 @@ class Evaluation:
         self.model = executor.model
         self.last = self.model.config.num_blocks - 1
         self.target, self.document = states.column("target"), states.column("document")
+        self.free = states.column("position") >= settings.keep_first
         self.cached = [{name: states.column(f"{name}_{exit}") for name in ("loss", "argmax")} for exit in range(self.last + 1)]
         self.scores = policy.scorer.on_cached(states)
         self.routed = run_split(executor, windows, torch.arange(len(windows)), policy, settings.batch_size, device)
@@ -149,7 +150,7 @@ class Evaluation:
         out["signal"] = self._quality(self.routed.loss[rows], self.routed.argmax[rows], self.routed.exit[rows],
                                       full["argmax"][rows], self.target[rows])
         for name in CONTROLS:
-            exits = exits_by_share(control_scores(self.states, name, rows, self.settings.seed), counts)
+            exits = exits_by_share(control_scores(self.states, name, rows, self.settings.seed), counts, self.free[rows])
             run = run_split(self.executor, self.windows, chosen, None, self.settings.batch_size, self.device, exits, name)
             loss[name] = run.loss
             out[name] = self._quality(run.loss, run.argmax, run.exit, full["argmax"][rows], self.target[rows])
@@ -263,15 +264,16 @@ def threshold_curve(executor: Executor, windows: TokenWindows, states: States, s
                     settings: Any, device: torch.device) -> list[dict[str, Any]]:
     """Rows of threshold_curve.csv: every signal and control, executed at equal exit fractions.
 
-    At every exit the given share of arriving tokens leaves, picked by each signal's ranking of the control windows:
-    this measures how well signals rank, not a threshold one could have set beforehand. Confidences come from cached
-    states, exact for the first exit; for later ones they are those of tokens whose predecessors all stayed.
+    At every exit the given share of arriving tokens leaves (of those that may), picked by each signal's ranking of the control
+    windows: this measures how well signals rank, not a threshold one could have set beforehand. Confidences come from
+    cached states, exact for the first exit; for later ones they are those of tokens whose predecessors all stayed.
     """
     model, last = executor.model, executor.model.config.num_blocks - 1
     chosen = spread_windows(len(windows), settings.control_windows)
     rows = token_rows(chosen, windows.window)
     target, full_argmax = states.column("target")[rows], states.column(f"argmax_{last}")[rows]
     whole = full_depth_flops(model, len(rows), windows.window)
+    free = states.column("position")[rows] >= settings.keep_first
     scores = {name: scorer.on_cached(states)[:, rows] for name, scorer in scorers.items()}
     scores |= {name: control_scores(states, name, rows, settings.seed) for name in CONTROLS}
     table = []
@@ -282,11 +284,11 @@ def threshold_curve(executor: Executor, windows: TokenWindows, states: States, s
     for fraction in settings.curve_fractions:
         here = []
         for name, score in scores.items():
-            counts, waiting = [], len(rows)
+            counts, waiting = [], int(free.sum())
             for _ in range(last):
                 counts.append(round(fraction * waiting))
                 waiting -= counts[-1]
-            exits = exits_by_share(score, counts)
+            exits = exits_by_share(score, counts, free)
             run = run_split(executor, windows, chosen, None, settings.batch_size, device, exits, f"curve, {name} {fraction}")
             here.append(_curve_row(name, fraction, run, target, full_argmax, model, whole, scorers.get(name), exits))
             if name in scorers:

@@ -42,8 +42,10 @@ class Arrivals:
     """(N,) their numbers within the batch (B * T)."""
     targets: Tensor | None
     """(N,) for the loss of those that leave; no decision may look at it. None while generating."""
-    position: Tensor | None = None
+    position: Tensor
     """(N,) in their sequences."""
+    since: Tensor
+    """(N,) positions as CALM's decay counts them: from the end of the prompt while generating, 0 within it."""
 
 
 @dataclass
@@ -156,7 +158,8 @@ class Executor:
             if block == last or policy is None or block < policy.first:
                 continue
             states = x[active]
-            decision = policy.decide(Arrivals(block, states, before, active, wanted[active], active % shape[1]))
+            position = active % shape[1]
+            decision = policy.decide(Arrivals(block, states, before, active, wanted[active], position, position))
             work.decided_tokens += len(active)
             work.count_readouts(block, len(active) if policy.reads_out else 0)
             leaving = active[decision.leaves]

@@ -72,12 +72,17 @@ class Scorer:
 class ThresholdPolicy:
     """A token leaves at the first exit, from ``first`` on, whose confidence reaches that exit's threshold.
 
+    Tokens at the ``keep_first`` first positions of a sequence never leave: models lean on the states of its first token
+    (attention sinks, arXiv 2309.17453), and a propagated one in its place can spoil every later layer of a checkpoint.
+
     With ``decay`` the threshold t of a token at position p of at most ``window`` is 0.9 t + 0.1 exp(-decay p / window), as in
     CALM (arXiv 2207.07061): early mistakes cost more, since all later tokens build on them.
     """
 
-    def __init__(self, model: Blockwise, scorer: Scorer, thresholds: list[float], first: int = 0, decay: float | None = None):
-        self.model, self.scorer, self.thresholds, self.first, self.decay = model, scorer, thresholds, first, decay
+    def __init__(self, model: Blockwise, scorer: Scorer, thresholds: list[float], first: int = 0, decay: float | None = None,
+                 keep_first: int = 0):
+        self.model, self.scorer, self.thresholds = model, scorer, thresholds
+        self.first, self.decay, self.keep_first = first, decay, keep_first
         self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(model.config.num_blocks - 1)]
         self.reads_out, self.reads_before = scorer.reads_out, scorer.reads_before
         self.flops_per_token = scorer.flops_per_token
@@ -85,14 +90,17 @@ class ThresholdPolicy:
     def decide(self, arrivals: Arrivals) -> Decision:
         columns = self.columns(arrivals)
         confidence = self.scorer(arrivals.exit, arrivals.states, columns)
-        return Decision(self.leaves(arrivals, confidence, columns), confidence, columns.get("loss"), columns.get("argmax"))
+        leaves = self.leaves(arrivals, confidence, columns)
+        if self.keep_first:
+            leaves &= arrivals.position >= self.keep_first
+        return Decision(leaves, confidence, columns.get("loss"), columns.get("argmax"))
 
     def leaves(self, arrivals: Arrivals, confidence: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
         """bool (N,)"""
         threshold = self.thresholds[arrivals.exit]
         if self.decay is None:
             return confidence >= threshold
-        return confidence >= 0.9 * threshold + 0.1 * torch.exp(-self.decay * arrivals.position / self.model.config.window)
+        return confidence >= 0.9 * threshold + 0.1 * torch.exp(-self.decay * arrivals.since / self.model.config.window)
 
     def columns(self, arrivals: Arrivals) -> dict[str, Tensor]:
         """What the signal looks at besides the state, each (N,); with a readout also ``loss`` and ``argmax``."""
@@ -125,13 +133,13 @@ class PricePolicy(ThresholdPolicy):
     rule of optimal stopping with the gains known at the exit: go on if max_j (gain_kj - price * (cost_j - cost_k)) > 0.
     """
 
-    def __init__(self, model: Blockwise, scorer: Scorer, price: float, costs: list[float]):
+    def __init__(self, model: Blockwise, scorer: Scorer, price: float, costs: list[float], keep_first: int = 0):
         if scorer.signal != LEARNED or scorer.label not in BENEFITS:
             raise UserError(
                 f"threshold: price weighs a predicted gain, so it needs exits.confidence: learned with exits.label gain or divergence, "
                 f"not {scorer.signal} with label {scorer.label}"
             )
-        super().__init__(model, scorer, [])
+        super().__init__(model, scorer, [], keep_first=keep_first)
         self.price, self.costs = price, costs
 
     def leaves(self, arrivals: Arrivals, confidence: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
@@ -189,14 +197,14 @@ def auto_thresholds(confidences: np.ndarray, ratio: float) -> list[float]:
     return thresholds
 
 
-def exits_by_share(scores: np.ndarray, counts: list[int]) -> np.ndarray:
+def exits_by_share(scores: np.ndarray, counts: list[int], free: np.ndarray | None = None) -> np.ndarray:
     """Give the ``counts[k]`` highest-scoring tokens still in at exit k that exit; the rest go to full depth.
 
-    scores (K-1, tokens) -> exits (tokens,).
+    scores (K-1, tokens), free bool (tokens,): who may leave at all (None: all) -> exits (tokens,).
     """
     exits = np.full(scores.shape[1], scores.shape[0], dtype=np.int64)
     for exit, (row, count) in enumerate(zip(scores, counts)):
-        waiting = np.flatnonzero(exits == scores.shape[0])
+        waiting = np.flatnonzero((exits == scores.shape[0]) & (True if free is None else free))
         exits[waiting[np.argsort(-row[waiting], kind="stable")[:count]]] = exit
     return exits
 

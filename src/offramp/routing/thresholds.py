@@ -203,17 +203,19 @@ def risk_thresholds(select: HeldOut, test: HeldOut, costs: np.ndarray, measure: 
     return RiskChoice(path[passed], tested, passed, float(found.mean()), p_value(measure, found, tolerance, delta), len(numbers))
 
 
-def budget_thresholds(select: HeldOut, costs: np.ndarray, budget: float, steps: int = 100) -> list[float]:
+def budget_thresholds(select: HeldOut, costs: np.ndarray, budget: float, kept: float = 0.0, steps: int = 100) -> list[float]:
     """The first point of the path of least added loss whose expected compute is within ``budget``.
 
-    costs (K,) as for ``threshold_path``; budget: share of the compute of full depth. Raises UserError if it is
-    outside (0, 1) or less than all tokens leaving at exit 0 cost.
+    costs (K,) as for ``threshold_path``; budget: share of the compute of full depth; kept: share of tokens that are not in
+    ``select`` and go to full depth whatever the thresholds. Raises UserError if the budget is outside (0, 1) or less than
+    all other tokens leaving at exit 0 cost.
     """
     costs = np.asarray(costs, dtype=np.float64)
     if not 0 < budget < 1:
         raise UserError(f"routing.budget = {budget}: give a fraction of the full-depth FLOPs, above 0 and below 1")
-    if costs[0] > budget:
-        raise UserError(f"routing.budget = {budget}: even with every token leaving at exit 0 the fraction is {costs[0]:.4f}; "
-                        f"give at least {math.ceil(costs[0] * 1e4) / 1e4:.4f}, or make the first block or its readout smaller")
+    least = kept + (1 - kept) * costs[0]
+    if least > budget:
+        raise UserError(f"routing.budget = {budget}: even with every token leaving at exit 0 the fraction is {least:.4f}; "
+                        f"give at least {math.ceil(least * 1e4) / 1e4:.4f}, or make the first block or its readout smaller")
     path = threshold_path(select, costs, select.risk("nll_increase"), steps)
-    return next(point for point in path if costs[exits_taken(select.confidence, point)].mean() <= budget + 1e-9)
+    return next(point for point in path if kept + (1 - kept) * costs[exits_taken(select.confidence, point)].mean() <= budget + 1e-9)
