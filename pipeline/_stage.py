@@ -11,15 +11,19 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import UserError
+from offramp.errors import UserError, memory_for
 from offramp.lineage.artifact import write_text
 from offramp.params import Declared, load_params
 
+MEMORY = "window or corpus"
+"""What the memory of a stage that runs no model grows with."""
 
-def stage(name: str, run: Callable[[Declared, Path], None], shared: bool = False) -> Callable[[], None]:
+
+def stage(name: str, run: Callable[[Declared, Path], None], shared: bool = False, memory: str = MEMORY) -> Callable[[], None]:
     """The ``main`` of a stage: ``run(params, root)`` with the parameters dvc.yaml declares for it.
 
     Where ``runtime.launcher`` starts several processes, all of them run a ``shared`` stage and the first alone any other.
+    ``memory`` names the parameters to lower where it runs out of memory.
     """
 
     def main() -> None:
@@ -28,7 +32,9 @@ def stage(name: str, run: Callable[[Declared, Path], None], shared: bool = False
         logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
         root = Path(".")
         try:
-            run(load_params(name, root), root)
+            params = load_params(name, root)
+            with memory_for(f"stage {name}", memory):
+                run(params, root)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)

@@ -37,7 +37,7 @@ def run(params: Declared, root: Path) -> None:
     write_csv(root / "metrics/plots/loss_distribution.csv", ("split", "exit", "loss", "share"), histogram)
 
 
-main = stage("collect", run, shared=True)
+main = stage("collect", run, shared=True, memory="collect.batch_size, collect.shard_tokens or window")
 
 if __name__ == "__main__":
     main()

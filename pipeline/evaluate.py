@@ -43,7 +43,7 @@ def run(params: Declared, root: Path) -> None:
     write_json(root / "metrics/timing.json", evaluation.timing())
 
 
-main = stage("evaluate", run)
+main = stage("evaluate", run, memory="routing.batch_size or window")
 
 if __name__ == "__main__":
     main()

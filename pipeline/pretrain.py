@@ -69,7 +69,7 @@ def _start(params: Declared, meta: dict[str, Any]) -> Blockwise:
     return pretrained
 
 
-main = stage("pretrain", run, shared=True)
+main = stage("pretrain", run, shared=True, memory="pretrain.batch_size, window or the model's sizes")
 
 if __name__ == "__main__":
     main()

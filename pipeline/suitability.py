@@ -23,7 +23,7 @@ def run(params: Declared, root: Path) -> None:
     write_json(root / "metrics/suitability.json", assess(of_states(data, lm, model, states, params)))
 
 
-main = stage("suitability", run)
+main = stage("suitability", run, memory="routing.batch_size or window")
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,7 @@ def run(params: Declared, root: Path) -> None:
     write_csv(root / "metrics/plots/threshold_curve.csv", tuple(rows[0]), rows)
 
 
-main = stage("sweep", run)
+main = stage("sweep", run, memory="routing.batch_size or window")
 
 if __name__ == "__main__":
     main()

@@ -24,7 +24,7 @@ def run(params: Declared, root: Path) -> None:
     write_csv(root / "metrics/plots/thresholds.csv", tuple(rows[0]), rows)
 
 
-main = stage("train_exits", run)
+main = stage("train_exits", run, memory="exits.batch_size, exits.hidden or the corpus")
 
 if __name__ == "__main__":
     main()

@@ -9,14 +9,15 @@ import socket
 import sys
 from pathlib import Path
 
-from offramp.errors import UserError
+from offramp.errors import UserError, memory_for
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; its exit code. Mistakes of the user end with a message on stderr and code 2."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        with memory_for("offramp", options.memory):
+            return options.run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -233,9 +234,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="offramp", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True)
 
-    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+    def command(name: str, run, text: str, memory: str = "the size of what it reads") -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, memory=memory)
         return added
 
     walk = command("lineage", lineage, "walk from a metrics file or artifact to text, parameters and commit, checking it")
@@ -247,14 +248,14 @@ def _parser() -> argparse.ArgumentParser:
     apart.add_argument("--exit", type=int, default=0, help="default: 0")
     apart.add_argument("--draws", type=int, default=1000, help="bootstrap draws of sequences behind every interval (1000)")
     apart.add_argument("--json", action="store_true", help="print JSON: also histogram, quantiles, risk-coverage, subsets")
-    rank = command("low-rank", low_rank, "what low-rank readouts keep of an exit's logits, signals and separation, by rank")
+    rank = command("low-rank", low_rank, "what low-rank readouts keep of an exit's logits, signals and separation, by rank", "--tokens")
     rank.add_argument("states", nargs="?", type=Path, default=Path("states/test"), help="measured on (states/test)")
     rank.add_argument("--fit", type=Path, default=Path("states/calibration"), help="approximated on (states/calibration)")
     rank.add_argument("--exit", type=int, default=0, help="default: 0")
     rank.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 5, 10, 20, 32, 64], help="default: 1 2 5 10 20 32 64")
     rank.add_argument("--tokens", type=int, default=20_000, help="evenly spaced tokens measured (20000)")
     rank.add_argument("--json", action="store_true", help="print JSON")
-    write = command("generate", generate, "continue a prompt; who leaves early is what params.yaml says")
+    write = command("generate", generate, "continue a prompt; who leaves early is what params.yaml says", "--tokens or the prompt")
     write.add_argument("--prompt", required=True, help="text to continue")
     write.add_argument("--tokens", type=int, default=64, help="most new tokens (64)")
     write.add_argument("--threshold", type=float, help="another threshold than params.yaml's, 0 to 1")
@@ -267,7 +268,8 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
     write.add_argument("--colour", action="store_true", help="colour every token by the exit that predicted it")
     write.add_argument("--stats", action="store_true", help="then print depth used, tokens/s and speed against full depth")
-    fits = command("suitability", suitability, "whether early exit is worth it: agreement, oracle bounds, break-even and advice")
+    fits = command("suitability", suitability, "whether early exit is worth it: agreement, oracle bounds, break-even and advice",
+                   "--batch-size, --tokens or --window")
     fits.add_argument("--states", type=Path, help="of the project's model (states/test, else states/calibration)")
     fits.add_argument("--model", help="instead of the project's, a checkpoint: a folder, or a name on the Hugging Face hub")
     fits.add_argument("--gguf-file", help="file within it, for weights in the GGUF format")
@@ -282,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     judge = commands.add_parser("lm-eval", help="EleutherAI's lm-evaluation-harness on the routed model; takes its options",
                                 prefix_chars="\0", add_help=False)  # no prefix: all arguments are passed on
     judge.add_argument("arguments", nargs="*")
-    judge.set_defaults(run=lm_eval)
+    judge.set_defaults(run=lm_eval, memory="--batch_size")
     turn = command("convert", convert, "turn a GGUF file into a checkpoint folder that loads in a second")
     turn.add_argument("gguf", type=Path, help="the GGUF file")
     turn.add_argument("out", type=Path, help="the folder to write (model.name_or_path)")

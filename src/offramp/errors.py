@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""How torch's allocators put it, of GPUs and of the CPU."""
+
 
 class UserError(Exception):
     """Wrong input: the message names the key or file, the value and the remedy. Shown without a traceback."""
+
+
+@contextmanager
+def memory_for(what: str, lower: str) -> Iterator[None]:
+    """UserError in place of an allocation that failed inside, naming ``what`` was done and what to ``lower``.
+
+    A process that the system kills for its memory cannot say anything.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = (str(error).splitlines() or ["no memory"])[0]
+        if not isinstance(error, MemoryError) and not any(words in said for words in OUT_OF_MEMORY):
+            raise
+        raise UserError(f"{what} ran out of memory ({said}); lower {lower}") from error
