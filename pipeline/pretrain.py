@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from offramp.checkpoint import Checkpoint, weight_digests
 from offramp.corpus.windows import TokenWindows
-from offramp.errors import UserError
 from offramp.lineage.artifact import create_artifact, open_artifact, write_json
-from offramp.models.blockwise import Blockwise
-from offramp.models.native import BlockwiseLM, ModelConfig
-from offramp.models.pretrained import load_pretrained
+from offramp.models.build import build_model
 from offramp.models.store import save_model
 from offramp.parallel import join
 from offramp.params import Declared
@@ -29,7 +25,7 @@ def run(params: Declared, root: Path) -> None:
     processes = join(setup(params.runtime.device, params.runtime.threads))
     train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")
     seed_all(params.pretrain.seed)
-    settings, model = params.pretrain, _start(params, data.meta)
+    settings, model = params.pretrain, build_model(params.model, params.pretrain, data.meta)
     source = root / "src/offramp"
     rooms = ("corpus", "nn", "models", "states", "training")
     weights = weight_digests(Checkpoint.of(params.model)) if params.model.source == "hf" else {}
@@ -51,22 +47,6 @@ def run(params: Declared, root: Path) -> None:
     tokens = sum(int(phase["steps"]) for phase in result.best.values()) * settings.batch_size * train.window
     write_json(root / "metrics/pretrain.json", {"parameters": num_parameters(model), "tokens_seen": tokens, **result.best})
     snapshots.delete()
-
-
-def _start(params: Declared, meta: dict[str, Any]) -> Blockwise:
-    """The model before training, for data with the metadata ``meta``."""
-    model, settings = params.model, params.pretrain
-    if model.source == "native":
-        return BlockwiseLM(ModelConfig.from_json(model.sizes() | {
-            "vocab_size": meta["vocab_size"], "window": meta["window"], "heads_per_exit": settings.head == "per_block",
-            "exited_state": settings.blockwise.exited_state, "exit_classifiers": settings.joint_classifier is not None,
-        }))
-    pretrained = load_pretrained(model.name_or_path, model.gguf_file, model.revision, model.exits_after, meta["window"],
-                                 settings.frozen.translator, settings.frozen.rank)
-    if pretrained.config.vocab_size != meta["vocab_size"]:
-        raise UserError(f"data has a vocabulary of {meta['vocab_size']}, {model.name_or_path} one of "
-                        f"{pretrained.config.vocab_size}: they do not belong together; run `dvc repro`")
-    return pretrained
 
 
 main = stage("pretrain", run, shared=True, memory="pretrain.batch_size, window or the model's sizes")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from offramp.errors import UserError, memory_for
+from tests.conftest import REPOSITORY
 
 
 def test_an_allocation_that_cannot_be_had_names_what_to_lower():
@@ -24,7 +25,7 @@ def test_other_failures_are_left_as_they_are():
         torch.zeros(2, 3) @ torch.zeros(2, 3)
 
 
-def test_a_stage_in_too_little_memory_ends_with_one_line(tmp_path):
+def test_a_stage_in_too_little_memory_ends_with_one_line():
     """A real process under a limit of address space, as a cluster's scheduler sets it."""
     script = (
         "import resource, torch\n"
@@ -34,6 +35,6 @@ def test_a_stage_in_too_little_memory_ends_with_one_line(tmp_path):
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**28,) * 2)\n"
         "_stage.stage('pretrain', lambda *_: torch.ones(2**28), memory='pretrain.batch_size')()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: stage pretrain ran out of memory" in done.stderr and "lower pretrain.batch_size" in done.stderr
