@@ -20,7 +20,8 @@ def test_a_launcher_of_two_processes_leaves_the_results_of_one(project, tmp_path
     project = shutil.copytree(project, tmp_path / "copy")
     reduce_params(project / "params.yaml", runtime__launcher=TWO)
     status = json.loads(command(project, "dvc", "status", "--json", "dvc.yaml").stdout)
-    assert {stage for stage, changes in status.items() if "changed command" in changes} == {"pretrain", "collect", "sweep", "evaluate"}
+    assert {stage for stage, changes in status.items() if "changed command" in changes} == {
+        "pretrain", "collect", "sweep", "evaluate", "suitability"}
 
     states = open_artifact(project / "states/test", "states").digest
     ran = command(project, "dvc", "repro", "--single-item", "collect").stdout

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from offramp.corpus.windows import TokenWindows
 from offramp.models.pretrained import PretrainedLM, make_config
+from offramp.parallel import ALONE, Processes
 from offramp.training.pretrain import Pretrainer
 from offramp.training.snapshots import Snapshots
 from tests.conftest import repository_params
@@ -23,7 +24,7 @@ def make_pretrained(vocab_size: int, translator: str = "identity", exits_after: 
     return PretrainedLM(base, make_config(config, exits_after, 32, "tiny", translator=translator, rank=4)).eval()
 
 
-def make_trainer(data, folder, translator: str = "identity", **changes) -> Pretrainer:
+def make_trainer(data, folder, translator: str = "identity", processes: Processes = ALONE, **changes) -> Pretrainer:
     params = repository_params(**{
         "model__source": "hf", "model__name_or_path": "tiny", "model__exits_after": [1, 2], "tokenizer__kind": "pretrained",
         "pretrain__steps": 12, "pretrain__evaluate_every": 4, "pretrain__batch_size": 8,
@@ -31,4 +32,4 @@ def make_trainer(data, folder, translator: str = "identity", **changes) -> Pretr
     }).pretrain
     model = make_pretrained(data.meta["vocab_size"], translator)
     windows = (TokenWindows(data, split) for split in ("train", "calibration"))
-    return Pretrainer(model, *windows, params, Snapshots(folder / "resume", 1e9), torch.device("cpu"))
+    return Pretrainer(model, *windows, params, Snapshots(folder / "resume", 1e9), torch.device("cpu"), processes)
