@@ -15,12 +15,15 @@ from offramp.routing.executor import Executor, Work
 from offramp.routing.policies import GivenExits
 from offramp.states.statistics import Readout, predictions
 
-SHARES, PAIRS = (0.0, 0.3, 0.5, 0.7, 0.9), 25
+SHARES, PAIRS = (0.0, 0.3, 0.5, 0.7, 0.9), 9
+WINDOWS = 16
+"""In a batch: a half and a quarter of them must still fill matrix products that run at full speed."""
 
 
 def run() -> Iterator[Row]:
     lm = compute_bound_model()
-    yield from rows(lm, *RandomWindows(4, 128, 8192).batch(torch.arange(4)), f"{COMPUTE_BOUND}, 4 windows of 128", PAIRS)
+    batch = RandomWindows(WINDOWS, 128, 8192).batch(torch.arange(WINDOWS))
+    yield from rows(lm, *batch, f"{COMPUTE_BOUND}, {WINDOWS} windows of 128", PAIRS)
 
 
 def rows(lm: Blockwise, tokens: Tensor, targets: Tensor, size: str, pairs: int) -> Iterator[Row]:
