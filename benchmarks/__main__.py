@@ -14,7 +14,7 @@ from benchmarks.measure import Skipped
 from offramp.lineage.artifact import write_json
 from offramp.runtime import setup
 
-NAMES = ("statistics", "collect", "exit_training", "thresholds_sweep", "low_rank", "seed003", "routing", "perplexity",
+NAMES = ("statistics", "collect", "exit_training", "thresholds_sweep", "low_rank", "seed003", "routing", "perplexity", "propagation",
          "decoding", "economize_decoding", "threshold", "quality")
 OUT = Path("metrics/benchmarks.json")
 

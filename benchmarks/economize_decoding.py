@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 VERSION = "0.3.2"
-BATCHES, ROUNDS = (1, 4), 1
+BATCHES, ROUNDS = (1, 4), 3
 
 
 def run() -> Iterator[Row]:
