@@ -1,7 +1,7 @@
 """Quality against compute of the model in models/: perplexity, agreement and bits per byte, FLOPs and seconds, for every signal.
 
-Thresholds are quantiles of held-out calibration confidences, so each could have been set beforehand; everything is
-measured on test windows. Writes metrics/plots/pareto.csv.
+Thresholds, one per exit, are those that ``threshold: budget`` finds on held-out calibration text; everything is measured on test
+windows. Writes metrics/plots/pareto.csv.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from offramp.corpus.windows import TokenWindows
 from offramp.exits.store import Exits
 from offramp.lineage.artifact import open_artifact, write_text
 from offramp.models.store import load_model
-from offramp.routing.cost import executed_flops, full_depth_flops
+from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
 from offramp.routing.evaluate import run_split, spread_windows
 from offramp.routing.executor import Executor
-from offramp.routing.policies import Scorer, ThresholdPolicy, auto_thresholds
+from offramp.routing.policies import Scorer, ThresholdPolicy
+from offramp.routing.thresholds import HeldOut, budget_thresholds
 
-SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9)
-"""Shares of the arriving calibration tokens that leave at every exit."""
+BUDGETS = (0.98, 0.94, 0.9, 0.86, 0.82, 0.78, 0.74, 0.66, 0.5)
+"""FLOPs as shares of a full-depth pass."""
 WINDOWS, BATCH, PAIRS = 192, 32, 6
 MOST_RISE = 0.01
-COLUMNS = ("signal", "share", "shallow_ratio", "ppl", "ppl_increase", "agreement", "bits_per_byte", "flop_saving", "wall_saving")
+COLUMNS = ("signal", "budget", "shallow_ratio", "ppl", "ppl_increase", "agreement", "bits_per_byte", "flop_saving", "wall_saving")
 
 
 def run() -> Iterator[Row]:
@@ -42,13 +43,14 @@ def run() -> Iterator[Row]:
     full = run_split(executor, windows, chosen, None, BATCH, device, name="full depth")
     whole, rows = full_depth_flops(executor.model, len(target), windows.window), []
     for signal in exits.config["signals"]:
-        confidence, scorer = exits.held_out(signal, "select")["confidence"], Scorer(exits, signal, device)
-        for share in SHARES:
-            policy = ThresholdPolicy(executor.model, scorer, auto_thresholds(confidence, share))
-            routed = run_split(executor, windows, chosen, policy, BATCH, device, name=f"{signal} {share}")
+        held_out, scorer = HeldOut(**exits.held_out(signal, "select")), Scorer(exits, signal, device)
+        costs = np.array(exit_costs(executor.model, windows.window, scorer.reads_out, scorer.flops_per_token))
+        for budget in BUDGETS:
+            policy = ThresholdPolicy(executor.model, scorer, budget_thresholds(held_out, costs, budget))
+            routed = run_split(executor, windows, chosen, policy, BATCH, device, name=f"{signal} {budget}")
             nll, reference = (float(part.loss.mean(dtype=np.float64)) for part in (routed, full))
             rows.append({
-                "signal": signal, "share": share, "shallow_ratio": float((routed.exit < executor.model.config.num_blocks - 1).mean()),
+                "signal": signal, "budget": budget, "shallow_ratio": float((routed.exit < executor.model.config.num_blocks - 1).mean()),
                 "ppl": np.exp(nll), "ppl_increase": np.exp(nll - reference) - 1, "agreement": float((routed.argmax == full.argmax).mean()),
                 "bits_per_byte": bits_per_byte(nll * len(target), num_bytes),
                 "flop_saving": 1 - executed_flops(executor.model, routed.work, policy.flops_per_token) / whole,
@@ -61,7 +63,7 @@ def run() -> Iterator[Row]:
     method = lm.params["pretrain.method"] if "pretrain.method" in lm.params else lm.params["pretrain"]["method"]
     joint = method == "joint"  # the bar is for jointly trained exits
     yield Row(f"quality_speed_at_1_percent{'_joint' if joint else ''}", 1 / (1 - best["wall_saving"]), "x speed", ">= 1.2" if joint else None,
-              f"full depth of the same model ({method}); best of {len(rows)} signals and thresholds with at most 1 % more perplexity: "
+              f"full depth of the same model ({method}); best of {len(rows)} signals and budgets with at most 1 % more perplexity: "
               f"{best['signal']}, {best['shallow_ratio']:.0%} leave, {best['flop_saving']:.0%} of the FLOPs saved, "
               f"perplexity {best['ppl_increase']:+.1%}", PAIRS)
 
