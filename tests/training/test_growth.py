@@ -8,7 +8,9 @@ from torch import nn
 
 from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM, ModelConfig
-from offramp.training.growth import SCHEDULES, Schedule, add_layer, schedule
+from offramp.training.ensemble import Ensemble, Optimisation, fit, mean_nll
+from offramp.training.growth import SCHEDULES, Schedule, add_layer, begin, schedule
+from offramp.training.objectives import from_logits
 
 TOKENS = torch.randint(0, 30, (3, 16), generator=torch.Generator().manual_seed(0))
 
@@ -33,12 +35,16 @@ def top_logits(model: BlockwiseLM) -> torch.Tensor:
     return model.logits(model.config.num_blocks - 1, model(TOKENS)[-1])
 
 
+def names(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
+
+
 def test_parameters_are_those_of_the_seed():
     count = {depth: sum(p.numel() for p in built(depth, width=64).parameters()) for depth in (1, 2, 3, 4)}
     assert count == {1: 69_504, 2: 135_168, 3: 200_832, 4: 266_496}
     grown = add_layer(built(3, width=64), 4, initialise)
     assert sum(p.numel() for p in grown.parameters()) == 266_496
-    new = Schedule(3, 4, learns="new").stages()[1].rates(grown)
+    new = Schedule(3, 4, learns="new").stages()[1].rates(names(grown))
     assert sum(p.numel() for name, p in grown.named_parameters() if name in new) == 67_584
 
 
@@ -94,10 +100,10 @@ def test_what_was_learnt_stays_and_the_new_layer_starts_as_in_a_whole_model():
 
 def test_gradient_reaches_exactly_what_a_stage_trains():
     model = built(3)
-    rates = Schedule(3, 3, embedding="never trained").stages()[0].rates(model)
+    rates = Schedule(3, 3, embedding="never trained").stages()[0].rates(names(model))
     assert {name for name, _ in model.named_parameters()} - set(rates) == {"embedding.weight"}
     grown = add_layer(model, 4, initialise)
-    new = Schedule(3, 4, learns="new").stages()[1].rates(grown)
+    new = Schedule(3, 4, learns="new").stages()[1].rates(names(grown))
     assert all(name.startswith(("blocks.3.", "heads.")) for name in new) and len(new) == 8
     for name, parameter in grown.named_parameters():
         parameter.requires_grad_(name in new)
@@ -106,10 +112,10 @@ def test_gradient_reaches_exactly_what_a_stage_trains():
 
 
 def test_every_layer_learns_slower_than_the_one_above():
-    rates = Schedule(2, 3, rate_decay=0.5).stages()[1].rates(built(3))
+    rates = Schedule(2, 3, rate_decay=0.5).stages()[1].rates(names(built(3)))
     assert rates["heads.0"] == rates["blocks.2.0.query.weight"] == 1
     assert (rates["blocks.1.0.query.weight"], rates["blocks.0.0.query.weight"], rates["embedding.weight"]) == (0.5, 0.25, 0.125)
-    assert set(Schedule(2, 3, rate_decay=0.5).stages()[0].rates(built(2)).values()) == {1.0}
+    assert set(Schedule(2, 3, rate_decay=0.5).stages()[0].rates(names(built(2))).values()) == {1.0}
 
 
 def test_stages_of_the_named_schedules():
@@ -143,3 +149,50 @@ def test_schedules_that_cannot_be_are_refused(name, changes, said):
 def test_exit_classifiers_come_after_growth():
     with pytest.raises(UserError, match="exit_classifiers"):
         add_layer(built(2, exit_classifiers=True), 3, initialise)
+
+
+def grown_together(plan: Schedule, seeds: list[int]) -> tuple[Ensemble, list[dict[str, torch.Tensor]]]:
+    """All seeds through all stages of ``plan``, a few updates each; the weights at the beginning of every stage."""
+    objective = from_logits(lambda model, tokens: model.logits(model.config.num_blocks - 1, model(tokens)[-1]))
+    ensemble, before = Ensemble(lambda seed: small(plan.start), seeds), []
+    for stage in plan.stages():
+        how = begin(stage, ensemble, plan, initialise, Optimisation())
+        before.append(ensemble.snapshot())
+        batch = TOKENS[:, :-1].expand(len(seeds), -1, -1), TOKENS[:, 1:].expand(len(seeds), -1, -1)
+        fit(ensemble, iter([batch] * 3), objective, lambda found: mean_nll(found, objective, TOKENS[:, :-1], TOKENS[:, 1:]),
+            looks=1, batches_per_look=3, how=how)
+    return ensemble, before
+
+
+def small(depth: int) -> BlockwiseLM:
+    model = BlockwiseLM(ModelConfig(30, 64, 16, 2, 32, (1,) * depth, norm="post", tied=False))
+    initialise(model)
+    return model
+
+
+def test_seeds_grow_together_as_they_grow_alone():
+    plan = schedule("progressive", 3, rate_decay=0.5, new_layer="identity", fine_tune=0.1)
+    together = grown_together(plan, [3, 5])[0]
+    for index, seed in enumerate([3, 5]):
+        alone = grown_together(plan, [seed])[0].member(0)
+        for name, value in together.member(index).state_dict().items():
+            torch.testing.assert_close(alone.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_layers_keep_their_bits_and_the_readout_goes_on_learning():
+    ensemble, before = grown_together(schedule("greedy", 2), [0, 1])
+    moved = {name for name, value in before[1].items() if not torch.equal(value, ensemble.weights[name])}
+    assert {name.split(".")[0] + "." + name.split(".")[1] for name in moved} == {"blocks.1", "heads.0"}
+
+
+def test_the_published_greedy_growth_never_trains_its_embedding():
+    ensemble, before = grown_together(schedule("greedy, embedding never trained", 2), [0])
+    assert torch.equal(before[0]["embedding.weight"], ensemble.weights["embedding.weight"])
+    ensemble, before = grown_together(schedule("greedy", 2), [0])
+    assert not torch.equal(before[0]["embedding.weight"], before[1]["embedding.weight"])
+
+
+def test_the_control_goes_through_the_same_stages_and_adds_nothing():
+    ensemble, before = grown_together(schedule("no growth", 3), [0])
+    assert len(before) == 3 and not any(name.startswith("blocks.1") for name in ensemble.weights)
+    assert all(weight.requires_grad for weight in ensemble.weights.values())

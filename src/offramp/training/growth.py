@@ -18,15 +18,16 @@ depth are those from before. (The exit below now reads u through the head that t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM
+from offramp.training.ensemble import Ensemble, Optimisation
 
 Initialise = Callable[[nn.Module], None]
 """Sets all weights of a model that was just built."""
@@ -87,11 +88,14 @@ class Stage:
     rate: float = 1.0
     rate_decay: float = 1.0
 
-    def rates(self, model: BlockwiseLM) -> dict[str, float]:
-        """Learning rate of every parameter that learns, by name, relative to the configured one; the others are frozen."""
+    def rates(self, names: Iterable[str]) -> dict[str, float]:
+        """Learning rate of every parameter that learns, by name, relative to the configured one; the others are frozen.
+
+        ``names``: of all parameters of a model of this depth.
+        """
         top = self.depth - 1
         out = {}
-        for name, _ in model.named_parameters():
+        for name in names:
             layer = _layer_of(name, top)
             if (self.learns == "new" and layer < top) or (self.skips_embedding and layer < 0):
                 continue
@@ -99,7 +103,7 @@ class Stage:
         return out
 
 
-SCHEDULES: dict[str, dict[str, object]] = {
+SCHEDULES: dict[str, dict[str, Any]] = {
     "frozen append": {"learns": "new"},
     "full append": {},
     "greedy": {"start": 1, "learns": "new"},
@@ -110,7 +114,7 @@ SCHEDULES: dict[str, dict[str, object]] = {
 """What each named schedule fixes. The last one is a published mistake, which nothing else turns on."""
 
 
-def schedule(name: str, target: int, **changes: object) -> Schedule:
+def schedule(name: str, target: int, **changes: Any) -> Schedule:
     """The named schedule up to ``target`` layers. Raises UserError for an unknown name."""
     if name not in SCHEDULES:
         raise UserError(f"growth: {name!r} is not a schedule; choose from {', '.join(SCHEDULES)}")
@@ -123,6 +127,22 @@ def _layer_of(name: str, top: int) -> int:
     if part == "embedding":
         return -1
     return int(rest[0]) if part == "blocks" else top
+
+
+def begin(stage: Stage, ensemble: Ensemble, schedule: Schedule, initialise: Initialise, how: Optimisation) -> Optimisation:
+    """Give every member the layer that the stage adds, let learn what it trains, and return the rates to train it with."""
+    if stage.adds:
+        ensemble.become([_deeper(ensemble.member(index), seed, schedule, initialise)
+                         for index, seed in enumerate(ensemble.seeds)])
+    rates = stage.rates(ensemble.weights)
+    ensemble.freeze(lambda name: name not in rates)
+    return replace(how, rate_of=rates.__getitem__)
+
+
+def _deeper(model: BlockwiseLM, seed: int, schedule: Schedule, initialise: Initialise) -> BlockwiseLM:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return add_layer(model, schedule.target, initialise, schedule.new_layer)
 
 
 def add_layer(model: BlockwiseLM, target: int, initialise: Initialise,
