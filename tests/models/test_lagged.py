@@ -82,14 +82,16 @@ def test_oacd_trains_every_layer_but_not_the_head(layers):
 
 
 def test_a_cache_follows_its_window_whatever_the_order():
-    cache = SampleCache(6, LaggedConfig(**SMALL, layers=2), torch.Generator().manual_seed(0))
+    cache = SampleCache(2, 6, LaggedConfig(**SMALL, layers=2), torch.Generator().manual_seed(0))
     assert 0.015 < cache.states.std() < 0.025
-    order = torch.tensor([4, 1, 5])
-    new = torch.randn(2, 3, 5, 8, requires_grad=True)
-    before = cache.read(torch.tensor([0, 2, 3]))
+    order = torch.tensor([[4, 1, 5], [0, 1, 2]])
+    new = torch.randn(2, 2, 3, 5, 8, requires_grad=True)  # models, layers, windows, positions, width
+    rest = torch.tensor([[0, 2, 3], [5, 4, 3]])
+    before = cache.read(rest)
     cache.write(order, new)
-    assert torch.equal(cache.read(torch.tensor([1])), new[:, 1:2]) and not cache.states.requires_grad
-    assert torch.equal(cache.read(torch.tensor([0, 2, 3])), before)
+    assert not cache.states.requires_grad
+    assert torch.equal(cache.read(torch.tensor([[1], [2]])), torch.stack((new[0, :, 1:2], new[1, :, 2:3])))
+    assert torch.equal(cache.read(rest), before)
 
 
 def test_other_numbers_of_layers_are_named():

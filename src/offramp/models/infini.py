@@ -23,7 +23,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from offramp.errors import UserError
-from offramp.models.recursive import Hierarchy, RecursiveConfig
+from offramp.models.recursive import Hierarchy, RecursiveConfig, States
 from offramp.nn.init import truncated_normal
 from offramp.nn.layers import TransformerLayer, rotary_table
 from offramp.nn.memory import GatedMemory, Memory, MemoryAttention, MemoryLayer, empty_memory, require_heads
@@ -38,8 +38,8 @@ Memories = tuple[Memory, ...]
 class Carried(NamedTuple):
     """What a segment leaves behind."""
 
-    states: Tensor
-    """(n, B, T, D), for the next segment of the same window."""
+    states: States
+    """For the next segment of the same window; empty for a stack of layers."""
     memory: Memories
     """With this window added, for the next window."""
 
@@ -128,12 +128,13 @@ class InfiniLM(nn.Module):
             return self.layers[index](x, *turns)
 
         if self.hierarchy is not None:
-            states = self.hierarchy(embedded, None if carried is None else carried.states, layer)
+            states = self.hierarchy(embedded, () if carried is None else carried.states, layer)
+            embedded = states[-1]
         else:
             for index in range(self.config.layers):
                 embedded = layer(index, embedded)
-            states = embedded.unsqueeze(0)
-        return self.head(states[-1]), Carried(states, tuple(written))
+            states = ()
+        return self.head(embedded), Carried(states, tuple(written))
 
 
 def segments(call: Callable[..., tuple[Tensor, Carried]], tokens: Tensor, memory: Memories, count: int,

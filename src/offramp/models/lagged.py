@@ -101,21 +101,22 @@ def _shift(cache: Tensor) -> Tensor:
 
 
 class SampleCache:
-    """Cached states of every training window, found again by the window's number however batches are drawn.
+    """Cached states of every training window and of S models, found again by the window's number however batches are drawn.
 
     The published code kept them by the batch's place in the epoch while batches were shuffled, so that a window met the states
     of others (flaw F1): that is what one gets by passing places instead of numbers.
     """
 
-    def __init__(self, windows: int, config: LaggedConfig, generator: torch.Generator):
+    def __init__(self, models: int, windows: int, config: LaggedConfig, generator: torch.Generator):
         """States start as 0.02 normal(0, 1)."""
-        shape = windows, config.layers, config.window, config.width
+        shape = models, windows, config.layers, config.window, config.width
         self.states = EMBEDDING_STD * torch.randn(shape, generator=generator)
+        self._models = torch.arange(models).unsqueeze(1)
 
     def read(self, windows: Tensor) -> Tensor:
-        """States (n, B, T, D) of windows (B,)."""
-        return self.states[windows].transpose(0, 1)
+        """States (S, n, B, T, D) of each model's windows (S, B)."""
+        return self.states[self._models, windows].transpose(1, 2)
 
     def write(self, windows: Tensor, states: Tensor) -> None:
-        """Replace the states of windows (B,) by ``states`` (n, B, T, D)."""
-        self.states[windows] = states.detach().transpose(0, 1)
+        """Replace the states of each model's windows (S, B) by ``states`` (S, n, B, T, D)."""
+        self.states[self._models, windows] = states.detach().transpose(1, 2)

@@ -24,6 +24,9 @@ from offramp.errors import UserError
 from offramp.nn.init import EMBEDDING_STD, truncated_normal
 from offramp.nn.layers import TransformerLayer, rotary_table
 
+States = tuple[Tensor, ...]
+"""One (B, T, D) per layer; empty where a segment starts from the learned initial states."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -99,23 +102,22 @@ class Hierarchy(nn.Module):
             for layer in range(len(config.periods))
         )
 
-    def forward(self, embedded: Tensor, states: Tensor | None, layer: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """States (n, B, T, D) after one segment from ``states``, or from the initial ones; ``embedded`` is (B, T, D).
+    def forward(self, embedded: Tensor, states: States, layer: Callable[[int, Tensor], Tensor]) -> States:
+        """States after one segment from ``states``, or from the initial ones where there are none; ``embedded`` is (B, T, D).
 
         ``layer(i, x)`` is Layer_i of x (B, T, D).
         """
         batch, length, _ = embedded.shape
-        if states is None:
+        current = [state.detach() for state in states]
+        if not current:
             current = [initial[:length].expand(batch, -1, -1) for initial in self.initial]
-        else:
-            current = list(states.detach().unbind(0))
         first = self.config.steps - self.config.differentiated
         with torch.no_grad():
             for step in range(first):
                 current = self._step(step, embedded, current, layer)
         for step in range(first, self.config.steps):
             current = self._step(step, embedded, current, layer)
-        return torch.stack(current)
+        return tuple(current)
 
     def _step(self, step: int, embedded: Tensor, states: list[Tensor], layer: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
         new = list(states)
@@ -144,13 +146,13 @@ class RecursiveLM(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens: Tensor, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One segment: logits (B, T, V) of tokens (B, T), and the states (n, B, T, D) that the next segment starts from."""
+    def forward(self, tokens: Tensor, states: States = ()) -> tuple[Tensor, States]:
+        """One segment: logits (B, T, V) of tokens (B, T), and the states that the next segment starts from."""
         length = tokens.shape[1]
         states = self.hierarchy(self.embedding(tokens), states,
                                 lambda index, x: self.layers[index](x, self.cos[:length], self.sin[:length]))
         return self.head(states[-1]), states
 
-    def halting(self, states: Tensor) -> Tensor:
+    def halting(self, states: States) -> Tensor:
         """Probabilities (B, 2) to halt and to go on: sigmoid(W mean_t z_n)."""
         return torch.sigmoid(self.halt(states[-1].mean(dim=1)))
