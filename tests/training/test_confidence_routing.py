@@ -49,11 +49,11 @@ def test_weights_of_the_variants():
 def test_the_loss_is_the_weighted_sum_over_layers(variant, batch):
     model, (tokens, targets) = build(), batch
     weights = loss_weights(variant, 4, 2)
-    loss, carried = routed_objective(weights, 2, 0.8).loss(model, tokens, targets, None)
+    loss, carried = routed_objective(weights, 2, 0.8).loss(model, tokens, targets, ())
     wanted = sum(weight * F.cross_entropy((state @ model.heads[0].T).flatten(0, 1), targets.flatten())
                  for weight, state in zip(weights, model(tokens)))
     torch.testing.assert_close(loss, wanted)
-    assert carried is None
+    assert carried == ()
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 

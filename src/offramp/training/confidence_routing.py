@@ -30,7 +30,7 @@ from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM
 from offramp.routing.executor import Arrivals, Decision
 from offramp.states.statistics import Readout, predictions
-from offramp.training.objectives import Objective, cross_entropy
+from offramp.training.objectives import Carried, Objective, cross_entropy
 
 VARIANTS = ("shallow and deep", "every layer", "mean of layers", "routing aware")
 
@@ -55,10 +55,10 @@ def routed_objective(weights: Sequence[float], shallow: int, threshold: float) -
     That a token's logits do not depend on who left is true of the last layer's states here, not of the executor, where
     later tokens attend to propagated keys and values: this is for choosing among checkpoints, not for reporting.
     """
-    def loss(model: nn.Module, tokens: Tensor, targets: Tensor, carried: None) -> tuple[Tensor, None]:
+    def loss(model: nn.Module, tokens: Tensor, targets: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
         terms = [weight * cross_entropy(model.logits(layer, state), targets)
                  for layer, (weight, state) in enumerate(zip(weights, model(tokens))) if weight]
-        return torch.stack(terms).sum(), None
+        return torch.stack(terms).sum(), ()
 
     def logits(model: nn.Module, tokens: Tensor) -> Tensor:
         states = model(tokens)
