@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.training.ensemble import Ensemble, Fitted, Optimisation, Weights, batch_flops, fit, mean_nll
+from offramp.training.ensemble import (
+    AS_PUBLISHED,
+    Ensemble,
+    Fitted,
+    Optimisation,
+    Weights,
+    batch_flops,
+    fit,
+    mean_nll,
+)
 from offramp.training.objectives import Objective
 from pipeline.studies._characters import Characters
 
@@ -35,7 +44,7 @@ class PublishedRun:
 
 
 def train_published(build: Build, objective: Objective, data: Characters, epochs: int, patience: int, seed: int,
-                    how: Optimisation = Optimisation(), restore_best: bool = True) -> PublishedRun:
+                    how: Optimisation = AS_PUBLISHED, restore_best: bool = True) -> PublishedRun:
     """Train one model on data with the splits train and validation."""
     ensemble = Ensemble(build, [seed])
     (fitted,) = fit(ensemble, data.batches([seed]), objective, on_split(objective, data, "validation"), looks=epochs,
@@ -89,7 +98,7 @@ class CorrectedRun:
 
 
 def train_corrected(build: Build, objective: Objective, data: Characters, updates: int, looks: int, seeds: Sequence[int],
-                    how: Optimisation = Optimisation()) -> CorrectedRun:
+                    how: Optimisation = AS_PUBLISHED) -> CorrectedRun:
     """Train all seeds on data with the splits train, calibration and test; ``updates`` and ``looks`` are equal for all arms."""
     ensemble = Ensemble(build, seeds)
     tokens, targets = next(data.batches(seeds[:1]))

@@ -31,11 +31,27 @@ STUDIES = {
     "loss_prediction": "Can the loss of a token be predicted from its hidden state?",
     "inference_confidence": "Which confidence, known before the token, tracks the loss?",
     "low_rank_readout": "Can a low-rank readout stand in for the full one?",
+    "hierarchy_and_lagged_caches": "What explains the gain of a hierarchy of recurrent blocks?",
+    "segment_memory": "Does a compressive memory help that cannot see the future?",
+    "iterated_refinement": "Does refining a state in several passes help at equal updates and equal compute?",
+    "layer_supervision": "Does it help to supervise every layer?",
+    "adding_a_layer": "Does adding a layer destroy a trained model?",
+    "greedy_growth": "Does growing layer by layer on frozen layers collapse?",
+    "progressive_growth": "Does growing layer by layer with all layers learning collapse?",
+    "layer_contribution": "What does each layer contribute, to easy and to hard tokens?",
+    "early_exit_feasibility": "Is leaving after the first layer safe?",
+    "confidence_routing": "Does routing by confidence beat both fixed depths?",
+    "routing_losses": "Which training loss suits a routed model?",
 }
 SEEDS = {
     "003": ("labels for exit classifiers", ("exit_labels",)),
     "004": ("predicting the loss of a token", ("loss_prediction", "inference_confidence", "low_rank_readout")),
+    "001": ("recurrence, memory, supervision, growth and exits of character-level models",
+            ("hierarchy_and_lagged_caches", "segment_memory", "iterated_refinement", "layer_supervision", "adding_a_layer",
+             "greedy_growth", "progressive_growth", "layer_contribution", "early_exit_feasibility", "confidence_routing",
+             "routing_losses")),
 }
+"""In the order of the page: what it is about comes first."""
 HEADINGS = {"holds": "What holds", "artefact": "Artefacts: reproduced, but only through a flaw", "fails": "What fails",
             "inconclusive": "What remains open"}
 COUNTED = {"holds": ("holds", "hold"), "artefact": ("is an artefact", "are artefacts"), "fails": ("fails", "fail"),
@@ -112,7 +128,7 @@ def _ledger(root: Path) -> list[Row]:
         rows, columns = list(reader), tuple(reader.fieldnames or ())
     kinds = {claim.id: claim.conclusion for claim in read_claims()}
     if columns != COLUMNS or [row["id"] for row in rows] != list(kinds):
-        raise UserError(f"{LEDGER} was not written from {CLAIMS.name} as it is; run python -m pipeline.studies.ledger")
+        raise UserError(f"{LEDGER} was not written from {CLAIMS.name}/*.yaml as they are; run python -m pipeline.studies.ledger")
     return [row | {"conclusion": kinds[row["id"]], "corrected_text": _with_interval(row)} for row in rows]
 
 

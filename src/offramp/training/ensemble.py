@@ -138,8 +138,11 @@ class Optimisation:
     """Learning rate of a weight by its name, relative to ``learning_rate``."""
 
 
+AS_PUBLISHED = Optimisation()
+
+
 def fit(ensemble: Ensemble, batches: Batches, objective: Objective, evaluate: Callable[[Ensemble], Tensor], *, looks: int,
-        batches_per_look: int, patience: int | None = None, how: Optimisation = Optimisation(),
+        batches_per_look: int, patience: int | None = None, how: Optimisation = AS_PUBLISHED,
         restore_best: bool = True) -> list[Fitted]:
     """Train all members with a fresh optimiser and look at ``evaluate`` (S,), mean NLL in nats, ``looks`` times.
 
