@@ -20,6 +20,7 @@ from offramp.analysis.layer_contribution import (
     flag_agreement,
     improvement,
     layer_statistics,
+    losses_without,
 )
 from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM, ModelConfig
@@ -56,6 +57,14 @@ def test_statistics_are_those_of_the_logit_lens(norm):
 def test_the_first_step_of_a_post_norm_model_has_the_length_of_the_norm(model):
     found = layer_statistics(model, torch.randint(20, (4, 12)), torch.randint(20, (4, 12)))
     assert np.allclose(found.step[0], 4, atol=0.3)  # sqrt(16) minus an embedding of 0.02
+
+
+def test_a_layer_left_out_is_not_run(model):
+    tokens, targets = torch.randint(20, (5, 12)), torch.randint(20, (5, 12))
+    found = losses_without(model, tokens, targets, batch_size=2)
+    x = model.run_block(2, model.run_block(0, model.embed(tokens)))
+    loss = F.cross_entropy(model.logits(2, x).flatten(0, 1), targets.flatten(), reduction="none")
+    np.testing.assert_allclose(found[1], loss.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_classes_by_the_own_last_loss_show_an_improvement_that_is_not_there():

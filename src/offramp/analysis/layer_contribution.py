@@ -73,6 +73,22 @@ def _layer(read: Tensor, before: Tensor, after: Tensor, readout: Readout, target
     return (*predictions(read, readout, targets), (after - before).norm(dim=-1), 1 - torch.cosine_similarity(after, before, dim=-1))
 
 
+@torch.no_grad()
+def losses_without(model: Blockwise, tokens: Tensor, targets: Tensor, batch_size: int = 64) -> np.ndarray:
+    """Loss at full depth when one layer is left out, per layer and token (L, N): what it contributes, whatever its step."""
+    last = model.config.num_blocks - 1
+    readout, parts = Readout(model.readout_matrix(last)), []
+    for here, wanted in zip(tokens.split(batch_size), targets.split(batch_size)):
+        rows = []
+        for skipped in range(last + 1):
+            x = model.embed(here)
+            for block in range(last + 1):
+                x = x if block == skipped else model.run_block(block, x)
+            rows.append(predictions(model.readout_input(last, x.flatten(0, 1)), readout, wanted.flatten())[0])
+        parts.append(torch.stack(rows))
+    return torch.cat(parts, 1).cpu().numpy()
+
+
 def classes(difficulty: np.ndarray, quantiles: tuple[float, float] = QUANTILES) -> np.ndarray:
     """0 (easy), 1 (medium) or 2 (hard) per token, (N,), by the quantiles of a difficulty (N,).
 
