@@ -10,8 +10,9 @@ Shapes: S seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -22,24 +23,12 @@ from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.nn.init import truncated_normal
 from offramp.training.ensemble import AS_PUBLISHED, Ensemble, Weights, batch_flops, fit, mean_nll
 from offramp.training.growth import Schedule, Stage, begin
-from offramp.training.objectives import Carried, Objective, cross_entropy, from_logits
+from offramp.training.objectives import Objective, named
 from pipeline.studies._arms import PROCESSES, run_arms
 from pipeline.studies._characters import BATCH_SIZE, WINDOW, Characters
 
 WIDTH, HEADS, FFN_WIDTH, STD = 64, 4, 256, 0.02
 
-
-def _last_exit(model: nn.Module, tokens: Tensor) -> Tensor:
-    return model.logits(model.config.num_blocks - 1, model(tokens)[-1])
-
-
-def _all_exits(model: nn.Module, tokens: Tensor, targets: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
-    losses = [cross_entropy(model.logits(exit, state), targets) for exit, state in enumerate(model(tokens))]
-    return torch.stack(losses).sum(), ()
-
-
-OBJECTIVES = {"standard": from_logits(_last_exit), "lpt": Objective(_all_exits, _last_exit)}
-"""By name: the loss of the last exit, the sum over all exits (LPT). Both are used by their last exit."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +36,8 @@ class Arm:
     """A schedule and what it minimises."""
 
     schedule: Schedule
-    objective: str = "standard"
+    objective: str = "final"
+    """final: the loss of the last exit; sum: of all exits (LPT)."""
 
     @property
     def start(self) -> tuple[Any, ...]:
@@ -196,9 +186,9 @@ def _train(arm: Arm, stage: Stage, ensemble: Ensemble, task: Task, looks: int, b
 
     Leaves the best weights in the ensemble and returns the last ones.
     """
-    text, plan, objective = task.text, task.plan, OBJECTIVES[arm.objective]
+    text, plan, objective = task.text, task.plan, named(arm.objective, stage.depth)
     how = begin(stage, ensemble, arm.schedule, initialise, AS_PUBLISHED)
-    per_batch = batch_flops(ensemble, objective, *_one_batch(text))
+    per_batch = stage_flops(stage, arm.objective, text.vocab_size)
     flops, updates = (before.flops_after, before.updates_after) if before else (0.0, 0)
     affordable = int((task.budget - flops) / per_batch / plan.batches_per_look) if task.budget is not None else 0
     at_once, calibration, weights = _test(ensemble, objective, task), [], []
@@ -234,18 +224,22 @@ def _test(ensemble: Ensemble, objective: Objective, task: Task) -> list[float]:
     return mean_nll(ensemble, objective, *task.text.windows(_split(task.text, "test"))).tolist()
 
 
-def _one_batch(text: Characters) -> Iterator[Tensor]:
-    return (part[:BATCH_SIZE] for part in text.windows("train"))
-
-
 def planned_flops(arm: Arm, text: Characters, plan: Plan) -> float:
     """FLOPs of training one model as planned, without fine-tuning."""
-    schedule, total = arm.schedule, 0.0
-    for stage, looks in zip(schedule.stages(), plan.looks(schedule)):
-        if stage.name == "fine-tune":
-            break
-        ensemble = Ensemble(lambda seed, depth=stage.depth: build(depth, text.vocab_size), [0])
-        same = replace(stage, adds=False)
-        begin(same, ensemble, schedule, initialise, AS_PUBLISHED)
-        total += looks * plan.batches_per_look * batch_flops(ensemble, OBJECTIVES[arm.objective], *_one_batch(text))
-    return total
+    stages = zip(arm.schedule.stages(), plan.looks(arm.schedule))
+    return sum(looks * plan.batches_per_look * stage_flops(stage, arm.objective, text.vocab_size)
+               for stage, looks in stages if stage.name != "fine-tune")
+
+
+def stage_flops(stage: Stage, objective: str, vocab_size: int) -> int:
+    """FLOPs of training one model on one batch."""
+    return _batch_flops(replace(stage, name="", adds=False, rate=1.0, rate_decay=1.0), objective, vocab_size)
+
+
+@cache
+def _batch_flops(stage: Stage, objective: str, vocab_size: int) -> int:
+    ensemble = Ensemble(lambda seed: build(stage.depth, vocab_size), [0])
+    learns = stage.rates(ensemble.weights)
+    ensemble.freeze(lambda name: name not in learns)
+    tokens = torch.zeros(BATCH_SIZE, WINDOW, dtype=torch.int64)
+    return batch_flops(ensemble, named(objective, stage.depth), tokens, tokens)

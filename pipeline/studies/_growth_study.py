@@ -13,7 +13,7 @@ Shapes: S seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,11 @@ class Experiment:
     summary: str
     flaws: list[str]
     arms: Mapping[str, Arm]
-    """Corrected, on 20,000 characters of real text."""
+    """Corrected."""
     published: Mapping[str, Arm]
     """As in the seed, on the pangram."""
     fewer: Mapping[str, list[str]]
-    """By size, where not all arms run: 500k, and pangram for the corrected protocol on it."""
+    """Where not all of them run: by size, and ``pangram`` for the corrected protocol on that."""
     reference: str
     """The growing arm whose cost is that of equal FLOPs."""
     differences: list[tuple[str, str]]
@@ -62,15 +62,15 @@ class Experiment:
         arms = dict.fromkeys([*self.arms, *self.published])
         return study_main(self.name, self.summary, arms, self.flaws, self.run(study_params(self.name)), (PANGRAM, *CORPORA))
 
-    def run(self, settings: dict[str, Any]) -> Run:
+    def run(self, settings: dict[str, Any], seeds: Sequence[int] = SEEDS) -> Run:
         """``settings``: the study's section of the parameters."""
         def run(text: StudyText, protocol: str, arms: list[str]) -> Outcome:
-            found = train_all(tasks := self.tasks(text, protocol, arms, settings))
-            return self.outcome(tasks, found)
+            tasks = self.tasks(text, protocol, arms, settings, seeds)
+            return self.outcome(tasks, train_all(tasks))
 
         return run
 
-    def tasks(self, text: StudyText, protocol: str, arms: list[str], settings: dict[str, Any]) -> dict[str, Task]:
+    def tasks(self, text: StudyText, protocol: str, arms: list[str], settings: dict[str, Any], seeds: Sequence[int]) -> dict[str, Task]:
         """By "published" and the sizes of the text. UserError for the published protocol on another text than the pangram."""
         out = {}
         if text.corpus == PANGRAM:
@@ -85,7 +85,7 @@ class Experiment:
         else:
             sizes = {size: (corrected(text, size), size) for size in SIZES_OF[text.corpus]}
         for size, (data, kind) in sizes.items():
-            plan = Plan(tuple(SEEDS), **settings["20k" if kind in (PANGRAM, "own") else kind])
+            plan = Plan(tuple(seeds), **settings["20k" if kind == "own" else kind])
             some = _some(self.arms, [arm for arm in arms if arm in self.fewer.get(kind, self.arms)])
             out[size] = Task(some, data, plan, planned_flops(self.arms[self.reference], data, plan))
         return {name: task for name, task in out.items() if task.arms}

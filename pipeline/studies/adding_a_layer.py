@@ -48,6 +48,7 @@ EXPERIMENT = Experiment(
         "scratch": SCRATCH,
     },
     fewer={
+        "20k": ["frozen append", "full append", "full append, identity", "full append, rates", "no growth", "scratch"],
         "500k": ["full append", "no growth", "scratch"],
         "pangram": ["full append", "full append, last weights", "no growth", "no growth, last weights", "scratch"],
     },

@@ -39,7 +39,11 @@ EXPERIMENT = Experiment(
         "no growth": Arm(schedule("no growth", TARGET, goes_on_from="last")),
         "scratch": SCRATCH,
     },
-    fewer={"500k": ["greedy", "no growth", "scratch"], "pangram": ["greedy", "greedy, last weights", "no growth", "scratch"]},
+    fewer={
+        "20k": ["greedy", "greedy, identity", "greedy, embedding never trained", "no growth", "scratch"],
+        "500k": ["greedy", "no growth", "scratch"],
+        "pangram": ["greedy", "greedy, last weights", "no growth", "scratch"],
+    },
     reference="greedy",
     differences=[
         ("greedy", "greedy_1"), ("greedy", "no_growth"), ("greedy", "scratch"),

@@ -19,18 +19,18 @@ DECAY = 0.5
 """Of the learning rate, per layer downwards, in the arm with layer-wise rates."""
 
 
-def _progressive(objective: str = "standard", **changes: object) -> Arm:
+def _progressive(objective: str = "final", **changes: object) -> Arm:
     return Arm(schedule("progressive", TARGET, **changes), objective)
 
 
-SCRATCH = {"scratch, standard": _progressive(start=TARGET), "scratch, lpt": _progressive("lpt", start=TARGET)}
+SCRATCH = {"scratch, standard": _progressive(start=TARGET), "scratch, lpt": _progressive("sum", start=TARGET)}
 EXPERIMENT = Experiment(
     name="progressive_growth",
     summary="Experiment 7 of seed 001: does progressive growth collapse, and does layer supervision help it?",
     flaws=FLAWS,
     arms={
         "standard": _progressive(),
-        "lpt": _progressive("lpt"),
+        "lpt": _progressive("sum"),
         "standard, identity": _progressive(new_layer="identity"),
         "standard, rates": _progressive(rate_decay=DECAY),
         "standard, last weights": _progressive(goes_on_from="last"),
@@ -39,15 +39,18 @@ EXPERIMENT = Experiment(
     },
     published={
         "standard": _progressive(goes_on_from="last"),
-        "lpt": _progressive("lpt", goes_on_from="last"),
+        "lpt": _progressive("sum", goes_on_from="last"),
         "standard, identity": _progressive(new_layer="identity", goes_on_from="last"),
         "standard, rates": _progressive(rate_decay=DECAY, goes_on_from="last"),
         "standard, best weights": _progressive(),
         "no growth": Arm(schedule("no growth", TARGET, goes_on_from="last")),
         **SCRATCH,
     },
-    fewer={"500k": ["standard", "no growth", "scratch, standard"],
-           "pangram": ["standard", "standard, last weights", "no growth", "scratch, standard"]},
+    fewer={
+        "20k": ["standard", "lpt", "standard, identity", "standard, rates", "no growth", "scratch, standard", "scratch, lpt"],
+        "500k": ["standard", "no growth", "scratch, standard"],
+        "pangram": ["standard", "standard, last weights", "no growth", "scratch, standard"],
+    },
     reference="standard",
     differences=[
         ("standard", "standard_1"), ("standard", "no_growth"), ("standard", "scratch_standard"), ("standard_4", "standard_1"),
