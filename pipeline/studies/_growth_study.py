@@ -71,7 +71,8 @@ class Experiment:
         return run
 
     def tasks(self, text: StudyText, protocol: str, arms: list[str], settings: dict[str, Any], seeds: Sequence[int]) -> dict[str, Task]:
-        """By "published" and the sizes of the text. UserError for the published protocol on another text than the pangram."""
+        """By "published" and the sizes of the text. UserError for the published protocol on another text than the pangram,
+        and for arms of which none is trained on this one."""
         out = {}
         if text.corpus == PANGRAM:
             if protocol != "corrected":
@@ -88,7 +89,11 @@ class Experiment:
             plan = Plan(tuple(seeds), **settings["20k" if kind == "own" else kind])
             some = _some(self.arms, [arm for arm in arms if arm in self.fewer.get(kind, self.arms)])
             out[size] = Task(some, data, plan, planned_flops(self.arms[self.reference], data, plan))
-        return {name: task for name, task in out.items() if task.arms}
+        found = {name: task for name, task in out.items() if task.arms}
+        if not found:
+            raise UserError(f"--arm = {', '.join(arms)!r}: not trained on the text {text.corpus}, --protocol {protocol}; leave --arm out "
+                            f"to see which are")
+        return found
 
     def outcome(self, tasks: Mapping[str, Task], found: Mapping[str, dict[str, ArmLooks]]) -> Outcome:
         values = {name: self.values(found[name], task.text) for name, task in tasks.items()}

@@ -82,6 +82,11 @@ def test_the_published_protocol_is_of_the_pangram(own):
         experiment.run(SETTINGS, (0, 1))(own, "published", known(experiment))
 
 
+def test_an_arm_that_this_text_lacks_is_named(own):
+    with pytest.raises(UserError, match="--arm = 'full append, best weights': not trained on the text own"):
+        adding_a_layer.EXPERIMENT.run(SETTINGS, (0, 1))(own, "corrected", ["full append, best weights"])
+
+
 def test_mistakes_are_in_no_corrected_arm_but_those_named_after_them():
     for experiment in EXPERIMENTS:
         for name, arm in experiment.arms.items():
