@@ -19,6 +19,7 @@ from offramp.training.ensemble import (
     Ensemble,
     Fitted,
     Optimisation,
+    Watch,
     Weights,
     batch_flops,
     fit,
@@ -43,12 +44,13 @@ class PublishedRun:
         return {f"ppl.{arm}": self.fitted.best_ppl, f"epoch.{arm}": self.fitted.best_look}
 
 
-def train_published(build: Build, objective: Objective, data: Characters, epochs: int, patience: int, seed: int,
-                    how: Optimisation = AS_PUBLISHED, restore_best: bool = True) -> PublishedRun:
+def train_published(build: Build, objective: Objective, data: Characters, epochs: int, patience: int | None, seed: int,
+                    how: Optimisation = AS_PUBLISHED, restore_best: bool = True, watch: Watch | None = None) -> PublishedRun:
     """Train one model on data with the splits train and validation."""
     ensemble = Ensemble(build, [seed])
     (fitted,) = fit(ensemble, data.batches([seed]), objective, on_split(objective, data, "validation"), looks=epochs,
-                    batches_per_look=data.batches_per_epoch, patience=patience, how=how, restore_best=restore_best)
+                    batches_per_look=data.batches_per_epoch, patience=patience, how=how, restore_best=restore_best,
+                    watch=watch)
     return PublishedRun(ensemble, fitted)
 
 
@@ -98,7 +100,7 @@ class CorrectedRun:
 
 
 def train_corrected(build: Build, objective: Objective, data: Characters, updates: int, looks: int, seeds: Sequence[int],
-                    how: Optimisation = AS_PUBLISHED) -> CorrectedRun:
+                    how: Optimisation = AS_PUBLISHED, watch: Watch | None = None) -> CorrectedRun:
     """Train all seeds on data with the splits train, calibration and test; ``updates`` and ``looks`` are equal for all arms."""
     ensemble = Ensemble(build, seeds)
     tokens, targets = next(data.batches(seeds[:1]))
@@ -112,7 +114,8 @@ def train_corrected(build: Build, objective: Objective, data: Characters, update
         run.weights.append(ensemble.snapshot())
         return nll
 
-    fit(ensemble, data.batches(seeds), objective, look, looks=looks, batches_per_look=run.batches_per_look, how=how)
+    fit(ensemble, data.batches(seeds), objective, look, looks=looks, batches_per_look=run.batches_per_look, how=how,
+        watch=watch)
     return run
 
 

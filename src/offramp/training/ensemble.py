@@ -139,16 +139,18 @@ class Optimisation:
 
 
 AS_PUBLISHED = Optimisation()
+Watch = Callable[[Ensemble, Tensor, Tensor], None]
+"""Called with the members and a batch (S, B, T)."""
 
 
 def fit(ensemble: Ensemble, batches: Batches, objective: Objective, evaluate: Callable[[Ensemble], Tensor], *, looks: int,
-        batches_per_look: int, patience: int | None = None, how: Optimisation = AS_PUBLISHED,
-        restore_best: bool = True) -> list[Fitted]:
+        batches_per_look: int, patience: int | None = None, how: Optimisation = AS_PUBLISHED, restore_best: bool = True,
+        watch: Watch | None = None) -> list[Fitted]:
     """Train all members with a fresh optimiser and look at ``evaluate`` (S,), mean NLL in nats, ``looks`` times.
 
     A batch is worth ``objective.segments`` updates. With ``patience`` a member stops after that many looks in a row
     without a better one, and its weights stay what they were then. In the end every member has the weights of its best
-    look, or without ``restore_best`` its last ones.
+    look, or without ``restore_best`` its last ones. ``watch`` sees every batch before it is learnt from.
     """
     optimiser = _optimiser(ensemble, how)
     found = [Fitted() for _ in ensemble.seeds]
@@ -156,7 +158,10 @@ def fit(ensemble: Ensemble, batches: Batches, objective: Objective, evaluate: Ca
     running = list(range(len(ensemble)))
     for look in range(1, looks + 1):
         for _ in range(batches_per_look):
-            update(ensemble, optimiser, objective, *next(batches), how.clip_norm)
+            tokens, targets = next(batches)
+            if watch is not None:
+                watch(ensemble, tokens, targets)
+            update(ensemble, optimiser, objective, tokens, targets, how.clip_norm)
         nll = evaluate(ensemble).tolist()
         for member in tuple(running):
             fitted = found[member]
