@@ -54,7 +54,8 @@ FLAWS = [
 ]
 CONTEXT = 16
 """Characters that tell two places of a text apart, for counting how many there are."""
-GROUPINGS = {"": "by the model's own final loss", "others.": "by the loss of the other seeds' models", "first.": "by its own loss at layer 1"}
+GROUPINGS = {"": "by the model's own final loss", "others.": "by the loss of the other seeds' models",
+             "first.": "by its own loss at layer 1"}
 
 
 def class_values(found: LayerStatistics, difficulty: np.ndarray) -> dict[str, float]:
@@ -64,7 +65,8 @@ def class_values(found: LayerStatistics, difficulty: np.ndarray) -> dict[str, fl
     gain, relative = loss[0] - loss[-1], improvement(loss)
     out = {"gain.easy_minus_hard": gain[0] - gain[2], "improvement.easy_minus_hard": relative[0] - relative[2]}
     for number, name in enumerate(CLASSES):
-        out |= {f"share.{name}": (of_class == number).mean(), f"gain.{name}": gain[number], f"improvement.{name}": relative[number]}
+        out |= {f"share.{name}": (of_class == number).mean(), f"gain.{name}": gain[number],
+                f"improvement.{name}": relative[number]}
         out |= {f"loss.{name}.{layer}": value for layer, value in enumerate(loss[:, number], 1)}
         out |= {f"norm.{name}.{layer}": value for layer, value in enumerate(step[:, number], 1)}
     return {key: float(value) for key, value in out.items()}
@@ -84,9 +86,9 @@ def model_values(found: LayerStatistics, without: np.ndarray) -> dict[str, float
     return {key: float(value) for key, value in out.items()}
 
 
-def run_published(settings: dict[str, Any] = SETTINGS) -> Outcome:
+def run_published() -> Outcome:
     data = published_1b()
-    run = train_as_published(data, "four_layers", PUBLISHED_SEED, settings["published"]["linear_std"], settings)
+    run = train_as_published(data, "four_layers", PUBLISHED_SEED, SETTINGS["published"]["linear_std"])
     tokens, targets = data.windows("validation")
     found = layer_statistics(run.last, tokens, targets)
     values = model_values(found, losses_without(run.last, tokens, targets))
@@ -95,8 +97,8 @@ def run_published(settings: dict[str, Any] = SETTINGS) -> Outcome:
     return Outcome(values, None, {"losses": loss_figure({"the pangram, classes by final loss": [values]}, {"": ""})})
 
 
-def run_corrected(text: StudyText, arms: list[str], root: Path = Path("."), settings: dict[str, Any] = SETTINGS) -> Outcome:
-    models = trained(text, arms, root, settings)
+def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
+    models = trained(text, arms, root)
     seeds: list[dict[str, float]] = []
     for (size, arm), made in models.items():
         found = arm_values(text, size, made)
@@ -132,7 +134,7 @@ def figures(seeds: list[dict[str, float]], sizes: tuple[str, ...], arms: list[st
                 cells = [means[f"{start}{grouping}gain.{name}"] for name in CLASSES]
                 rows.append([size, arm.replace("_", " "), words, *([cell["value"], cell["low"], cell["high"]] for cell in cells)])
     out["gains"] = {"title": "Nats that the last layer takes off the first layer's loss, by class of token",
-                    "note": "Test text; mean and 95 % t interval over seeds. Classes by final loss must improve where they are easy.",
+                    "note": "Test text; mean and 95 % t interval over seeds. Classes by final loss must improve if easy.",
                     "columns": ["text", "trained on", "classes", *CLASSES], "rows": rows}
     return out
 
