@@ -39,6 +39,7 @@ from pipeline.studies._characters import (
     BATCH_SIZE,
     SIZES,
     SIZES_OF,
+    SYMBOLS,
     WINDOW,
     Characters,
     OwnText,
@@ -218,12 +219,16 @@ def _flops(ensemble: Ensemble, data: Characters, segments: int) -> int:
 # Both -----------------------------------------------------------------------------------------------------------------
 
 def differences(nll: dict[str, float]) -> dict[str, float]:
-    """In nats, of the arms that there are."""
-    return {f"diff.{one}_minus_{other}": nll[one] - nll[other] for one, other in DIFFERENCES if {one, other} <= set(nll)}
+    """In nats, of the arms that there are, and the share of hrm's perplexity that a memory at its input saves."""
+    out = {f"diff.{one}_minus_{other}": nll[one] - nll[other] for one, other in DIFFERENCES if {one, other} <= set(nll)}
+    gains = {arm: 1 - math.exp(nll[arm] - nll["hrm"]) for arm in ("infini_reset", "infini_carry") if {arm, "hrm"} <= set(nll)}
+    return out | {f"gain.{arm}": gain for arm, gain in gains.items()}
 
 
 def _values(size: str, found: dict[str, Found], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """One dict per seed with all keys of a size."""
+    """One dict per seed with all keys of a size; models that are only published give their number of parameters."""
+    inferred = Ensemble(lambda seed: build(PUBLISHED_ARMS["hrm_memory_reset"], len(SYMBOLS), "v2"), [0])
+    counts = {"hrm_memory_reset": parameters(inferred)} | {arm: one.parameters for arm, one in found.items()}
     rows = []
     for place in range(len(seeds)):
         nll = {arm + held: values[place] for arm, one in found.items() for held, values in one.nll.items()}
@@ -232,8 +237,8 @@ def _values(size: str, found: dict[str, Found], seeds: Sequence[int]) -> list[di
         for prefix, losses in (("", nll), ("flops.", flops)):
             row |= {f"{prefix}ppl.{arm}": math.exp(value) for arm, value in losses.items()}
             row |= {prefix + name: value for name, value in differences(losses).items()}
-        for arm, one in found.items():
-            row |= {f"epoch.{arm}": one.epochs[place], f"parameters.{arm}": one.parameters}
+        row |= {f"epoch.{arm}": one.epochs[place] for arm, one in found.items()}
+        row |= {f"parameters.{arm}": count for arm, count in counts.items()}
         rows.append({f"{size}.{name}": value for name, value in row.items()})
     return rows
 
