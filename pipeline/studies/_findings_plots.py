@@ -45,6 +45,8 @@ class Plot:
     """Groups that are no curve but single points, such as fixed depths beside a sweep of thresholds."""
     diagonal: bool = False
     """Whether x = y is drawn: where a confidence keeps its word."""
+    note: str = ""
+    """What a reader has to know beside it."""
 
 
 def as_rows(figure: dict[str, Any]) -> Rows:
@@ -56,7 +58,8 @@ def plot_of(result: dict[str, Any]) -> Plot | None:
     """What is drawn of a result file: the first figure that asks for it, else what suits its study, if anything."""
     for _, figure in sorted(result.get("figures", {}).items()):
         if isinstance(figure, dict) and figure.get("plot"):
-            return Plot(figure.get("title", ""), rows=as_rows(figure), **{"group": None} | figure["plot"])
+            return Plot(figure.get("title", ""), rows=as_rows(figure), note=figure.get("note", ""),
+                        **{"group": None} | figure["plot"])
     corrected = {key: found["value"] for key, found in result.get("corrected", {}).get("values", {}).items()}
     if result["study"] == "exit_labels":
         return _labels(corrected)

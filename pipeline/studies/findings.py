@@ -1,4 +1,4 @@
-"""The findings as a short paper, docs/findings.md and its figures, from the ledger and all results.
+"""The findings as a short paper, docs/findings.md and its figures, and as a page, docs/findings.html, from all results.
 
     python -m pipeline.studies.findings
 
@@ -18,11 +18,13 @@ from offramp.analysis.verdict import FEWEST, LEVEL, SHARE, VERDICTS
 from offramp.errors import UserError
 from offramp.lineage.artifact import write_text
 from offramp.report.claims import CORPORA, number, read_result
+from offramp.report.figures import Figure
+from offramp.report.studies import Claim, Part, Study, studies_page
 from pipeline.studies._findings_plots import as_rows, draw_plot, plot_of
 from pipeline.studies.ledger import CLAIMS, COLUMNS, LEDGER, read_claims
 
 TEMPLATE = Path(__file__).with_name("findings.md.j2")
-PAGE, FIGURES = Path("docs/findings.md"), Path("docs/figures")
+PAGE, FIGURES, HTML = Path("docs/findings.md"), Path("docs/figures"), Path("docs/findings.html")
 
 STUDIES = {
     "exit_signals": "Which signal should decide that a token leaves?",
@@ -97,7 +99,7 @@ Row = dict[str, str]
 
 
 def write_findings(root: Path = Path(".")) -> Path:
-    """Write docs/findings.md and docs/figures/<study>.<corpus>.svg under ``root``.
+    """Write docs/findings.md, docs/findings.html and docs/figures/<study>.<corpus>.svg under ``root``.
 
     Raises UserError if the ledger is missing or was written for other claims.
     """
@@ -106,14 +108,16 @@ def write_findings(root: Path = Path(".")) -> Path:
     views = {name: _view(root, name, asks) for name, asks in STUDIES.items()}
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
                               keep_trailing_newline=True)
+    rows = _ledger(root)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        views=views, seeds=_seeds(_ledger(root), views), **_protocols(views), fewest=FEWEST, share_band=number(SHARE),
+        views=views, seeds=_seeds(rows, views), **_protocols(views), fewest=FEWEST, share_band=number(SHARE),
         level_percent=number(100 * LEVEL))
     for view in views.values():
         for part in view["parts"]:
             if part["plot"]:
                 write_text(root / FIGURES / part["plot"]["file"], part["plot"]["svg"])
     write_text(root / PAGE, re.sub(r"\n{3,}", "\n\n", page))
+    write_text(root / HTML, studies_page(_parts(rows, views)))
     return root / PAGE
 
 
@@ -126,10 +130,11 @@ def _ledger(root: Path) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         rows, columns = list(reader), tuple(reader.fieldnames or ())
-    kinds = {claim.id: claim.conclusion for claim in read_claims()}
-    if columns != COLUMNS or [row["id"] for row in rows] != list(kinds):
+    claims = {claim.id: claim for claim in read_claims()}
+    if columns != COLUMNS or [row["id"] for row in rows] != list(claims):
         raise UserError(f"{LEDGER} was not written from {CLAIMS.name}/*.yaml as they are; run python -m pipeline.studies.ledger")
-    return [row | {"conclusion": kinds[row["id"]], "corrected_text": _with_interval(row)} for row in rows]
+    return [row | {"conclusion": claims[row["id"]].conclusion, "study": claims[row["id"]].study,
+                   "corrected_text": _with_interval(row)} for row in rows]
 
 
 def _with_interval(row: Row) -> str:
@@ -149,6 +154,28 @@ def _seeds(rows: list[Row], views: dict[str, Any]) -> list[dict[str, Any]]:
                     "counts_text": _counts(own), "conclusions": len(conclusions),
                     "conclusion_counts_text": _counts(conclusions), "flaws": _one_per_code(list(found))})
     return out
+
+
+def _parts(rows: list[Row], views: dict[str, Any]) -> list[Part]:
+    """What the HTML page shows: the studies that belong to no seed, then those of each seed."""
+    of_seeds = [name for _, studies in SEEDS.values() for name in studies]
+    rest = [_study(view, []) for name, view in views.items() if name not in of_seeds]
+    parts = [Part("Who decides that a token may leave early?", "", rest)]
+    for seed, (title, studies) in SEEDS.items():
+        own = [row for row in rows if row["seed"] == seed]
+        shown = [_study(views[name], [row for row in own if row["study"] == name]) for name in studies]
+        parts.append(Part(f"Seed {seed}: {title}", _counts(own), shown))
+    return parts
+
+
+def _study(view: dict[str, Any], rows: list[Row]) -> Study:
+    plots = [part["plot"] for part in view["parts"] if part["plot"]]
+    figures = [Figure(Path(plot["file"]).stem.replace(".", "-"), plot["title"], plot["note"], plot["svg"]) for plot in plots]
+    claims = [Claim(*(row[name] for name in ("id", "statement", "published", "rerun", "corrected_text", "verdict", "reason")))
+              for row in rows]
+    several = len(view["parts"]) > 1
+    sentences = [f"{part['corpus']}: {text}" if several else text for part in view["parts"] for text in part["sentences"]]
+    return Study(view["name"], view["asks"], sentences, figures, claims)
 
 
 def _counts(rows: list[Row]) -> str:
@@ -182,7 +209,7 @@ def _part(study: str, corpus: str, result: dict[str, Any]) -> dict[str, Any]:
         tables += _label_table(result)
     plot = plot_of(result)
     drawn = plot and {"title": f"{plot.title}, {CORPORA[corpus]}", "file": f"{study}.{corpus}.svg",
-                      "svg": draw_plot(plot)}
+                      "note": plot.note, "svg": draw_plot(plot)}
     sentences = [*result.get("sentences", []), *_facts(study, result)]
     return {"corpus": CORPORA[corpus], "sentences": sentences, "tables": tables, "plot": drawn,
             "flaws": result.get("flaws", []), "result": result}
