@@ -90,8 +90,10 @@ def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> O
             for seed, values in enumerate(seeds):
                 of_seed = {arm: members[seed] for arm, members in own.items()}
                 values |= prefixed(f"{size}.{start}", seed_values(of_seed, calibration, test, SETTINGS["threshold"]))
-        for arm in arms:
-            for values in seeds:
+        for seed, values in enumerate(seeds):
+            if "routed" in arms:
+                values |= prefixed(f"{size}.", curve_values(models[size, "routed"].models[seed], calibration, test))
+            for arm in arms:
                 values |= {f"{size}.updates.{arm}": models[size, arm].updates["updates"],
                            f"{size}.flops.updates.{arm}": models[size, arm].updates["flops"]}
     return Outcome(None, seeds, report(seeds, SIZES_OF[text.corpus], arms))
@@ -131,10 +133,16 @@ def routed_values(model: BlockwiseLM, calibration: Windows, test: Windows, thres
         out |= {f"shallow.{name}": ways[name].shallow, f"compute.{name}": ways[name].layers,
                 f"layer_saving.{name}": 1 - ways[name].layers, f"flop_saving.{name}": 1 - ways[name].flops,
                 f"diff.{name}_minus_random": ways[name].nll - at_random.nll}
+    return out | {"budget.threshold": at_budget}
+
+
+def curve_values(model: BlockwiseLM, calibration: Windows, test: Windows) -> dict[str, float]:
+    """The routed model with thresholds at which given shares of calibration text leave."""
+    confidence, out = layer_statistics(model, *calibration).max_prob[SHALLOW - 1], {}
     for share in PARAMS["shares"]:
         way = execute(model, SHALLOW, test, quantile_threshold(confidence, share))
         out |= {f"curve.executed.{share}": way.flops, f"curve.accuracy.{share}": way.accuracy, f"curve.ppl.{share}": way.ppl}
-    return out | {"budget.threshold": at_budget}
+    return out
 
 
 def drawn(way: Routed) -> np.ndarray:
