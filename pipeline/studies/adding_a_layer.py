@@ -1,9 +1,12 @@
-"""Seed 001, experiment 5: does adding a layer destroy a trained model? ``python -m pipeline.studies.adding_a_layer --corpus sotu|wikitext|pangram``.
+"""Seed 001, experiment 5: does adding a layer destroy a trained model?
+
+    python -m pipeline.studies.adding_a_layer --corpus sotu|wikitext|pangram
 
 Published (--corpus pangram): as in the seed, where the text was a pangram and every stage went on from overfitted weights.
 Corrected: real text, five seeds, stages of equal numbers of updates that begin with the best weights, the same number of
 updates in all for every arm and, apart from that, equal FLOPs; and the same on the pangram, the control of the text.
-Cut against the seed: up to 30 epochs per stage and early stopping; here stages end after the updates of params.yaml.
+Cut against the seed, which gave every stage up to 30 epochs and stopped early: corrected stages end after the updates of
+params.yaml, on real text before the model has converged.
 Writes metrics/studies/adding_a_layer.<corpus>.json.
 """
 
@@ -42,9 +45,7 @@ EXPERIMENT = Experiment(
         "full append": _from_base("full append", goes_on_from="last"),
         "full append, identity": _from_base("full append", new_layer="identity", goes_on_from="last"),
         "full append, rates": _from_base("full append", rate_decay=DECAY, goes_on_from="last"),
-        "full append, best weights": _from_base("full append"),
         "no growth": _from_base("no growth", goes_on_from="last"),
-        "no growth, best weights": _from_base("no growth"),
         "scratch": SCRATCH,
     },
     fewer={

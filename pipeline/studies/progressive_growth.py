@@ -1,10 +1,13 @@
-"""Seed 001, experiment 7: does progressive growth collapse, and does layer supervision help it? ``python -m pipeline.studies.progressive_growth --corpus sotu|wikitext|pangram``.
+"""Seed 001, experiment 7: does progressive growth collapse, and does layer supervision help it?
+
+    python -m pipeline.studies.progressive_growth --corpus sotu|wikitext|pangram
 
 Published (--corpus pangram): as in the seed, where the text was a pangram and every stage went on from overfitted weights.
 Corrected: real text, five seeds, stages of equal numbers of updates that begin with the best weights, the same number of
 updates in all for every arm and, apart from that, equal FLOPs; and the same on the pangram, the control of the text.
-Every stage trains all layers, on the loss of the last exit (standard) or of all exits (LPT). Cut against the seed: up to 30
-epochs per stage and early stopping; here stages end after the updates of params.yaml.
+Every stage trains all layers, on the loss of the last exit (standard) or of all exits (LPT). Cut against the
+seed, which gave every stage up to 30 epochs and stopped early: corrected stages end after the updates of params.yaml, on real
+text before the model has converged.
 Writes metrics/studies/progressive_growth.<corpus>.json.
 """
 
@@ -42,7 +45,6 @@ EXPERIMENT = Experiment(
         "lpt": _progressive("sum", goes_on_from="last"),
         "standard, identity": _progressive(new_layer="identity", goes_on_from="last"),
         "standard, rates": _progressive(rate_decay=DECAY, goes_on_from="last"),
-        "standard, best weights": _progressive(),
         "no growth": Arm(schedule("no growth", TARGET, goes_on_from="last")),
         **SCRATCH,
     },
