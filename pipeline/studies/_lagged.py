@@ -63,9 +63,7 @@ class Lagged:
     def train_task(self, updates: int, looks: int, select: str = "calibration") -> CorrectedRun:
         """Phase 1 by the task's loss, with ``looks`` looks at the split ``select``."""
         per_look = max(1, updates // (looks * self.passes))
-        one_batch = (part[:BATCH_SIZE] for part in self.data.windows("train"))
-        run = CorrectedRun(self.ensemble, objective(self.passes), self.data, per_look,
-                           batch_flops(self.ensemble, objective(self.passes), *one_batch))
+        run = CorrectedRun(self.ensemble, objective(self.passes), self.data, per_look, self.flops_per_batch)
 
         def looked(batch: int) -> bool:
             if batch % per_look == 0:
@@ -75,6 +73,11 @@ class Lagged:
 
         self.train("task", looks * per_look * self.passes, looked)
         return run
+
+    @property
+    def flops_per_batch(self) -> int:
+        """Of one model's passes over one batch in phase 1."""
+        return batch_flops(self.ensemble, objective(self.passes), *(part[:BATCH_SIZE] for part in self.data.windows("train")))
 
     def nll(self, split: str) -> Tensor:
         """Mean NLL (S,) in nats with the models' own heads."""

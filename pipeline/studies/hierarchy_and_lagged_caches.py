@@ -22,21 +22,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.models.recursive import RecursiveConfig, RecursiveLM
-from offramp.nn.init import truncated_normal
-from offramp.training.ensemble import Ensemble, batch_flops
 from offramp.training.lagged import head_nll
-from offramp.training.objectives import Objective, from_logits
+from offramp.training.objectives import Objective, named
 from offramp.training.segments import segments_objective
 from pipeline.studies._arms import PUBLISHED_SEED, SEEDS, Outcome, run_arms, study_main
-from pipeline.studies._characters import BATCH_SIZE, SIZES_OF, WINDOW, Characters, corrected, published_1a
-from pipeline.studies._curves import panels_figure
+from pipeline.studies._characters import SIZES_OF, WINDOW, Characters, corrected, published_1a
+from pipeline.studies._comparison import (
+    FFN_WIDTH,
+    HEADS,
+    WIDTH,
+    Compared,
+    compared,
+    corrected_values,
+    differences,
+    flop_budget,
+    learning_curves,
+    parameters,
+    published_values,
+    transformer,
+)
 from pipeline.studies._lagged import Lagged
 from pipeline.studies._results import study_params
 from pipeline.studies._text import StudyText
@@ -50,54 +59,28 @@ FLAWS = [
     "F3 the hierarchical model makes two updates per batch",
 ]
 
-WIDTH, HEADS, FFN_WIDTH = 64, 4, 256
 LEVELS = {"one_level": ((1,), 1), "one_level_segments": ((1,), 2), "hrm_one_segment": ((1, 2), 1), "hrm": ((1, 2), 2)}
 """Periods of the levels, and segments per batch."""
-ON_THE_TASK = (*LEVELS, "transformer", "lct_task_1")
 FROZEN = {"lct_oacd_1": 1, "lct_oacd_2": 2, "untrained_1": 1, "untrained_2": 2}
 """Layers of the arms whose features never saw a target."""
-ARMS = (*ON_THE_TASK, *FROZEN)
-DIFFERENCES = (
+ARMS = (*LEVELS, "transformer", "lct_task_1", *FROZEN)
+PAIRS = (
     ("lct_oacd_1", "hrm"), ("lct_oacd_2", "hrm"), ("lct_oacd_2", "lct_oacd_1"), ("lct_oacd_1", "untrained_1"),
     ("lct_oacd_2", "untrained_2"), ("lct_task_1", "hrm"), ("lct_oacd_1", "lct_task_1"), ("hrm", "hrm_one_segment"),
     ("one_level_segments", "one_level"), ("hrm", "one_level_segments"), ("hrm_one_segment", "one_level"), ("hrm", "transformer"),
 )
 
 
-@dataclass
-class Found:
-    """What one arm came to; lists over seeds."""
-
-    nll: list[float]
-    """In nats, at equal updates."""
-    flops_nll: list[float] | None
-    """At equal FLOPs; None for arms that are trained in two phases."""
-    epochs: list[float]
-    """Passes over the training text until the best."""
-    parameters: int
-    curves: list[dict[float, float]] = field(default_factory=list)
-
-
 def build(arm: str, vocab_size: int) -> Callable[[int], nn.Module]:
-    """The model of an arm of ON_THE_TASK other than lagged caches, as initialised in the seed."""
-    def model(seed: int) -> nn.Module:
-        if arm in LEVELS:
-            return RecursiveLM(RecursiveConfig(vocab_size, WINDOW, WIDTH, HEADS, FFN_WIDTH, "v1", LEVELS[arm][0]))
-        plain = BlockwiseLM(ModelConfig(vocab_size, WINDOW, WIDTH, HEADS, FFN_WIDTH, (2,), norm="post", tied=False))
-        truncated_normal(plain, WIDTH**-0.5)
-        nn.init.trunc_normal_(plain.heads[0], std=WIDTH**-0.5)
-        return plain
-
-    return model
+    """The model of an arm without lagged caches, as initialised in the seed."""
+    if arm == "transformer":
+        return lambda seed: transformer(2, vocab_size)
+    config = RecursiveConfig(vocab_size, WINDOW, WIDTH, HEADS, FFN_WIDTH, "v1", LEVELS[arm][0])
+    return lambda seed: RecursiveLM(config)
 
 
 def objective(arm: str) -> Objective:
-    return segments_objective(LEVELS[arm][1]) if arm in LEVELS else from_logits(lambda model, x: model.logits(0, model(x)[0]))
-
-
-def parameters(ensemble: Ensemble) -> int:
-    """Of one model, those included that no loss reaches."""
-    return sum(weight[0].numel() for weight in ensemble.weights.values())
+    return segments_objective(LEVELS[arm][1]) if arm in LEVELS else named("final", 2)
 
 
 # Published ------------------------------------------------------------------------------------------------------------
@@ -124,35 +107,42 @@ def published_arm(text: StudyText, arm: str, settings: dict[str, Any]) -> dict[s
 
 # Corrected ------------------------------------------------------------------------------------------------------------
 
-def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any], seeds: Sequence[int]) -> Found:
+def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any], seeds: Sequence[int]) -> Compared:
     """One arm on one size of text, all seeds together."""
     data = corrected(text, size)
     updates, looks = settings["updates"][size], settings["looks"][size]
+    flops = flop_budget(build("one_level", data.vocab_size), objective("one_level"), data, updates)
     if arm in FROZEN:
-        return _frozen_arm(data, arm, updates, settings, seeds)
+        return _frozen_arm(data, arm, updates, flops, settings, seeds)
     if arm == "lct_task_1":
-        run = Lagged(data, 1, seeds, settings["passes"]).train_task(updates, looks)
-    else:
-        run = train_corrected(build(arm, data.vocab_size), objective(arm), data, updates, looks, seeds)
-    within = run.looks_within(flops=flop_budget(data, updates))
-    flops_nll = run.test_nll(within)
-    epochs = [(look + 1) * run.batches_per_look / data.batches_per_epoch for look in run.choose(looks)]
-    return Found(run.test_nll(looks), flops_nll, epochs, parameters(run.ensemble), run.curves())
+        return compared(Lagged(data, 1, seeds, settings["passes"]).train_task(updates, looks), flops)
+    return compared(train_corrected(build(arm, data.vocab_size), objective(arm), data, updates, looks, seeds), flops)
 
 
-def flop_budget(data: Characters, updates: int) -> float:
-    """FLOPs of ``updates`` updates of one_level, of one model."""
-    cheapest = Ensemble(build("one_level", data.vocab_size), [0])
-    return updates * batch_flops(cheapest, objective("one_level"), *(part[:BATCH_SIZE] for part in data.windows("train")))
-
-
-def _frozen_arm(data: Characters, arm: str, updates: int, settings: dict[str, Any], seeds: Sequence[int]) -> Found:
+def _frozen_arm(data: Characters, arm: str, updates: int, flops: float, settings: dict[str, Any], seeds: Sequence[int]) -> Compared:
+    """Features of layers as drawn, or after phase 1; phase 2 costs next to nothing."""
     lagged = Lagged(data, FROZEN[arm], seeds, settings["passes"])
+    paid: dict[str, Any] = {}
     if not arm.startswith("untrained"):
-        lagged.train("oacd", updates)
-    head = lagged.fit_head("calibration", settings["head"])
-    return Found(head_nll(head.weights, *lagged.features("test")).tolist(), None, [float(epoch) for epoch in head.best_epoch],
-                 parameters(lagged.ensemble))
+        batches = int(flops // lagged.flops_per_batch)
+
+        def looked(batch: int) -> bool:
+            if batch == batches:
+                paid.update(lagged.ensemble.snapshot())
+            return False
+
+        lagged.train("oacd", updates, looked)
+    nll, epochs = _judged(lagged, settings["head"])
+    lagged.ensemble.restore(paid)  # nothing where FLOPs pay for all updates
+    flops_nll, _ = _judged(lagged, settings["head"]) if paid else (nll, epochs)
+    level = [{0.0: math.exp(value), float(updates): math.exp(value)} for value in nll]
+    return Compared(nll, flops_nll, epochs, parameters(lagged.ensemble), level)
+
+
+def _judged(lagged: Lagged, settings: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """NLL of the test text with the best head by the calibration text, and the epochs that it took, by seed."""
+    head = lagged.fit_head("calibration", settings)
+    return head_nll(head.weights, *lagged.features("test")).tolist(), [float(epoch) for epoch in head.best_epoch]
 
 
 # Both -----------------------------------------------------------------------------------------------------------------
@@ -160,61 +150,30 @@ def _frozen_arm(data: Characters, arm: str, updates: int, settings: dict[str, An
 def derived(nll: dict[str, float]) -> dict[str, float]:
     """Differences in nats of the arms that there are, and shares of the way from lct_oacd_1 to hrm: lost again without deep
     supervision, and gone by the task's loss alone."""
-    out = {f"diff.{one}_minus_{other}": nll[one] - nll[other] for one, other in DIFFERENCES if {one, other} <= set(nll)}
-    if {"lct_oacd_1", "hrm"} <= set(nll):
+    out = differences(nll, PAIRS)
+    if {"lct_oacd_1", "lct_task_1", "hrm_one_segment", "hrm"} <= set(nll):
         gap = nll["lct_oacd_1"] - nll["hrm"]
-        if "hrm_one_segment" in nll:
-            out["share.deep_supervision"] = (nll["hrm_one_segment"] - nll["hrm"]) / gap
-        if "lct_task_1" in nll:
-            out["share.task_loss"] = (nll["lct_oacd_1"] - nll["lct_task_1"]) / gap
+        out["share.deep_supervision"] = (nll["hrm_one_segment"] - nll["hrm"]) / gap
+        out["share.task_loss"] = (nll["lct_oacd_1"] - nll["lct_task_1"]) / gap
     return out
-
-
-def _values(size: str, found: dict[str, Found], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """One dict per seed with all keys of a size."""
-    rows = []
-    for place in range(len(seeds)):
-        row: dict[str, float] = {}
-        for prefix, which in (("", "nll"), ("flops.", "flops_nll")):
-            nll = {arm: getattr(one, which)[place] for arm, one in found.items() if getattr(one, which) is not None}
-            row |= {f"{prefix}ppl.{arm}": math.exp(value) for arm, value in nll.items()}
-            row |= {f"{prefix}{name}": value for name, value in derived(nll).items()}
-        for arm, one in found.items():
-            row |= {f"epoch.{arm}": one.epochs[place], f"parameters.{arm}": one.parameters}
-        rows.append({f"{size}.{name}": value for name, value in row.items()})
-    return rows
 
 
 def run(text: StudyText, protocol: str, arms: Sequence[str], settings: dict[str, Any] = SETTINGS,
         seeds: Sequence[int] = tuple(SEEDS)) -> Outcome:
-    """Both protocols on one text."""
+    """Both protocols on one text; text of one's own has the corrected one alone."""
     outcome = Outcome()
     if protocol in ("published", "both") and text.corpus != "own":
         found = run_arms(published_arm, [(text, arm, settings["published"]) for arm in arms])
-        values = {name: value for arm in found for name, value in arm.items()}
-        nll = {arm: math.log(values[f"ppl.{arm}"]) for arm in arms}
-        outcome.published = values | derived(nll)
+        outcome.published = published_values(found, arms, derived)
     if protocol in ("corrected", "both"):
-        _run_corrected(outcome, text, arms, settings["corrected"], seeds)
+        jobs = [(text, size, arm, settings["corrected"], seeds) for size in SIZES_OF[text.corpus] for arm in arms
+                if size != "500k" or arm in LEVELS]
+        by_size: dict[str, dict[str, Compared]] = {size: {} for _, size, *_ in jobs}
+        for (_, size, arm, *_), one in zip(jobs, run_arms(corrected_arm, jobs)):
+            by_size[size][arm] = one
+        outcome.corrected = corrected_values(by_size, len(seeds), derived)
+        outcome.figures["learning_curves"] = learning_curves(by_size)
     return outcome
-
-
-def _run_corrected(outcome: Outcome, text: StudyText, arms: Sequence[str], settings: dict[str, Any], seeds: Sequence[int]) -> None:
-    jobs = [(size, arm) for size in SIZES_OF[text.corpus] for arm in arms if size != "500k" or arm in LEVELS]
-    found = dict(zip(jobs, run_arms(corrected_arm, [(text, size, arm, settings, seeds) for size, arm in jobs])))
-    sizes = {size: {arm: found[size, arm] for place, arm in jobs if place == size} for size, _ in jobs}
-    parts = [_values(size, of_size, seeds) for size, of_size in sizes.items()]
-    outcome.corrected = [{name: value for part in parts for name, value in part[place].items()} for place in range(len(seeds))]
-    panels = {f"{size} characters": {arm: one.curves or _level(one.nll, settings["updates"][size]) for arm, one in of_size.items()}
-              for size, of_size in sizes.items()}
-    outcome.figures["learning_curves"] = panels_figure(
-        "Perplexity by update, calibration text", panels, "text", "updates", "perplexity",
-        note="Features without targets (lct_oacd, untrained): test perplexity of the head fitted to them.", log=True)
-
-
-def _level(nll: list[float], updates: int) -> list[dict[float, float]]:
-    """A horizontal line per seed: the result of an arm that has no learning curve."""
-    return [{0.0: math.exp(value), float(updates): math.exp(value)} for value in nll]
 
 
 main = study_main(STUDY, __doc__.splitlines()[0], ARMS, FLAWS, run)

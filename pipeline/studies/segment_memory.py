@@ -22,8 +22,8 @@ windows begin. Differences are in nats, negative where the first is better. At 5
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from offramp.corpus.streams import Streams, cut_streams
 from offramp.models.infini import InfiniConfig, InfiniLM
-from offramp.training.ensemble import AS_PUBLISHED, Ensemble, batch_flops
+from offramp.training.ensemble import AS_PUBLISHED, Ensemble
 from offramp.training.objectives import Carried, Objective, cross_entropy
 from offramp.training.streams import streams_nll, train_streams
 from pipeline.studies._arms import PUBLISHED_SEED, SEEDS, Outcome, run_arms, study_main
@@ -46,7 +46,17 @@ from pipeline.studies._characters import (
     corrected,
     published_1a,
 )
-from pipeline.studies._curves import panels_figure
+from pipeline.studies._comparison import (
+    Compared,
+    compared,
+    corrected_values,
+    differences,
+    flop_budget,
+    gains,
+    learning_curves,
+    parameters,
+    published_values,
+)
 from pipeline.studies._results import study_params
 from pipeline.studies._text import Document, StudyText
 from pipeline.studies._training import CorrectedRun
@@ -87,21 +97,15 @@ CORRECTED_ARMS = {
     "infini_leak": Arm("input", "reset", True, "own_window"),
 }
 ARMS = tuple(dict.fromkeys((*CORRECTED_ARMS, *PUBLISHED_ARMS)))
-DIFFERENCES = (
+PAIRS = (
     ("infini_reset", "hrm"), ("infini_carry", "hrm"), ("infini_carry", "infini_reset"), ("infini_leak", "infini_reset"),
     ("hrm_memory_reset", "hrm"), ("hrm_memory_carry", "hrm"), ("input_reset", "transformer"), ("input_carry", "transformer"),
     ("input_carry", "input_reset"), ("hidden_reset", "transformer"), ("hidden_carry", "transformer"), ("hidden_carry", "hidden_reset"),
-    *((f"{name}_carry", f"{name}_carry_{other}") for name in ("infini", "input", "hidden") for other in ("emptied", "foreign")),
 )
 
 
 def build(arm: Arm, vocab_size: int, variant: str) -> InfiniLM:
     return InfiniLM(InfiniConfig(vocab_size, WINDOW, place=arm.place, reads=arm.reads, hrm=variant if arm.hrm else None))
-
-
-def parameters(ensemble: Ensemble) -> int:
-    """Of one model, those included that no loss reaches."""
-    return sum(weight[0].numel() for weight in ensemble.weights.values())
 
 
 # Published ------------------------------------------------------------------------------------------------------------
@@ -163,28 +167,29 @@ def training_streams(data: Characters, documents: Tensor, rows: int, seeds: Sequ
     return [cut_streams(ids[start : start + length], documents[start : start + length], WINDOW, rows) for start in offsets]
 
 
-@dataclass
-class Found:
-    """What one arm came to; lists over seeds, NLL in nats of the test text by what the memory holds there."""
+@dataclass(kw_only=True)
+class StreamRun(CorrectedRun):
+    """A training over streams."""
 
-    nll: dict[str, list[float]]
-    """At equal updates; "" is as trained."""
-    flops_nll: list[float]
-    """At equal FLOPs, as trained."""
-    epochs: list[float]
-    parameters: int
-    curves: list[dict[float, float]]
+    test: Callable[[str], list[float]]
+    """Mean NLL by seed on the test text, with the ensemble's weights and this mode of memory."""
+    mode: str
+
+    def test_nll(self, looks: int) -> list[float]:
+        self.choose(looks)
+        return self.test(self.mode)
 
 
-def corrected_arm(text: StudyText, size: str, name: str, settings: dict[str, Any], seeds: Sequence[int]) -> Found:
+def corrected_arm(text: StudyText, size: str, name: str, settings: dict[str, Any], seeds: Sequence[int]) -> Compared:
     """One arm on one size of text, all seeds together."""
     arm, data, documents = CORRECTED_ARMS[name], corrected(text, size), document_ids(text, size)
     count, updates, looks = settings["segments"][arm.core], settings["updates"][size], settings["looks"][size]
     ensemble = Ensemble(lambda seed: build(arm, data.vocab_size, "v2"), seeds)
     held_out = {split: cut_streams(data.splits[split], documents[split], WINDOW, settings["held_out_rows"][size])
                 for split in ("calibration", "test")}
-    training = training_streams(data, documents["train"], settings["rows"], seeds)
-    run = CorrectedRun(ensemble, counted(count), data, max(1, updates // (looks * count)), _flops(ensemble, data, count))
+    flops = flop_budget(lambda seed: build(arm, data.vocab_size, "v2"), counted(count), data, count)
+    run = StreamRun(ensemble, counted(count), data, max(1, updates // (looks * count)), int(flops), mode=arm.mode,
+                    test=lambda mode: streams_nll(ensemble, held_out["test"], mode, count).tolist())
 
     def looked(made: int) -> bool:
         if made % (run.batches_per_look * count) == 0:
@@ -192,15 +197,15 @@ def corrected_arm(text: StudyText, size: str, name: str, settings: dict[str, Any
             run.weights.append(ensemble.snapshot())
         return len(run.calibration) == looks
 
+    training = training_streams(data, documents["train"], settings["rows"], seeds)
     train_streams(ensemble, lambda number: training, arm.mode, count, updates, AS_PUBLISHED, looked)
-    without = Ensemble(lambda seed: build(Arm("none", "reset", arm.hrm), data.vocab_size, "v2"), [0])
-    run.choose(run.looks_within(flops=updates / count * _flops(without, data, count)))
-    flops_nll = streams_nll(ensemble, held_out["test"], arm.mode, count).tolist()
-    chosen = run.choose(looks)
-    modes = {"": arm.mode} | ({"_emptied": "reset", "_foreign": "foreign"} if arm.mode == "carry" else {})
-    nll = {held: streams_nll(ensemble, held_out["test"], mode, count).tolist() for held, mode in modes.items()}
-    epochs = [(look + 1) * run.batches_per_look / len(training[0].tokens) for look in chosen]
-    return Found(nll, flops_nll, epochs, parameters(ensemble), run.curves())
+    without = replace(arm, place="none", mode="reset")
+    found = compared(run, flop_budget(lambda seed: build(without, data.vocab_size, "v2"), counted(count), data, updates))
+    if arm.mode == "carry":
+        held = {name: run.test(mode) for name, mode in (("emptied", "reset"), ("foreign", "foreign"))}
+        found.more = [{f"carried_minus_{name}": carried - values[seed] for name, values in held.items()}
+                      for seed, carried in enumerate(found.nll)]
+    return found
 
 
 def counted(segments: int) -> Objective:
@@ -211,61 +216,37 @@ def counted(segments: int) -> Objective:
     return Objective(loss, lambda model, tokens: model(tokens, model.empty_memory(len(tokens)))[0], segments)
 
 
-def _flops(ensemble: Ensemble, data: Characters, segments: int) -> int:
-    """Of one model's training on one batch."""
-    return batch_flops(ensemble, counted(segments), *(part[:BATCH_SIZE] for part in data.windows("train")))
-
-
 # Both -----------------------------------------------------------------------------------------------------------------
 
-def differences(nll: dict[str, float]) -> dict[str, float]:
-    """In nats, of the arms that there are, and the share of hrm's perplexity that a memory at its input saves."""
-    out = {f"diff.{one}_minus_{other}": nll[one] - nll[other] for one, other in DIFFERENCES if {one, other} <= set(nll)}
-    gains = {arm: 1 - math.exp(nll[arm] - nll["hrm"]) for arm in ("infini_reset", "infini_carry") if {arm, "hrm"} <= set(nll)}
-    return out | {f"gain.{arm}": gain for arm, gain in gains.items()}
-
-
-def _values(size: str, found: dict[str, Found], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """One dict per seed with all keys of a size; models that are only published give their number of parameters."""
-    inferred = Ensemble(lambda seed: build(PUBLISHED_ARMS["hrm_memory_reset"], len(SYMBOLS), "v2"), [0])
-    counts = {"hrm_memory_reset": parameters(inferred)} | {arm: one.parameters for arm, one in found.items()}
-    rows = []
-    for place in range(len(seeds)):
-        nll = {arm + held: values[place] for arm, one in found.items() for held, values in one.nll.items()}
-        flops = {arm: one.flops_nll[place] for arm, one in found.items()}
-        row: dict[str, float] = {}
-        for prefix, losses in (("", nll), ("flops.", flops)):
-            row |= {f"{prefix}ppl.{arm}": math.exp(value) for arm, value in losses.items()}
-            row |= {prefix + name: value for name, value in differences(losses).items()}
-        row |= {f"epoch.{arm}": one.epochs[place] for arm, one in found.items()}
-        row |= {f"parameters.{arm}": count for arm, count in counts.items()}
-        rows.append({f"{size}.{name}": value for name, value in row.items()})
-    return rows
+def derived(nll: dict[str, float]) -> dict[str, float]:
+    """What follows from the losses of all arms."""
+    return differences(nll, PAIRS) | {name: gain for name, gain in gains(nll, "hrm").items() if name.startswith("gain.infini")}
 
 
 def run(text: StudyText, protocol: str, arms: Sequence[str], settings: dict[str, Any] = SETTINGS,
         seeds: Sequence[int] = tuple(SEEDS)) -> Outcome:
-    """Both protocols on one text."""
+    """Both protocols on one text; text of one's own has the corrected one alone."""
     outcome = Outcome()
     if protocol in ("published", "both") and text.corpus != "own":
         chosen = [arm for arm in arms if arm in PUBLISHED_ARMS]
         found = run_arms(published_arm, [(text, arm, settings["published"]) for arm in chosen])
-        values = {name: value for arm in found for name, value in arm.items()}
-        outcome.published = values | differences({arm: math.log(values[f"ppl.{arm}"]) for arm in chosen})
+        outcome.published = published_values(found, chosen, derived)
     if protocol in ("corrected", "both"):
-        _run_corrected(outcome, text, [arm for arm in arms if arm in CORRECTED_ARMS], settings["corrected"], seeds)
+        jobs = [(text, size, arm, settings["corrected"], seeds) for size in SIZES_OF[text.corpus] for arm in arms
+                if arm in CORRECTED_ARMS and (size != "500k" or not CORRECTED_ARMS[arm].hrm)]
+        by_size: dict[str, dict[str, Compared]] = {size: {} for _, size, *_ in jobs}
+        for (_, size, arm, *_), one in zip(jobs, run_arms(corrected_arm, jobs)):
+            by_size[size][arm] = one
+        outcome.corrected = [row | _inferred_sizes(arms, by_size) for row in corrected_values(by_size, len(seeds), derived)]
+        outcome.figures["learning_curves"] = learning_curves(by_size)
     return outcome
 
 
-def _run_corrected(outcome: Outcome, text: StudyText, arms: Sequence[str], settings: dict[str, Any], seeds: Sequence[int]) -> None:
-    jobs = [(size, arm) for size in SIZES_OF[text.corpus] for arm in arms if size != "500k" or not CORRECTED_ARMS[arm].hrm]
-    found = dict(zip(jobs, run_arms(corrected_arm, [(text, size, arm, settings, seeds) for size, arm in jobs])))
-    sizes = {size: {arm: found[size, arm] for place, arm in jobs if place == size} for size, _ in jobs}
-    parts = [_values(size, of_size, seeds) for size, of_size in sizes.items()]
-    outcome.corrected = [{name: value for part in parts for name, value in part[place].items()} for place in range(len(seeds))]
-    panels = {f"{size} characters": {arm: one.curves for arm, one in of_size.items()} for size, of_size in sizes.items()}
-    outcome.figures["learning_curves"] = panels_figure("Perplexity by update, calibration text", panels, "text", "updates",
-                                                       "perplexity", log=True)
+def _inferred_sizes(arms: Sequence[str], sizes: Iterable[str]) -> dict[str, float]:
+    """Parameters of the arms that are published only: their architecture is inferred from them."""
+    counts = {arm: parameters(Ensemble(lambda seed, arm=arm: build(PUBLISHED_ARMS[arm], len(SYMBOLS), "v2"), [0]))
+              for arm in arms if arm not in CORRECTED_ARMS}
+    return {f"{size}.parameters.{arm}": count for size in sizes for arm, count in counts.items()}
 
 
 main = study_main(STUDY, __doc__.splitlines()[0], ARMS, FLAWS, run)

@@ -16,7 +16,6 @@ from pipeline.studies import segment_memory as memory
 from pipeline.studies._arms import chosen_arms
 from pipeline.studies._characters import SIZES, WINDOW, OwnText, corrected, published_1a
 from pipeline.studies._lagged import Lagged, batches
-from pipeline.studies._results import over_seeds
 from pipeline.studies._text import Document, StudyText
 
 CACHES = copy.deepcopy(caches.SETTINGS)
@@ -51,25 +50,29 @@ def one_process(monkeypatch):
 
 # Experiment 1 ---------------------------------------------------------------------------------------------------------
 
+def pairs(study, arms) -> set[str]:
+    return {f"diff.{one}_minus_{other}" for one, other in study.PAIRS if {one, other} <= set(arms)}
+
+
+def by_arm(arms) -> set[str]:
+    return {f"{name}.{arm}" for name in ("ppl", "epoch", "parameters") for arm in arms}
+
+
 def test_the_caches_study_gives_every_figure_under_both_protocols(own, published_text):
-    found = caches.run(own, "both", caches.ARMS, CACHES, (0, 1))
-    assert found.published is None  # the seed's set-up is of a corpus
-    published = caches.run(published_text, "published", caches.ARMS, CACHES).published
-    diffs = {f"diff.{one}_minus_{other}" for one, other in caches.DIFFERENCES}
+    arms = ["hrm_one_segment", "hrm", "lct_task_1", "lct_oacd_1", "untrained_2"]
     shares = {"share.deep_supervision", "share.task_loss"}
-    by_arm = {f"{name}.{arm}" for name in ("ppl", "epoch", "parameters") for arm in caches.ARMS}
-    assert set(published) == diffs | shares | by_arm
+    published = caches.run(published_text, "published", arms, CACHES).published
+    assert set(published) == pairs(caches, arms) | shares | by_arm(arms)
+    found = caches.run(own, "both", arms, CACHES, (0, 1))
+    assert found.published is None  # the seed's set-up is of a corpus
     for row in found.corrected:
         names = {name.removeprefix("own.") for name in row}
-        flops = {name.removeprefix("flops.") for name in names if name.startswith("flops.")}
-        assert {name for name in names if not name.startswith("flops.")} == diffs | shares | by_arm
-        assert flops == {f"ppl.{arm}" for arm in caches.ON_THE_TASK} | {
-            f"diff.{one}_minus_{other}" for one, other in caches.DIFFERENCES if {one, other} <= set(caches.ON_THE_TASK)}
+        at_equal_flops = {name.removeprefix("flops.") for name in names if name.startswith("flops.")}
+        assert names - {f"flops.{name}" for name in at_equal_flops} == pairs(caches, arms) | shares | by_arm(arms)
+        assert at_equal_flops == pairs(caches, arms) | shares | {f"ppl.{arm}" for arm in arms}
         assert all(math.isfinite(value) for value in row.values())
     assert (found.corrected[0]["own.parameters.hrm"], found.corrected[0]["own.parameters.lct_oacd_1"]) == (152_064, 78_080)
-    assert set(over_seeds(found.corrected)) == set(found.corrected[0])
-    rows = found.figures["learning_curves"]["rows"]
-    assert {row[1] for row in rows} == set(caches.ARMS)
+    assert {row[1] for row in found.figures["learning_curves"]["rows"]} == set(arms)
 
 
 def test_arms_do_not_depend_on_their_company(own):
@@ -103,12 +106,6 @@ def test_untrained_features_are_those_of_layers_as_drawn(own):
     assert all(torch.equal(weight, before[name]) for name, weight in lagged.ensemble.weights.items())
 
 
-def test_equal_flops_are_those_of_the_cheapest_arm(own):
-    data = corrected(own, "own")
-    budget = caches.flop_budget(data, 10)
-    assert budget == pytest.approx(10 * 3 * 2 * 16 * 64 * (65_536 + 97 * 64 + 64 * 128), rel=0.02)
-
-
 def test_derived_figures_follow_from_the_losses():
     nll = {"lct_oacd_1": 3.4, "hrm": 2.4, "hrm_one_segment": 2.6, "lct_task_1": 2.5}
     found = caches.derived(nll)
@@ -124,22 +121,20 @@ def test_the_published_text_is_that_of_the_set_up(published_text):
 # Experiment 2 ---------------------------------------------------------------------------------------------------------
 
 def test_the_memory_study_gives_every_figure_under_both_protocols(own, published_text):
-    published = memory.run(published_text, "published", memory.ARMS, MEMORY).published
-    expected = {f"diff.{one}_minus_{other}" for one, other in memory.DIFFERENCES if {one, other} <= set(memory.PUBLISHED_ARMS)}
     gains = {"gain.infini_reset", "gain.infini_carry"}
-    assert set(published) == expected | gains | {f"{name}.{arm}" for name in ("ppl", "epoch", "parameters") for arm in memory.PUBLISHED_ARMS}
+    published = memory.run(published_text, "published", memory.ARMS, MEMORY).published
+    assert set(published) == pairs(memory, memory.PUBLISHED_ARMS) | gains | by_arm(memory.PUBLISHED_ARMS)
     assert (published["parameters.infini_reset"], published["parameters.hrm_memory_reset"]) == (168_452, 193_024)
-    found = memory.run(own, "corrected", memory.ARMS, MEMORY, (0, 1))
-    judged = set(memory.CORRECTED_ARMS) | {f"{arm}_{held}" for arm in ("input_carry", "hidden_carry", "infini_carry")
-                                           for held in ("emptied", "foreign")}
+    arms = ["hrm", "infini_carry", "infini_leak", "hidden_reset", "hrm_memory_carry"]
+    found = memory.run(own, "corrected", arms, MEMORY, (0, 1))
+    trained = [arm for arm in arms if arm in memory.CORRECTED_ARMS]
     for row in found.corrected:
-        names = {name.removeprefix("own.") for name in row}
-        assert {name for name in names if name.startswith("ppl.")} == {f"ppl.{arm}" for arm in judged}
-        assert {name for name in names if name.startswith("diff.")} == {
-            f"diff.{one}_minus_{other}" for one, other in memory.DIFFERENCES if {one, other} <= judged}
-        assert {"flops.diff.infini_carry_minus_hrm", "epoch.hrm", "parameters.input_carry"} <= names
-        assert all(math.isfinite(value) for value in row.values())
-    assert {row[1] for row in found.figures["learning_curves"]["rows"]} == set(memory.CORRECTED_ARMS)
+        names = {name.removeprefix("own.") for name in row if ".flops." not in name}
+        assert names == pairs(memory, trained) | by_arm(trained) | {
+            "gain.infini_carry", "gain.infini_leak", "parameters.hrm_memory_carry", "carried_minus_emptied.infini_carry",
+            "carried_minus_foreign.infini_carry"}
+        assert "own.flops.diff.infini_carry_minus_hrm" in row and all(math.isfinite(value) for value in row.values())
+    assert {row[1] for row in found.figures["learning_curves"]["rows"]} == set(trained)
 
 
 def test_characters_know_their_documents():
@@ -172,8 +167,9 @@ def test_the_published_batches_are_shuffled_whole_and_carried_over_all_the_same(
 
 def test_a_carried_memory_is_judged_with_what_it_was_trained_with_nothing_and_another_text(own):
     data, documents = corrected(own, "own"), memory.document_ids(own, "own")
-    found = memory.corrected_arm(own, "own", "input_carry", MEMORY["corrected"], (0,))
-    assert set(found.nll) == {"", "_emptied", "_foreign"}
-    assert len({round(values[0], 7) for values in found.nll.values()}) == 3
+    found = memory.corrected_arm(own, "own", "hidden_carry", MEMORY["corrected"], (0,))
+    assert set(found.more[0]) == {"carried_minus_emptied", "carried_minus_foreign"}
+    assert 0 not in found.more[0].values() and len(set(found.more[0].values())) == 2
+    assert memory.corrected_arm(own, "own", "hidden_reset", MEMORY["corrected"], (0,)).more == []
     streams = cut_streams(data.splits["test"], documents["test"], WINDOW, 2)
     assert streams.begins.sum() == 2  # one document, read in two rows
