@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from offramp.models.native import BlockwiseLM, ModelConfig
@@ -57,11 +56,12 @@ def flop_budget(build: Callable[[int], nn.Module], objective: Objective, data: C
     return updates / objective.segments * each
 
 
-def compared(run: CorrectedRun, flops: float) -> Compared:
-    """A training at all its updates, and at those that ``flops`` pay for; leaves the former's weights in its ensemble."""
+def compared(run: CorrectedRun, updates: int, flops: float) -> Compared:
+    """A training at ``updates``, and at those that ``flops`` pay for; leaves the former's weights in its ensemble."""
     flops_nll = run.test_nll(run.looks_within(flops=flops))
-    nll = run.test_nll(len(run.calibration))
-    looks = torch.tensor(run.calibration).argmin(dim=0).tolist()
+    within = run.looks_within(updates=updates)
+    nll = run.test_nll(within)
+    looks = run.choose(within)
     passes = [(look + 1) * run.batches_per_look / run.data.batches_per_epoch for look in looks]
     return Compared(nll, flops_nll, passes, parameters(run.ensemble), run.curves())
 

@@ -7,7 +7,7 @@ twice the compute of the standard model when they are used.
 Corrected: five seeds at equal updates, and at equal FLOPs of training. Controls: a standard model that updates twice per batch
 too (repeated), one that costs as much as irt in use (standard_2), the two passes with one loss and the gradient through both
 (unrolled), and HRM with its gradient mended (hrm). Against the seed's up to 30 epochs all arms have a fixed number of updates,
-by which the best was past in the seed. Writes metrics/studies/iterated_refinement.<corpus>.json.
+about as many as its best arms took. Writes metrics/studies/iterated_refinement.<corpus>.json.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any]
     """One arm on one size of text, all seeds together."""
     data, updates = corrected(text, size), settings["updates"][size]
     run = train_corrected(build(arm, data.vocab_size), objective(arm), data, updates, settings["looks"][size], seeds)
-    return compared(run, flop_budget(build("standard", data.vocab_size), objective("standard"), data, updates))
+    return compared(run, updates, flop_budget(build("standard", data.vocab_size), objective("standard"), data, updates))
 
 
 def derived(nll: dict[str, float]) -> dict[str, float]:

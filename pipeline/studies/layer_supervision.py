@@ -6,7 +6,7 @@ depth (weighted), against the last layer's loss alone (standard) and iterated re
 Corrected: five seeds at equal updates and at equal FLOPs of training; also the mean of the losses (normalised: is it the larger
 loss that helps?), eight layers (standard_8, sum_8, weighted_8), and the losses of the layers on test text, where the seed looked
 at training text. Cut against the seed's up to 30 epochs: a fixed number of updates, fewer at eight layers; on 500,000 characters
-irt and eight layers are left out. Writes metrics/studies/layer_supervision.<corpus>.json.
+irt, normalised and eight layers are left out. Writes metrics/studies/layer_supervision.<corpus>.json.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from pipeline.studies._training import train_corrected, train_published
 STUDY = "layer_supervision"
 SETTINGS: dict[str, Any] = study_params(STUDY)
 ARMS = ("standard", "irt", "sum", "weighted", "normalised", "standard_8", "sum_8", "weighted_8")
-SMALL_TEXT_ONLY = ("irt", "standard_8", "sum_8", "weighted_8")
+SMALL_TEXT_ONLY = ("irt", "normalised", "standard_8", "sum_8", "weighted_8")
 """Arms that the larger text does without."""
 FLAWS = [
     "F8 iterated refinement makes two updates per batch and runs twice per use, the others once",
@@ -129,11 +129,13 @@ def layer_values(ensemble: Ensemble, data: Characters, split: str) -> list[dict[
 def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any], seeds: Sequence[int]) -> Compared:
     """One arm on one size of text, all seeds together."""
     data = corrected(text, size)
-    updates = settings["updates_8" if layers(arm) == 8 else "updates"][size]
-    watch = LayerLosses(data.batches_per_epoch) if arm == "sum" and size == "20k" else None
-    run = train_corrected(build(arm, data.vocab_size), objective(arm), data, updates, settings["looks"], seeds, watch=watch)
+    updates, every = settings["updates_8" if layers(arm) == 8 else "updates"][size], settings["look_every"]
+    watch, trained = None, updates
+    if arm == "sum" and size == "20k":  # for its losses goes on to the last epoch that the seed reported
+        watch, trained = LayerLosses(data.batches_per_epoch), max(EPOCHS_REPORTED) * data.batches_per_epoch
+    run = train_corrected(build(arm, data.vocab_size), objective(arm), data, trained, trained // every, seeds, watch=watch)
     reference = "standard_8" if layers(arm) == 8 else "standard"
-    out = compared(run, flop_budget(build(reference, data.vocab_size), objective(reference), data, updates))
+    out = compared(run, updates, flop_budget(build(reference, data.vocab_size), objective(reference), data, updates))
     if arm != "irt":
         out.more = layer_values(run.ensemble, data, "test")
     if watch:

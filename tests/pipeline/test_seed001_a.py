@@ -33,7 +33,7 @@ from pipeline.studies.ledger import read_claims
 
 TINY = {
     "published": {"epochs": 1, "patience": 1},
-    "corrected": {"updates": {"own": 4}, "updates_8": {"own": 4}, "looks": 2},
+    "corrected": {"updates": {"own": 4}, "updates_8": {"own": 4}, "looks": {"own": 2}, "look_every": 2},
 }
 OWN = [WINDOW * BATCH_SIZE + 1, 3 * WINDOW, 3 * WINDOW]
 """Characters of the splits of the smallest text of one's own."""
@@ -133,17 +133,15 @@ def test_unknown_arms_studies_and_halves_of_a_text_are_named(capsys, monkeypatch
 
 def claimed(study: str, corrected_ones: bool) -> set[str]:
     """The keys of a study that claims name."""
-    keys = [one.corrected_key if corrected_ones else one.key for one in read_claims() if one.seed == "001"]
-    return {name for key in keys for place, name in terms(key, study)[1] if place == study and not name.startswith("500k")}
+    keys = [one.corrected_key if corrected_ones else one.key for one in read_claims() if one.study == study]
+    return {name for key in keys for _, name in terms(key, study)[1] if not name.startswith("500k")}
 
 
 @pytest.mark.parametrize("study", [iterated_refinement, layer_supervision])
 def test_a_study_leaves_what_claims_ask_for(study, files, monkeypatch):
     text = own_text(**files)
-    looks = 2 if study is layer_supervision else {"own": 2}
-    settings = TINY | {"corrected": TINY["corrected"] | {"looks": looks}}
     monkeypatch.setattr(study, "run_arms", lambda train, jobs: run_arms(train, jobs, processes=1))
-    found = study.run(text, "corrected", list(study.ARMS), settings, seeds=(0, 1))
+    found = study.run(text, "corrected", list(study.ARMS), TINY, seeds=(0, 1))
     assert found.published is None and len(found.corrected) == 2
     wanted = {key.removeprefix("20k.") for key in claimed(study.STUDY, corrected_ones=True) if ".e" not in key}
     have = {key.removeprefix("own."): value for key, value in found.corrected[0].items()}

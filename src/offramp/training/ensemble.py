@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.errors import UserError
@@ -42,6 +43,37 @@ class _Applied(nn.Module):
 
     def forward(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(self.model, *args)
+
+
+class _Folded(torch.autograd.Function):
+    """Causal attention of (B, H, T, E) whose rule for vmap takes the members for more sequences.
+
+    torch's fused kernel for CPUs has no such rule: it would run member by member, and the unfused one is slower.
+    """
+
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing to keep: the gradient is that of what ``vmap`` calls."""
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
+        members = info.batch_size
+        folded = [(x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1) for x, dim in zip(tensors, dims)]
+        return F.scaled_dot_product_attention(*folded, is_causal=True).unflatten(0, (members, -1)), 0
+
+
+class _FoldAttention(TorchFunctionMode):
+    """Sends causal attention through ``_Folded``."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention and {name for name, value in kwargs.items() if value} == {"is_causal"}:
+            return _Folded.apply(*args)
+        return function(*args, **kwargs)
 
 
 class Ensemble:
@@ -75,7 +107,7 @@ class Ensemble:
             return functional_call(self._module, state, (function, *args))
 
         state = {f"model.{name}": value for name, value in (self.weights | self.buffers).items()}
-        with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused attention has no rule for vmap and would run member by member
+        with _FoldAttention():
             return vmap(of_member)(state, *batch)
 
     def freeze(self, frozen: Callable[[str], bool]) -> None:
