@@ -115,8 +115,8 @@ def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any]
     if arm in FROZEN:
         return _frozen_arm(data, arm, updates, flops, settings, seeds)
     if arm == "lct_task_1":
-        return compared(Lagged(data, 1, seeds, settings["passes"]).train_task(updates, looks), flops)
-    return compared(train_corrected(build(arm, data.vocab_size), objective(arm), data, updates, looks, seeds), flops)
+        return compared(Lagged(data, 1, seeds, settings["passes"]).train_task(updates, looks), updates, flops)
+    return compared(train_corrected(build(arm, data.vocab_size), objective(arm), data, updates, looks, seeds), updates, flops)
 
 
 def _frozen_arm(data: Characters, arm: str, updates: int, flops: float, settings: dict[str, Any], seeds: Sequence[int]) -> Compared:

@@ -200,7 +200,7 @@ def corrected_arm(text: StudyText, size: str, name: str, settings: dict[str, Any
     training = training_streams(data, documents["train"], settings["rows"], seeds)
     train_streams(ensemble, lambda number: training, arm.mode, count, updates, AS_PUBLISHED, looked)
     without = replace(arm, place="none", mode="reset")
-    found = compared(run, flop_budget(lambda seed: build(without, data.vocab_size, "v2"), counted(count), data, updates))
+    found = compared(run, updates, flop_budget(lambda seed: build(without, data.vocab_size, "v2"), counted(count), data, updates))
     if arm.mode == "carry":
         held = {name: run.test(mode) for name, mode in (("emptied", "reset"), ("foreign", "foreign"))}
         found.more = [{f"carried_minus_{name}": carried - values[seed] for name, values in held.items()}

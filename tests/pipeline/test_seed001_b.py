@@ -33,8 +33,8 @@ def words(characters: int, seed: int) -> str:
 
 @pytest.fixture(scope="module")
 def own() -> OwnText:
-    return OwnText("own", "made up", [Document("a", words(600, 0)), Document("b", words(600, 1))], [Document("c", words(200, 2))],
-                   (Document("d", words(200, 3)),))
+    return OwnText("own", "made up", [Document("a", words(600, 0)), Document("b", words(600, 1))], [Document("c", words(400, 2))],
+                   (Document("d", words(400, 3)),))
 
 
 @pytest.fixture(scope="module")
