@@ -84,6 +84,29 @@ FACTS = {
                       "and at {weighted_centred.softmax_corr.32} (weighted by the states and centred), for a share of "
                       "{flop_share.32} of the readout's FLOPs."),
     ],
+    "hierarchy_and_lagged_caches": [
+        ("corrected", "Of HRM's lead over lagged caches with OACD on 20,000 characters, a share of {20k.share.deep_supervision} "
+                      "goes without deep supervision; training the lagged caches on the task closes a share of "
+                      "{20k.share.task_loss}."),
+        ("corrected", "At equal updates on 20,000 characters, in nats: deep supervision {20k.diff.hrm_minus_hrm_one_segment} with "
+                      "two levels and {20k.diff.one_level_segments_minus_one_level} with one; a second level "
+                      "{20k.diff.hrm_minus_one_level_segments} with deep supervision and "
+                      "{20k.diff.hrm_one_segment_minus_one_level} without."),
+        ("corrected", "At equal FLOPs: deep supervision {20k.flops.diff.hrm_minus_hrm_one_segment} with two levels and "
+                      "{20k.flops.diff.one_level_segments_minus_one_level} with one; a second level "
+                      "{20k.flops.diff.hrm_minus_one_level_segments} with deep supervision and "
+                      "{20k.flops.diff.hrm_one_segment_minus_one_level} without."),
+    ],
+    "segment_memory": [
+        ("corrected", "Earlier text of the same document against an empty memory, 20,000 characters, in nats: "
+                      "{20k.diff.infini_carry_minus_infini_reset} before HRM, {20k.diff.input_carry_minus_input_reset} before a "
+                      "transformer layer, {20k.diff.hidden_carry_minus_hidden_reset} inside it."),
+        ("corrected", "On 500,000 characters: {500k.diff.input_carry_minus_input_reset} before a transformer layer, "
+                      "{500k.diff.hidden_carry_minus_hidden_reset} inside it; against a memory of another place of the text, "
+                      "in the same models, {500k.carried_minus_foreign.input_carry} and "
+                      "{500k.carried_minus_foreign.hidden_carry}."),
+        ("corrected", "The published leak (F5) alone, everything else equal: {20k.diff.infini_leak_minus_infini_reset} nats."),
+    ],
 }
 """Sentences by study and protocol; one that names a figure which a result file lacks is left out."""
 
