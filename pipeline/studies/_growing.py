@@ -2,8 +2,8 @@
 
 Every arm of one text goes through the same batches in the same order, seed by seed, wherever its stages begin; arms that
 start alike share their first stage. After an arm's planned updates its last stage goes on until it has cost as many FLOPs
-as planned for the arm that grows (``Task.budget``). A figure is the best look of a stage by the calibration text, seed by seed, read
-on the test text: "equal updates" of the looks within the planned updates, "equal FLOPs" of those within that cost.
+as planned for the arm that grows (``Task.budget``). A figure is the best look of a stage by the calibration text, seed by
+seed, read on the test text: "equal updates" of the looks within the planned updates, "equal FLOPs" of those within that cost.
 
 Shapes: S seeds.
 """
@@ -30,7 +30,6 @@ from pipeline.studies._characters import BATCH_SIZE, WINDOW, Characters
 WIDTH, HEADS, FFN_WIDTH, STD = 64, 4, 256, 0.02
 
 
-
 @dataclass(frozen=True)
 class Arm:
     """A schedule and what it minimises."""
@@ -41,8 +40,10 @@ class Arm:
 
     @property
     def start(self) -> tuple[Any, ...]:
-        """What its first stage depends on."""
-        return self.schedule.start, self.schedule.embedding, self.objective, self.schedule.start == self.schedule.target
+        """What its first stage depends on; a model of one layer has one exit, whatever the objective."""
+        schedule = self.schedule
+        return (schedule.start, schedule.embedding, self.objective if schedule.start > 1 else "final",
+                schedule.start == schedule.target)
 
 
 @dataclass(frozen=True)
