@@ -207,7 +207,8 @@ def _train(arm: Arm, stage: Stage, ensemble: Ensemble, task: Task, looks: int, b
 
     def read(count: int) -> Best:
         chosen = torch.tensor(calibration[:count]).argmin(dim=0).tolist()
-        ensemble.restore({name: torch.stack([weights[place][name][member] for member, place in enumerate(chosen)]) for name in best})
+        ensemble.restore({name: torch.stack([weights[place][name][member] for member, place in enumerate(chosen)])
+                          for name in best})
         return Best(_test(ensemble, objective, task), [updates + (place + 1) * plan.batches_per_look for place in chosen])
 
     found = StageLooks(stage.name, sum(weight[0].numel() for weight in ensemble.trainable().values()), plan.batches_per_look,

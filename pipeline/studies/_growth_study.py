@@ -70,7 +70,8 @@ class Experiment:
 
         return run
 
-    def tasks(self, text: StudyText, protocol: str, arms: list[str], settings: dict[str, Any], seeds: Sequence[int]) -> dict[str, Task]:
+    def tasks(self, text: StudyText, protocol: str, arms: list[str], settings: dict[str, Any],
+              seeds: Sequence[int]) -> dict[str, Task]:
         """By "published" and the sizes of the text. UserError for the published protocol on another text than the pangram,
         and for arms of which none is trained on this one."""
         out = {}
@@ -81,8 +82,8 @@ class Experiment:
                 out["published"] = Task(_some(self.published, arms), data, plan)
             sizes = {"20k": (published_1b(), "pangram")} if protocol != "published" else {}
         elif protocol == "published":
-            raise UserError(f"--protocol = 'published': experiment {self.name} was published on the pangram; give --corpus pangram, "
-                            f"or --protocol corrected for this text")
+            raise UserError(f"--protocol = 'published': {self.name} was published on the pangram; give --corpus pangram, or "
+                            "--protocol corrected for this text")
         else:
             sizes = {size: (corrected(text, size), size) for size in SIZES_OF[text.corpus]}
         for size, (data, kind) in sizes.items():
@@ -91,8 +92,8 @@ class Experiment:
             out[size] = Task(some, data, plan, planned_flops(self.arms[self.reference], data, plan))
         found = {name: task for name, task in out.items() if task.arms}
         if not found:
-            raise UserError(f"--arm = {', '.join(arms)!r}: not trained on the text {text.corpus}, --protocol {protocol}; leave --arm out "
-                            f"to see which are")
+            raise UserError(f"--arm = {', '.join(arms)!r}: not trained on the text {text.corpus}, --protocol {protocol}; leave "
+                            "--arm out to see which are")
         return found
 
     def outcome(self, tasks: Mapping[str, Task], found: Mapping[str, dict[str, ArmLooks]]) -> Outcome:
@@ -137,8 +138,9 @@ class Experiment:
         """A row per arm."""
         keys = ("ppl.{}", "flops.ppl.{}", "ppl.{}_at_once", "best_epoch.{}")
         return {
-            "title": f"Every arm, {size} characters, corrected protocol", "note": "test perplexity, mean and 95 % t interval over seeds; "
-            f"equal FLOPs: those planned for the arm {self.reference}; at once: before the first update of the last stage",
+            "title": f"Every arm, {size} characters, corrected protocol",
+            "note": "test perplexity, mean and 95 % t interval over seeds; equal FLOPs: those planned for the arm "
+            f"{self.reference}; at once: before the first update of the last stage",
             "columns": ["arm", "equal updates", "equal FLOPs", "at once", "best epoch of the last stage"],
             "rows": [[arm, *(_cell(known.get(key.format(slug(arm)))) for key in keys)] for arm in found]}
 
@@ -157,7 +159,8 @@ class Experiment:
                 **{other: "training from scratch" for one, other in self.differences if one == grown and "scratch" in other}}
         parts = [f"{_words(known[f'diff.{grown}_minus_{other}'])} against {words}" for other, words in said.items()
                  if f"diff.{grown}_minus_{other}" in known]
-        return [f"{size} characters, equal updates: {self.reference} differs by {', by '.join(parts)} (nats, negative is better)."] if parts else []
+        said_of = f"{size} characters, equal updates: {self.reference} differs by"
+        return [f"{said_of} {', by '.join(parts)} (nats, negative is better)."] if parts else []
 
 
 def points(found: Mapping[str, ArmLooks]) -> Values:
