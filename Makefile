@@ -23,7 +23,9 @@ studies: .venv/installed
 
 # The same on WikiText-2, by name from the hub or from the folder that WIKITEXT2 names; its results are inputs of the ledger.
 studies-wikitext: .venv/installed
-	for study in exit_labels loss_prediction inference_confidence low_rank_readout exit_signals; do \
+	for study in exit_labels loss_prediction inference_confidence low_rank_readout exit_signals \
+		hierarchy_and_lagged_caches segment_memory iterated_refinement layer_supervision adding_a_layer greedy_growth \
+		progressive_growth layer_contribution early_exit_feasibility confidence_routing routing_losses; do \
 		python -m pipeline.studies.$$study --corpus wikitext || exit 1; \
 	done
 

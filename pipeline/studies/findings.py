@@ -1,4 +1,4 @@
-"""The findings as a short paper, docs/findings.md and its figures, from the ledger and all results.
+"""The findings as a short paper, docs/findings.md and its figures, and as a page, docs/findings.html, from all results.
 
     python -m pipeline.studies.findings
 
@@ -18,11 +18,13 @@ from offramp.analysis.verdict import FEWEST, LEVEL, SHARE, VERDICTS
 from offramp.errors import UserError
 from offramp.lineage.artifact import write_text
 from offramp.report.claims import CORPORA, number, read_result
+from offramp.report.figures import Figure
+from offramp.report.studies import Claim, Part, Study, studies_page
 from pipeline.studies._findings_plots import as_rows, draw_plot, plot_of
 from pipeline.studies.ledger import CLAIMS, COLUMNS, LEDGER, read_claims
 
 TEMPLATE = Path(__file__).with_name("findings.md.j2")
-PAGE, FIGURES = Path("docs/findings.md"), Path("docs/figures")
+PAGE, FIGURES, HTML = Path("docs/findings.md"), Path("docs/figures"), Path("docs/findings.html")
 
 STUDIES = {
     "exit_signals": "Which signal should decide that a token leaves?",
@@ -31,11 +33,27 @@ STUDIES = {
     "loss_prediction": "Can the loss of a token be predicted from its hidden state?",
     "inference_confidence": "Which confidence, known before the token, tracks the loss?",
     "low_rank_readout": "Can a low-rank readout stand in for the full one?",
+    "hierarchy_and_lagged_caches": "What explains the gain of a hierarchy of recurrent blocks?",
+    "segment_memory": "Does a compressive memory help that cannot see the future?",
+    "iterated_refinement": "Does refining a state in several passes help at equal updates and equal compute?",
+    "layer_supervision": "Does it help to supervise every layer?",
+    "adding_a_layer": "Does adding a layer destroy a trained model?",
+    "greedy_growth": "Does growing layer by layer on frozen layers collapse?",
+    "progressive_growth": "Does growing layer by layer with all layers learning collapse?",
+    "layer_contribution": "What does each layer contribute, to easy and to hard tokens?",
+    "early_exit_feasibility": "Is leaving after the first layer safe?",
+    "confidence_routing": "Does routing by confidence beat both fixed depths?",
+    "routing_losses": "Which training loss suits a routed model?",
 }
 SEEDS = {
     "003": ("labels for exit classifiers", ("exit_labels",)),
     "004": ("predicting the loss of a token", ("loss_prediction", "inference_confidence", "low_rank_readout")),
+    "001": ("recurrence, memory, supervision, growth and exits of character-level models",
+            ("hierarchy_and_lagged_caches", "segment_memory", "iterated_refinement", "layer_supervision", "adding_a_layer",
+             "greedy_growth", "progressive_growth", "layer_contribution", "early_exit_feasibility", "confidence_routing",
+             "routing_losses")),
 }
+"""In the order of the page: what it is about comes first."""
 HEADINGS = {"holds": "What holds", "artefact": "Artefacts: reproduced, but only through a flaw", "fails": "What fails",
             "inconclusive": "What remains open"}
 COUNTED = {"holds": ("holds", "hold"), "artefact": ("is an artefact", "are artefacts"), "fails": ("fails", "fail"),
@@ -66,6 +84,29 @@ FACTS = {
                       "and at {weighted_centred.softmax_corr.32} (weighted by the states and centred), for a share of "
                       "{flop_share.32} of the readout's FLOPs."),
     ],
+    "hierarchy_and_lagged_caches": [
+        ("corrected", "Of HRM's lead over lagged caches with OACD on 20,000 characters, a share of {20k.share.deep_supervision} "
+                      "goes without deep supervision; training the lagged caches on the task closes a share of "
+                      "{20k.share.task_loss}."),
+        ("corrected", "At equal updates on 20,000 characters, in nats: deep supervision {20k.diff.hrm_minus_hrm_one_segment} with "
+                      "two levels and {20k.diff.one_level_segments_minus_one_level} with one; a second level "
+                      "{20k.diff.hrm_minus_one_level_segments} with deep supervision and "
+                      "{20k.diff.hrm_one_segment_minus_one_level} without."),
+        ("corrected", "At equal FLOPs: deep supervision {20k.flops.diff.hrm_minus_hrm_one_segment} with two levels and "
+                      "{20k.flops.diff.one_level_segments_minus_one_level} with one; a second level "
+                      "{20k.flops.diff.hrm_minus_one_level_segments} with deep supervision and "
+                      "{20k.flops.diff.hrm_one_segment_minus_one_level} without."),
+    ],
+    "segment_memory": [
+        ("corrected", "Earlier text of the same document against an empty memory, 20,000 characters, in nats: "
+                      "{20k.diff.infini_carry_minus_infini_reset} before HRM, {20k.diff.input_carry_minus_input_reset} before a "
+                      "transformer layer, {20k.diff.hidden_carry_minus_hidden_reset} inside it."),
+        ("corrected", "On 500,000 characters: {500k.diff.input_carry_minus_input_reset} before a transformer layer, "
+                      "{500k.diff.hidden_carry_minus_hidden_reset} inside it; against a memory of another place of the text, "
+                      "in the same models, {500k.carried_minus_foreign.input_carry} and "
+                      "{500k.carried_minus_foreign.hidden_carry}."),
+        ("corrected", "The published leak (F5) alone, everything else equal: {20k.diff.infini_leak_minus_infini_reset} nats."),
+    ],
 }
 """Sentences by study and protocol; one that names a figure which a result file lacks is left out."""
 
@@ -81,7 +122,7 @@ Row = dict[str, str]
 
 
 def write_findings(root: Path = Path(".")) -> Path:
-    """Write docs/findings.md and docs/figures/<study>.<corpus>.svg under ``root``.
+    """Write docs/findings.md, docs/findings.html and docs/figures/<study>.<corpus>.svg under ``root``.
 
     Raises UserError if the ledger is missing or was written for other claims.
     """
@@ -90,14 +131,16 @@ def write_findings(root: Path = Path(".")) -> Path:
     views = {name: _view(root, name, asks) for name, asks in STUDIES.items()}
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
                               keep_trailing_newline=True)
+    rows = _ledger(root)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        views=views, seeds=_seeds(_ledger(root), views), **_protocols(views), fewest=FEWEST, share_band=number(SHARE),
+        views=views, seeds=_seeds(rows, views), **_protocols(views), fewest=FEWEST, share_band=number(SHARE),
         level_percent=number(100 * LEVEL))
     for view in views.values():
         for part in view["parts"]:
             if part["plot"]:
                 write_text(root / FIGURES / part["plot"]["file"], part["plot"]["svg"])
     write_text(root / PAGE, re.sub(r"\n{3,}", "\n\n", page))
+    write_text(root / HTML, studies_page(_parts(rows, views)))
     return root / PAGE
 
 
@@ -110,10 +153,11 @@ def _ledger(root: Path) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         rows, columns = list(reader), tuple(reader.fieldnames or ())
-    kinds = {claim.id: claim.conclusion for claim in read_claims()}
-    if columns != COLUMNS or [row["id"] for row in rows] != list(kinds):
-        raise UserError(f"{LEDGER} was not written from {CLAIMS.name} as it is; run python -m pipeline.studies.ledger")
-    return [row | {"conclusion": kinds[row["id"]], "corrected_text": _with_interval(row)} for row in rows]
+    claims = {claim.id: claim for claim in read_claims()}
+    if columns != COLUMNS or [row["id"] for row in rows] != list(claims):
+        raise UserError(f"{LEDGER} was not written from {CLAIMS.name}/*.yaml as they are; run python -m pipeline.studies.ledger")
+    return [row | {"conclusion": claims[row["id"]].conclusion, "study": claims[row["id"]].study,
+                   "corrected_text": _with_interval(row)} for row in rows]
 
 
 def _with_interval(row: Row) -> str:
@@ -133,6 +177,28 @@ def _seeds(rows: list[Row], views: dict[str, Any]) -> list[dict[str, Any]]:
                     "counts_text": _counts(own), "conclusions": len(conclusions),
                     "conclusion_counts_text": _counts(conclusions), "flaws": _one_per_code(list(found))})
     return out
+
+
+def _parts(rows: list[Row], views: dict[str, Any]) -> list[Part]:
+    """What the HTML page shows: the studies that belong to no seed, then those of each seed."""
+    of_seeds = [name for _, studies in SEEDS.values() for name in studies]
+    rest = [_study(view, []) for name, view in views.items() if name not in of_seeds]
+    parts = [Part("Who decides that a token may leave early?", "", rest)]
+    for seed, (title, studies) in SEEDS.items():
+        own = [row for row in rows if row["seed"] == seed]
+        shown = [_study(views[name], [row for row in own if row["study"] == name]) for name in studies]
+        parts.append(Part(f"Seed {seed}: {title}", _counts(own), shown))
+    return parts
+
+
+def _study(view: dict[str, Any], rows: list[Row]) -> Study:
+    plots = [part["plot"] for part in view["parts"] if part["plot"]]
+    figures = [Figure(Path(plot["file"]).stem.replace(".", "-"), plot["title"], plot["note"], plot["svg"]) for plot in plots]
+    claims = [Claim(*(row[name] for name in ("id", "statement", "published", "rerun", "corrected_text", "verdict", "reason")))
+              for row in rows]
+    several = len(view["parts"]) > 1
+    sentences = [f"{part['corpus']}: {text}" if several else text for part in view["parts"] for text in part["sentences"]]
+    return Study(view["name"], view["asks"], sentences, figures, claims)
 
 
 def _counts(rows: list[Row]) -> str:
@@ -166,7 +232,7 @@ def _part(study: str, corpus: str, result: dict[str, Any]) -> dict[str, Any]:
         tables += _label_table(result)
     plot = plot_of(result)
     drawn = plot and {"title": f"{plot.title}, {CORPORA[corpus]}", "file": f"{study}.{corpus}.svg",
-                      "svg": draw_plot(plot)}
+                      "note": plot.note, "svg": draw_plot(plot)}
     sentences = [*result.get("sentences", []), *_facts(study, result)]
     return {"corpus": CORPORA[corpus], "sentences": sentences, "tables": tables, "plot": drawn,
             "flaws": result.get("flaws", []), "result": result}

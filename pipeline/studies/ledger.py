@@ -1,9 +1,10 @@
-"""The claims ledger: every claim of claims.yaml with its rerun, its corrected figure and its verdict.
+"""The claims ledger: every claim of claims/*.yaml with its rerun, its corrected figure and its verdict.
 
     python -m pipeline.studies.ledger
 
 Reads metrics/studies/<study>.<corpus>.json and writes metrics/claims.csv. Results of WikiText-2, the published text,
-may be missing as a whole; State of the Union then decides alone, and the reason says so. Nothing else may be missing.
+may be missing as a whole; State of the Union then decides alone, and the reason says so. The rerun is that of the text
+which the seed really read: the repeated pangram where a study has one. Nothing else may be missing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from offramp.errors import UserError
 from offramp.report.claims import CORPORA, Results, number, terms
 from pipeline._stage import write_csv
 
-CLAIMS = Path(__file__).with_name("claims.yaml")
+CLAIMS = Path(__file__).with_name("claims")
 LEDGER = Path("metrics/claims.csv")
 COLUMNS = ("id", "seed", "section", "statement", "published", "rerun", "corrected", "ci_low", "ci_high", "n", "verdict",
            "reason")
@@ -51,7 +52,7 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of claims.yaml with the fields of its group; the head of that file explains them."""
+    """One row of a file of claims with the fields of its group; the head of 003_004.yaml explains them."""
 
     id: str
     seed: str
@@ -73,34 +74,35 @@ class Claim:
         return {study for key in (self.key, self.corrected_key) for study, _ in terms(key, self.study)[1]}
 
 
-def read_claims(path: Path = CLAIMS) -> list[Claim]:
-    """All claims in order. Raises UserError naming the claim, the field and the remedy."""
+def read_claims(folder: Path = CLAIMS) -> list[Claim]:
+    """All claims of the folder's files in order. Raises UserError naming the file, the claim, the field and the remedy."""
     claims: dict[str, Claim] = {}
-    for group in YAML(typ="safe").load(path.read_text(encoding="utf-8")):
-        shared = {name: value for name, value in group.items() if name != "rows"}
-        for row in group["rows"]:
-            claim = _claim(shared | row | {"reason": shared.get("reason", {}) | row.get("reason", {})})
-            if claim.id in claims:
-                raise UserError(f"claims.yaml: id {claim.id} occurs twice; rename one")
-            claims[claim.id] = claim
+    for path in sorted(folder.glob("*.yaml")):
+        for group in YAML(typ="safe").load(path.read_text(encoding="utf-8")):
+            shared = {name: value for name, value in group.items() if name != "rows"}
+            for row in group["rows"]:
+                claim = _claim(shared | row | {"reason": shared.get("reason", {}) | row.get("reason", {})}, path.name)
+                if claim.id in claims:
+                    raise UserError(f"{path.name}: id {claim.id} occurs twice; rename one")
+                claims[claim.id] = claim
     return list(claims.values())
 
 
-def _claim(given: dict[str, Any]) -> Claim:
+def _claim(given: dict[str, Any], file: str) -> Claim:
     name, values = given.get("id", "a row without id"), {"corrected_key": given.get("key")} | given
     band, region = values.pop("band", None), values.get("region")
     if (band is None) == (region is None) or (band is not None and band not in BANDS):
-        raise UserError(f"claims.yaml: {name}: region {region}, band {band}; give a region or a band, one of "
+        raise UserError(f"{file}: {name}: region {region}, band {band}; give a region or a band, one of "
                         f"{', '.join(BANDS)}")
     try:
         values["region"] = BANDS[band](values["published"]) if band else Region(*region)
         claim = Claim(**values, conclusion=band is None)
     except (TypeError, KeyError) as error:
         known = ", ".join(entry.name for entry in fields(Claim) if entry.name != "conclusion")
-        raise UserError(f"claims.yaml: {name}: {error}; the fields are {known} and band") from error
+        raise UserError(f"{file}: {name}: {error}; the fields are {known} and band") from error
     for what, found, allowed in (("corpora", claim.corpora, CORPORA), ("reason", claim.reason, VERDICTS)):
         if set(found) - set(allowed):
-            raise UserError(f"claims.yaml: {name}: {what} {', '.join(found)}; choose from {', '.join(allowed)}")
+            raise UserError(f"{file}: {name}: {what} {', '.join(found)}; choose from {', '.join(allowed)}")
     return claim
 
 
@@ -163,13 +165,14 @@ class Judged:
 def judge_claim(claim: Claim, results: Results) -> Judged:
     """The verdict on one claim. Raises UserError for a figure that is missing.
 
-    One rerun serves all corpora, that on the published text if there is one: it tells whether the figure reproduces.
+    One rerun serves all corpora, that on the text the seed read if there is one: it tells whether the figure reproduces.
     """
     published_on = [name for name in CORPORA if results.has(claim.key, claim.study, "published", name)]
     judged_on = [name for name in CORPORA
                  if name in claim.corpora and results.has(claim.corrected_key, claim.study, "corrected", name)]
     rerun_corpus = next(iter(published_on), "sotu")
-    corrected = {name: results.corrected(claim.corrected_key, claim.study, name) for name in judged_on or ["sotu"]}
+    alone = claim.corpora if claim.corpora == ["pangram"] else ["sotu"]
+    corrected = {name: results.corrected(claim.corrected_key, claim.study, name) for name in judged_on or alone}
     rerun = results.published(claim.key, claim.study, rerun_corpus)
     compared = any("{control}" in text for text in claim.reason.values())
     control = results.published(claim.corrected_key, claim.study, rerun_corpus) if compared else None

@@ -7,7 +7,6 @@ rename. The same inputs give the same bytes.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from offramp.corpus.tokenizer import open_tokenizer
 from offramp.report import suitability
 from offramp.report.figures import Figure, draw_figures
 from offramp.report.findings import COLUMNS, headline, percent, result_table, sentences
+from offramp.report.html import inline, page_of
 from offramp.report.inputs import Measurements, read_measurements
 from offramp.report.text import passages
-from offramp.report.theme import TINT, Colour, exit_name, palette
+from offramp.report.theme import exit_name, palette
 
 TEMPLATE = Path(__file__).with_name("template.html")
 
@@ -58,13 +58,9 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figure], texts: list[Any]) -> str:
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     colours = palette(measured.exits)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     shown = [token.exit for passage in texts for token in passage.tokens]
     exits = [
         {
@@ -74,19 +70,19 @@ def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figu
         }
         for index in range(measured.exits)
     ]
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return page_of(
+        TEMPLATE,
+        exits,
+        colours,
         headline=headline(measured),
         facts=_facts(measured, settings),
         columns=list(COLUMNS.values()),
         groups=result_table(measured),
         sentences=sentences(measured),
         suitability=_suitability(measured.suitability),
-        figures=[(figure, Markup(_inline(figure, colours))) for figure in figures],
+        figures=[(figure, Markup(inline(figure, colours))) for figure in figures],
         passages=texts,
         shown=len(shown),
-        exits=exits,
-        colours=colours,
-        tint=f"{TINT:.0%}",
         machine=measured.timing["machine"],
         pairs=measured.timing["pairs"],
         digests=measured.routing["inputs"] | {"routed": measured.routed.digest},
@@ -163,20 +159,3 @@ def _setting(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return "[" + ", ".join(map(_setting, value)) + "]" if isinstance(value, list) else str(value)
-
-
-def _inline(figure: Figure, colours: list[Colour]) -> str:
-    """The figure's SVG for the page: unique ids, the reader's font, colours as CSS variables."""
-    svg = figure.svg[figure.svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
-        rf'<svg viewBox="\1" role="img" aria-label="{figure.title}">',
-        svg,
-    )
-    svg = re.sub(r'\bid="', f'id="{figure.name}-', svg)
-    svg = svg.replace("url(#", f"url(#{figure.name}-").replace('xlink:href="#', f'href="#{figure.name}-')
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
-    for colour in colours:
-        svg = svg.replace(colour.light, f"var(--{colour.name})")
-    return svg

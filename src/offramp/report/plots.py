@@ -29,11 +29,12 @@ def learning_curves(axes: Axes, measured: Measurements, column: str, label: str)
             axes.plot(millions[kept], values[kept], "o", color=colours[index].light)
     axes.set(xlabel="training tokens (millions)", ylabel=label)
     if column == "calibration_ppl":
-        _plain_log_axis(axes)
+        plain_log_axis(axes)
     _legend(axes)
 
 
-def _plain_log_axis(axes: Axes) -> None:
+def plain_log_axis(axes: Axes) -> None:
+    """A logarithmic y axis whose ticks are plain numbers."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     axes.set_yscale("log")

@@ -1,0 +1,85 @@
+"""Training the seeds of small models: all together against one by one, and two processes against two threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Row, in_turn, median_ratio
+from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.training.ensemble import AS_PUBLISHED, Ensemble, fit
+from offramp.training.objectives import named
+from pipeline.studies._arms import run_arms
+
+SEEDS, VOCABULARY, WINDOW, BATCH = (0, 1, 2, 3, 4), 97, 64, 16
+"""As in the studies of seed 001."""
+LAYERS = (1, 4)
+UPDATES, PAIRS = 6, 5
+ARMS, ARM_UPDATES = 4, 60
+"""Of the comparison of processes with threads; long enough that starting a process counts for what it does in a study."""
+
+
+def run() -> Iterator[Row]:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # of a process that trains an arm
+        for layers in LAYERS:
+            together, one_by_one = in_turn(lambda: train_together(layers), lambda: train_one_by_one(layers), PAIRS)  # noqa: B023
+            yield Row(f"ensemble_{layers}_layer{'s' if layers > 1 else ''}", median_ratio(one_by_one, together), "x speed", None,
+                      f"one seed after the other, one thread; {len(SEEDS)} seeds of {layers} layers of width 64, batches of "
+                      f"{BATCH} x {WINDOW}", PAIRS)
+    finally:
+        torch.set_num_threads(threads)
+    yield processes(threads)
+
+
+def build(layers: int) -> BlockwiseLM:
+    return BlockwiseLM(ModelConfig(VOCABULARY, WINDOW, 64, 4, 256, (1,) * layers, norm="post", tied=False))
+
+
+def batches(members: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        drawn = torch.randint(VOCABULARY, (members, BATCH, WINDOW + 1), generator=generator)
+        yield drawn[..., :-1], drawn[..., 1:]
+
+
+def train_together(layers: int, updates: int = UPDATES) -> None:
+    ensemble = Ensemble(lambda seed: build(layers), SEEDS)
+    fit(ensemble, batches(len(SEEDS)), named("final", layers), lambda members: torch.zeros(len(members)), looks=1,
+        batches_per_look=updates)
+
+
+def train_one_by_one(layers: int, updates: int = UPDATES) -> None:
+    """What a loop of one's own does."""
+    objective = named("final", layers)
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        model = build(layers)
+        optimiser = torch.optim.AdamW(model.parameters(), AS_PUBLISHED.learning_rate, weight_decay=0.01, fused=True)
+        for _, (tokens, targets) in zip(range(updates), batches(1)):
+            optimiser.zero_grad(set_to_none=True)
+            objective.loss(model, tokens[0], targets[0], ())[0].backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), AS_PUBLISHED.clip_norm)
+            optimiser.step()
+
+
+def processes(threads: int) -> Row:
+    """All that a study does at a time: several arms of several seeds, the start of the processes included."""
+    layers = LAYERS[-1]
+
+    def by_threads() -> None:
+        torch.set_num_threads(threads)
+        for _ in range(ARMS):
+            train_one_by_one(layers, ARM_UPDATES)
+
+    def by_processes() -> None:
+        run_arms(train_together, [(layers, ARM_UPDATES)] * ARMS, processes=threads)
+
+    ours, theirs = in_turn(by_processes, by_threads, 1)
+    torch.set_num_threads(threads)
+    return Row("ensemble_processes", median_ratio(theirs, ours), "x speed", ">= 1",
+               f"arm after arm and seed after seed with {threads} threads; {ARMS} arms of {len(SEEDS)} seeds, {layers} layers, "
+               f"{ARM_UPDATES} updates, {threads} processes of one thread", 1)

@@ -1,0 +1,108 @@
+"""Running the arms of a study: two at a time, in any order, with the same results; and the command line they share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from offramp.errors import UserError
+from offramp.report.claims import number
+from offramp.runtime import setup
+from pipeline.studies._characters import own_text, text_of
+from pipeline.studies._results import over_seeds, study_params, write_results
+from pipeline.studies._text import CORPORA, StudyText
+
+PROCESSES: int = study_params("ensembles")["processes"]
+SEEDS: list[int] = study_params("ensembles")["seeds"]
+"""Of the corrected protocol."""
+PUBLISHED_SEED = 42
+
+Found = TypeVar("Found")
+
+
+def run_arms(train: Callable[..., Found], jobs: Sequence[tuple[Any, ...]], processes: int = PROCESSES) -> list[Found]:
+    """``train(*job)`` of every job, in their order; ``processes`` at a time, each with one thread.
+
+    ``train`` is a function of a module and must draw from generators that it seeds itself: then no job's result depends
+    on the others, or on which process ran it.
+    """
+    setup("cpu", 1)
+    if min(processes, len(jobs)) <= 1:
+        return [train(*job) for job in jobs]
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs)), setup, ("cpu", 1)) as pool:
+        return pool.starmap(train, jobs, chunksize=1)
+
+
+@dataclass
+class Outcome:
+    """What a study found on one corpus; a protocol that did not run is None."""
+
+    published: dict[str, float] | None = None
+    corrected: list[dict[str, float]] | None = None
+    """One dict per seed."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    sentences: list[str] = field(default_factory=list)
+
+
+Run = Callable[[StudyText, str, list[str]], Outcome]
+"""(text, protocol: published, corrected or both, arms) -> outcome."""
+
+
+def study_main(study: str, summary: str, arms: Iterable[str], flaws: list[str], run: Run,
+               corpora: Sequence[str] = CORPORA) -> Callable[[], None]:
+    """The ``main`` of a study: all arms are written to its result file, some of them are printed only."""
+    known = list(arms)
+
+    def main() -> None:
+        parser = argparse.ArgumentParser(prog=f"python -m pipeline.studies.{study}", description=summary)
+        parser.add_argument("--corpus", choices=corpora, help="one of the corpora, or give text of your own")
+        for split in ("train", "calibration", "test"):
+            parser.add_argument(f"--{split}", type=Path, metavar="FILE", help=f"your own text for {split}, all three together")
+        parser.add_argument("--protocol", choices=("published", "corrected", "both"), default="both")
+        parser.add_argument("--arm", action="append", metavar="NAME", help=f"print this arm alone: {', '.join(known)}")
+        given = parser.parse_args()
+        logging.basicConfig(level=logging.INFO, format=f"{study}: %(message)s", stream=sys.stderr)
+        try:
+            text = _text(given)
+            chosen = chosen_arms(study, given.arm, known)
+            outcome = run(text, given.protocol, chosen)
+            if chosen == known:
+                path = write_results(study, text.corpus, text.record(), flaws, outcome.published, outcome.corrected,
+                                     outcome.figures, sentences=outcome.sentences)
+                logging.info("wrote %s", path)
+            else:
+                print("\n".join(_lines(outcome)))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return main
+
+
+def chosen_arms(study: str, wanted: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """The arms asked for, in the study's order; all of them where none is. UserError for one that it does not have."""
+    for name in wanted or ():
+        if name not in known:
+            raise UserError(f"--arm = {name!r} is not an arm of {study}; choose from {', '.join(known)}")
+    return [name for name in known if not wanted or name in wanted]
+
+
+def _text(given: argparse.Namespace) -> StudyText:
+    files = {split: getattr(given, split) for split in ("train", "calibration", "test")}
+    if (given.corpus is None) != all(files.values()) or len(set(map(bool, files.values()))) > 1:
+        raise UserError("text: give either --corpus, or --train, --calibration and --test together")
+    return text_of(given.corpus) if given.corpus else own_text(**files)
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    """Every figure on a line, with its interval over seeds where it has one."""
+    lines = [f"published  {key}  {number(value)}" for key, value in (outcome.published or {}).items()]
+    for key, found in over_seeds(outcome.corrected).items() if outcome.corrected else ():
+        lines.append(f"corrected  {key}  {number(found['value'])} [{number(found['low'])}, {number(found['high'])}]")
+    return lines

@@ -1,0 +1,110 @@
+"""Arms of a study held against each other: at equal updates and at equal training FLOPs, differences paired by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.nn.init import truncated_normal
+from offramp.training.ensemble import Ensemble, batch_flops
+from offramp.training.objectives import Objective
+from pipeline.studies._characters import BATCH_SIZE, WINDOW, Characters
+from pipeline.studies._curves import panels_figure
+from pipeline.studies._training import CorrectedRun
+
+WIDTH, HEADS, FFN_WIDTH = 64, 4, 256
+"""Of every model of seed 001, but for one of 48."""
+
+
+@dataclass
+class Compared:
+    """What one arm came to under the corrected protocol; lists over seeds."""
+
+    nll: list[float]
+    """On test text in nats, at equal updates."""
+    flops_nll: list[float]
+    """At equal FLOPs in training."""
+    passes: list[float]
+    """Over the training text, until the best look at equal updates."""
+    parameters: int
+    curves: list[dict[float, float]]
+    more: list[dict[str, float]] = field(default_factory=list)
+    """What else was measured, by seed: names without the size and the arm."""
+
+
+def transformer(layers: int, vocab_size: int) -> BlockwiseLM:
+    """The seed's model with a block per layer and the weights of experiments 1 to 4: 128 V + 65,664 L parameters."""
+    model = BlockwiseLM(ModelConfig(vocab_size, WINDOW, WIDTH, HEADS, FFN_WIDTH, (1,) * layers, norm="post", tied=False))
+    truncated_normal(model, WIDTH**-0.5)
+    nn.init.trunc_normal_(model.heads[0], std=WIDTH**-0.5)
+    return model
+
+
+def parameters(ensemble: Ensemble) -> int:
+    """Of one model, those included that no loss reaches."""
+    return sum(weight[0].numel() for weight in ensemble.weights.values())
+
+
+def flop_budget(build: Callable[[int], nn.Module], objective: Objective, data: Characters, updates: int) -> float:
+    """FLOPs that one model spends in ``updates`` updates of this arm."""
+    each = batch_flops(Ensemble(build, [0]), objective, *(part[:BATCH_SIZE] for part in data.windows("train")))
+    return updates / objective.segments * each
+
+
+def compared(run: CorrectedRun, updates: int, flops: float) -> Compared:
+    """A training at ``updates``, and at those that ``flops`` pay for; leaves the former's weights in its ensemble."""
+    flops_nll = run.test_nll(run.looks_within(flops=flops))
+    within = run.looks_within(updates=updates)
+    nll = run.test_nll(within)
+    looks = run.choose(within)
+    passes = [(look + 1) * run.batches_per_look / run.data.batches_per_epoch for look in looks]
+    return Compared(nll, flops_nll, passes, parameters(run.ensemble), run.curves())
+
+
+def differences(nll: Mapping[str, float], pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """``diff.a_minus_b`` in nats for the pairs of arms that there are."""
+    return {f"diff.{one}_minus_{other}": nll[one] - nll[other] for one, other in pairs if {one, other} <= set(nll)}
+
+
+def gains(nll: Mapping[str, float], reference: str) -> dict[str, float]:
+    """``gain.a``: by which share the perplexity of a is below that of ``reference``."""
+    if reference not in nll:
+        return {}
+    return {f"gain.{arm}": 1 - math.exp(value - nll[reference]) for arm, value in nll.items() if arm != reference}
+
+
+def published_values(found: Sequence[dict[str, float]], arms: Sequence[str], derive: Callable[[dict[str, float]], dict]) -> dict:
+    """The values of all arms and what follows from their perplexities."""
+    values = {name: value for arm in found for name, value in arm.items()}
+    return values | derive({arm: math.log(values[f"ppl.{arm}"]) for arm in arms})
+
+
+def corrected_values(found: Mapping[str, Mapping[str, Compared]], seeds: int,
+                     derive: Callable[[dict[str, float]], dict[str, float]]) -> list[dict[str, float]]:
+    """One dict per seed of everything, by size and arm; ``derive`` gets perplexities' logarithms by arm."""
+    return [{f"{size}.{name}": value for size, arms in found.items() for name, value in _of_seed(arms, seed, derive).items()}
+            for seed in range(seeds)]
+
+
+def _of_seed(arms: Mapping[str, Compared], seed: int, derive: Callable[[dict[str, float]], dict[str, float]]) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for prefix, lists in (("", {arm: one.nll for arm, one in arms.items()}),
+                          ("flops.", {arm: one.flops_nll for arm, one in arms.items()})):
+        nll = {arm: values[seed] for arm, values in lists.items()}
+        row |= {f"{prefix}ppl.{arm}": math.exp(value) for arm, value in nll.items()}
+        row |= {f"{prefix}{name}": value for name, value in derive(nll).items()}
+    for arm, one in arms.items():
+        row |= {f"epoch.{arm}": one.passes[seed], f"parameters.{arm}": one.parameters}
+        row |= {f"{name}.{arm}": value for name, value in (one.more[seed] if one.more else {}).items()}
+    return row
+
+
+def learning_curves(found: Mapping[str, Mapping[str, Compared]]) -> dict[str, Any]:
+    """The figure of a study whose conclusion is which arm learns better."""
+    panels = {f"{size} characters": {arm: one.curves for arm, one in arms.items()} for size, arms in found.items()}
+    return panels_figure("Perplexity of calibration text by update", panels, "text", "updates", "perplexity", log=True)

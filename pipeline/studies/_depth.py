@@ -1,0 +1,211 @@
+"""The models of experiments 8 to 11 of seed 001: which depth do tokens need, and who may leave early?
+
+Published: set-up 1B (a pangram, F9), seed 42; linear weights start at 0.02 in experiments 8 and 9, at 1 / sqrt(width) in the
+others.
+
+Corrected: one set of models for all four experiments, with the start of experiments 10 and 11, so that what is said of layers,
+of exits and of routing is said of the same models. Every arm trains for the same number of updates; models for the same FLOPs of
+training come from the same run: it goes on for those whose updates cost less, and the best look within each of the two limits,
+by perplexity on calibration text, leaves its weights. They are kept below build/, to be found again.
+
+Cut against the seed: 180 updates on 20,000 characters (9 epochs; of its models on real text the seed's best were after 4 to 14),
+300 on 500,000.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from offramp.errors import UserError
+from offramp.lineage.artifact import Artifact, create_artifact
+from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.nn.init import truncated_normal
+from offramp.training.confidence_routing import loss_weights, routed_objective
+from offramp.training.ensemble import Ensemble, batch_flops, fit, mean_nll
+from offramp.training.objectives import Objective, from_logits
+from pipeline.studies._arms import PROCESSES, SEEDS, run_arms
+from pipeline.studies._characters import BATCH_SIZE, SIZES_OF, WINDOW, Characters, corrected
+from pipeline.studies._made import find, folder
+from pipeline.studies._results import study_params
+from pipeline.studies._text import StudyText
+from pipeline.studies._training import train_corrected
+
+SETTINGS: dict[str, Any] = study_params("depth")
+LAYERS, SHALLOW = SETTINGS["layers"], SETTINGS["shallow"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a model is trained: a loss variant of ``training.confidence_routing``, or None for its last layer alone."""
+
+    layers: int
+    variant: str | None = None
+
+    def objective(self, threshold: float = SETTINGS["threshold"]) -> Objective:
+        """Used by its last layer, or where it has a variant as routed after ``SHALLOW`` layers."""
+        if self.variant is None:
+            return from_logits(lambda model, tokens: model.logits(self.layers - 1, model(tokens)[-1]))
+        return routed_objective(loss_weights(self.variant, self.layers, SHALLOW), SHALLOW, threshold)
+
+
+ARMS = {
+    "four_layers": Arm(LAYERS), "three_layers": Arm(LAYERS - 1), "two_layers": Arm(SHALLOW),
+    "routed": Arm(LAYERS, "shallow and deep"), "lpt": Arm(LAYERS, "every layer"), "routing_aware": Arm(LAYERS, "routing aware"),
+}
+LOSSES = ("routed", "lpt", "routing_aware")
+"""Arms that differ in their loss alone."""
+SHARED = ("four_layers", "lpt")
+"""Trained by the first of the four studies, see ``_place``."""
+
+
+def build(vocab_size: int, layers: int, linear_std: float | None = None) -> BlockwiseLM:
+    """A model of the seed: post-norm layers, each a block, and one head; linear weights start at ``linear_std`` or 1 / sqrt(width)."""
+    width = SETTINGS["width"]
+    model = BlockwiseLM(ModelConfig(vocab_size, WINDOW, width, SETTINGS["heads"], SETTINGS["ffn_width"], (1,) * layers,
+                                    norm="post", tied=False))
+    std = 1 / math.sqrt(width) if linear_std is None else linear_std
+    truncated_normal(model, std)
+    nn.init.trunc_normal_(model.heads[0], std=std)
+    return model
+
+
+# Corrected ----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Trained:
+    """One arm at one size of text: a model per seed, chosen on calibration text."""
+
+    models: list[BlockwiseLM]
+    flops_models: list[BlockwiseLM]
+    """The same within the FLOPs that four layers trained on the last exit take, instead of within their updates."""
+    curves: list[dict[int, float]]
+    """Per seed perplexity on calibration text, as the arm is used, by updates."""
+    updates: dict[str, int]
+    """Within each limit: equal updates, equal flops."""
+
+
+def trained(text: StudyText, arms: Sequence[str], root: Path = Path("."),
+            seeds: Sequence[int] = SEEDS) -> dict[tuple[str, str], Trained]:
+    """Models by (size, arm), trained where they are not found."""
+    jobs = [(text, size, arm, root, tuple(seeds)) for size in SIZES_OF[text.corpus] for arm in arms]
+    run_arms(_make, [job for job in jobs if _found(*job) is None], PROCESSES)
+    return {(job[1], job[2]): _read(_found(*job), job[2]) for job in jobs}
+
+
+def _place(root: Path, corpus: str, size: str, arm: str) -> Path:
+    """Arms of the studies of layers are made by the first of them, the others by the first of the studies of routing."""
+    return folder(root, corpus) / ("depth" if arm in SHARED else "depth_routing") / f"{size}.{arm}"
+
+
+def _identity(text: StudyText, size: str, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
+    return {"text": text.sha256, "size": size, "arm": arm, "settings": SETTINGS, "seeds": list(seeds)}
+
+
+def _found(text: StudyText, size: str, arm: str, root: Path, seeds: Sequence[int]) -> Artifact | None:
+    return find(_place(root, text.corpus, size, arm), "ensemble", _identity(text, size, arm, seeds), {})
+
+
+def _make(text: StudyText, size: str, arm: str, root: Path, seeds: Sequence[int]) -> None:
+    """Train one arm and keep the models of both limits, their curves and numbers of updates."""
+    data, chosen = corrected(text, size), ARMS[arm]
+    batch = [part[:BATCH_SIZE] for part in data.windows("train")]
+
+    def flops(arm: Arm) -> int:
+        return batch_flops(Ensemble(lambda seed: build(data.vocab_size, arm.layers), [0]), arm.objective(), *batch)
+
+    every, updates = SETTINGS["look_every"][size], SETTINGS["updates"][size]
+    whole = updates * flops(ARMS["four_layers"])
+    looks = max(updates, whole // flops(chosen)) // every
+    run = train_corrected(lambda seed: build(data.vocab_size, chosen.layers), chosen.objective(), data, looks * every, looks,
+                          seeds)
+    limits = {"updates": run.looks_within(updates=updates), "flops": run.looks_within(flops=whole)}
+    with create_artifact(_place(root, text.corpus, size, arm), "ensemble", _identity(text, size, arm, seeds), {}) as out:
+        for name, within in limits.items():
+            run.choose(within)
+            weights = {key: value.contiguous() for key, value in run.ensemble.snapshot().items()}
+            save_file(weights, out.path / f"{name}.safetensors")
+        out.meta.update(updates={name: within * every for name, within in limits.items()}, vocab_size=data.vocab_size,
+                        curves=[sorted(curve.items()) for curve in run.curves()])
+
+
+def _read(made: Artifact | None, arm: str) -> Trained:
+    if made is None:
+        raise UserError(f"models of arm {arm} were removed while the study ran; run it again")
+    models = {name: _members(load_file(made.file(f"{name}.safetensors")), made.meta["vocab_size"], ARMS[arm].layers)
+              for name in ("updates", "flops")}
+    curves = [{int(update): ppl for update, ppl in curve} for curve in made.meta["curves"]]
+    return Trained(models["updates"], models["flops"], curves, made.meta["updates"])
+
+
+def _members(weights: dict[str, Tensor], vocab_size: int, layers: int) -> list[BlockwiseLM]:
+    out = []
+    for member in range(len(next(iter(weights.values())))):
+        model = build(vocab_size, layers)
+        model.load_state_dict({name: weight[member] for name, weight in weights.items()})
+        out.append(model.eval())
+    return out
+
+
+# Published ----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Run:
+    """One training as the seed did it, chosen and reported on the same text (validation)."""
+
+    best: BlockwiseLM
+    last: BlockwiseLM
+    """Of the last epoch, which the seed analysed and swept."""
+    best_epoch: int
+    curve: list[float]
+
+
+def train_as_published(data: Characters, arm: str, seed: int, linear_std: float | None) -> Run:
+    """Epochs until ``patience`` of them in a row did not lower the perplexity of the validation text."""
+    chosen, rules, best = ARMS[arm], SETTINGS["published"], _Best()
+    ensemble = Ensemble(lambda seed: build(data.vocab_size, chosen.layers, linear_std), [seed])
+    objective = chosen.objective()
+
+    def look(ensemble: Ensemble) -> Tensor:
+        nll = mean_nll(ensemble, objective, *data.windows("validation"))
+        best.see(ensemble, float(nll))
+        return nll
+
+    (found,) = fit(ensemble, data.batches([seed]), objective, look, looks=rules["max_epochs"],
+                   batches_per_look=data.batches_per_epoch, patience=rules["patience"], restore_best=False)
+    last = ensemble.member(0)
+    ensemble.restore(best.weights)
+    return Run(ensemble.member(0).eval(), last.eval(), found.best_look, found.curve)
+
+
+class _Best:
+    """The weights of the best look so far, beside the last ones that ``fit`` leaves."""
+
+    def __init__(self) -> None:
+        self.nll, self.weights = math.inf, {}
+
+    def see(self, ensemble: Ensemble, nll: float) -> None:
+        if nll < self.nll:
+            self.nll, self.weights = nll, ensemble.snapshot()
+
+
+def protocol_of(text: StudyText, protocol: str) -> str:
+    """The one protocol that this text is for: experiments 8 to 11 were published on the pangram alone.
+
+    UserError if the other one was asked for.
+    """
+    own = "published" if text.corpus == "pangram" else "corrected"
+    if protocol not in (own, "both"):
+        remedy = "--corpus pangram" if protocol == "published" else "--corpus sotu or wikitext"
+        raise UserError(f"--protocol = {protocol!r} is not one of {text.corpus}; give {remedy}")
+    return own
+
+
+def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}{name}": value for name, value in values.items()}

@@ -1,0 +1,94 @@
+"""Lagged caches in the study of experiment 1: features without targets and a head on them, or the task's own loss.
+
+Shapes: S seeds, N windows, T positions, B windows of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.models.lagged import LaggedConfig, LaggedLM, SampleCache
+from offramp.training.ensemble import AS_PUBLISHED, Ensemble, batch_flops, mean_nll
+from offramp.training.lagged import HeadFit, LaggedBatch, collect, fit_head, settled, train_lagged
+from offramp.training.objectives import Carried, Objective, cross_entropy, from_logits
+from pipeline.studies._characters import BATCH_SIZE, WINDOW, Characters
+from pipeline.studies._training import CorrectedRun
+
+
+def batches(data: Characters, seeds: Sequence[int], by_place: bool) -> Iterator[LaggedBatch]:
+    """Shuffled batches of the training split without end, every seed in its own order.
+
+    ``by_place``: the cache is kept by place in the epoch, the published mistake (F1).
+    """
+    tokens, targets = data.windows("train")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    places = torch.arange(len(tokens)).expand(len(seeds), -1)
+    while True:
+        order = torch.stack([torch.randperm(len(tokens), generator=generator) for generator in generators])
+        for windows, place in zip(order.split(BATCH_SIZE, dim=1), places.split(BATCH_SIZE, dim=1)):
+            yield LaggedBatch(tokens[windows], targets[windows], place if by_place else windows)
+
+
+def objective(passes: int) -> Objective:
+    """Logits after ``passes`` passes from an empty cache; the loss of each pass, for counting its FLOPs."""
+    def loss(model: nn.Module, tokens: Tensor, targets: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
+        cached = carried[0] if carried else torch.zeros(model.config.layers, *tokens.shape, model.config.width)
+        logits, states = model(tokens, cached)
+        return cross_entropy(logits, targets), (states,)
+
+    return replace(from_logits(lambda model, tokens: settled(model, tokens, passes)[0]), loss=loss, segments=passes)
+
+
+class Lagged:
+    """Models of one arm, their cache and their batches."""
+
+    def __init__(self, data: Characters, layers: int, seeds: Sequence[int], passes: int, by_place: bool = False):
+        config = LaggedConfig(data.vocab_size, WINDOW, layers=layers)
+        self.data, self.passes = data, passes
+        self.ensemble = Ensemble(lambda seed: LaggedLM(config), seeds)
+        self.batches = batches(data, seeds, by_place)
+        self.cache = SampleCache(len(seeds), len(data.windows("train")[0]), config, torch.Generator().manual_seed(seeds[0]))
+
+    def train(self, loss: str, updates: int, looked: Callable[[int], bool] = lambda batch: False) -> int:
+        """Phase 1 for at least ``updates`` updates; how many there were. ``looked`` is told the batches so far."""
+        return train_lagged(self.ensemble, self.cache, islice(self.batches, -(-updates // self.passes)), loss, self.passes,
+                            AS_PUBLISHED, looked)
+
+    def train_task(self, updates: int, looks: int, select: str = "calibration") -> CorrectedRun:
+        """Phase 1 by the task's loss, with ``looks`` looks at the split ``select``."""
+        per_look = max(1, updates // (looks * self.passes))
+        run = CorrectedRun(self.ensemble, objective(self.passes), self.data, per_look, self.flops_per_batch)
+
+        def looked(batch: int) -> bool:
+            if batch % per_look == 0:
+                run.calibration.append(self.nll(select).tolist())
+                run.weights.append(self.ensemble.snapshot())
+            return False
+
+        self.train("task", looks * per_look * self.passes, looked)
+        return run
+
+    @property
+    def flops_per_batch(self) -> int:
+        """Of one model's passes over one batch in phase 1."""
+        return batch_flops(self.ensemble, objective(self.passes), *(part[:BATCH_SIZE] for part in self.data.windows("train")))
+
+    def nll(self, split: str) -> Tensor:
+        """Mean NLL (S,) in nats with the models' own heads."""
+        return mean_nll(self.ensemble, objective(self.passes), *self.data.windows(split))
+
+    def features(self, split: str) -> tuple[Tensor, Tensor]:
+        """Frozen features (S, N T, n D) and targets (N T,) of a split."""
+        tokens, targets = self.data.windows(split)
+        return collect(self.ensemble, tokens, self.passes), targets.flatten()
+
+    def fit_head(self, select: str, settings: dict[str, Any]) -> HeadFit:
+        """Phase 2, the best epoch chosen on the split ``select``."""
+        return fit_head(self.ensemble.weights["head.weight"].detach(), *self.features("train"), self.features(select),
+                        settings["epochs"], BATCH_SIZE * WINDOW, settings["learning_rate"])

@@ -1,0 +1,175 @@
+"""The studies of experiments 1 and 2 of seed 001 on a little made-up text."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.corpus.streams import cut_streams
+from offramp.errors import UserError
+from pipeline.studies import hierarchy_and_lagged_caches as caches
+from pipeline.studies import segment_memory as memory
+from pipeline.studies._arms import chosen_arms
+from pipeline.studies._characters import SIZES, WINDOW, OwnText, corrected, published_1a
+from pipeline.studies._lagged import Lagged, batches
+from pipeline.studies._text import Document, StudyText
+
+CACHES = copy.deepcopy(caches.SETTINGS)
+CACHES["published"] |= {"epochs": 1, "lagged_epochs": 1, "head": {"epochs": 2, "learning_rate": 1e-2}}
+CACHES["corrected"] |= {"updates": {"own": 4}, "looks": {"own": 1}, "head": {"epochs": 2, "learning_rate": 1e-2}}
+MEMORY = copy.deepcopy(memory.SETTINGS)
+MEMORY["published"] |= {"epochs": 1}
+MEMORY["corrected"] |= {"updates": {"own": 4}, "looks": {"own": 2}, "rows": 4, "held_out_rows": {"own": 2}}
+
+
+def words(characters: int, seed: int) -> str:
+    random = np.random.default_rng(seed)
+    return " ".join(random.choice(["alpha", "beta", "gamma", "delta"], characters // 4))[:characters]
+
+
+@pytest.fixture(scope="module")
+def own() -> OwnText:
+    return OwnText("own", "made up", [Document("a", words(600, 0)), Document("b", words(600, 1))], [Document("c", words(400, 2))],
+                   (Document("d", words(400, 3)),))
+
+
+@pytest.fixture(scope="module")
+def published_text() -> StudyText:
+    return StudyText("sotu", "made up", [Document("a", words(1100, 0))], [Document("c", words(200, 2))])
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    for study in (caches, memory):
+        monkeypatch.setattr(study, "run_arms", lambda train, jobs: [train(*job) for job in jobs])
+
+
+# Experiment 1 ---------------------------------------------------------------------------------------------------------
+
+def pairs(study, arms) -> set[str]:
+    return {f"diff.{one}_minus_{other}" for one, other in study.PAIRS if {one, other} <= set(arms)}
+
+
+def by_arm(arms) -> set[str]:
+    return {f"{name}.{arm}" for name in ("ppl", "epoch", "parameters") for arm in arms}
+
+
+def test_the_caches_study_gives_every_figure_under_both_protocols(own, published_text):
+    arms = ["hrm_one_segment", "hrm", "lct_task_1", "lct_oacd_1", "untrained_2"]
+    shares = {"share.deep_supervision", "share.task_loss"}
+    published = caches.run(published_text, "published", arms, CACHES).published
+    assert set(published) == pairs(caches, arms) | shares | by_arm(arms)
+    found = caches.run(own, "both", arms, CACHES, (0, 1))
+    assert found.published is None  # the seed's set-up is of a corpus
+    for row in found.corrected:
+        names = {name.removeprefix("own.") for name in row}
+        at_equal_flops = {name.removeprefix("flops.") for name in names if name.startswith("flops.")}
+        assert names - {f"flops.{name}" for name in at_equal_flops} == pairs(caches, arms) | shares | by_arm(arms)
+        assert at_equal_flops == pairs(caches, arms) | shares | {f"ppl.{arm}" for arm in arms}
+        assert all(math.isfinite(value) for value in row.values())
+    assert (found.corrected[0]["own.parameters.hrm"], found.corrected[0]["own.parameters.lct_oacd_1"]) == (152_064, 78_080)
+    assert {row[1] for row in found.figures["learning_curves"]["rows"]} == set(arms)
+
+
+def test_arms_do_not_depend_on_their_company(own):
+    alone = caches.run(own, "corrected", ["one_level"], CACHES, (0, 1)).corrected
+    both = caches.run(own, "corrected", ["hrm", "one_level"], CACHES, (0, 1)).corrected
+    assert [row["own.ppl.one_level"] for row in alone] == [row["own.ppl.one_level"] for row in both]
+
+
+def test_unknown_arms_are_named():
+    with pytest.raises(UserError, match="--arm = 'hrm3' is not an arm of hierarchy_and_lagged_caches"):
+        chosen_arms(caches.STUDY, ["hrm3"], caches.ARMS)
+
+
+def test_a_cache_is_kept_by_window_and_in_the_published_protocol_by_place(own):
+    data = corrected(own, "own")
+    tokens, _ = data.windows("train")
+    stream = batches(data, [0, 1], by_place=False)
+    for _ in range(4):
+        batch = next(stream)
+        for member in range(2):
+            assert torch.equal(batch.tokens[member], tokens[batch.slots[member]])
+    published = next(batches(data, [0], by_place=True))  # F1
+    assert published.slots.tolist() == [list(range(16))] and not torch.equal(published.tokens[0], tokens[:16])
+
+
+def test_untrained_features_are_those_of_layers_as_drawn(own):
+    data = corrected(own, "own")
+    lagged = Lagged(data, 1, [0], 4)
+    before = lagged.ensemble.snapshot()
+    lagged.fit_head("calibration", {"epochs": 1, "learning_rate": 1e-2})
+    assert all(torch.equal(weight, before[name]) for name, weight in lagged.ensemble.weights.items())
+
+
+def test_derived_figures_follow_from_the_losses():
+    nll = {"lct_oacd_1": 3.4, "hrm": 2.4, "hrm_one_segment": 2.6, "lct_task_1": 2.5}
+    found = caches.derived(nll)
+    assert found["diff.lct_oacd_1_minus_hrm"] == pytest.approx(1.0)
+    assert found["share.deep_supervision"] == pytest.approx(0.2)
+    assert found["share.task_loss"] == pytest.approx(0.9)
+
+
+def test_the_published_text_is_that_of_the_set_up(published_text):
+    assert published_1a(published_text).vocab_size == 97
+
+
+# Experiment 2 ---------------------------------------------------------------------------------------------------------
+
+def test_the_memory_study_gives_every_figure_under_both_protocols(own, published_text):
+    gains = {"gain.infini_reset", "gain.infini_carry"}
+    published = memory.run(published_text, "published", memory.ARMS, MEMORY).published
+    assert set(published) == pairs(memory, memory.PUBLISHED_ARMS) | gains | by_arm(memory.PUBLISHED_ARMS)
+    assert (published["parameters.infini_reset"], published["parameters.hrm_memory_reset"]) == (168_452, 193_024)
+    arms = ["hrm", "infini_carry", "infini_leak", "hidden_reset", "hrm_memory_carry"]
+    found = memory.run(own, "corrected", arms, MEMORY, (0, 1))
+    trained = [arm for arm in arms if arm in memory.CORRECTED_ARMS]
+    for row in found.corrected:
+        names = {name.removeprefix("own.") for name in row if ".flops." not in name}
+        assert names == pairs(memory, trained) | by_arm(trained) | {
+            "gain.infini_carry", "gain.infini_leak", "parameters.hrm_memory_carry", "carried_minus_emptied.infini_carry",
+            "carried_minus_foreign.infini_carry"}
+        assert "own.flops.diff.infini_carry_minus_hrm" in row and all(math.isfinite(value) for value in row.values())
+    assert {row[1] for row in found.figures["learning_curves"]["rows"]} == set(trained)
+
+
+def test_characters_know_their_documents():
+    held_out = [Document("c", "x" * 3000), Document("d", "y" * 4000), Document("e", "z" * 6000)]
+    text = StudyText("wikitext", "made up", [Document("a", "a" * 15_000), Document("b", "b" * 9000)], held_out)
+    ids, data = memory.document_ids(text, "20k"), corrected(text, "20k")
+    assert {split: len(found) for split, found in ids.items()} == SIZES["20k"]
+    for split, parts in (("train", "ab"), ("calibration", "xy"), ("test", "z")):
+        letters = data.splits[split]
+        assert [letters[ids[split] == number].unique().tolist() for number in range(len(parts))] == [
+            [ord(letter) - 32] for letter in parts]
+    assert not set(ids["test"].tolist()) - {0}
+
+
+def test_seeds_read_the_same_text_from_other_places(own):
+    data, documents = corrected(own, "own"), memory.document_ids(own, "own")
+    first, second = memory.training_streams(data, documents["train"], 4, [0, 1])
+    assert first.tokens.shape == second.tokens.shape and not torch.equal(first.tokens, second.tokens)
+    start = int(torch.randint(WINDOW, (), generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(second.tokens[0, 0], data.splits["train"][start : start + WINDOW])
+
+
+def test_the_published_batches_are_shuffled_whole_and_carried_over_all_the_same(published_text):
+    data = published_1a(published_text)
+    epoch = memory.shuffled_batches(data, torch.Generator().manual_seed(0))
+    assert epoch.tokens.shape[1] == 16 and not epoch.in_order and not epoch.begins.any()  # F7
+    with pytest.raises(UserError, match="these are shuffled"):
+        epoch.require_order()
+
+
+def test_a_carried_memory_is_judged_with_what_it_was_trained_with_nothing_and_another_text(own):
+    data, documents = corrected(own, "own"), memory.document_ids(own, "own")
+    found = memory.corrected_arm(own, "own", "hidden_carry", MEMORY["corrected"], (0,))
+    assert set(found.more[0]) == {"carried_minus_emptied", "carried_minus_foreign"}
+    assert 0 not in found.more[0].values() and len(set(found.more[0].values())) == 2
+    assert memory.corrected_arm(own, "own", "hidden_reset", MEMORY["corrected"], (0,)).more == []
+    streams = cut_streams(data.splits["test"], documents["test"], WINDOW, 2)
+    assert streams.begins.sum() == 2  # one document, read in two rows

@@ -1,0 +1,222 @@
+"""Experiments 8 to 11 on a few thousand characters and models of width 16: every figure that a claim needs is there and defined."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.analysis.layer_contribution import LayerStatistics, layer_statistics
+from offramp.errors import UserError
+from offramp.report.claims import terms
+from pipeline.studies import (
+    _depth,
+    confidence_routing,
+    early_exit_feasibility,
+    layer_contribution,
+    routing_losses,
+)
+from pipeline.studies._arms import chosen_arms
+from pipeline.studies._characters import OwnText, corrected, pangram_text, published_1b
+from pipeline.studies._depth import ARMS, SETTINGS, build, protocol_of, trained
+from pipeline.studies._exits import (
+    as_published,
+    depth_flops,
+    execute,
+    execute_all_early,
+    quantile_threshold,
+    share_within,
+)
+from pipeline.studies._findings_plots import draw_plot, plot_of
+from pipeline.studies._text import Document
+from pipeline.studies.ledger import read_claims
+
+STUDIES = {"layer_contribution": layer_contribution, "early_exit_feasibility": early_exit_feasibility,
+           "confidence_routing": confidence_routing, "routing_losses": routing_losses}
+WORDS = ["we", "the", "people", "of", "these", "states", "in", "order", "to", "form", "a", "more", "perfect", "union", "and"]
+
+
+def words(count: int, seed: int) -> list[Document]:
+    random = np.random.default_rng(seed)
+    return [Document(str(seed), " ".join(random.choice(WORDS, count)) + ".\n")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Tiny models and trainings, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"width": 16, "heads": 2, "ffn_width": 32, "updates": {"own": 30}, "look_every": {"own": 10},
+                            "published": {"max_epochs": 2, "patience": 1, "linear_std": 0.02}}.items():
+            patch.setitem(SETTINGS, name, value)
+        patch.setattr(_depth, "PROCESSES", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def text() -> OwnText:
+    return OwnText("own", "made up", words(900, 0), words(250, 1), tuple(words(250, 2)))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("studies")
+
+
+@pytest.fixture(scope="module")
+def outcomes(text, root):
+    """(published, corrected) of every study; the order is that of the stages."""
+    pangram = {"layer_contribution": [], "early_exit_feasibility": []}
+    found = {}
+    for name, study in STUDIES.items():
+        arms = getattr(study, "ARMS", None) or (layer_contribution.SHARED if name in pangram else routing_losses.LOSSES)
+        published = study.run_published() if name in pangram else study.run_published(list(arms))
+        found[name] = published, study.run_corrected(text, list(arms), root)
+    return found
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_figure_that_a_claim_needs_is_there(outcomes, name):
+    published, found = outcomes[name]
+    claims = [claim for claim in read_claims() if claim.study == name]
+    assert len(claims) >= 30
+    for claim in claims:
+        assert all(key in published.published for _, key in terms(claim.key, name)[1]), claim.id
+        key = claim.corrected_key.replace("20k.", "own.", 1).replace("500k.", "own.", 1)
+        for values in found.corrected:
+            assert key in values, claim.id
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_figures_are_numbers_and_plots_can_be_drawn(outcomes, name):
+    for outcome in outcomes[name]:
+        for values in [outcome.published] if outcome.published else outcome.corrected:
+            assert all(math.isfinite(value) for value in values.values())
+        json.dumps(outcome.figures, allow_nan=False)
+    assert len(outcomes[name][1].corrected) == 5
+    drawn = draw_plot(plot_of({"study": name, "figures": outcomes[name][1].figures}))
+    assert drawn.count("<svg") == 1
+    keys = [set(values) for values in outcomes[name][1].corrected]
+    assert all(one == keys[0] for one in keys)
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+def test_models_have_the_published_parameters():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"width": 64, "heads": 4, "ffn_width": 256}.items():
+            patch.setitem(SETTINGS, name, value)
+        assert sum(weight.numel() for weight in build(30, 4).parameters()) == 266_496
+        assert sum(weight.numel() for weight in build(30, 2).parameters()) == 135_168
+        torch.manual_seed(0)
+        for std, model in ((0.02, build(30, 4, 0.02)), (0.125, build(30, 4))):
+            assert model.embedding.weight.std() == pytest.approx(0.02, rel=0.1)
+            for weight in (model.heads[0], model.blocks[0][0].ffn_out.weight, model.blocks[3][0].query.weight):
+                assert weight.std() == pytest.approx(std, rel=0.1)
+
+
+def test_trained_models_are_found_again(outcomes, text, root, monkeypatch):
+    before = trained(text, ["four_layers"], root)["own", "four_layers"]
+    monkeypatch.setattr(_depth, "_make", None)
+    again = trained(text, ["four_layers"], root)["own", "four_layers"]
+    assert torch.equal(before.models[3].heads[0], again.models[3].heads[0]) and before.curves == again.curves
+    other = OwnText("own", "made up", words(900, 5), words(250, 1), tuple(words(250, 2)))
+    with pytest.raises(TypeError):  # it would have to train
+        trained(other, ["four_layers"], root)
+
+
+def test_cheaper_updates_are_more_of_them_at_equal_flops(outcomes, text, root):
+    found = {arm: trained(text, [arm], root)["own", arm] for arm in ARMS}
+    assert all(made.updates["updates"] == 30 for made in found.values())
+    assert found["two_layers"].updates["flops"] > found["three_layers"].updates["flops"] > found["four_layers"].updates["flops"] == 30
+    assert found["lpt"].updates["flops"] <= 30 and len(found["routed"].models) == 5
+    assert list(found["routed"].curves[0]) == [10, 20, 30]
+
+
+def test_protocols_belong_to_texts(text):
+    assert protocol_of(pangram_text(), "both") == "published" and protocol_of(text, "both") == "corrected"
+    with pytest.raises(UserError, match="--protocol = 'published' is not one of own; give --corpus pangram"):
+        protocol_of(text, "published")
+    with pytest.raises(UserError, match="--corpus sotu or wikitext"):
+        protocol_of(pangram_text(), "corrected")
+    with pytest.raises(UserError, match=r"--arm = 'five_layers' is not an arm of confidence_routing; choose from routed, two_layers"):
+        chosen_arms("confidence_routing", ["five_layers"], confidence_routing.ARMS)
+
+
+def test_arms_can_run_alone(text, root):
+    values = confidence_routing.run_corrected(text, ["routed"], root).corrected[0]
+    assert "own.ppl.routed" in values and "own.ppl.two_layers" not in values and "own.diff.routed_minus_random" in values
+    alone = layer_contribution.run_corrected(text, ["lpt"], root)
+    assert "own.lpt.gain.hard" in alone.corrected[0] and "losses" not in alone.figures
+
+
+# Routing ----------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def routed(outcomes, text, root):
+    return trained(text, ["routed"], root)["own", "routed"].models[0], corrected(text, "own").windows("test")
+
+
+def test_executed_routing_is_between_its_fixed_depths(routed):
+    model, windows = routed
+    found = layer_statistics(model, *windows)
+    everybody, nobody = execute_all_early(model, 2, windows), execute(model, 2, windows)
+    np.testing.assert_allclose(everybody.loss, found.loss[1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(nobody.loss, found.loss[3], rtol=1e-4, atol=1e-4)
+    assert (everybody.layers, nobody.layers, everybody.shallow, nobody.shallow) == (0.5, 1.0, 1.0, 0.0)
+    assert nobody.flops == 1 and everybody.flops == pytest.approx(depth_flops(2, 97) / depth_flops(4, 97))
+    half = execute(model, 2, windows, quantile_threshold(found.max_prob[1], 0.5))
+    assert half.shallow == pytest.approx(0.5, abs=0.02) and half.layers == pytest.approx(0.75, abs=0.01)
+    np.testing.assert_allclose(half.loss[half.early], found.loss[1][half.early], rtol=1e-4, atol=1e-4)
+    asked = execute(model, 2, windows, 2.0)
+    assert asked.shallow == 0 and asked.flops > 1  # asking costs a readout of every token
+
+
+def test_exits_laid_down_are_taken(routed):
+    model, windows = routed
+    leaves = np.random.default_rng(0).random(windows[0].numel()) < 0.3
+    assert (execute(model, 2, windows, leaves=leaves).early == leaves).all()
+
+
+def test_a_budget_is_met(routed):
+    model, windows = routed
+    confidence = layer_statistics(model, *windows).max_prob[1]
+    share = share_within(model, 2, windows, confidence, 0.85)
+    assert execute(model, 2, windows, quantile_threshold(confidence, share)).flops == pytest.approx(0.85, abs=0.02)
+
+
+def of(confidence: list[float], first: list[int], last: list[int], target: list[int]) -> LayerStatistics:
+    blank = np.zeros((2, len(target)))
+    return LayerStatistics(np.array([first, last], float), np.array([first, last]), np.array([confidence, confidence]), blank, blank,
+                           np.array(target))
+
+
+def test_the_seed_counts_layers_and_skips_none():
+    found = as_published(of([0.9, 0.8, 0.3, 0.2], [1, 2, 3, 4], [1, 0, 3, 5], [1, 1, 1, 5]), 1, 0.8)
+    assert found.early.tolist() == [True, True, False, False]
+    assert found.right.tolist() == [True, False, False, True]
+    assert found.layers == pytest.approx((0.5 + 0.5 + 1 + 1) / 4) and found.flops == 1
+
+
+def test_a_safe_threshold_loses_nothing_on_the_text_that_chose_it():
+    right_early = of([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 1], [1, 0, 1, 1], [1, 1, 1, 1])
+    assert early_exit_feasibility.safe_threshold(right_early) == pytest.approx(0.6)  # one lost at 0.7, one won at 0.8
+    wrong = of([0.9, 0.8], [0, 0], [1, 1], [1, 1])
+    assert early_exit_feasibility.safe_threshold(wrong) == 2.0
+    tied = of([0.9, 0.9], [1, 0], [1, 1], [1, 1])
+    assert early_exit_feasibility.safe_threshold(tied) == 2.0  # no threshold parts the two
+
+
+def test_the_pangram_is_a_few_dozen_places(outcomes):
+    assert outcomes["early_exit_feasibility"][0].published["contexts"] == 36
+    assert published_1b().windows("validation")[0].numel() == 4096
+
+
+def test_the_published_sweep_is_of_another_model_than_the_headline(outcomes):  # F17
+    published, found = outcomes["routing_losses"]
+    assert published.published["ppl.routed"] != published.published["sweep.ppl.routed.0.8"]
+    for values in found.corrected:
+        assert values["own.ppl.routed"] == values["own.sweep.ppl.routed.0.8"]
