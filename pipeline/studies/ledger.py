@@ -2,9 +2,9 @@
 
     python -m pipeline.studies.ledger
 
-Reads metrics/studies/<study>.<corpus>.json and writes metrics/claims.csv. Results of WikiText-2, the published text,
-may be missing as a whole; State of the Union then decides alone, and the reason says so. The rerun is that of the text
-which the seed really read: the repeated pangram where a study has one. Nothing else may be missing.
+Reads metrics/studies/<study>.<corpus>.json and writes metrics/claims.csv. Where a study has no results on WikiText-2, the
+published text, State of the Union decides alone, and the reason says so; a claim whose study has not been run is inconclusive
+and says that. The rerun is that of the text which the seed really read: the repeated pangram where a study has one.
 """
 
 from __future__ import annotations
@@ -162,6 +162,19 @@ class Judged:
         return words
 
 
+def not_run(claim: Claim, results: Results) -> dict[str, Any] | None:
+    """The row of a claim that cannot be judged because its study has no results yet; None if it can be."""
+    reruns = any(results.has(claim.key, claim.study, "published", name) for name in CORPORA)
+    corrected = any(results.has(claim.corrected_key, claim.study, "corrected", name) for name in {*claim.corpora, "sotu"})
+    if reruns and corrected:
+        return None
+    what = "published protocol" if corrected else "corrected protocol" if reruns else "study"
+    row = {"id": claim.id, "seed": claim.seed, "section": claim.section, "statement": claim.statement,
+           "published": number(claim.published), "n": 0, "verdict": "inconclusive",
+           "reason": f"The {what} has not been run ({', '.join(sorted(claim.studies))})."}
+    return dict.fromkeys(COLUMNS, "") | row
+
+
 def judge_claim(claim: Claim, results: Results) -> Judged:
     """The verdict on one claim. Raises UserError for a figure that is missing.
 
@@ -187,7 +200,7 @@ def write_ledger(root: Path = Path("."), claims: list[Claim] | None = None) -> P
     rows = []
     for claim in claims:
         try:
-            rows.append(judge_claim(claim, results).row())
+            rows.append(not_run(claim, results) or judge_claim(claim, results).row())
         except UserError as error:
             raise UserError(f"claim {claim.id}: {error}") from error
     write_csv(root / LEDGER, COLUMNS, rows)

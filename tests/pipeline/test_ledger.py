@@ -235,9 +235,18 @@ def test_missing_figures_and_files_are_named(project, tmp_path):
 
     with pytest.raises(UserError, match=r"004-bimodal.*loss_prediction\.sotu\.json.*dip_p"):
         write_ledger(changed(project, tmp_path, "loss_prediction.sotu", drop))
-    (tmp_path / "metrics/studies/exit_labels.wikitext.json").unlink()
-    with pytest.raises(UserError, match=r"exit_labels\.wikitext\.json is missing"):
-        write_ledger(tmp_path)
+
+
+def test_claims_of_a_study_that_has_not_been_run_say_so(project, tmp_path):
+    root = shutil.copytree(project, tmp_path / "copy")
+    for file in (root / "metrics/studies").glob("exit_labels.*"):
+        file.unlink()
+    rows = ledger(root)
+    assert [row["id"] for row in rows] == [claim.id for claim in read_claims()]
+    without = {claim.id for claim in read_claims() if "exit_labels" in claim.studies}
+    assert {row["id"] for row in rows if "has not been run" in row["reason"]} == without
+    assert all((row["verdict"], row["corrected"]) == ("inconclusive", "") for row in rows if row["id"] in without)
+    assert "`exit_labels`" in findings.write_findings(root).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("change", "said"), [

@@ -19,9 +19,6 @@ from offramp.errors import UserError
 CORPORA = {"pangram": "the pangram", "wikitext": "WikiText-2", "sotu": "State of the Union"}
 """Corpora by the weight of their figures, with their names: WikiText-2 is the published text, except where a seed read a
 repeated pangram in its place."""
-OPTIONAL = ("pangram", "wikitext")
-"""Corpora of which results may be missing: only some studies have the pangram, and WikiText-2 has to be given."""
-
 Term = tuple[str, str]
 """Study and name of one figure."""
 
@@ -49,14 +46,8 @@ class Results:
     """The result files of some studies."""
 
     def __init__(self, root: Path, studies: Iterable[str]):
-        """Raises UserError for a missing file; those of WikiText-2 may be missing all together, any of the pangram."""
-        wanted = [(study, corpus) for corpus in CORPORA for study in sorted(set(studies))]
-        self._files = {place: read_result(root, *place) for place in wanted}
-        any_wikitext = any(found for (_, corpus), found in self._files.items() if corpus == "wikitext")
-        for (study, corpus), found in self._files.items():
-            if found is None and (corpus not in OPTIONAL or (corpus == "wikitext" and any_wikitext)):
-                raise UserError(f"{result_path(study, corpus)} is missing; run "
-                                f"python -m pipeline.studies.{study} --corpus {corpus}")
+        """Any file may be missing: ``has`` says what there is."""
+        self._files = {(study, corpus): read_result(root, study, corpus) for corpus in CORPORA for study in sorted(set(studies))}
 
     def has(self, key: str, study: str, protocol: str, corpus: str) -> bool:
         """Whether every study in ``key`` has results of this protocol on this corpus."""
