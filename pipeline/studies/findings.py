@@ -107,6 +107,19 @@ FACTS = {
                       "{500k.carried_minus_foreign.hidden_carry}."),
         ("corrected", "The published leak (F5) alone, everything else equal: {20k.diff.infini_leak_minus_infini_reset} nats."),
     ],
+    "adding_a_layer": [
+        ("published", "As published, a fourth layer takes the perplexity from {ppl.full_append_1} to {ppl.full_append}; training on "
+                      "without one takes it to {ppl.no_growth}."),
+    ],
+    "greedy_growth": [
+        ("published", "As published, greedy growth goes from a perplexity of {ppl.greedy_1} with one layer to {ppl.greedy_4} with "
+                      "four; one layer that trains on through the same stages goes from {ppl.no_growth_1} to {ppl.no_growth_4}."),
+    ],
+    "progressive_growth": [
+        ("published", "As published, progressive growth goes from a perplexity of {ppl.standard_1} with one layer to "
+                      "{ppl.standard_4} with four, with LPT to {ppl.lpt_4}; one layer that trains on through the same stages "
+                      "goes to {ppl.no_growth_4}."),
+    ],
     "layer_contribution": [
         ("published", "Classed by their final loss, easy tokens of the pangram gain {gain.easy} nats from depth and hard ones "
                       "{gain.hard}; the text has {contexts} distinct places (F16)."),
