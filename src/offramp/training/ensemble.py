@@ -1,8 +1,8 @@
 """Training several models of one architecture at once: the seeds of an arm as one batch of weights.
 
-Small models spend a good part of their time between matrix products. Their weights are therefore stacked along a first
-dimension and one pass serves all of them (torch.func.vmap); the members share nothing, so the gradient of the summed
-losses is every member's own. Each member goes through the updates it would go through alone.
+Their weights are stacked along a first dimension and one pass serves all of them (torch.func.vmap): fewer and larger
+operations, which pays for models of one or two narrow layers (benchmarks/ensemble.py). The members share nothing, so the
+gradient of the summed losses is every member's own, and each goes through the updates it would go through alone.
 
 Shapes: S members, B sequences, T positions, V symbols; every weight and every batch has S as its first dimension.
 """
