@@ -62,7 +62,8 @@ class _Folded(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
         members = info.batch_size
-        folded = [(x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1) for x, dim in zip(tensors, dims)]
+        stacked = [x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, dims)]
+        folded = [x.flatten(0, 1) for x in stacked]
         return F.scaled_dot_product_attention(*folded, is_causal=True).unflatten(0, (members, -1)), 0
 
 
