@@ -25,7 +25,8 @@ BATCH_SIZE = 16
 SYMBOLS = "".join(map(chr, range(32, 127))) + "\n\t"
 """The 97 symbols of 1A; anything else becomes symbol 0, a space."""
 
-PANGRAM = {"train": "The quick brown fox jumps over the lazy dog. " * 444, "validation": "A quick brown dog runs in the park. " * 142}
+PANGRAM = {"train": "The quick brown fox jumps over the lazy dog. " * 444,
+           "validation": "A quick brown dog runs in the park. " * 142}
 PUBLISHED_CHARACTERS = {"train": 20_000, "validation": 5_000}
 SIZES = {
     "20k": {"train": 20_000, "calibration": 5_000, "test": 5_000},
@@ -96,7 +97,8 @@ def published_1a(text: StudyText) -> Characters:
 def published_1b() -> Characters:
     """Set-up 1B: splits train and validation, two sentences over and over; batches in the order of the text."""
     symbols = "".join(sorted(set("".join(PANGRAM.values()))))
-    return Characters({split: encode(text, symbols) for split, text in PANGRAM.items()}, symbols, whole_batches=True, shuffled=False)
+    ids = {split: encode(text, symbols) for split, text in PANGRAM.items()}
+    return Characters(ids, symbols, whole_batches=True, shuffled=False)
 
 
 def pangram_text() -> StudyText:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ TABLES = {
     "inference_confidence": ("risk_coverage", "coverage", "loss", "score"),
 }
 """Study: which of its plain tables is drawn, and the columns x, y and group; protocols are tables of their own."""
+
+
+CHARACTERS, HANDLE, ROW = 78, 6, 0.2
+"""Of a legend: characters that fit side by side, those that a line's sample takes the room of, inches of a row."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,10 @@ def draw_plot(plot: Plot) -> str:
     spare = iter([colour for name, colour in SIGNALS.items() if name not in groups] * len(groups))
     colours = {group: MUTED if group in CONTROLS else SIGNALS[group] if group in SIGNALS else next(spare) for group in groups}
     panels = list(dict.fromkeys(row[plot.panel] for row in plot.rows)) if plot.panel else [None]
-    height = HEIGHT * (1 + 0.7 * (len(panels) - 1)) + (TALL - HEIGHT if plot.group else 0)
+    longest = max(len(str(group)) for group in groups)
+    columns = max(1, min(3, len(groups), CHARACTERS // (longest + HANDLE)))
+    room = max(TALL - HEIGHT, ROW * math.ceil(len(groups) / columns)) if plot.group else 0
+    height = HEIGHT * (1 + 0.7 * (len(panels) - 1)) + room
 
     def paint(axes: Axes) -> None:
         canvas = axes.figure
@@ -111,9 +119,7 @@ def draw_plot(plot: Plot) -> str:
                 part.set_title(str(name).replace("_", " "), loc="left", fontsize="medium")
         if len(groups) > 1:
             handles = {label: handle for part in canvas.axes for handle, label in zip(*part.get_legend_handles_labels())}
-            columns = 3 if max(map(len, handles)) <= 20 else 2  # of long names no more fit side by side
-            canvas.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(columns, len(groups)),
-                               columnspacing=1.4)
+            canvas.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
 
     return draw(paint, height)
 

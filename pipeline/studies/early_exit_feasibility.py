@@ -141,7 +141,7 @@ def safe_threshold(known: LayerStatistics) -> float:
 def agreement_curves(found: LayerStatistics) -> Curves:
     """Agreements of the most confident tokens, by their share."""
     order, shares = np.argsort(-found.max_prob[0], kind="stable"), PARAMS["shares"]
-    measured = {"predictions": agreement(found, 0)[order], "correctness flags, as published": flag_agreement(found, 0)[order]}
+    measured = {"predictions": agreement(found, 0)[order], "correctness flags": flag_agreement(found, 0)[order]}
     return {name: {share: float(values[: max(1, round(share * len(values)))].mean()) for share in shares}
             for name, values in measured.items()}
 

@@ -107,6 +107,62 @@ FACTS = {
                       "{500k.carried_minus_foreign.hidden_carry}."),
         ("corrected", "The published leak (F5) alone, everything else equal: {20k.diff.infini_leak_minus_infini_reset} nats."),
     ],
+    "adding_a_layer": [
+        ("published", "As published, a fourth layer takes the perplexity from {ppl.full_append_1} to {ppl.full_append}; training on "
+                      "without one takes it to {ppl.no_growth}."),
+    ],
+    "greedy_growth": [
+        ("published", "As published, greedy growth goes from a perplexity of {ppl.greedy_1} with one layer to {ppl.greedy_4} with "
+                      "four; one layer that trains on through the same stages goes from {ppl.no_growth_1} to {ppl.no_growth_4}."),
+    ],
+    "progressive_growth": [
+        ("published", "As published, progressive growth goes from a perplexity of {ppl.standard_1} with one layer to "
+                      "{ppl.standard_4} with four, with LPT to {ppl.lpt_4}; one layer that trains on through the same stages "
+                      "goes to {ppl.no_growth_4}."),
+    ],
+    "layer_contribution": [
+        ("published", "Classed by their final loss, easy tokens of the pangram gain {gain.easy} nats from depth and hard ones "
+                      "{gain.hard}; the text has {contexts} distinct places (F16)."),
+        ("corrected", "On 20,000 characters depth takes {20k.gain.easy} nats off the easy and {20k.gain.hard} off the hard class where "
+                      "classes are by the model's own final loss (F13); by the loss of other seeds' models it is "
+                      "{20k.others.gain.easy} and {20k.others.gain.hard}, by its own loss at layer 1 {20k.first.gain.easy} and "
+                      "{20k.first.gain.hard}."),
+        ("corrected", "On 500,000 characters, by the loss of other seeds' models: {500k.others.gain.easy} off the easy class, "
+                      "{500k.others.gain.hard} off the hard one."),
+        ("corrected", "The step of layer 1 has length {20k.norm.all.1}, that of layer 2 {20k.norm.all.2}; leaving the layer out costs "
+                      "{20k.needed.1} and {20k.needed.2} nats."),
+    ],
+    "early_exit_feasibility": [
+        ("published", "On the pangram a share of {exit.0.8} of the tokens leaves at threshold 0.8; there correctness flags agree at "
+                      "{flag_agreement.0.8}, predictions at {agreement.0.8}."),
+        ("corrected", "At threshold 0.8 a share of {20k.exit.0.8} leaves (20,000 characters). Where as many leave as published, flags "
+                      "agree at {20k.flag_agreement_at.0.8}, predictions at {20k.agreement_at.0.8}; with a head trained on every "
+                      "layer predictions agree at {20k.lpt.agreement_at.0.8}."),
+        ("corrected", "On 500,000 characters predictions agree at {500k.agreement_at.0.8}, with a head trained on every layer at "
+                      "{500k.lpt.agreement_at.0.8}."),
+    ],
+    "confidence_routing": [
+        ("corrected", "At equal compute of use, routed minus fixed depth in nats (20,000 characters): two layers "
+                      "{20k.diff.shallow_exit_minus_two_layers}, three {20k.diff.budget_minus_three_layers}, four "
+                      "{20k.diff.deep_exit_minus_four_layers}; at equal training FLOPs too "
+                      "{20k.flops.diff.shallow_exit_minus_two_layers}, {20k.flops.diff.budget_minus_three_layers} and "
+                      "{20k.flops.diff.deep_exit_minus_four_layers}."),
+        ("corrected", "On 500,000 characters: {500k.diff.shallow_exit_minus_two_layers}, {500k.diff.budget_minus_three_layers} and "
+                      "{500k.diff.deep_exit_minus_four_layers}; who leaves by confidence instead of at random, as many: "
+                      "{500k.diff.budget_minus_random}."),
+        ("corrected", "At threshold 0.8 the executor saves {20k.layer_saving.routed} of the layers and {20k.flop_saving.routed} of the "
+                      "FLOPs (20,000 characters), {500k.layer_saving.routed} and {500k.flop_saving.routed} (500,000)."),
+    ],
+    "routing_losses": [
+        ("corrected", "Mean confidence minus accuracy at the shallow exit, 20,000 characters: half of each exit's loss "
+                      "{20k.over.routed.2}, full LPT {20k.over.lpt.2}, routing aware {20k.over.routing_aware.2}; calibration errors "
+                      "{20k.ece.routed.2}, {20k.ece.lpt.2} and {20k.ece.routing_aware.2}."),
+        ("corrected", "On 500,000 characters: {500k.over.routed.2}, {500k.over.lpt.2} and {500k.over.routing_aware.2}; calibration "
+                      "errors {500k.ece.routed.2}, {500k.ece.lpt.2} and {500k.ece.routing_aware.2}."),
+        ("corrected", "Full LPT minus half of each exit's loss in nats, at threshold 0.8 and at the compute of three layers: "
+                      "{20k.diff.lpt_minus_routed} and {20k.diff.budget_lpt_minus_routed} (20,000 characters), "
+                      "{500k.diff.lpt_minus_routed} and {500k.diff.budget_lpt_minus_routed} (500,000)."),
+    ],
 }
 """Sentences by study and protocol; one that names a figure which a result file lacks is left out."""
 

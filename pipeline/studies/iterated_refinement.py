@@ -1,4 +1,6 @@
-"""Seed 001, experiment 3: does refining a state in two passes help? ``python -m pipeline.studies.iterated_refinement --corpus sotu``.
+"""Seed 001, experiment 3: does refining a state in two passes help?
+
+    python -m pipeline.studies.iterated_refinement --corpus sotu
 
 Published: one-layer models on 20,000 characters, each until its best epoch. Iterated refinement (irt) and HRM then make two
 updates per batch where the standard model makes one (F8), HRM's first layer never learns (F4, hrm_published), and both spend
@@ -7,7 +9,8 @@ twice the compute of the standard model when they are used.
 Corrected: five seeds at equal updates, and at equal FLOPs of training. Controls: a standard model that updates twice per batch
 too (repeated), one that costs as much as irt in use (standard_2), the two passes with one loss and the gradient through both
 (unrolled), and HRM with its gradient mended (hrm). Against the seed's up to 30 epochs all arms have a fixed number of updates,
-about as many as its best arms took. Writes metrics/studies/iterated_refinement.<corpus>.json.
+about as many as its best arms took; most would go on learning (see the curves). Writes
+metrics/studies/iterated_refinement.<corpus>.json.
 """
 
 from __future__ import annotations

@@ -161,7 +161,8 @@ def test_the_published_protocol_leaves_what_claims_ask_for(study, monkeypatch):
         return type(data)({split: ids[: 2 * WINDOW + 1] for split, ids in data.splits.items()}, data.symbols)
 
     monkeypatch.setattr(study, "published_1a", short)
-    found = {name: value for arm in study.ARMS for name, value in study.published_arm(text_of("sotu"), arm, TINY["published"]).items()}
+    text, settings = text_of("sotu"), TINY["published"]
+    found = {name: value for arm in study.ARMS for name, value in study.published_arm(text, arm, settings).items()}
     found |= study.derived({arm: math.log(found[f"ppl.{arm}"]) for arm in study.ARMS})
     missing = claimed(study.STUDY, corrected_ones=False) - set(found)
     assert not missing, missing

@@ -1,8 +1,8 @@
 """Training several models of one architecture at once: the seeds of an arm as one batch of weights.
 
-Small models spend a good part of their time between matrix products. Their weights are therefore stacked along a first
-dimension and one pass serves all of them (torch.func.vmap); the members share nothing, so the gradient of the summed
-losses is every member's own. Each member goes through the updates it would go through alone.
+Their weights are stacked along a first dimension and one pass serves all of them (torch.func.vmap): fewer and larger
+operations, which pays for models of one or two narrow layers (benchmarks/ensemble.py). The members share nothing, so the
+gradient of the summed losses is every member's own, and each goes through the updates it would go through alone.
 
 Shapes: S members, B sequences, T positions, V symbols; every weight and every batch has S as its first dimension.
 """
@@ -62,7 +62,8 @@ class _Folded(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
         members = info.batch_size
-        folded = [(x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1) for x, dim in zip(tensors, dims)]
+        stacked = [x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, dims)]
+        folded = [x.flatten(0, 1) for x in stacked]
         return F.scaled_dot_product_attention(*folded, is_causal=True).unflatten(0, (members, -1)), 0
 
 
