@@ -12,11 +12,12 @@ in order, and all arms read the same windows in the same order:
     *_reset, *_carry            an empty memory for every window (a control: as many parameters), or one of earlier windows
     infini_leak                 infini_reset with the published leak
 
-A model trained with a carried memory is judged twice more: with an empty memory ("emptied") and with that of another place of
-the text ("foreign"). Published: set-up 1A, version 2 with its bug, the memory in hidden layers ("hrm_memory") as inferred from
-its parameter count; batches of 16 alone. Corrected: equal updates ("ppl") and equal FLOPs of training ("flops.ppl", those of
-the arm without memory), chosen on calibration text and judged on test text, 5 seeds that differ in weights and in where
-windows begin. Differences are in nats, negative where the first is better. At 500k characters only the transformer runs.
+A model trained with a carried memory is judged twice more: against itself with an empty memory ("carried_minus_emptied") and
+with that of another place of the text ("carried_minus_foreign"). Published: set-up 1A, version 2 with its bug, the memory in
+hidden layers ("hrm_memory") as inferred from its parameter count; batches of 16 alone, at most 20 epochs (the seed: 30).
+Corrected: equal updates ("ppl") and equal FLOPs of training ("flops.ppl", those of the arm without memory), chosen on
+calibration text and judged on test text, 5 seeds that differ in weights and in where windows begin. Differences are in nats,
+negative where the first is better. At 500k characters only the transformer runs.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class StreamRun(CorrectedRun):
 def corrected_arm(text: StudyText, size: str, name: str, settings: dict[str, Any], seeds: Sequence[int]) -> Compared:
     """One arm on one size of text, all seeds together."""
     arm, data, documents = CORRECTED_ARMS[name], corrected(text, size), document_ids(text, size)
-    count, updates, looks = settings["segments"][arm.core], settings["updates"][size], settings["looks"][size]
+    count, updates, looks = settings["segments"][arm.core], settings["updates"][size][arm.core], settings["looks"][size]
     ensemble = Ensemble(lambda seed: build(arm, data.vocab_size, "v2"), seeds)
     held_out = {split: cut_streams(data.splits[split], documents[split], WINDOW, settings["held_out_rows"][size])
                 for split in ("calibration", "test")}
