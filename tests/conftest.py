@@ -12,15 +12,6 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Two processes share the tests: those on the one pipeline run, the longest group, stay together and come first; those
-    of a file stay together too."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("project" if "project" in item.fixturenames else str(item.path)))
-    items.sort(key=lambda item: "project" not in item.fixturenames)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def two_threads():
     torch.set_num_threads(2)
