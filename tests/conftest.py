@@ -12,6 +12,12 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Two processes share the tests: those on the one pipeline run stay together, as do those of a file."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("project" if "project" in item.fixturenames else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def two_threads():
     torch.set_num_threads(2)
