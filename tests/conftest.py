@@ -8,14 +8,31 @@ from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+ON_ONE_RUN = ("test_end_to_end", "test_bad_input", "test_dependencies", "test_launcher")
+"""Files of tests/pipeline whose tests share one run of the pipeline, the longest thing that tests wait for."""
+
+
+class ByFile(LoadScopeScheduling):
+    """A file's tests stay in one process, so that what they share is made once; so do those that share the pipeline's run."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "one run" if Path(path).stem in ON_ONE_RUN else path
+
+
+def pytest_xdist_make_scheduler(config, log):
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """Two processes share the tests: those on the one pipeline run stay together, as do those of a file."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("project" if "project" in item.fixturenames else str(item.path)))
+    """Longest first: no process then ends long after the other."""
+    items.sort(key=lambda item: (item.path.stem not in ON_ONE_RUN, item.path.parent.name != "pipeline"))
 
 
 @pytest.fixture(scope="session", autouse=True)

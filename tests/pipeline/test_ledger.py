@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def spread(prefix: str, names: str) -> list[str]:
     return [f"{prefix}.{name}" for name in names.split()]
 
 
+@cache
 def contract() -> dict[str, tuple[list[str], list[str]]]:
     """Every key that a study leaves behind: (published, corrected)."""
     both = ["block0_val_ppl", "block0_heldout_ppl", "full_heldout_ppl", "exit_rate_drift.softmax",
@@ -64,6 +66,7 @@ def contract() -> dict[str, tuple[list[str], list[str]]]:
             "inference_confidence": (confidence, confidence), "low_rank_readout": (rank, rank)} | characters()
 
 
+@cache
 def characters() -> dict[str, tuple[list[str], list[str]]]:
     """The keys that claims of seed 001 name, by study; each study's own tests hold its results against them."""
     found: dict[str, tuple[list[str], list[str]]] = {}
