@@ -43,6 +43,13 @@ def copy_repository(folder: Path, **changes: object) -> Path:
     return folder
 
 
+def run_stages(folder: Path) -> None:
+    """Every stage but track, in one process: without DVC, and importing torch once."""
+    command(folder, "python", "-c", "import sys; from importlib import import_module as load\n"
+            "for name in sys.argv[1:]: load(f'pipeline.{name}').main()",
+            "check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "suitability", "report")
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Path:
     folder = copy_repository(tmp_path_factory.mktemp("project"))

@@ -9,7 +9,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from tests.pipeline.conftest import command, copy_repository
+from tests.pipeline.conftest import command, copy_repository, run_stages
 from tests.reduce_params import reduce_params
 
 ARTIFACTS = ("data", "models/lm", "states/calibration", "states/test", "models/exits", "routed")
@@ -87,8 +87,7 @@ def test_splits_share_no_document_and_exits_are_made_from_calibration_states_alo
 def test_the_same_seed_gives_the_same_bytes(project, tmp_path):
     """The stages again, from text, in another folder: every artifact has the same digest, every metric the same value."""
     again = copy_repository(tmp_path / "again")
-    for stage in ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "suitability", "report"):
-        command(again, "python", "-m", f"pipeline.{stage}")
+    run_stages(again)
     assert digests(again) == digests(project)
     for file in [*(project / "metrics").rglob("*.*")]:
         if file.name not in ("timing.json", "suitability.json"):  # both have seconds in them
@@ -116,8 +115,7 @@ def test_classifiers_trained_jointly_are_used_and_three_exits_work(tmp_path):
     folder = copy_repository(tmp_path / "joint", pretrain__method="joint", pretrain__head="shared", model__block_layers=[1, 1, 1],
                              model__norm="post", pretrain__joint_classifier={"label": "loss", "weight": 1.0}, exits__mode="joint",
                              tokenizer__kind="char", threshold="auto", pretrain__steps=40, pretrain__blockwise__exited_state="input")
-    for stage in ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "suitability", "report"):
-        command(folder, "python", "-m", f"pipeline.{stage}")
+    run_stages(folder)
     routing = json.loads((folder / "metrics/routing.json").read_text())
     assert len(routing["exit_fraction"]) == 3 and 0.3 < routing["exit_fraction"]["exit_0"] < 0.7
 
