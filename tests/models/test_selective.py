@@ -38,7 +38,7 @@ def test_the_published_sizes_give_the_published_parameters():
 
 
 def test_a_layer_by_hand(model):
-    """Position by position with plain softmax attention, a quarter turned in pairs (i, i + R / 2)."""
+    """Position by position with plain softmax attention, half of each head turned in pairs (i, i + R / 2)."""
     layer, rotated, width = model.layers[0], TINY.rotated, 16
     x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(2))
     found, _ = layer(x, model.cos[:4], model.sin[:4], None, is_causal=True)
@@ -83,10 +83,7 @@ def test_cached_steps_are_those_of_the_parallel_pass(model, tokens):
     wanted = model.attempts(tokens[:1], 2)
     writer = Writer(model)
     for place in range(WINDOW):
-        if place == 0:
-            h = writer.read(tokens[0, :1].tolist())
-        else:
-            h = writer.read(tokens[0, place : place + 1].tolist())
+        h = writer.read(tokens[0, place : place + 1].tolist())
         for attempt in range(3):
             torch.testing.assert_close(h, wanted[attempt][0, place], rtol=1e-4, atol=1e-5)
             h = writer.skip(h) if attempt < 2 else h
