@@ -163,15 +163,6 @@ def test_the_corrected_loss_by_hand(rule):
     assert score / count == pytest.approx(float(nll.gather(0, torch.tensor(after).unsqueeze(0)).mean().detach()), rel=1e-5)
 
 
-def test_the_gate_may_learn_entropy_from_states_that_nothing_leaks_into():
-    model, (tokens, targets) = tiny(), windows()
-    h = model.states(tokens)
-    gates, predicted = model.gate(h), torch.distributions.Categorical(logits=model.head(h))
-    total, nll = by_hand(model, tokens, targets, torch.where(gates.flatten() > 0.5, 0, 1))
-    gate_loss = F.binary_cross_entropy(gates, 1 - predicted.entropy().detach() / math.log(VOCABULARY))
-    torch.testing.assert_close(Attempts("entropy").loss(model, tokens, targets), total + 0.1 * gate_loss)
-
-
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=4))
 def test_some_attempt_is_the_first_to_speak(gates):

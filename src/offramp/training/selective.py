@@ -13,7 +13,6 @@ loss of a token is the mean of that of its first attempt and of the one that is 
 
     straight_through   the hard decisions of use, whose gradient is taken to be that of the probabilities behind them
     score_function     drawn, and reinforced by what the skipped steps cost or gained (REINFORCE; baseline: the batch's mean)
-    entropy            the published target 1 - H / ln V, from states that nothing leaks into
     evenly             not learned: every so many tokens, the same number of skipped steps; for thresholds on entropy
     interval           not learned: ``max_skip`` skipped steps before every token (the fixed-skip successor)
 
@@ -39,7 +38,7 @@ from offramp.states.statistics import Readout, predictions, token_statistics
 from offramp.training.ensemble import Optimisation
 from offramp.training.losses import total_nll
 
-RULES = ("straight_through", "score_function", "entropy", "evenly", "interval")
+RULES = ("straight_through", "score_function", "evenly", "interval")
 GATE_WEIGHT = 0.1
 """Of the published gate loss."""
 TOGETHER = 32
@@ -188,8 +187,6 @@ class Attempts:
         return total + self._gate_loss(model, states, gates, after, targets)
 
     def _gate_loss(self, model: SelectiveLM, states: Tensor, gates: Tensor, after: Tensor, targets: Tensor) -> Tensor:
-        if self.rule == "entropy":
-            return GATE_WEIGHT * _entropy_loss(model, states[:-1], gates)
         if self.rule not in ("straight_through", "score_function") or not len(gates):
             return gates.new_zeros(())
         nll = _each_nll(model, states, targets)
