@@ -46,7 +46,7 @@ class Subwords:
         """
         stream, starts = self.tokens[split], self.starts[split]
         ends = torch.cat((starts[1:], torch.tensor([len(stream)])))
-        begins = torch.cat([torch.arange(int(start), int(end) - window, window) for start, end in zip(starts, ends)])
+        begins = torch.cat([torch.arange(int(start), max(int(start), int(end) - window), window) for start, end in zip(starts, ends)])
         if not len(begins):
             raise UserError(f"text: no document of {split} has the {window + 1} tokens of a window and its last target; give longer ones")
         if most is not None and most < len(begins):
