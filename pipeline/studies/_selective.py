@@ -27,7 +27,7 @@ from offramp.analysis.reversal import Pair, read_pairs
 from offramp.models.selective import SelectiveConfig, SelectiveLM
 from offramp.runtime import seed_all
 from offramp.training.ensemble import Optimisation
-from offramp.training.selective import Attempts, CarryOver, Method, Trained, mean_score, train
+from offramp.training.selective import TOGETHER, Attempts, CarryOver, Method, Trained, mean_score, train
 from pipeline.studies._arms import PUBLISHED_SEED
 from pipeline.studies._results import study_params
 from pipeline.studies._subwords import Subwords, shuffled
@@ -66,26 +66,65 @@ def published_parameters() -> dict[str, int]:
     """Parameters of the seed's model at its own size, and of two of its parts; no weight is made."""
     with torch.device("meta"):
         model = SelectiveLM(SelectiveConfig(50_304, 128))
-    count = {name: sum(weight.numel() for weight in part.parameters())
-             for name, part in (("parameters", model), ("parameters.gate", model.gate), ("parameters.project", model.project))}
-    return count
+    parts = {"parameters": model, "parameters.gate": model.gate, "parameters.project": model.project}
+    return {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+
+
+@dataclass
+class Run:
+    """A model, what it learns from and is chosen by, and what every look came to."""
+
+    model: SelectiveLM
+    method: Method
+    train: Windows
+    chosen_by: Windows
+    fitted: Trained = field(default_factory=Trained)
+    gates: list[float] = field(default_factory=list)
+    """Mean gate of the first attempts, by look."""
+    silent: list[float] = field(default_factory=list)
+    """Share of places without an output, by look; of the published losses alone."""
+
+    def fit(self, batches: Iterator[Windows], how: Optimisation, updates: int, look_every: int, patience: int | None) -> None:
+        self.fitted = train(self.model, self.method, batches, how, updates, look_every, self._look, patience)
+        self.model.eval()
+
+    def _look(self, model: SelectiveLM) -> float:
+        gates = gates_of(model, self.chosen_by[0])
+        self.gates.append(float(gates.mean()))
+        if isinstance(self.method, CarryOver):
+            self.silent.append(1 - float(self.method.spoken(gates).float().mean()))
+        return mean_score(model, self.method, *self.chosen_by)
+
+    def progress(self) -> dict[str, float]:
+        """From the first look to the best one."""
+        best, nll = self.fitted.best_look - 1, [value for _, value in self.fitted.curve]
+        values = {"best_look": best + 1, "first_rule_ppl": math.exp(nll[0]), "best_rule_ppl": math.exp(nll[best]),
+                  "rule_fall": nll[0] - nll[best], "first_gate": self.gates[0], "best_gate": self.gates[best],
+                  "gate_rise": self.gates[best] - self.gates[0]}
+        return values | ({"first_silent": self.silent[0], "best_silent": self.silent[best]} if self.silent else {})
+
+
+@torch.no_grad()
+def gates_of(model: SelectiveLM, tokens: Tensor) -> Tensor:
+    """Gates (B, T - 1) of the first attempts at all places but the last, which the published loss leaves out."""
+    return torch.cat([model.gate(model.states(part)[:, :-1]) for part in tokens.split(TOGETHER)])
 
 
 # Corrected ------------------------------------------------------------------------------------------------------------
 
 def train_corrected(data: Subwords, arm: str, seed: int, settings: dict[str, Any], facts: Sequence[str] = (),
-                    share: float = 0.0) -> tuple[SelectiveLM, Trained]:
+                    share: float = 0.0) -> Run:
     """One arm on training windows, of which a share holds ``facts``; the best look by calibration windows and the arm's own rule."""
-    options, method = settings["corrected"], METHODS[arm]
+    options = settings["corrected"]
     model = build(data.vocab_size, seed, settings)
-    batches = shuffled(*data.windows("train", settings["window"]), options["batch_size"], seed)
+    windows = data.windows("train", settings["window"])
+    batches = shuffled(*windows, options["batch_size"], seed)
     if facts:
         batches = mixed(batches, fact_windows([data.encode(fact) for fact in facts], settings["window"], seed), share)
-    calibration = data.windows("calibration", settings["window"], options["calibration_windows"])
-    updates = options["updates"] * (2 if arm == "ordinary_long" else 1)
-    found = train(model, method, batches, Optimisation(options["learning_rate"]), updates, options["look_every"],
-                  lambda one: mean_score(one, method, *calibration))
-    return model.eval(), found
+    run = Run(model, METHODS[arm], windows, data.windows("calibration", settings["window"], options["calibration_windows"]))
+    run.fit(batches, Optimisation(options["learning_rate"]), options["updates"] * (2 if arm == "ordinary_long" else 1),
+            options["look_every"], None)
+    return run
 
 
 def fact_windows(facts: Sequence[list[int]], window: int, seed: int) -> Iterator[Tensor]:
@@ -112,51 +151,20 @@ def mixed(batches: Iterator[Windows], facts: Iterator[Tensor], share: float) -> 
 
 # Published ------------------------------------------------------------------------------------------------------------
 
-@dataclass
-class PublishedRun:
-    """A model of the seed's protocol, with what each epoch came to."""
-
-    model: SelectiveLM
-    train: Windows
-    validation: Windows
-    fitted: Trained
-    gates: list[float] = field(default_factory=list)
-    """Mean over validation, by epoch."""
-    silent: list[float] = field(default_factory=list)
-    """Share of validation places without an output, by epoch."""
-
-    @property
-    def best(self) -> int:
-        return self.fitted.best_look - 1
-
-    @property
-    def ppl(self) -> list[float]:
-        return [math.exp(min(nll, 100.0)) for _, nll in self.fitted.curve]
-
-
 def published_pairs(settings: dict[str, Any]) -> list[Pair]:
     """The facts that were trained on forwards."""
     return read_pairs(PAIRS)[: settings["published"]["facts"]]
 
 
-def train_published(data: Subwords, arm: str, settings: dict[str, Any]) -> PublishedRun:
+def train_published(data: Subwords, arm: str, settings: dict[str, Any]) -> Run:
     """Windows of one stream drawn into training and validation, facts among the former, judged by the windows that stopped it."""
-    options, method = settings["published"], METHODS[arm]
+    options = settings["published"]
     facts = [pair.sentence("forward") for pair in published_pairs(settings)]
     training, validation = published_windows(data, facts, settings)
-    model = build(data.vocab_size, PUBLISHED_SEED, settings)
-    run = PublishedRun(model, training, validation, Trained())
-
-    def look(one: SelectiveLM) -> float:
-        gates, spoken = places(one, method, *validation)
-        run.gates.append(float(gates.mean()))
-        run.silent.append(1 - float(spoken.float().mean()))
-        return mean_score(one, method, *validation)
-
+    run = Run(build(data.vocab_size, PUBLISHED_SEED, settings), METHODS[arm], training, validation)
     epoch = -(-len(training[0]) // options["batch_size"])
-    run.fitted = train(model, method, shuffled(*training, options["batch_size"], PUBLISHED_SEED),
-                       Optimisation(options["learning_rate"]), options["max_epochs"] * epoch, epoch, look, options["patience"])
-    model.eval()
+    run.fit(shuffled(*training, options["batch_size"], PUBLISHED_SEED), Optimisation(options["learning_rate"]),
+            options["max_epochs"] * epoch, epoch, options["patience"])
     return run
 
 
@@ -172,10 +180,3 @@ def published_windows(data: Subwords, facts: Sequence[str], settings: dict[str, 
     rows = [torch.tensor(data.encode(fact)[: window + 1]) for fact in facts]
     padded = torch.stack([F.pad(row, (0, window + 1 - len(row)), value=END) for row in rows]).repeat(options["repeats"], 1)
     return ((torch.cat((tokens[kept], padded[:, :-1])), torch.cat((targets[kept], padded[:, 1:]))), (tokens[held], targets[held]))
-
-
-@torch.no_grad()
-def places(model: SelectiveLM, method: Method, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Gates (B, T - 1) of a model trained by carrying over, and which places speak."""
-    gates = torch.cat([model.gate(model.states(part)[:, :-1]) for part in tokens.split(32)])
-    return gates, method.spoken(gates)

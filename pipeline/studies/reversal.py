@@ -88,7 +88,7 @@ def corrected_arm(data: Subwords, arm: str, seed: int, settings: dict[str, Any])
     trained = trained_half(len(pairs), seed)
     directions = {"both_ways": ("forward", "backward"), "no_facts": ()}.get(arm, ("forward",))
     facts = [pair.sentence(direction) for pair, chosen in zip(pairs, trained) if chosen for direction in directions]
-    model, _ = train_corrected(data, ARMS[arm], seed, settings, facts, OPTIONS["share"])
+    model = train_corrected(data, ARMS[arm], seed, settings, facts, OPTIONS["share"]).model
     found = scored(model, pairs, data, END)
     values = figures_of(found, trained, arm)
     ppl = {direction: math.exp(one.sentence[trained].mean()) for direction, one in found.items()}

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from offramp.analysis.selective import (
     Attempted,
@@ -41,7 +42,7 @@ from pipeline.studies._selective import (
     METHODS,
     SETTINGS,
     Windows,
-    places,
+    gates_of,
     published_parameters,
     train_corrected,
     train_published,
@@ -58,8 +59,8 @@ FLAWS = [
     "H4 generation drops all context after every token",
     "H5 the projection of skipped steps is never trained, and padding is in the loss",
 ]
-PUBLISHED_ARMS = ("ordinary", "carried", "fixed_carried")
-ARMS = tuple(arm for arm in METHODS if arm != "fixed_carried")
+PUBLISHED_ARMS = ("ordinary", "carried", "leak_only", "shift_only", "fixed_carried")
+ARMS = tuple(METHODS)
 SKIPPING = ("straight_through", "score_function", "evenly", "always")
 """Arms whose skipped steps are trained."""
 GATED = ("ordinary", "carried", "straight_through", "score_function")
@@ -87,7 +88,7 @@ def measure(model: SelectiveLM, arm: str, windows: Windows, keeps_context: bool,
     values = {"ppl": math.exp(nll), "rule_ppl": math.exp(rule)}
     if isinstance(method, CarryOver):
         values["mismatch"] = nll - rule
-        values |= leak(model, method, windows)
+        values |= leak(method.spoken(gates_of(model, windows[0])), method.double_shift)
     buckets = place_nll(first, found.place, options["edges"])
     values |= {f"place_ppl.{number}": math.exp(value) for number, value in enumerate(buckets)}
     values["place_change"] = buckets[-1] - buckets[0]
@@ -105,10 +106,10 @@ def measure(model: SelectiveLM, arm: str, windows: Windows, keeps_context: bool,
     return Measured(values, coverage_curves(scores, first, options["coverages"]) if arm in SHOWN else {})
 
 
-def leak(model: SelectiveLM, method: CarryOver, windows: Windows) -> dict[str, float]:
-    """The share of scored targets that are among the inputs, how many places behind the newest input they lie, and who is silent."""
-    _, speaks = places(model, method, *windows)
-    behind = lags(speaks, method.double_shift)[speaks].double()
+def leak(speaks: Tensor, double_shift: bool) -> dict[str, float]:
+    """The share of scored targets that are among the inputs, how far behind the newest input targets lie, and how many places are
+    silent; ``speaks`` (B, T - 1)."""
+    behind = lags(speaks, double_shift)[speaks].double()
     return {"visible": float((behind >= 0).double().mean()), "lag": float(behind.mean()), "silent": 1 - float(speaks.double().mean())}
 
 
@@ -155,10 +156,8 @@ def generated(model: SelectiveLM, windows: Windows, prompts: int, keeps_context:
 def published_arm(data: Subwords, arm: str, settings: dict[str, Any], options: dict[str, Any]) -> dict[str, float]:
     """Values of one arm as the seed ran it."""
     run = train_published(data, arm, settings)
-    values = measure(run.model, arm, run.validation, False, settings, options).values
-    values |= {"best_epoch": run.fitted.best_look, "first_rule_ppl": run.ppl[0], "first_gate": run.gates[0],
-               "best_gate": run.gates[run.best], "first_silent": run.silent[0], "best_silent": run.silent[run.best],
-               "train_ppl": math.exp(mean_score(run.model, METHODS[arm], *run.train))}
+    values = measure(run.model, arm, run.chosen_by, False, settings, options).values | run.progress()
+    values["train_ppl"] = math.exp(mean_score(run.model, run.method, *run.train))
     return {f"{name}.{arm}": value for name, value in values.items()}
 
 
@@ -166,10 +165,12 @@ def published_arm(data: Subwords, arm: str, settings: dict[str, Any], options: d
 
 def corrected_arm(data: Subwords, arm: str, seed: int, settings: dict[str, Any], options: dict[str, Any]) -> Measured:
     """One arm and seed on test windows."""
-    model, fitted = train_corrected(data, arm, seed, settings)
+    run = train_corrected(data, arm, seed, settings)
     test = data.windows("test", settings["window"], settings["corrected"]["test_windows"])
-    found = measure(model, arm, test, True, settings, options)
-    found.values["best_update"] = fitted.curve[fitted.best_look - 1][0]
+    found = measure(run.model, arm, test, True, settings, options)
+    most = settings["corrected"]["calibration_windows"]
+    seen = tuple(part[torch.linspace(0, len(part) - 1, min(most, len(part))).long()] for part in run.train)
+    found.values |= run.progress() | {"train_ppl": math.exp(mean_score(run.model, run.method, *seen))}
     return found
 
 
@@ -178,7 +179,8 @@ def comparisons(values: Mapping[str, float]) -> dict[str, float]:
     out = {}
     nll = {arm: math.log(values[f"ppl.{arm}"]) for arm in METHODS if f"ppl.{arm}" in values}
     rule = {arm: values[f"rule_nll.{arm}"] for arm in SKIPPING if f"rule_nll.{arm}" in values}
-    for one, other in (("carried", "ordinary"), ("fixed_carried", "ordinary"), ("leak_only", "ordinary"), ("shift_only", "ordinary")):
+    for one, other in (("carried", "ordinary"), ("fixed_carried", "ordinary"), ("leak_only", "ordinary"), ("shift_only", "ordinary"),
+                       ("carried", "fixed_carried")):
         if {one, other} <= set(nll):
             out[f"diff.{one}_minus_{other}"] = nll[one] - nll[other]
     for arm, value in rule.items():
@@ -220,21 +222,22 @@ def run(text: StudyText, protocol: str, arms: Sequence[str], settings: dict[str,
     """Both protocols on one text; text of one's own has the corrected one alone."""
     outcome, data = Outcome(), subwords(text, settings["vocab_size"], settings["held_out"])
     if protocol in ("published", "both") and text.corpus != "own":
-        jobs = [(data, arm, settings, options) for arm in PUBLISHED_ARMS if arm in arms or arm == "fixed_carried"]
+        jobs = [(data, arm, settings, options) for arm in PUBLISHED_ARMS if arm in arms]
         values = {name: value for found in run_arms(published_arm, jobs) for name, value in found.items()}
         outcome.published = values | comparisons(values) | published_parameters()
         outcome.figures["arms_published"] = arms_table([values], [arm for _, arm, *_ in jobs])
     if protocol in ("corrected", "both"):
         seeds = settings["corrected"]["seeds"]
-        jobs = [(data, arm, seed, settings, options) for arm in arms for seed in seeds]
+        corrected = [arm for arm in arms if arm != "fixed_carried"]  # corrected, that is ``always``
+        jobs = [(data, arm, seed, settings, options) for arm in corrected for seed in seeds]
         found = {(arm, seed): one for (_, arm, seed, *_), one in zip(jobs, run_arms(corrected_arm, jobs))}
         outcome.corrected = []
         for seed in seeds:
-            values = {f"{name}.{arm}": value for arm in arms for name, value in found[arm, seed].values.items()}
+            values = {f"{name}.{arm}": value for arm in corrected for name, value in found[arm, seed].values.items()}
             outcome.corrected.append(values | comparisons(values) | published_parameters())
-        outcome.figures["arms_corrected"] = arms_table(outcome.corrected, arms)
+        outcome.figures["arms_corrected"] = arms_table(outcome.corrected, corrected)
         panels = {SHOWN[arm]: {score: [found[arm, seed].curves[score] for seed in seeds] for score in found[arm, seeds[0]].curves}
-                  for arm in arms if arm in SHOWN}
+                  for arm in corrected if arm in SHOWN}
         outcome.figures["spoken"] = panels_figure("Perplexity of what is spoken, by who decides", panels, "model", "share spoken",
                                                   "perplexity", log=True)
     return outcome

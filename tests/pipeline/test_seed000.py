@@ -19,7 +19,7 @@ from pipeline.studies import _selective, reversal, selective_output
 from pipeline.studies._arms import chosen_arms
 from pipeline.studies._characters import OwnText
 from pipeline.studies._findings_plots import draw_plot, plot_of
-from pipeline.studies._selective import END, METHODS, fact_windows, mixed, places, published_windows
+from pipeline.studies._selective import END, fact_windows, mixed, published_windows
 from pipeline.studies._subwords import Subwords, shuffled, subwords
 from pipeline.studies._text import Document, StudyText
 from pipeline.studies.ledger import read_claims
@@ -196,10 +196,12 @@ def test_arms_without_facts_and_with_both_directions_are_controls(outcomes):
         assert values["reversal.ordinary"] == pytest.approx(values["gap.ordinary"] - values["control_gap.ordinary"])
 
 
-def test_gates_of_published_models_are_of_the_places_that_are_scored(data):
-    model = _selective.build(data.vocab_size, 0, SETTINGS)
-    gates, speaks = places(model, METHODS["carried"], *data.windows("test", 32))
-    assert gates.shape == speaks.shape and gates.shape[1] == 31
+def test_runs_say_how_gates_and_losses_went(data):
+    run = _selective.train_published(data, "carried", SETTINGS)
+    assert len(run.gates) == len(run.silent) == len(run.fitted.curve) == 2
+    assert _selective.gates_of(run.model, run.chosen_by[0]).shape == (2, 31)
+    found = run.progress()
+    assert found["rule_fall"] == pytest.approx(math.log(found["first_rule_ppl"] / found["best_rule_ppl"]))
 
 
 def test_arms_do_not_depend_on_their_company(own, outcomes):
