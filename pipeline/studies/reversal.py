@@ -50,6 +50,7 @@ FLAWS = [
 ]
 ARMS = {"ordinary": "ordinary", "selective": "straight_through", "both_ways": "ordinary", "no_facts": "ordinary"}
 """Arms and how their models are trained."""
+PUBLISHED_ARMS = {"ordinary": "ordinary", "selective": "carried"}
 
 
 def scored(model: SelectiveLM, pairs: Sequence[Pair], data: Subwords, start: int | None) -> dict[str, Scored]:
@@ -62,17 +63,17 @@ def scored(model: SelectiveLM, pairs: Sequence[Pair], data: Subwords, start: int
 
 # Published ------------------------------------------------------------------------------------------------------------
 
-def published_values(data: Subwords, settings: dict[str, Any]) -> dict[str, float]:
-    """The seed's figures, exp of the mean over sentences, from its own model; and the same of well-formed sentences."""
+def published_arm(data: Subwords, arm: str, settings: dict[str, Any]) -> dict[str, float]:
+    """Figures of a model trained by the seed's recipe on all of its facts; ``ppl`` as the seed's, exp of the mean over sentences."""
     pairs, count = read_pairs(PAIRS), len(published_pairs(settings))
-    run = train_published(data, "carried", settings)
-    found = scored(run.model, pairs, data, None)
+    found = scored(train_published(data, PUBLISHED_ARMS[arm], settings).model, pairs, data, None)
+    values = figures_of(found, np.arange(len(pairs)) < count, arm)
+    if arm != "selective":
+        return values
     ppl = {direction: math.exp(one.sentence[:count].mean()) for direction, one in found.items()}
-    values = {f"ppl.{direction}": value for direction, value in ppl.items()}
-    values |= {"ppl_gap": ppl["repeated"] - ppl["forward"], "ppl_gap_well_formed": ppl["backward"] - ppl["forward"],
-               "nll_gap": math.log(ppl["repeated"] / ppl["forward"]), "nll_gap_well_formed": math.log(ppl["backward"] / ppl["forward"])}
-    trained = np.arange(len(pairs)) < count
-    return values | figures_of(found, trained, "ordinary") | figures_of(found, trained, "selective")
+    return values | {f"ppl.{direction}": value for direction, value in ppl.items()} | {
+        "ppl_gap": ppl["repeated"] - ppl["forward"], "ppl_gap_well_formed": ppl["backward"] - ppl["forward"],
+        "nll_gap": math.log(ppl["repeated"] / ppl["forward"]), "nll_gap_well_formed": math.log(ppl["backward"] / ppl["forward"])}
 
 
 # Corrected ------------------------------------------------------------------------------------------------------------
@@ -124,17 +125,19 @@ def run(text: StudyText, protocol: str, arms: Sequence[str], settings: dict[str,
     """Both protocols on one text; text of one's own has the corrected one alone."""
     outcome, data = Outcome(), subwords(text, settings["vocab_size"], settings["held_out"])
     if protocol in ("published", "both") and text.corpus != "own":
-        outcome.published = run_arms(published_values, [(data, settings)])[0]
+        found = run_arms(published_arm, [(data, arm, settings) for arm in arms if arm in PUBLISHED_ARMS])
+        values = {name: value for one in found for name, value in one.items()}
+        outcome.published = values | comparisons(values)
     if protocol in ("corrected", "both"):
         seeds = settings["corrected"]["seeds"]
         jobs = [(data, arm, seed, settings) for arm in arms for seed in seeds]
-        found = {(arm, seed): one for (_, arm, seed, _), one in zip(jobs, run_arms(corrected_arm, jobs))}
+        made = {(arm, seed): one for (_, arm, seed, _), one in zip(jobs, run_arms(corrected_arm, jobs))}
         outcome.corrected = []
         for seed in seeds:
-            values = {name: value for arm in arms for name, value in found[arm, seed][0].items()}
+            values = {name: value for arm in arms for name, value in made[arm, seed][0].items()}
             outcome.corrected.append(values | comparisons(values))
         outcome.figures["over_facts"] = {
-            "title": "Reversal by arm and seed", "columns": ["arm", "seed", "reversal"], "rows": [one for _, one in found.values()],
+            "title": "Reversal by arm and seed", "columns": ["arm", "seed", "reversal"], "rows": [one for _, one in made.values()],
             "note": "In nats per token, with a 95 % bootstrap interval over facts."}
         outcome.figures["gain"] = gain_figure(outcome.corrected, arms)
     return outcome
