@@ -163,8 +163,8 @@ def updates_per_epoch(contexts: Contexts, how: Reading) -> int:
 
 
 def learn_to_read(model: ContextVectorLM, contexts: Contexts, how: Reading, looks: int, updates_per_look: int,
-                  look: Callable[[], Seen], seed: int) -> list[Seen]:
-    """Train on cached contexts; what ``look()`` says after every ``updates_per_look`` updates, ``looks`` times."""
+                  look: Callable[[], Seen], seed: int, enough: Callable[[], bool] = lambda: False) -> list[Seen]:
+    """Train on cached contexts; what ``look()`` says after every ``updates_per_look`` updates, ``looks`` times or until ``enough()``."""
     parameters = model.reading_parameters(how.norm)
     optimiser = torch.optim.Adam(parameters, lr=how.learning_rate, fused=True)
     stream, seen = _batches(contexts, how, torch.Generator().manual_seed(seed)), []
@@ -175,6 +175,8 @@ def learn_to_read(model: ContextVectorLM, contexts: Contexts, how: Reading, look
             nn.utils.clip_grad_norm_(parameters, how.clip_norm)
             optimiser.step()
         seen.append(look())
+        if enough():
+            break
     return seen
 
 
