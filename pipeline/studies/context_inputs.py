@@ -202,17 +202,17 @@ def rank_figure(by_seed: Sequence[Mapping[str, float]], arms: Sequence[str]) -> 
 def run(text: StudyText, protocol: str, arms: Sequence[str], settings: dict[str, Any] = SETTINGS,
         seeds: Sequence[int] = tuple(SEEDS), words: SubWords | None = None) -> Outcome:
     """Both protocols on one text; text of one's own has the corrected one alone."""
-    outcome, words = Outcome(), words or sub_words(text)
+    outcome, words, sizes = Outcome(), words or sub_words(text), full_size()
     if protocol in ("published", "both") and text.corpus != "own":
         chosen = [arm for arm in arms if arm in PUBLISHED_ARMS]
         found = run_arms(published_arm, [(words, arm, settings["published"]) for arm in chosen])
         values = {name: value for one in found for name, value in one.items()}
-        outcome.published = values | published_differences(values) | full_size()
+        outcome.published = values | published_differences(values) | sizes
     if protocol in ("corrected", "both"):
         chosen = [arm for arm in arms if arm in CORRECTED_ARMS]
         jobs = [(words, arm, settings["corrected"], seed) for seed in seeds for arm in chosen]
         found = dict(zip([(arm, seed) for _, arm, _, seed in jobs], run_arms(corrected_arm, jobs)))
-        outcome.corrected = [corrected_values({arm: found[arm, seed] for arm in chosen}) | full_size() for seed in seeds]
+        outcome.corrected = [corrected_values({arm: found[arm, seed] for arm in chosen}) | sizes for seed in seeds]
         outcome.figures["rank"] = rank_figure(outcome.corrected, chosen)
     return outcome
 

@@ -14,9 +14,12 @@ from offramp.report.claims import terms
 from pipeline.studies import _contexts as shared
 from pipeline.studies import context_inputs as inputs
 from pipeline.studies import context_scaling as scaling
+from pipeline.studies import findings
 from pipeline.studies import parallel_contexts as likeness
 from pipeline.studies._characters import OwnText
 from pipeline.studies._contexts import SubWords, build, contexts_of, final, near_embedding, sub_words
+from pipeline.studies._findings_plots import draw_plot, plot_of
+from pipeline.studies._results import over_seeds
 from pipeline.studies._text import Document, StudyText
 from pipeline.studies.ledger import read_claims
 
@@ -72,18 +75,25 @@ def outcomes(text, small_words):
 
 # Results --------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_every_figure_is_a_number_and_claims_find_theirs(outcomes, name):
-    found = outcomes[name]
-    for values in (found.published, *found.corrected):
-        assert all(math.isfinite(value) for value in values.values())
+def test_every_figure_is_a_number_and_claims_find_theirs(outcomes):
     claimed = [claim for claim in read_claims() if claim.seed == "002"]
     assert len(claimed) >= 25
-    for place, values in (("key", found.published), ("corrected_key", found.corrected[0])):
-        keys = {key for claim in claimed for study, key in terms(getattr(claim, place), claim.study)[1] if study == name}
-        assert keys and keys <= set(values)
-    assert found.corrected[0].keys() == found.corrected[1].keys()
-    assert any(figure.get("plot") for figure in found.figures.values())
+    for name, found in outcomes.items():
+        for values in (found.published, *found.corrected):
+            assert all(math.isfinite(value) for value in values.values())
+        for place, values in (("key", found.published), ("corrected_key", found.corrected[0])):
+            keys = {key for claim in claimed for study, key in terms(getattr(claim, place), claim.study)[1] if study == name}
+            assert keys and keys <= set(values)
+        assert found.corrected[0].keys() == found.corrected[1].keys()
+        assert sum(bool(figure.get("plot")) for figure in found.figures.values()) == 1
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_sentences_of_the_findings_find_their_figures_and_the_plot_is_drawn(outcomes, name):
+    found, text = outcomes[name], {"text": {}, "study": name}
+    result = text | {"figures": found.figures, "published": {"values": found.published}, "corrected": {"values": over_seeds(found.corrected)}}
+    assert len(findings._facts(name, result)) == len(findings.FACTS[name])
+    assert "<svg" in draw_plot(plot_of(result))
 
 
 def test_arms_do_not_depend_on_their_company(outcomes, text, small_words):
