@@ -156,4 +156,6 @@ def gain_figure(rows: Sequence[Mapping[str, float]], arms: Sequence[str]) -> dic
 main = study_main(STUDY, __doc__.splitlines()[0], list(ARMS), FLAWS, run)
 
 if __name__ == "__main__":
+    from pipeline.studies.reversal import main  # so that worker processes find what is sent to them
+
     main()

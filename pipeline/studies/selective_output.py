@@ -246,4 +246,6 @@ def run(text: StudyText, protocol: str, arms: Sequence[str], settings: dict[str,
 main = study_main(STUDY, __doc__.splitlines()[0], ARMS, FLAWS, run)
 
 if __name__ == "__main__":
+    from pipeline.studies.selective_output import main  # so that worker processes find what is sent to them
+
     main()
