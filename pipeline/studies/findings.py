@@ -203,6 +203,10 @@ FACTS = {
         ("corrected", "Facts learnt forwards are likelier than facts never seen by {learnt.ordinary} nats per token forwards and by "
                       "{learnt_backward.ordinary} backwards; of the answer alone {answer.learnt.ordinary} and "
                       "{answer.learnt_backward.ordinary}."),
+        ("corrected", "Among trained facts of the same relation the right answer is likelier than the others' by "
+                      "{associated.forward.ordinary} nats per token forwards and by {associated.backward.ordinary} backwards; selective "
+                      "model {associated.forward.selective} and {associated.backward.selective}, trained both ways "
+                      "{associated.forward.both_ways} and {associated.backward.both_ways}."),
     ],
     "context_inputs": [
         ("published", "As published: perplexity {ppl.all_334} at an effective rank of {rank.all_334} with token input at all layers, "

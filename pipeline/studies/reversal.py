@@ -12,7 +12,8 @@ the corpus' windows, and the other half, which it never sees, is the control; od
     no_facts      next tokens, no facts at all: what it says of sentences alone
 
 Published: the seed's model and recipe on all facts. Corrected: 3 seeds, paired. NLL in nats per token of the sentence, and of its
-answer alone ("answer"); ``repeated`` is the published form, under which any model looks as if it could not reverse.
+answer alone ("answer"); ``repeated`` is the published form, under which any model looks as if it could not reverse. ``associated`` is
+by how much the right answer is likelier than those of other trained facts of the same relation: the fact, not its words.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from offramp.analysis.reversal import DIRECTIONS, Pair, Scored, read_pairs, reversal, reversal_interval, score
+from offramp.analysis.reversal import (
+    DIRECTIONS,
+    Pair,
+    Scored,
+    crossed,
+    read_pairs,
+    reversal,
+    reversal_interval,
+    score,
+)
 from offramp.models.selective import SelectiveLM
 from pipeline.studies._arms import Outcome, run_arms, study_main
 from pipeline.studies._results import over_seeds, study_params
@@ -53,12 +63,19 @@ ARMS = {"ordinary": "ordinary", "selective": "straight_through", "both_ways": "o
 PUBLISHED_ARMS = {"ordinary": "ordinary", "selective": "carried"}
 
 
-def scored(model: SelectiveLM, pairs: Sequence[Pair], data: Subwords, start: int | None) -> dict[str, Scored]:
+def scored(model: SelectiveLM, pairs: Sequence[Pair], data: Subwords, start: int | None,
+           directions: Sequence[str] = DIRECTIONS) -> dict[str, Scored]:
     """Every fact in every direction."""
     def token_nll(tokens: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(model.head(model.states(tokens)).transpose(1, 2), targets, reduction="none")
 
-    return {direction: score(pairs, direction, data.encode, start, token_nll) for direction in DIRECTIONS}
+    return {direction: score(pairs, direction, data.encode, start, token_nll) for direction in directions}
+
+
+def associated(model: SelectiveLM, pairs: Sequence[Pair], data: Subwords, start: int | None, arm: str) -> dict[str, float]:
+    """How much likelier the answers of trained facts are than those of others, nats per token, forwards and backwards."""
+    right, wrong = (scored(model, some, data, start, ("forward", "backward")) for some in crossed(pairs))
+    return {f"associated.{direction}.{arm}": float(wrong[direction].answer.mean() - right[direction].answer.mean()) for direction in right}
 
 
 # Published ------------------------------------------------------------------------------------------------------------
@@ -66,8 +83,9 @@ def scored(model: SelectiveLM, pairs: Sequence[Pair], data: Subwords, start: int
 def published_arm(data: Subwords, arm: str, settings: dict[str, Any]) -> dict[str, float]:
     """Figures of a model trained by the seed's recipe on all of its facts; ``ppl`` as the seed's, exp of the mean over sentences."""
     pairs, count = read_pairs(PAIRS), len(published_pairs(settings))
-    found = scored(train_published(data, PUBLISHED_ARMS[arm], settings).model, pairs, data, None)
-    values = figures_of(found, np.arange(len(pairs)) < count, arm)
+    model = train_published(data, PUBLISHED_ARMS[arm], settings).model
+    found = scored(model, pairs, data, None)
+    values = figures_of(found, np.arange(len(pairs)) < count, arm) | associated(model, pairs[:count], data, None, arm)
     if arm != "selective":
         return values
     ppl = {direction: math.exp(one.sentence[:count].mean()) for direction, one in found.items()}
@@ -92,6 +110,7 @@ def corrected_arm(data: Subwords, arm: str, seed: int, settings: dict[str, Any])
     model = train_corrected(data, ARMS[arm], seed, settings, facts, OPTIONS["share"]).model
     found = scored(model, pairs, data, END)
     values = figures_of(found, trained, arm)
+    values |= associated(model, [pair for pair, chosen in zip(pairs, trained) if chosen], data, END, arm)
     ppl = {direction: math.exp(one.sentence[trained].mean()) for direction, one in found.items()}
     values |= {f"ppl.{direction}.{arm}": value for direction, value in ppl.items()} | {
         f"ppl_gap.{arm}": ppl["repeated"] - ppl["forward"], f"ppl_gap_well_formed.{arm}": ppl["backward"] - ppl["forward"]}

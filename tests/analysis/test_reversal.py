@@ -11,6 +11,7 @@ import torch
 from offramp.analysis.reversal import (
     COLUMNS,
     Pair,
+    crossed,
     read_pairs,
     reversal,
     reversal_interval,
@@ -57,6 +58,16 @@ def test_malformed_files_are_named(tmp_path, text, message):
 def test_a_missing_file_is_named():
     with pytest.raises(UserError, match=r"nowhere\.tsv: cannot be read"):
         read_pairs(Path("nowhere.tsv"))
+
+
+def test_crossed_facts_are_wrong_ones_of_the_same_relation():
+    rome = Pair("the capital of Italy", "is", "Rome", "is")
+    right, found = crossed([PARIS, FAUST, rome])
+    assert right == [PARIS, rome]
+    assert [pair.sentence("forward") for pair in found] == ["The capital of France is Rome", "The capital of Italy is Paris"]
+    assert found[0].sentence("backward") == "Rome is the capital of France"
+    with pytest.raises(UserError, match="none of 2 facts shares its relation"):
+        crossed([PARIS, FAUST])
 
 
 def letters(text: str) -> list[int]:

@@ -8,6 +8,9 @@ difference of control facts has been taken off:
 
 Zero: what was learnt forwards serves backwards as well. The published test had no
 control, and its backward sentences named the subject twice ("Paris is the capital of The capital of France", flaw H6): ``repeated``.
+
+Words that were learnt are likelier in any sentence. Whether it is the *fact* that is known, ``crossed`` facts tell, which pair the
+subject of one trained fact with the object of another of the same relation: how much likelier is the right answer than these?
 """
 
 from __future__ import annotations
@@ -82,6 +85,18 @@ def read_pairs(path: Path) -> list[Pair]:
     if len(pairs) < 2:
         raise UserError(f"{path}: has {len(pairs)} fact(s); a control needs at least 2")
     return list(pairs)
+
+
+def crossed(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """Right and wrong facts: every subject with every object of the other facts of its relation, and as often with its own.
+
+    Both lists have the same answers, equally often. UserError where no relation has two facts.
+    """
+    found = [(one, Pair(one.subject, one.forward, other.object, one.backward)) for one in pairs for other in pairs
+             if one != other and (one.forward, one.backward) == (other.forward, other.backward)]
+    if not found:
+        raise UserError(f"pairs: none of {len(pairs)} facts shares its relation with another; give at least 2 facts of one relation")
+    return [right for right, _ in found], [wrong for _, wrong in found]
 
 
 @dataclass(frozen=True)
