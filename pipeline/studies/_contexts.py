@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -198,13 +198,13 @@ class Read:
 
 
 def read(model: ContextVectorLM, stream: Stream, parts: Iterator[list[Tensor]], judged: dict[str, tuple[Stream, Parts]], how: Reading,
-         looks: int, updates_per_look: int | None, seed: int, params: dict[str, Any], patience: int | None = None) -> Read:
+         looks: int, updates_per_look: int | None, seed: int, params: dict[str, Any], select: str, patience: int | None = None) -> Read:
     """Phase 2 on ``parts``, judged on every stream of ``judged`` at every look; None updates per look: one epoch.
 
-    The cache is an artifact on disk that lives as long as the training. With ``patience`` (of the published protocol, on its
-    ``validation``) looks end early.
+    Leaves the model with the weights of its best look on ``select``; with ``patience`` looks end early. The cache is an artifact on
+    disk that lives as long as the training.
     """
-    seen = Read()
+    seen, kept = Read(), {}
     for name in judged:
         seen.nll[name], seen.accuracy[name] = [], []
 
@@ -213,17 +213,16 @@ def read(model: ContextVectorLM, stream: Stream, parts: Iterator[list[Tensor]], 
             losses, right = reading_losses(model, of.tokens, of.begins, given)
             seen.nll[name].append(float(losses.double().mean()))
             seen.accuracy[name].append(float(right.double().mean()))
+        if seen.best(select) == len(seen.nll[select]) - 1:
+            kept.update({name: weight.clone() for name, weight in model.state_dict().items()})
 
     with TemporaryDirectory() as folder:
         artifact = write_contexts(Path(folder, "contexts"), stream.tokens, stream.begins, parts, params)
         contexts = Contexts(artifact, stream.tokens, stream.begins)
         learn_to_read(model, contexts, how, looks, updates_per_look or updates_per_epoch(contexts, how), look, seed,
-                      lambda: patience is not None and _over(seen.nll["validation"], patience))
+                      lambda: patience is not None and len(seen.nll[select]) - 1 - seen.best(select) >= patience)
+    model.load_state_dict(kept)
     return seen
-
-
-def _over(nll: Sequence[float], patience: int) -> bool:
-    return len(nll) - 1 - stopped_at(nll, None) >= patience
 
 
 def published_values(words: SubWords, token_input: str, tokens: int, settings: dict[str, Any], head: str = "zero") -> dict[str, float]:
@@ -237,7 +236,7 @@ def published_values(words: SubWords, token_input: str, tokens: int, settings: d
     given = {"validation": validation, "common": words.held_out("test")}
     judged = {name: (stream, list(parts_of(contexts_of(model, stream, "sequential")))) for name, stream in given.items()}
     seen = read(model, train, contexts_of(model, train, "sequential"), judged, Reading(**settings["reading"]), settings["epochs"], None,
-                PUBLISHED_SEED, {"model": asdict(model.config)}, settings["patience"])
+                PUBLISHED_SEED, {"model": asdict(model.config)}, "validation", settings["patience"])
     best = seen.best("validation")
     contexts = final(part for _, part in judged["validation"][1])
     alone = final(contexts_of(model, validation, "token_only"))
@@ -252,4 +251,4 @@ def read_corrected(words: SubWords, model: ContextVectorLM, stream: Stream, kind
     given = {split: words.held_out(split) for split in ("calibration", "test")}
     judged = {split: (held, list(parts_of(contexts_of(model, held, kind)))) for split, held in given.items()}
     return read(model, stream, contexts_of(model, stream, kind), judged, Reading(**settings["reading"]), settings["looks"],
-                settings["updates"] // settings["looks"], seed, {"model": asdict(model.config), "contexts": kind})
+                settings["updates"] // settings["looks"], seed, {"model": asdict(model.config), "contexts": kind}, "calibration")

@@ -130,7 +130,7 @@ def corrected_arm(words: SubWords, arm: str, settings: dict[str, Any], seed: int
     model = build(words, given.token_input, seed)
     out: dict[str, float] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     if given.trained:
-        how = SHARED["corrected"]["fixed_point"] | settings["fixed_point"] | ({} if given.weight is None else {"weight": given.weight})
+        how = SHARED["corrected"]["fixed_point"] | ({} if given.weight is None else {"weight": given.weight})
         out["iterations"] = find_contexts(model, stream.tokens, stream.begins, FixedPoint(**how), seed).iterations
     test = words.held_out("test")
     if given.contexts != "none":

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from offramp.analysis.power_law import extrapolation_error, fit_power_law
 from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.runtime import seed_all
+from offramp.states.statistics import Readout, predictions
 from offramp.training.context_vectors import FixedPoint, find_contexts
-from offramp.training.ensemble import Ensemble, Optimisation, fit, mean_nll
-from offramp.training.objectives import last_logits, named
+from offramp.training.losses import total_nll
 from pipeline.studies._arms import PUBLISHED_SEED, Outcome, run_arms, study_main
 from pipeline.studies._contexts import FLAWS as KNOWN_FLAWS
 from pipeline.studies._contexts import (
@@ -115,8 +116,7 @@ def corrected_arm(words: SubWords, arm: str, pieces: int, settings: dict[str, An
         model, seen = train_transformer(words, stream, settings, seed)
     else:
         model = build(words, arm, seed)
-        how = FixedPoint(**settings["fixed_point"] | {"most": settings["most"]})
-        find_contexts(model, stream.tokens, stream.begins, how, seed)
+        find_contexts(model, stream.tokens, stream.begins, FixedPoint(**settings["fixed_point"]), seed)
         seen = read_corrected(words, model, stream, "sequential", settings, seed)
     out: dict[str, Any] = {"tokens": len(stream), "parameters": sum(parameter.numel() for parameter in model.parameters())}
     for prefix, patience in PATIENCES.items():
@@ -126,32 +126,34 @@ def corrected_arm(words: SubWords, arm: str, pieces: int, settings: dict[str, An
     return out
 
 
-def train_transformer(words: SubWords, stream: Stream, settings: dict[str, Any], seed: int) -> tuple[nn.Module, Read]:
+def train_transformer(words: SubWords, stream: Stream, settings: dict[str, Any], seed: int) -> tuple[BlockwiseLM, Read]:
     """A transformer that sees a window at a time: as many looks, updates and tokens of an update as the context models."""
-    config = ModelConfig(words.vocab_size, WINDOW, words.embedding.shape[1], **settings["transformer"], tied=False)
+    seed_all(seed)
+    model = BlockwiseLM(ModelConfig(words.vocab_size, WINDOW, words.embedding.shape[1], **settings["transformer"], tied=False))
+    with torch.no_grad():
+        model.embedding.weight.copy_(words.embedding)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=settings["transformer_rate"], weight_decay=0.01, fused=True)
+    drawn, seen = shuffled(*windows(stream), settings["reading"]["batch"] // WINDOW, seed), Read()
+    for _ in range(settings["looks"]):
+        for tokens, targets in islice(drawn, settings["updates"] // settings["looks"]):
+            optimiser.zero_grad(set_to_none=True)
+            (total_nll(last_states(model, tokens), model.readout_matrix(0), targets.flatten()) / targets.numel()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+        for split in ("calibration", "test"):
+            tokens, targets = windows(words.held_out(split))
+            with torch.no_grad():
+                inputs = torch.cat([last_states(model, part) for part in tokens.split(WINDOW)])
+            losses, argmax, _ = predictions(inputs, Readout(model.readout_matrix(0)), targets.flatten())
+            seen.nll.setdefault(split, []).append(float(losses.double().mean()))
+            seen.accuracy.setdefault(split, []).append(float((argmax == targets.flatten()).double().mean()))
+    return model, seen
 
-    def start(_: int) -> nn.Module:
-        model = BlockwiseLM(config)
-        with torch.no_grad():
-            model.embedding.weight.copy_(words.embedding)
-        return model
 
-    ensemble = Ensemble(start, [seed])
-    objective = named("final", config.num_blocks)
-    held = {split: windows(words.held_out(split)) for split in ("calibration", "test")}
-    seen = Read({split: [] for split in held}, {split: [] for split in held})
-
-    def look(ensemble: Ensemble) -> Tensor:
-        for split, (tokens, targets) in held.items():
-            seen.nll[split].append(mean_nll(ensemble, objective, tokens, targets).item())
-            seen.accuracy[split].append(accuracy(ensemble, tokens, targets))
-        return torch.tensor([seen.nll["calibration"][-1]])
-
-    how = Optimisation(settings["transformer_rate"])
-    drawn = shuffled(*windows(stream), settings["reading"]["batch"] // WINDOW, seed)
-    fit(ensemble, ((x.unsqueeze(0), y.unsqueeze(0)) for x, y in drawn), objective, look, looks=settings["looks"],
-        batches_per_look=settings["updates"] // settings["looks"], how=how)
-    return ensemble.member(0), seen
+def last_states(model: BlockwiseLM, tokens: Tensor) -> Tensor:
+    """What the readout is applied to, (B T, D), of windows (B, T)."""
+    last = model.config.num_blocks - 1
+    return model.readout_input(last, model(tokens)[last]).flatten(0, 1)
 
 
 def windows(stream: Stream) -> tuple[Tensor, Tensor]:
@@ -160,16 +162,6 @@ def windows(stream: Stream) -> tuple[Tensor, Tensor]:
     rows = (pieces.shape[1] - 1) // WINDOW
     tokens, targets = (part[:, : rows * WINDOW].reshape(-1, WINDOW) for part in (pieces, pieces[:, 1:]))
     return tokens, targets
-
-
-@torch.no_grad()
-def accuracy(ensemble: Ensemble, tokens: Tensor, targets: Tensor) -> float:
-    """Share of targets that one model's likeliest token is."""
-    def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return (last_logits(model, x).argmax(dim=-1) == y).sum()
-
-    parts = zip(tokens.split(WINDOW), targets.split(WINDOW))
-    return sum(ensemble(right, x.unsqueeze(0), y.unsqueeze(0)).item() for x, y in parts) / targets.numel()
 
 
 def corrected_values(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:

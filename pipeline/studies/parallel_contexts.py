@@ -31,7 +31,7 @@ from torch import Tensor
 from offramp.models.context_stream import TOGETHER, parallel, previous_contexts, sequential, settle
 from offramp.models.context_vector import ContextVectorLM
 from offramp.states.contexts import write_contexts
-from offramp.training.context_vectors import FixedPoint, Parts, Reading, find_contexts
+from offramp.training.context_vectors import FixedPoint, Reading, find_contexts, reading_losses
 from pipeline.studies._arms import PUBLISHED_SEED, Outcome, run_arms, study_main
 from pipeline.studies._contexts import FLAWS as KNOWN_FLAWS
 from pipeline.studies._contexts import (
@@ -133,7 +133,7 @@ def published_reading(words: SubWords, model: ContextVectorLM, arm: str, stream:
     nll = {}
     for kind in ("parallel", "sequential"):
         seen = read(copied(words, model, arm), stream, contexts_of(model, stream, kind, contexts), judged, Reading(**settings["reading"]),
-                    settings["epochs"], None, PUBLISHED_SEED, {"contexts": kind}, settings["patience"])
+                    settings["epochs"], None, PUBLISHED_SEED, {"contexts": kind}, "validation", settings["patience"])
         nll[kind] = seen.nll["validation"][seen.best("validation")]
     return {f"ppl.{kind}": math.exp(value) for kind, value in nll.items()} | {
         "diff.parallel_minus_sequential": nll["parallel"] - nll["sequential"]}
@@ -158,51 +158,49 @@ def corrected_arm(words: SubWords, arm: str, settings: dict[str, Any], seed: int
     shared = settings | SHARED["corrected"]
     stream = words.drawn(settings["pieces"], seed)
     model = build(words, arm, seed)
-    found = find_contexts(model, stream.tokens, stream.begins, FixedPoint(**shared["fixed_point"]), seed)
+    found = find_contexts(model, stream.tokens, stream.begins, FixedPoint(**shared["fixed_point"] | {"most": settings["most"]}), seed)
     exact, made = (final(contexts_of(model, stream, kind, found.contexts)) for kind in ("sequential", "parallel"))
     out = likeness(made, exact, stream.tokens, seed) | seconds(model, stream, found.contexts) | {"iterations": found.iterations}
     count = int(stream.begins.sum())
     out |= by_position(made, exact, edges(len(stream) // count, count))
     out |= fall(out)
 
-    test = words.held_out("test")
-    test_exact = final(contexts_of(model, test, "sequential"))
-    judged, errors = judged_contexts(words, model, test_exact, settings["passes"], seed)
-    curves = {"error": {float(k): errors[k] for k in settings["passes"]}, "nats": {}}
     nll: dict[str, float] = {}
     for kind in ("parallel", "sequential"):
-        seen = read(copied(words, model, arm), stream, contexts_of(model, stream, kind, found.contexts), judged, Reading(**shared["reading"]), settings["looks"],
-                    settings["updates"] // settings["looks"], seed, {"contexts": kind})
+        reader = copied(words, model, arm)
+        held = {split: (of, list(parts_of(contexts_of(model, of, "sequential")))) for split in ("calibration", "test")
+                for of in [words.held_out(split)]}
+        seen = read(reader, stream, contexts_of(model, stream, kind, found.contexts), held, Reading(**shared["reading"]),
+                    settings["looks"], settings["updates"] // settings["looks"], seed, {"contexts": kind}, "calibration")
         best = seen.best("calibration")
         nll[kind] = seen.nll["test"][best]
         out |= {f"ppl.{kind}": math.exp(nll[kind]), f"accuracy.{kind}": seen.accuracy["test"][best]}
-        if kind == "sequential":
-            of = {name: values[best] - nll[kind] for name, values in seen.nll.items() if name not in ("calibration", "test")}
-            out |= {f"nats.{name}": value for name, value in of.items()}
-            curves["nats"] = {float(k): of[f"passes.{k}"] for k in settings["passes"]}
     out["diff.parallel_minus_sequential"] = nll["parallel"] - nll["sequential"]
-    return out | {f"relative_error.passes.{k}": value for k, value in errors.items()}, curves
+    test, errors, nats = words.held_out("test"), {}, {}
+    whole = [torch.cat(of_layer) for of_layer in zip(*contexts_of(model, test, "sequential"))]
+    for name, parts in stand_ins(model, test, whole, settings["passes"], seed):
+        losses, _ = reading_losses(reader, test.tokens, test.begins, parts_of(iter(parts)))
+        nats[name] = float(losses.double().mean()) - nll["sequential"]
+        errors[name] = float(((final(iter(parts)) - whole[-1]).norm(dim=1) / whole[-1].norm(dim=1)).mean())
+    curves = {name: {float(count): given[f"passes.{count}"] for count in settings["passes"]}
+              for name, given in (("nats", nats), ("error", errors))}
+    out |= {f"nats.{name}": value for name, value in nats.items()} | {f"relative_error.{name}": value for name, value in errors.items()}
+    return out, curves
 
 
-def judged_contexts(words: SubWords, model: ContextVectorLM, exact: Tensor, passes: Sequence[int],
-                    seed: int) -> tuple[dict[str, tuple[Stream, Parts]], dict[int, float]]:
-    """What a reader is judged on: exact contexts of calibration and test text, and stand-ins of those of test text, (N, D) ``exact``.
-
-    Stand-ins: k parallel passes, contexts of other positions, of the same token elsewhere. Also the relative error after k passes.
-    """
-    test, generator = words.held_out("test"), torch.Generator().manual_seed(seed)
-    streams = {"calibration": words.held_out("calibration"), "test": test}
-    outputs = {name: list(contexts_of(model, stream, "sequential")) for name, stream in streams.items()}
-    whole = [torch.cat(of_layer) for of_layer in zip(*outputs["test"])]
-    for name, rows in (("other", torch.randperm(len(test), generator=generator)), ("same_token", same_token(test.tokens, generator))):
-        outputs[name] = [[output[rows] for output in whole]]
-    errors, contexts, done = {}, torch.zeros_like(exact), 0
+def stand_ins(model: ContextVectorLM, stream: Stream, exact: list[Tensor], passes: Sequence[int],
+              seed: int) -> Iterator[tuple[str, list[list[Tensor]]]]:
+    """Outputs of all layers that could take the place of the ``exact`` ones, each (N, d_i): those of other positions, of the same token
+    elsewhere, and after so many parallel passes from nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, rows in (("other", torch.randperm(len(stream), generator=generator)), ("same_token", same_token(stream.tokens, generator))):
+        yield name, [[output[rows] for output in exact]]
+    contexts, done = torch.zeros_like(exact[-1]), 0
     for count in passes:  # the last pass also gives the outputs of all layers
-        before = previous_contexts(settle(model, test.tokens, test.begins, contexts, count - 1 - done), test.begins)
-        outputs[f"passes.{count}"] = list(parallel(model, test.tokens, before))
-        contexts, done = final(iter(outputs[f"passes.{count}"])), count
-        errors[count] = float(((contexts - exact).norm(dim=1) / exact.norm(dim=1)).mean())
-    return {name: (streams.get(name, test), list(parts_of(iter(parts)))) for name, parts in outputs.items()}, errors
+        before = previous_contexts(settle(model, stream.tokens, stream.begins, contexts, count - 1 - done), stream.begins)
+        outputs = list(parallel(model, stream.tokens, before))
+        contexts, done = final(iter(outputs)), count
+        yield f"passes.{count}", outputs
 
 
 # Both -----------------------------------------------------------------------------------------------------------------

@@ -29,12 +29,12 @@ SMALL = {"vocab_size": 262, "running": 400, "piece": 128, "pieces": {"train": 32
 TINY: dict[str, dict] = {name: copy.deepcopy(study.SETTINGS) for name, study in STUDIES.items()}
 TINY["context_inputs"]["published"] |= {"tokens": 300}
 TINY["context_inputs"]["published"]["all_334"] |= {"tokens": 200}
-TINY["context_inputs"]["corrected"] |= {"pieces": 2, "updates": 2, "looks": 2, "fixed_point": {"most": 2}}
+TINY["context_inputs"]["corrected"] |= {"pieces": 2, "updates": 2, "looks": 2}
 TINY["context_scaling"]["published"] |= {"tokens": [150, 200, 300, 400]}
-TINY["context_scaling"]["corrected"] |= {"pieces": 32, "sizes": 6, "updates": 2, "looks": 2, "most": 2,
+TINY["context_scaling"]["corrected"] |= {"pieces": 32, "sizes": 6, "updates": 2, "looks": 2,
                                          "transformer": {"heads": 1, "ffn_width": 8, "block_layers": [1]}}
 TINY["parallel_contexts"]["published"] |= {"tokens": 300}
-TINY["parallel_contexts"]["corrected"] |= {"pieces": 2, "updates": 2, "looks": 1, "passes": [1, 2, 4]}
+TINY["parallel_contexts"]["corrected"] |= {"pieces": 2, "updates": 2, "looks": 1, "most": 3, "passes": [1, 2, 4]}
 
 
 def words(count: int, seed: int) -> str:
@@ -52,6 +52,8 @@ def small():
             patch.setitem(given, "fixed_point", given["fixed_point"] | {"most": 3})
             patch.setitem(given, "reading", given["reading"] | {"batch": 128})
         patch.setitem(shared.SHARED["published"], "epochs", 2)
+        counted = [f"full_{name}.{token_input}" for name in ("parameters", "trained") for token_input in ("all", "first")]
+        patch.setattr(inputs, "full_size", lambda: dict.fromkeys(counted, 1.0))  # tests/models/test_context_vector.py counts them
         for study in STUDIES.values():
             patch.setattr(study, "run_arms", lambda train, jobs: [train(*job) for job in jobs])
         yield

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from offramp.models.context_vector import ContextBlock, ContextLayer, ContextVectorLM
 
-TOGETHER = 16_384
+TOGETHER = 65_536
 """Tokens of one part of a stream: what exists at one time besides the contexts themselves."""
 STEPS = 256
 """Steps whose token terms are computed ahead."""
