@@ -3,8 +3,8 @@
 The seed's vocabulary and frozen embedding were GPT-2's. Here both come from the training documents: byte-level BPE, and vectors
 of which tokens stand near which (the largest eigenvectors of positive pointwise mutual information), scaled as GPT-2's are.
 
-Published: the first tokens of the text as one ring without documents, its last tenth for validation (G2, G6). Corrected: pieces of
-documents, all of one length, drawn anew for every seed from training documents; calibration and test pieces of other documents,
+Published: the first tokens of the text as one ring without documents, its last tenth for validation (G2, G6). Corrected: pieces
+of documents, all of one length, drawn anew for every seed from training documents; calibration and test pieces of other documents,
 the same for all. A piece is as long as the seed's dialogues.
 
 Shapes: N tokens, E token width, D context width, d_i the width of context layer i, V vocabulary.
@@ -50,12 +50,12 @@ PUBLISHED_STD = 0.14
 HELD_OUT_SHARE = 10
 """The published validation text is the last 1 / 10 of the tokens."""
 FLAWS = {
-    "G1": "G1 the two models that section 1 compares differ in text length, head, diversity weight, learning rate, batch and patience",
+    "G1": "G1 the two models that section 1 compares differ in text, head, weight of diversity, learning rate, batch and patience",
     "G2": "G2 every amount of text has its own validation text, its last tenth",
     "G3": "G3 patience 1 on the validation text that is reported",
     "G4": "G4 the code of the parallel cache had never run: all reported perplexities are of the sequential one",
     "G5": "G5 parallel contexts have noise and are of the weights before the last step; no null for their cosine",
-    "G6": "G6 effective rank without centring, a diversity loss that shrinks with the batch, a stream that is a ring without documents",
+    "G6": "G6 effective rank without centring, a diversity that shrinks with the batch, a stream that is a ring without documents",
 }
 
 
@@ -96,7 +96,7 @@ class SubWords:
         return pieces_stream(self.pieces[split])
 
     def published(self, tokens: int) -> tuple[Stream, Stream]:
-        """Training and validation stream of the first ``tokens`` tokens, each one document. UserError if there are not as many."""
+        """Training and validation stream of the first ``tokens`` tokens, each one document. UserError if they are fewer."""
         if tokens > len(self.running):
             raise UserError(f"tokens = {tokens}: the text has {len(self.running)}; give more text, or lower them in params.yaml")
         cut = tokens - tokens // HELD_OUT_SHARE
@@ -111,18 +111,21 @@ def pieces_stream(pieces: Tensor) -> Stream:
 
 
 def sub_words(text: StudyText, settings: dict[str, Any] = SHARED) -> SubWords:
-    """The text as the studies read it: the product's own split and tokenizer, pieces inside documents. UserError for too little text."""
+    """The text as the studies read it: the product's own split and tokenizer, pieces inside documents.
+
+    UserError for too little text.
+    """
     found = subwords(text, settings["vocab_size"], settings["held_out"])
     pieces = {}
     for split, most in settings["pieces"].items():
         inputs, targets = found.windows(split, settings["piece"], most)
         pieces[split] = torch.cat((inputs, targets[:, -1:]), dim=1)
-    return SubWords(near_embedding(found.tokens["train"], found.vocab_size, settings["width"]), found.tokens["train"][: settings["running"]].clone(),
-                    pieces)
+    train = found.tokens["train"]
+    return SubWords(near_embedding(train, found.vocab_size, settings["width"]), train[: settings["running"]].clone(), pieces)
 
 
 def near_embedding(tokens: Tensor, vocab_size: int, width: int, reach: int = 4) -> Tensor:
-    """Vectors (V, E) of what stands within ``reach`` tokens of each other: positive pointwise mutual information, its largest part."""
+    """Vectors (V, E) by what stands within ``reach`` tokens: the largest part of positive pointwise mutual information."""
     counts = torch.zeros(vocab_size * vocab_size, dtype=torch.float64)
     for distance in range(1, reach + 1):
         pairs = tokens[:-distance] * vocab_size + tokens[distance:]
@@ -143,8 +146,8 @@ def build(words: SubWords, token_input: str, seed: int, head: str = "zero", sett
     """The model as drawn, on the embedding of the text."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ContextVectorLM(ContextVectorConfig(words.vocab_size, settings["width"], settings["context_width"], settings["layers"],
-                                                    token_input, head))
+        sizes = (settings[name] for name in ("width", "context_width", "layers"))
+        model = ContextVectorLM(ContextVectorConfig(words.vocab_size, *sizes, token_input, head))
     with torch.no_grad():
         model.embedding.weight.copy_(words.embedding)
     return model
@@ -197,12 +200,13 @@ class Read:
         return stopped_at(self.nll[select], patience)
 
 
-def read(model: ContextVectorLM, stream: Stream, parts: Iterator[list[Tensor]], judged: dict[str, tuple[Stream, Parts]], how: Reading,
-         looks: int, updates_per_look: int | None, seed: int, params: dict[str, Any], select: str, patience: int | None = None) -> Read:
+def read(model: ContextVectorLM, stream: Stream, parts: Iterator[list[Tensor]], judged: dict[str, tuple[Stream, Parts]],
+         how: Reading, looks: int, updates_per_look: int | None, seed: int, params: dict[str, Any], select: str,
+         patience: int | None = None) -> Read:
     """Phase 2 on ``parts``, judged on every stream of ``judged`` at every look; None updates per look: one epoch.
 
-    Leaves the model with the weights of its best look on ``select``; with ``patience`` looks end early. The cache is an artifact on
-    disk that lives as long as the training.
+    Leaves the model with the weights of its best look on ``select``; with ``patience`` looks end early. The cache is an artifact
+    on disk that lives as long as the training.
     """
     seen, kept = Read(), {}
     for name in judged:
@@ -225,8 +229,9 @@ def read(model: ContextVectorLM, stream: Stream, parts: Iterator[list[Tensor]], 
     return seen
 
 
-def published_values(words: SubWords, token_input: str, tokens: int, settings: dict[str, Any], head: str = "zero") -> dict[str, float]:
-    """One model as the seed made it: names without the arm. The epoch and its perplexity are of the text that chose the epoch (G3).
+def published_values(words: SubWords, token_input: str, tokens: int, settings: dict[str, Any],
+                     head: str = "zero") -> dict[str, float]:
+    """One model as the seed made it: names without the arm. The perplexity is of the text that chose the epoch (G3).
 
     ``common_ppl`` and ``common_accuracy`` are of the same model on the test pieces, which are the same for every amount of text.
     """
@@ -235,18 +240,20 @@ def published_values(words: SubWords, token_input: str, tokens: int, settings: d
     found = find_contexts(model, train.tokens, train.begins, FixedPoint(**settings["fixed_point"]), PUBLISHED_SEED)
     given = {"validation": validation, "common": words.held_out("test")}
     judged = {name: (stream, list(parts_of(contexts_of(model, stream, "sequential")))) for name, stream in given.items()}
-    seen = read(model, train, contexts_of(model, train, "sequential"), judged, Reading(**settings["reading"]), settings["epochs"], None,
-                PUBLISHED_SEED, {"model": asdict(model.config)}, "validation", settings["patience"])
+    seen = read(model, train, contexts_of(model, train, "sequential"), judged, Reading(**settings["reading"]),
+                settings["epochs"], None, PUBLISHED_SEED, {"model": asdict(model.config)}, "validation", settings["patience"])
     best = seen.best("validation")
     contexts = final(part for _, part in judged["validation"][1])
     alone = final(contexts_of(model, validation, "token_only"))
     return {"ppl": math.exp(seen.nll["validation"][best]), "accuracy": seen.accuracy["validation"][best], "epoch": best + 1,
             "rank": rank_share(contexts), "rank_centred": rank_share(contexts, centred=True),
             "rank_above_token_only": rank_share(contexts) - rank_share(alone), "iterations": found.iterations,
-            "common_ppl": math.exp(seen.nll["common"][best]), "common_accuracy": seen.accuracy["common"][best], "tokens": len(train)}
+            "common_ppl": math.exp(seen.nll["common"][best]), "common_accuracy": seen.accuracy["common"][best],
+            "tokens": len(train)}
 
 
-def read_corrected(words: SubWords, model: ContextVectorLM, stream: Stream, kind: str, settings: dict[str, Any], seed: int) -> Read:
+def read_corrected(words: SubWords, model: ContextVectorLM, stream: Stream, kind: str, settings: dict[str, Any],
+                   seed: int) -> Read:
     """Phase 2 on contexts of a kind, judged on those of the same kind of the calibration and the test pieces."""
     given = {split: words.held_out(split) for split in ("calibration", "test")}
     judged = {split: (held, list(parts_of(contexts_of(model, held, kind)))) for split, held in given.items()}

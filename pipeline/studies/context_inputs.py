@@ -92,8 +92,8 @@ def published_arm(words: SubWords, arm: str, settings: dict[str, Any]) -> dict[s
     shared, tokens, head = SHARED["published"], settings["tokens"], "zero"
     if arm == "all_334":
         own = settings["all_334"]
-        shared = shared | {"fixed_point": shared["fixed_point"] | own["fixed_point"], "reading": shared["reading"] | own["reading"],
-                           "patience": own["patience"]}
+        merged = {name: shared[name] | own[name] for name in ("fixed_point", "reading")}
+        shared = shared | merged | {"patience": own["patience"]}
         tokens, head = own["tokens"], own["head"]
     found = published_values(words, "first" if arm == "first" else "all", tokens, shared, head)
     return {f"{name}.{arm}": value for name, value in found.items()}
@@ -105,7 +105,8 @@ def published_differences(values: dict[str, float]) -> dict[str, float]:
     out = differences(nll, [("all_334", "first"), ("all", "first"), ("all_334", "all")])
     for one in ("all_334", "all"):
         if {one, "first"} <= set(nll):
-            out |= {f"{name}_diff.{one}_minus_first": values[f"{name}.{one}"] - values[f"{name}.first"] for name in ("rank", "accuracy")}
+            out |= {f"{name}_diff.{one}_minus_first": values[f"{name}.{one}"] - values[f"{name}.first"]
+                    for name in ("rank", "accuracy")}
     if {"all_334", "first"} <= set(nll):  # what the seed concluded from
         out["slope.between"] = out["diff.all_334_minus_first"] / out["rank_diff.all_334_minus_first"]
     return out
@@ -169,8 +170,8 @@ def corrected_values(found: Mapping[str, Mapping[str, float]]) -> dict[str, floa
 
 
 def causes(nll: Mapping[str, float], rank: Mapping[str, float]) -> dict[str, float]:
-    """What rank has to do with loss: ``slope`` in nats per unit of rank as the weight alone changes, ``correlation`` over all arms,
-    and ``explained``: the share of the gap between all and first that the slopes promise for their difference in rank."""
+    """What rank has to do with loss: ``slope`` in nats per unit of rank as the weight alone changes, ``correlation`` over
+    all arms, and ``explained``: the share of the gap between all and first that the slopes promise for their difference in rank."""
     out: dict[str, float] = {}
     for token_input, arms in SWEPT.items():
         if set(arms) <= set(nll):
@@ -193,8 +194,8 @@ def rank_figure(by_seed: Sequence[Mapping[str, float]], arms: Sequence[str]) -> 
             group = {True: f"{token_input}, by weight", False: arm.replace("_", ", ")}[arm in SWEPT[token_input]]
             cells = [[shown[f"{name}.{arm}"][part] for part in ("value", "low", "high")] for name in ("rank", "ppl")]
             rows.append([group, arm, *cells])
-    return {"title": "Perplexity of test text by effective rank", "columns": ["contexts", "arm", "effective rank / width", "perplexity"],
-            "rows": rows, "note": "Whiskers: intervals over seeds. By weight: arms that differ in the weight of diversity alone.",
+    return {"title": "Perplexity of test text by effective rank",
+            "columns": ["contexts", "arm", "effective rank / width", "perplexity"], "rows": rows, "note": "Whiskers: intervals over seeds. By weight: arms that differ in the weight of diversity alone.",
             "plot": {"x": "effective rank / width", "y": "perplexity", "group": "contexts",
                      "points": sorted({row[0] for row in rows})}}
 

@@ -103,8 +103,8 @@ def amounts(words: SubWords, settings: dict[str, Any]) -> list[int]:
     """
     largest, least = min(settings["pieces"], len(words.pieces["train"])), 2 ** (settings["sizes"] - 1)
     if largest < least:
-        raise UserError(f"text: {largest} training pieces do not make {settings['sizes']} amounts that double; give text for {least} of "
-                        f"{words.pieces['train'].shape[1] - 1} tokens")
+        raise UserError(f"text: {largest} training pieces do not make {settings['sizes']} amounts that double; give text "
+                        f"for {least} of {words.pieces['train'].shape[1] - 1} tokens")
     return [largest // 2 ** (settings["sizes"] - 1 - place) for place in range(settings["sizes"])]
 
 
@@ -157,7 +157,7 @@ def last_states(model: BlockwiseLM, tokens: Tensor) -> Tensor:
 
 
 def windows(stream: Stream) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (count, WINDOW) of pieces: all targets that the context models have, but for what does not fill a window."""
+    """Inputs and targets (count, WINDOW) of pieces: the targets of the context models, but for what does not fill a window."""
     pieces = stream.tokens.view(int(stream.begins.sum()), -1)
     rows = (pieces.shape[1] - 1) // WINDOW
     tokens, targets = (part[:, : rows * WINDOW].reshape(-1, WINDOW) for part in (pieces, pieces[:, 1:]))
@@ -185,7 +185,8 @@ def corrected_values(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[s
                 ("smallest_step.accuracy", min(steps)))}
     for one, other in (("all", "first"), ("first", "transformer"), ("all", "transformer")):
         if {one, other} <= set(found):
-            out |= {f"diff.{one}_minus_{other}.{place}": a["nll"] - b["nll"] for place, (a, b) in enumerate(zip(found[one], found[other]), 1)}
+            pairs = enumerate(zip(found[one], found[other]), 1)
+            out |= {f"diff.{one}_minus_{other}.{place}": a["nll"] - b["nll"] for place, (a, b) in pairs}
             out[f"diff.alpha.{one}_minus_{other}"] = out[f"alpha.{one}"] - out[f"alpha.{other}"]
             out[f"parameter_ratio.{one}_over_{other}"] = out[f"parameters.{one}"] / out[f"parameters.{other}"]
     return out

@@ -10,7 +10,7 @@ test text, always by the recurrence, of a token block that learnt from parallel 
 
 Beside every cosine stand its nulls: contexts of other positions ("other"), contexts of the same token elsewhere ("same_token"),
 and cosines once the mean is removed ("centred"). ``unexplained`` is the squared error as a share of that between contexts of the
-same token: 1 where the parallel contexts know no more than the token. ``passes.k``: k parallel passes from nothing over test text.
+same token: 1 where the parallel contexts know no more than the token. ``passes.k``: k parallel passes from nothing, test text.
 Times are of caches of the training pieces on disk: one document after the other as the seed had it, documents side by side, and
 one parallel pass. Writes metrics/studies/parallel_contexts.<corpus>.json.
 """
@@ -126,14 +126,15 @@ def published_arm(words: SubWords, arm: str, tokens: int) -> dict[str, float]:
     return {f"{name}.{arm}": value for name, value in (out | fall(out)).items()}
 
 
-def published_reading(words: SubWords, model: ContextVectorLM, arm: str, stream: Stream, validation: Stream, contexts: Tensor) -> dict[str, float]:
+def published_reading(words: SubWords, model: ContextVectorLM, arm: str, stream: Stream, validation: Stream,
+                      contexts: Tensor) -> dict[str, float]:
     """Phase 2 on parallel contexts, which the seed never ran (G4), and on exact ones; both judged by the recurrence."""
     settings = SHARED["published"]
     judged = {"validation": (validation, list(parts_of(contexts_of(model, validation, "sequential"))))}
     nll = {}
     for kind in ("parallel", "sequential"):
-        seen = read(copied(words, model, arm), stream, contexts_of(model, stream, kind, contexts), judged, Reading(**settings["reading"]),
-                    settings["epochs"], None, PUBLISHED_SEED, {"contexts": kind}, "validation", settings["patience"])
+        seen = read(copied(words, model, arm), stream, contexts_of(model, stream, kind, contexts), judged,
+                    Reading(**settings["reading"]), settings["epochs"], None, PUBLISHED_SEED, {"contexts": kind}, "validation", settings["patience"])
         nll[kind] = seen.nll["validation"][seen.best("validation")]
     return {f"ppl.{kind}": math.exp(value) for kind, value in nll.items()} | {
         "diff.parallel_minus_sequential": nll["parallel"] - nll["sequential"]}
@@ -153,12 +154,14 @@ def fall(values: Mapping[str, float]) -> dict[str, float]:
 
 # Corrected ------------------------------------------------------------------------------------------------------------
 
-def corrected_arm(words: SubWords, arm: str, settings: dict[str, Any], seed: int) -> tuple[dict[str, float], dict[str, dict[float, float]]]:
+def corrected_arm(words: SubWords, arm: str, settings: dict[str, Any],
+                  seed: int) -> tuple[dict[str, float], dict[str, dict[float, float]]]:
     """Values of one arm and seed, and its curves by the number of passes."""
     shared = settings | SHARED["corrected"]
     stream = words.drawn(settings["pieces"], seed)
     model = build(words, arm, seed)
-    found = find_contexts(model, stream.tokens, stream.begins, FixedPoint(**shared["fixed_point"] | {"most": settings["most"]}), seed)
+    how = FixedPoint(**shared["fixed_point"] | {"most": settings["most"]})
+    found = find_contexts(model, stream.tokens, stream.begins, how, seed)
     exact, made = (final(contexts_of(model, stream, kind, found.contexts)) for kind in ("sequential", "parallel"))
     out = likeness(made, exact, stream.tokens, seed) | seconds(model, stream, found.contexts) | {"iterations": found.iterations}
     count = int(stream.begins.sum())
@@ -184,16 +187,18 @@ def corrected_arm(words: SubWords, arm: str, settings: dict[str, Any], seed: int
         errors[name] = float(((final(iter(parts)) - whole[-1]).norm(dim=1) / whole[-1].norm(dim=1)).mean())
     curves = {name: {float(count): given[f"passes.{count}"] for count in settings["passes"]}
               for name, given in (("nats", nats), ("error", errors))}
-    out |= {f"nats.{name}": value for name, value in nats.items()} | {f"relative_error.{name}": value for name, value in errors.items()}
+    out |= {f"{measure}.{name}": value for measure, values in (("nats", nats), ("relative_error", errors))
+            for name, value in values.items()}
     return out, curves
 
 
 def stand_ins(model: ContextVectorLM, stream: Stream, exact: list[Tensor], passes: Sequence[int],
               seed: int) -> Iterator[tuple[str, list[list[Tensor]]]]:
-    """Outputs of all layers that could take the place of the ``exact`` ones, each (N, d_i): those of other positions, of the same token
-    elsewhere, and after so many parallel passes from nothing."""
+    """Outputs of all layers that could take the place of the ``exact`` ones, each (N, d_i): those of other positions, of the
+    same token elsewhere, and after so many parallel passes from nothing."""
     generator = torch.Generator().manual_seed(seed)
-    for name, rows in (("other", torch.randperm(len(stream), generator=generator)), ("same_token", same_token(stream.tokens, generator))):
+    places = {"other": torch.randperm(len(stream), generator=generator), "same_token": same_token(stream.tokens, generator)}
+    for name, rows in places.items():
         yield name, [[output[rows] for output in exact]]
     contexts, done = torch.zeros_like(exact[-1]), 0
     for count in passes:  # the last pass also gives the outputs of all layers
@@ -234,15 +239,14 @@ def run(text: StudyText, protocol: str, arms: Sequence[str], settings: dict[str,
     if protocol in ("corrected", "both"):
         jobs = [(words, arm, settings["corrected"], seed) for seed in seeds for arm in arms]
         found = {(arm, seed): one for (_, arm, _, seed), one in zip(jobs, run_arms(corrected_arm, jobs))}
-        outcome.corrected = [{f"{name}.{arm}": value for arm in arms for name, value in found[arm, seed][0].items()} for seed in seeds]
-        outcome.figures["passes"] = curves_figure(
-            "Loss that stand-ins for the recurrence cost, by parallel passes from nothing",
-            {arm: [found[arm, seed][1]["nats"] for seed in seeds] for arm in arms}, "parallel passes", "nats above the recurrence")
-        outcome.figures["error_by_passes"] = {
-            name: value for name, value in curves_figure(
-                "Relative error of contexts by parallel passes from nothing",
-                {arm: [found[arm, seed][1]["error"] for seed in seeds] for arm in arms}, "parallel passes", "relative error").items()
-            if name != "plot"}
+        outcome.corrected = [{f"{name}.{arm}": value for arm in arms for name, value in found[arm, seed][0].items()}
+                             for seed in seeds]
+        curves = {measure: {arm: [found[arm, seed][1][measure] for seed in seeds] for arm in arms} for measure in ("nats", "error")}
+        outcome.figures["passes"] = curves_figure("Loss that stand-ins for the recurrence cost, by parallel passes from nothing",
+                                                  curves["nats"], "parallel passes", "nats above the recurrence")
+        table = curves_figure("Relative error of contexts by parallel passes from nothing", curves["error"], "parallel passes",
+                              "relative error")
+        outcome.figures["passes_error"] = {name: value for name, value in table.items() if name != "plot"}
     return outcome
 
 

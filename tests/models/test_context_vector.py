@@ -14,7 +14,8 @@ from offramp.models.context_vector import TOKEN_INPUTS, ContextVectorConfig, Con
 
 def model(token_input: str = "all", **changes) -> ContextVectorLM:
     torch.manual_seed(0)
-    return ContextVectorLM(ContextVectorConfig(**{"vocab_size": 11, "width": 6, "context_width": 5, "layers": 3} | changes, token_input=token_input))
+    sizes = {"vocab_size": 11, "width": 6, "context_width": 5, "layers": 3}
+    return ContextVectorLM(ContextVectorConfig(**sizes | {"token_input": token_input} | changes))
 
 
 def stream(tokens: int = 60, starts: tuple[int, ...] = (0, 7, 8, 40)) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,8 @@ from pipeline.studies._text import Document, StudyText
 from pipeline.studies.ledger import read_claims
 
 STUDIES = {study.STUDY: study for study in (inputs, scaling, likeness)}
-SMALL = {"vocab_size": 262, "running": 400, "piece": 128, "pieces": {"train": 32, "calibration": 2, "test": 2}, "width": 6, "context_width": 6,
-         "layers": 2}
+SMALL = {"vocab_size": 262, "running": 400, "piece": 128, "pieces": {"train": 32, "calibration": 2, "test": 2}, "width": 6,
+         "context_width": 6, "layers": 2}
 TINY: dict[str, dict] = {name: copy.deepcopy(study.SETTINGS) for name, study in STUDIES.items()}
 TINY["context_inputs"]["published"] |= {"tokens": 300}
 TINY["context_inputs"]["published"]["all_334"] |= {"tokens": 200}
@@ -93,7 +93,8 @@ def test_every_figure_is_a_number_and_claims_find_theirs(outcomes):
 @pytest.mark.parametrize("name", STUDIES)
 def test_sentences_of_the_findings_find_their_figures_and_the_plot_is_drawn(outcomes, name):
     found, text = outcomes[name], {"text": {}, "study": name}
-    result = text | {"figures": found.figures, "published": {"values": found.published}, "corrected": {"values": over_seeds(found.corrected)}}
+    protocols = {"published": {"values": found.published}, "corrected": {"values": over_seeds(found.corrected)}}
+    result = text | protocols | {"figures": found.figures}
     assert len(findings._facts(name, result)) == len(findings.FACTS[name])
     assert "<svg" in draw_plot(plot_of(result))
 
@@ -106,7 +107,9 @@ def test_arms_do_not_depend_on_their_company(outcomes, text, small_words):
 
 
 def test_text_of_ones_own_has_the_corrected_protocol_alone(small_words):
-    own = OwnText("own", "made up", [Document("a", words(900, 0))], [Document("b", words(300, 1))], (Document("c", words(300, 2)),))
+    train, calibration, test = (Document(name, words(count, place)) for place, (name, count) in enumerate(
+        (("a", 900), ("b", 300), ("c", 300))))
+    own = OwnText("own", "made up", [train], [calibration], (test,))
     found = likeness.run(own, "both", ["all"], TINY["parallel_contexts"], (0, 1))
     assert found.published is None and math.isfinite(found.corrected[0]["diff.parallel_minus_sequential.all"])
 
@@ -133,7 +136,8 @@ def test_smaller_amounts_are_within_larger_ones_and_double(small_words):
 def test_the_transformer_is_judged_on_the_targets_of_the_context_models(small_words):
     held = small_words.held_out("test")
     tokens, targets = scaling.windows(held)
-    assert tokens.shape == (2, scaling.WINDOW) and torch.equal(tokens[0], held.tokens[:128]) and torch.equal(targets[1], held.tokens[130:258])
+    assert tokens.shape == (2, scaling.WINDOW)
+    assert torch.equal(tokens[0], held.tokens[:128]) and torch.equal(targets[1], held.tokens[130:258])
 
 
 def test_the_published_stream_has_no_documents_and_ends_in_its_validation_text(small_words):

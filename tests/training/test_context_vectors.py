@@ -55,7 +55,8 @@ def test_losses_by_hand():
     away, mean = (contexts - wanted).square().mean(), contexts.mean(0)
     spread = (contexts - mean).square().sum().sqrt()
     torch.testing.assert_close(phase_1_loss(contexts, wanted, FixedPoint(weight=0.8)), 0.2 * away - 0.8 * spread / 8)
-    torch.testing.assert_close(phase_1_loss(contexts, wanted, FixedPoint(weight=0.5, diversity="rms")), 0.5 * away - 0.5 * spread / math.sqrt(40))
+    by_rms = FixedPoint(weight=0.5, diversity="rms")
+    torch.testing.assert_close(phase_1_loss(contexts, wanted, by_rms), 0.5 * away - 0.5 * spread / math.sqrt(40))
     torch.testing.assert_close(phase_1_loss(contexts, wanted, FixedPoint(loss="oacd")), oacd(contexts))
 
 
@@ -165,7 +166,7 @@ def test_phase_2_trains_what_reads_the_contexts(cached, norm):
     net, _, contexts = cached
     before = {name: value.clone() for name, value in net.state_dict().items()}
     how = Reading(batch=8, shuffled=True, norm=norm, learning_rate=1e-2)
-    nll = learn_to_read(net, contexts, how, 5, 10, lambda: float(reading_losses(net, *_stream(contexts), contexts)[0].mean()), seed=0)
+    nll = learn_to_read(net, contexts, how, 5, 10, lambda: reading_losses(net, *_stream(contexts), contexts)[0].mean().item(), seed=0)
     changed = {name.split(".")[0] for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"token_block", "head", *(["embed_norm"] if norm else [])}
     assert nll[-1] < math.log(11) - 0.5

@@ -17,7 +17,7 @@ ROWS = 10_000
 
 
 def effective_rank(vectors: Tensor, centred: bool = False, seed: int = 0) -> float:
-    """ER of vectors (N, D), in directions. UserError for fewer than two vectors, and for vectors that are all the same or zero."""
+    """ER of vectors (N, D), in directions. UserError for fewer than two vectors, and for vectors that are all zero (once centred)."""
     if vectors.ndim != 2 or len(vectors) < 2:
         raise UserError(f"effective rank: vectors of shape {tuple(vectors.shape)}; give a matrix of at least two rows")
     rows = _some(vectors, seed).double()

@@ -1,4 +1,4 @@
-"""Power laws of quality by size: ln y = ln A + alpha ln x by least squares, with an interval, and held against a size it has not seen.
+"""Power laws of quality by size: ln y = ln A + alpha ln x by least squares, with an interval, and held against an unseen size.
 
 Perplexities of a scaling law are points on a line of logarithms. Four such points leave two degrees of freedom: an R^2 near 1
 says little, the interval of alpha and the prediction of a held-out size say more.
@@ -50,7 +50,8 @@ def fit_power_law(sizes: Sequence[float], values: Sequence[float], level: float 
     offset = y.mean() - alpha * x.mean()
     left, total = ((y - offset - alpha * x) ** 2).sum(), ((y - y.mean()) ** 2).sum()
     half = student.ppf((1 + level) / 2, len(x) - 2) * math.sqrt(left / (len(x) - 2) / spread)
-    return PowerLaw(math.exp(offset), float(alpha), float(alpha - half), float(alpha + half), float(1 - left / total) if total else 1.0)
+    r2 = float(1 - left / total) if total else 1.0
+    return PowerLaw(math.exp(offset), float(alpha), float(alpha - half), float(alpha + half), r2)
 
 
 def extrapolation_error(sizes: Sequence[float], values: Sequence[float]) -> float:

@@ -32,7 +32,7 @@ STEPS = 256
 
 
 def previous_contexts(contexts: Tensor, begins: Tensor, wrap: bool = False) -> Tensor:
-    """The context (N, D) before every token, given the one (N, D) after it: zero where ``begins`` (N,) says that a document starts.
+    """The context (N, D) before every token, given the one (N, D) after it; zero where a document ``begins`` (N,).
 
     ``wrap`` is the published stream instead: no boundaries, and the last context before the first token (G6).
     """

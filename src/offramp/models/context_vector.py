@@ -52,10 +52,12 @@ class ContextVectorConfig:
                 raise UserError(f"{name} = {getattr(self, name)}; give at least 1")
         for name, known in (("token_input", TOKEN_INPUTS), ("head", HEADS)):
             if getattr(self, name) not in known:
-                raise UserError(f"{name} = {getattr(self, name)!r} is unknown to the context-vector model; use one of {', '.join(known)}")
+                raise UserError(f"{name} = {getattr(self, name)!r} is unknown to the context-vector model; "
+                                f"use one of {', '.join(known)}")
         if self.token_input == "first" and self.width % self.layers:
-            raise UserError(f"layers = {self.layers}: from {self.context_width + self.width} to context_width = {self.context_width} there "
-                            f"are no {self.layers} equal steps; make width = {self.width} a multiple of layers, or use token_input: all")
+            raise UserError(f"layers = {self.layers}: from {self.context_width + self.width} to context_width = {self.context_width} "
+                            f"there are no {self.layers} equal steps; make width = {self.width} a multiple of layers, or use "
+                            "token_input: all")
 
     @property
     def context_widths(self) -> tuple[int, ...]:

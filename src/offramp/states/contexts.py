@@ -1,6 +1,6 @@
-"""The ``contexts`` artifact: what a context block makes of every token of one stream, layer by layer, for a model that learns to read it.
+"""The ``contexts`` artifact: what a context block makes of every token of a stream, layer by layer, for whoever learns to read it.
 
-Every layer is a folder of its own, ``layer_<i>``, in the form of the ``states`` artifact with one exit, since layers differ in width:
+Every layer is a folder of its own, ``layer_<i>``, in the form of the ``states`` artifact with one exit, for layers differ in width:
 row t of its table and of its hidden states is token t. The metadata holds the digest of the stream, so that contexts cannot be
 read beside tokens they were not made from. Writing and reading hold one shard at a time, whatever the length of the stream.
 
@@ -52,7 +52,7 @@ def write_contexts(path: Path, tokens: Tensor, begins: Tensor, parts: Iterable[S
         for writer in writers:
             writer.close()
         if written != len(tokens):
-            raise UserError(f"contexts: {written} were made for {len(tokens)} tokens; make them from the stream they are kept with")
+            raise UserError(f"contexts: {written} were made for {len(tokens)} tokens; make them from the stream they belong to")
         out.meta.update(layers=len(writers), tokens=written, shards=writers[0].shards, exits=1, window=1,
                         stream=stream_digest(tokens, begins))
     return open_artifact(path, KIND, verify=False)
@@ -71,10 +71,11 @@ class Contexts:
         """UserError where the contexts are of another stream than tokens (N,) with documents at ``begins`` (N,)."""
         digest = stream_digest(tokens, begins)
         if artifact.meta["stream"] != digest:
-            raise UserError(f"{artifact.path} holds contexts of another token stream (digest {artifact.meta['stream'][:12]}) than the one "
-                            f"given (digest {digest[:12]}); cache the contexts of these tokens")
+            raise UserError(f"{artifact.path} holds contexts of another token stream (digest {artifact.meta['stream'][:12]}) than "
+                            f"the one given (digest {digest[:12]}); cache the contexts of these tokens")
         self.tokens, self.begins = tokens, begins
-        self.layers = [States(replace(artifact, path=artifact.path / f"layer_{layer}")) for layer in range(artifact.meta["layers"])]
+        folders = [artifact.path / f"layer_{layer}" for layer in range(artifact.meta["layers"])]
+        self.layers = [States(replace(artifact, path=folder)) for folder in folders]
         self.shards: int = artifact.meta["shards"]
 
     def __iter__(self) -> Iterator[tuple[slice, list[Tensor]]]:

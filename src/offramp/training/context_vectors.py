@@ -164,7 +164,8 @@ def updates_per_epoch(contexts: Contexts, how: Reading) -> int:
 
 def learn_to_read(model: ContextVectorLM, contexts: Contexts, how: Reading, looks: int, updates_per_look: int,
                   look: Callable[[], Seen], seed: int, enough: Callable[[], bool] = lambda: False) -> list[Seen]:
-    """Train on cached contexts; what ``look()`` says after every ``updates_per_look`` updates, ``looks`` times or until ``enough()``."""
+    """Train on cached contexts; what ``look()`` says after every ``updates_per_look`` updates, ``looks`` times, or until
+    ``enough()``."""
     parameters = model.reading_parameters(how.norm)
     optimiser = torch.optim.Adam(parameters, lr=how.learning_rate, fused=True)
     stream, seen = _batches(contexts, how, torch.Generator().manual_seed(seed)), []
@@ -197,7 +198,7 @@ Parts = Iterable[tuple[slice, Sequence[Tensor]]]
 
 @torch.no_grad()
 def reading_losses(model: ContextVectorLM, tokens: Tensor, begins: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
-    """Loss in nats and whether the likeliest token is right, each (M,), of all tokens that have a target; by blocks of the vocabulary."""
+    """Loss in nats and whether the likeliest token is right, each (M,), of all tokens with a target; by blocks of the vocabulary."""
     targets, readout = next_tokens(tokens, begins), Readout(model.readout_matrix())
     losses, right = [], []
     for here, outputs in parts:
@@ -213,7 +214,7 @@ def reading_losses(model: ContextVectorLM, tokens: Tensor, begins: Tensor, parts
 def stopped_at(nll: Sequence[float], patience: int | None) -> int:
     """The place of the best look, of those before ``patience`` looks in a row were no better than the best; of all where None.
 
-    A rule for looks that were made anyway: learning rates are constant, so a run that stops is the beginning of one that does not.
+    A rule for looks that were made anyway: rates are constant, so a run that stops is the beginning of one that does not.
     UserError for a patience below 1.
     """
     if patience is not None and patience < 1:
