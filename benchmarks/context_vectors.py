@@ -89,7 +89,7 @@ def memory() -> Row:
             "cache(100)\n",
             f"cache({tokens})")
 
-    small, large = added(5 * length), added(20 * length)
-    contexts = 15 * length * width * 4 / 2**20  # of one layer, float32: what phase 1 holds anyway
+    small, large = added(10 * length), added(40 * length)
+    contexts = 30 * length * width * 4 / 2**20  # of one layer, float32: what phase 1 holds anyway
     return Row("context_cache_memory_4x_tokens", (large - contexts) / small, "x added memory", "<= 1.25",
                f"a cache of a quarter of the tokens ({small:.0f} MiB added), without the contexts of one layer that are its input", 1)
