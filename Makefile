@@ -25,7 +25,8 @@ studies: .venv/installed
 studies-wikitext: .venv/installed
 	for study in exit_labels loss_prediction inference_confidence low_rank_readout exit_signals \
 		hierarchy_and_lagged_caches segment_memory iterated_refinement layer_supervision adding_a_layer greedy_growth \
-		progressive_growth layer_contribution early_exit_feasibility confidence_routing routing_losses; do \
+		progressive_growth layer_contribution early_exit_feasibility confidence_routing routing_losses \
+		selective_output reversal context_inputs parallel_contexts context_scaling; do \
 		python -m pipeline.studies.$$study --corpus wikitext || exit 1; \
 	done
 

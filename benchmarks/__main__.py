@@ -15,7 +15,7 @@ from offramp.lineage.artifact import write_json
 from offramp.runtime import setup
 
 NAMES = ("statistics", "collect", "exit_training", "thresholds_sweep", "low_rank", "seed003", "routing", "perplexity", "propagation",
-         "decoding", "economize_decoding", "threshold", "quality", "ensemble")
+         "decoding", "economize_decoding", "threshold", "quality", "ensemble", "context_vectors")
 OUT = Path("metrics/benchmarks.json")
 
 

@@ -44,6 +44,11 @@ STUDIES = {
     "early_exit_feasibility": "Is leaving after the first layer safe?",
     "confidence_routing": "Does routing by confidence beat both fixed depths?",
     "routing_losses": "Which training loss suits a routed model?",
+    "context_inputs": "Should every layer of a recurrent context see the token, and is its effective rank the reason?",
+    "parallel_contexts": "Can contexts made in parallel stand in for the recurrence?",
+    "context_scaling": "Does a recurrence without attention follow a power law of text, and keep up with a transformer?",
+    "selective_output": "What is a gate worth that lets a model decline to speak?",
+    "reversal": "Does a model that learnt \"A is B\" know \"B is A\"?",
 }
 SEEDS = {
     "003": ("labels for exit classifiers", ("exit_labels",)),
@@ -52,6 +57,8 @@ SEEDS = {
             ("hierarchy_and_lagged_caches", "segment_memory", "iterated_refinement", "layer_supervision", "adding_a_layer",
              "greedy_growth", "progressive_growth", "layer_contribution", "early_exit_feasibility", "confidence_routing",
              "routing_losses")),
+    "002": ("a recurrent context trained apart from what reads it", ("context_inputs", "parallel_contexts", "context_scaling")),
+    "000": ("a model that may decline to speak", ("selective_output", "reversal")),
 }
 """In the order of the page: what it is about comes first."""
 HEADINGS = {"holds": "What holds", "artefact": "Artefacts: reproduced, but only through a flaw", "fails": "What fails",
@@ -162,6 +169,85 @@ FACTS = {
         ("corrected", "Full LPT minus half of each exit's loss in nats, at threshold 0.8 and at the compute of three layers: "
                       "{20k.diff.lpt_minus_routed} and {20k.diff.budget_lpt_minus_routed} (20,000 characters), "
                       "{500k.diff.lpt_minus_routed} and {500k.diff.budget_lpt_minus_routed} (500,000)."),
+    ],
+    "selective_output": [
+        ("published", "As published, validation text has a perplexity of {rule_ppl.carried} by the rule of training and of {ppl.carried} "
+                      "by next tokens; a share of {visible.carried} of the scored targets is among the inputs (H1), of the fixed-skip "
+                      "successor's {visible.fixed_carried}."),
+        ("corrected", "Of a mismatch of {mismatch.carried} nats between training and use, carried targets (H1) make "
+                      "{mismatch_from.leak} and the double shift (H2) {mismatch_from.double_shift}; the same model and gate trained on "
+                      "next tokens have {mismatch.ordinary}."),
+        ("corrected", "Next tokens, perplexity on test text: {ppl.ordinary} trained on them, {ppl.carried} by the published loss, "
+                      "{ppl.leak_only} without the double shift, {ppl.shift_only} without carried targets."),
+        ("corrected", "Skipped steps that reveal nothing, in nats against none: {diff.straight_through_minus_ordinary} with a learnt "
+                      "gate (score function: {diff.score_function_minus_ordinary}), {diff.evenly_minus_ordinary} at even distances, "
+                      "{diff.always_minus_ordinary} before every token; at equal FLOPs {diff.straight_through_minus_ordinary_long}, "
+                      "{diff.evenly_minus_ordinary_long} and {diff.always_minus_ordinary_long}."),
+        ("corrected", "Where as many tokens take a skipped step: the gate against a threshold on entropy {diff.placed.gate_minus_entropy}, "
+                      "the gate against even distances {diff.placed.gate_minus_fixed}, entropy against even distances "
+                      "{diff.placed.entropy_minus_fixed}; in the gate's own model the gate against entropy "
+                      "{diff.skipping.gate_minus_entropy.straight_through}."),
+        ("corrected", "Where as many tokens are left unsaid: a gate trained towards entropy against entropy itself "
+                      "{diff.spoken.gate_minus_entropy.ordinary}, entropy against saying everything "
+                      "{diff.spoken.entropy_minus_all.ordinary}."),
+        ("corrected", "Gate and entropy correlate at {gate_entropy_r.ordinary} where the gate is trained towards entropy (H3) and at "
+                      "{gate_entropy_r.straight_through} where it learns from what a skipped step buys."),
+    ],
+    "reversal": [
+        ("published", "As published, forward sentences have a perplexity of {ppl.forward}, backward ones that name their subject twice "
+                      "{ppl.repeated} (H6), well-formed backward ones {ppl.backward}."),
+        ("corrected", "Backward minus forward, trained facts beyond control facts, nats per token: {reversal.ordinary}, selective "
+                      "model {reversal.selective}, trained both ways {reversal.both_ways}, without any facts {reversal.no_facts}."),
+        ("corrected", "Without any facts, published sentences are {repeated.gap.no_facts} nats per token harder backwards, well-formed "
+                      "ones {gap.no_facts}."),
+        ("corrected", "Facts learnt forwards are likelier than facts never seen by {learnt.ordinary} nats per token forwards and by "
+                      "{learnt_backward.ordinary} backwards; of the answer alone {answer.learnt.ordinary} and "
+                      "{answer.learnt_backward.ordinary}."),
+        ("corrected", "Among trained facts of the same relation the right answer is likelier than the others' by "
+                      "{associated.forward.ordinary} nats per token forwards and by {associated.backward.ordinary} backwards; selective "
+                      "model {associated.forward.selective} and {associated.backward.selective}, trained both ways "
+                      "{associated.forward.both_ways} and {associated.backward.both_ways}."),
+    ],
+    "context_inputs": [
+        ("published", "As published: perplexity {ppl.all_334} at an effective rank of {rank.all_334} with token input at all layers, "
+                      "{ppl.first} at {rank.first} with token input at the first; under the settings of the latter the former has {ppl.all} "
+                      "at {rank.all}."),
+        ("corrected", "With all else equal, token input at all layers changes the loss by {diff.all_minus_first} nats and the rank by "
+                      "{rank_diff.all_minus_first}."),
+        ("corrected", "Where the weight of diversity alone changes the rank, the loss changes by {slope.all} nats per unit of rank with token "
+                      "input at all layers and by {slope.first} at the first; from the two forms of input one would read {slope.between}. "
+                      "Across all arms rank and loss correlate at {correlation.arms}."),
+        ("corrected", "Controls, in nats: phase 1 against blocks as drawn {diff.all_minus_all_untrained} (all layers) and "
+                      "{diff.first_minus_first_untrained} (first), contexts against none {diff.all_minus_all_none} and "
+                      "{diff.first_minus_all_none}, a past against none {diff.all_minus_all_token_only}."),
+        ("corrected", "Ranks to hold these against: Gaussian vectors {null.random.all}, contexts of the token alone {null.token_only.all} (all "
+                      "layers) and {null.token_only.first} (first). Stopping with patience 1 costs {patience_1.nats.all} and "
+                      "{patience_1.nats.first} nats, with patience 3 {patience_3.nats.all} and {patience_3.nats.first}."),
+    ],
+    "parallel_contexts": [
+        ("published", "As published, the cosine is {cos.all}; contexts of the same token elsewhere have {null.same_token.cos.all}, of any other "
+                      "position {null.other.cos.all}."),
+        ("corrected", "Corrected, the cosine is {cos.all} (all layers) and {cos.first} (first), centred {centred.cos.all} and "
+                      "{centred.cos.first}; contexts of the same token elsewhere have {null.same_token.cos.all} and "
+                      "{null.same_token.cos.first}, centred {null.same_token.centred.cos.all} and {null.same_token.centred.cos.first}."),
+        ("corrected", "Of what a context knows beyond its token, the parallel one loses a share of {unexplained.all} and {unexplained.first}; "
+                      "learning from it costs {diff.parallel_minus_sequential.all} and {diff.parallel_minus_sequential.first} nats."),
+        ("corrected", "In use, contexts of the same token elsewhere cost {nats.same_token.all} and {nats.same_token.first} nats, four parallel "
+                      "passes from nothing {nats.passes.4.all} and {nats.passes.4.first}."),
+        ("corrected", "A cache takes {seconds.one_by_one.all} s over one stream, {seconds.sequential.all} s with documents side by side and "
+                      "{seconds.parallel.all} s in parallel (all layers)."),
+    ],
+    "context_scaling": [
+        ("published", "As published, exponents are {alpha.first} (first layer) and {alpha.all} (all layers); the same models on one common text "
+                      "have {common_alpha.first} and {common_alpha.all}."),
+        ("corrected", "Corrected, over six amounts: exponents {alpha.first} (first layer), {alpha.all} (all layers) and {alpha.transformer} "
+                      "(transformer); the law of five amounts misses the sixth by {extrapolation.first}, {extrapolation.all} and "
+                      "{extrapolation.transformer}."),
+        ("corrected", "At the largest amount, against the transformer, in nats: {diff.first_minus_transformer.6} (first layer) and "
+                      "{diff.all_minus_transformer.6} (all layers), with {parameter_ratio.first_over_transformer} and "
+                      "{parameter_ratio.all_over_transformer} times its parameters."),
+        ("corrected", "Accuracy changes by {last_step.accuracy.first} in the last step, by {patience_1.last_step.accuracy.first} with "
+                      "patience 1."),
     ],
 }
 """Sentences by study and protocol; one that names a figure which a result file lacks is left out."""

@@ -1,0 +1,95 @@
+"""The context-vector recurrence against its bare matrix-vector products, and the parallel cache against the recurrence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Row, added_memory, in_turn, median_ratio
+from offramp.models.context_stream import Recurrence, parallel, previous_contexts, sequential
+from offramp.models.context_vector import ContextVectorConfig, ContextVectorLM
+from offramp.states.contexts import write_contexts
+
+VOCABULARY, LAYERS, PAIRS = 1024, 6, 5
+SIZES = {"published": (768, 200), "study": (48, 2000)}
+"""Width and steps."""
+CACHED = (48, 20_000)
+"""Width, and tokens of one document: what the parallel pass and the recurrence each make a cache of."""
+
+
+def run() -> Iterator[Row]:
+    for name, (width, steps) in SIZES.items():
+        for token_input in ("all", "first") if name == "published" else ("all",):
+            net = model(width, token_input)
+            tokens, begins = stream(steps)
+            recurrence, x = Recurrence(net.context_block), torch.zeros(steps, 1, width)
+            ours, bare = in_turn(lambda: list(sequential(net, tokens, begins)), lambda: products(recurrence, x), PAIRS)  # noqa: B023
+            yield Row(f"context_step_over_products_{name}_{token_input}", median_ratio(ours, bare), "x time",
+                      "<= 1.5" if name == "published" else None,
+                      f"the bare matrix products: of the tokens at once, of the context one token after the other; width {width}, "
+                      f"{LAYERS} layers, {steps} steps of one document", PAIRS)
+    yield parallel_cache()
+    yield memory()
+
+
+def model(width: int, token_input: str = "all") -> ContextVectorLM:
+    torch.manual_seed(0)
+    return ContextVectorLM(ContextVectorConfig(VOCABULARY, width, width, LAYERS, token_input))
+
+
+def stream(tokens: int) -> tuple[Tensor, Tensor]:
+    begins = torch.zeros(tokens, dtype=torch.bool)
+    begins[0] = True
+    return torch.randint(VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(0)), begins
+
+
+def products(recurrence: Recurrence, x: Tensor) -> None:
+    """The matrix products that no recurrence can do without, into buffers: of tokens x (T, 1, E) all at once, then step by step
+    each layer's matrix times a context."""
+    works = [(torch.zeros(1, len(step.matrix)), step.matrix, torch.empty(1, step.matrix.shape[1])) for step in recurrence.steps]
+    with torch.inference_mode():
+        for step in recurrence.steps:
+            if step.token_weight is not None:
+                torch.mm(x[:, 0], step.token_weight.T)
+        for _ in range(len(x)):
+            for context, matrix, out in works:
+                torch.mm(context, matrix, out=out)
+
+
+def parallel_cache() -> Row:
+    width, length = CACHED
+    net, (tokens, begins) = model(width), stream(length)
+    contexts = torch.cat([outputs[-1] for outputs in sequential(net, tokens, begins)])
+    with TemporaryDirectory() as folder:
+        def cache(parts: Iterator[list[Tensor]], name: str) -> None:
+            write_contexts(Path(folder, name), tokens, begins, parts, {})
+
+        by_pass, by_step = in_turn(lambda: cache(parallel(net, tokens, previous_contexts(contexts, begins)), "parallel"),
+                                   lambda: cache(sequential(net, tokens, begins), "sequential"), 3)
+    return Row("context_parallel_cache", median_ratio(by_step, by_pass), "x speed", ">= 10",
+               f"the recurrence; {length} tokens of one document, width {width}, {LAYERS} layers, written to disk by both", 3)
+
+
+def memory() -> Row:
+    width, length = CACHED
+
+    def added(tokens: int) -> float:
+        return added_memory(
+            "from pathlib import Path; from tempfile import TemporaryDirectory\n"
+            "from benchmarks.context_vectors import model, stream\n"
+            "from offramp.models.context_stream import parallel\n"
+            "from offramp.states.contexts import write_contexts\n"
+            f"net, folder = model({width}), TemporaryDirectory()\n"
+            f"def cache(tokens):\n    given = stream(tokens)\n"
+            f"    write_contexts(Path(folder.name, 'c'), *given, parallel(net, given[0], torch.zeros(tokens, {width})), {{}})\n"
+            "cache(100)\n",
+            f"cache({tokens})")
+
+    small, large = added(10 * length), added(40 * length)
+    contexts = 30 * length * width * 4 / 2**20  # of one layer, float32: what phase 1 holds anyway
+    return Row("context_cache_memory_4x_tokens", (large - contexts) / small, "x added memory", "<= 1.25",
+               f"a cache of a quarter of the tokens ({small:.0f} MiB added), without the contexts of one layer that are its input", 1)
