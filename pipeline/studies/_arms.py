@@ -8,8 +8,11 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from offramp.errors import UserError
 from offramp.report.claims import number
@@ -26,17 +29,27 @@ PUBLISHED_SEED = 42
 Found = TypeVar("Found")
 
 
-def run_arms(train: Callable[..., Found], jobs: Sequence[tuple[Any, ...]], processes: int = PROCESSES) -> list[Found]:
+def run_arms(train: Callable[..., Found], jobs: Sequence[tuple[Any, ...]], processes: int = PROCESSES,
+             cost: Callable[..., float] | None = None) -> list[Found]:
     """``train(*job)`` of every job, in their order; ``processes`` at a time, each with one thread.
 
+    Those of the highest ``cost(*job)``, in any unit, begin first, so that no process is idle beside a long one at the end.
     ``train`` is a function of a module and must draw from generators that it seeds itself: then no job's result depends
     on the others, or on which process ran it.
     """
     setup("cpu", 1)
+    bar = partial(tqdm, desc=train.__name__.strip("_"), total=len(jobs), unit="arm", disable=None)
     if min(processes, len(jobs)) <= 1:
-        return [train(*job) for job in jobs]
+        return [train(*job) for job in bar(jobs)]
+    order = sorted(range(len(jobs)), key=lambda place: -cost(*jobs[place])) if cost else list(range(len(jobs)))
     with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs)), setup, ("cpu", 1)) as pool:
-        return pool.starmap(train, jobs, chunksize=1)
+        found = dict(bar(pool.imap_unordered(_placed, [(place, train, jobs[place]) for place in order])))
+    return [found[place] for place in range(len(jobs))]
+
+
+def _placed(job: tuple[int, Callable[..., Found], tuple[Any, ...]]) -> tuple[int, Found]:
+    place, train, given = job
+    return place, train(*given)
 
 
 @dataclass

@@ -95,7 +95,8 @@ def trained(text: StudyText, arms: Sequence[str], root: Path = Path("."),
             seeds: Sequence[int] = SEEDS) -> dict[tuple[str, str], Trained]:
     """Models by (size, arm), trained where they are not found."""
     jobs = [(text, size, arm, root, tuple(seeds)) for size in SIZES_OF[text.corpus] for arm in arms]
-    run_arms(_make, [job for job in jobs if _found(*job) is None], PROCESSES)
+    run_arms(_make, [job for job in jobs if _found(*job) is None], PROCESSES,
+             cost=lambda _, size, arm, *__: SETTINGS["updates"][size] * ARMS[arm].layers)
     return {(job[1], job[2]): _read(_found(*job), job[2]) for job in jobs}
 
 

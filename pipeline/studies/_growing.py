@@ -144,9 +144,9 @@ class Task:
 def train_all(tasks: Mapping[str, Task], processes: int = PROCESSES) -> dict[str, dict[str, ArmLooks]]:
     """All arms of all tasks, by task and name. First what arms begin with, once where several begin alike, then the rest."""
     starts = {(name, arm.start): (arm, task) for name, task in tasks.items() for arm in task.arms.values()}
-    started = dict(zip(starts, run_arms(_first_stage, list(starts.values()), processes)))
+    started = dict(zip(starts, run_arms(_first_stage, list(starts.values()), processes, _planned)))
     rest = {(name, key): (arm, started[name, arm.start], task) for name, task in tasks.items() for key, arm in task.arms.items()}
-    found = dict(zip(rest, run_arms(_later_stages, list(rest.values()), processes)))
+    found = dict(zip(rest, run_arms(_later_stages, list(rest.values()), processes, lambda arm, _, task: _planned(arm, task))))
     return {name: {key: found[name, key] for key in task.arms} for name, task in tasks.items()}
 
 
@@ -231,6 +231,10 @@ def planned_flops(arm: Arm, text: Characters, plan: Plan) -> float:
     stages = zip(arm.schedule.stages(), plan.looks(arm.schedule))
     return sum(looks * plan.batches_per_look * stage_flops(stage, arm.objective, text.vocab_size)
                for stage, looks in stages if stage.name != "fine-tune")
+
+
+def _planned(arm: Arm, task: Task) -> float:
+    return planned_flops(arm, task.text, task.plan)
 
 
 def stage_flops(stage: Stage, objective: str, vocab_size: int) -> int:

@@ -143,6 +143,11 @@ def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any]
     return out
 
 
+def _layer_updates(text: StudyText, size: str, arm: str, settings: dict[str, Any], seeds: Sequence[int]) -> float:
+    """What an arm costs to train, roughly."""
+    return layers(arm) * settings["updates_8" if layers(arm) == 8 else "updates"][size]
+
+
 def derived(nll: dict[str, float]) -> dict[str, float]:
     """What follows from the losses of all arms."""
     return differences(nll, PAIRS) | gains({arm: value for arm, value in nll.items() if layers(arm) == LAYERS}, "standard")
@@ -159,7 +164,7 @@ def run(text: StudyText, protocol: str, arms: Sequence[str], settings: dict[str,
         jobs = [(text, size, arm, settings["corrected"], seeds) for size in SIZES_OF[text.corpus] for arm in arms
                 if size != "500k" or arm not in SMALL_TEXT_ONLY]
         by_size: dict[str, dict[str, Compared]] = {size: {} for size in SIZES_OF[text.corpus]}
-        for (_, size, arm, *_), one in zip(jobs, run_arms(corrected_arm, jobs)):
+        for (_, size, arm, *_), one in zip(jobs, run_arms(corrected_arm, jobs, cost=_layer_updates)):
             by_size[size][arm] = one
         outcome.corrected = corrected_values(by_size, len(seeds), derived)
         outcome.figures["learning_curves"] = learning_curves(by_size)

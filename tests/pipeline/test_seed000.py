@@ -63,7 +63,7 @@ def small(tmp_path_factory):
     path.write_text("\n".join(["subject\tforward\tobject\tbackward", *(f"a{place}\tis\tb{place}\tis" for place in range(8))]))
     with pytest.MonkeyPatch.context() as patch:
         for study in STUDIES.values():
-            patch.setattr(study, "run_arms", lambda train, jobs: [train(*job) for job in jobs])
+            patch.setattr(study, "run_arms", lambda train, jobs, **_: [train(*job) for job in jobs])
         for module in (_selective, reversal):
             patch.setattr(module, "PAIRS", path)
         yield

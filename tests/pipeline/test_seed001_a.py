@@ -109,7 +109,7 @@ def test_own_text_has_its_own_digest_and_is_used_whole(files, tmp_path):
 def test_arms_give_the_same_in_any_order_and_number_of_processes(files):
     text = own_text(**files)
     jobs = [(text, "own", arm, {"updates": {"own": 2}, "looks": {"own": 1}}, (0, 1)) for arm in ("irt", "standard")]
-    forth = run_arms(iterated_refinement.corrected_arm, jobs, processes=2)
+    forth = run_arms(iterated_refinement.corrected_arm, jobs, processes=2, cost=lambda _, size, arm, *__: len(arm))
     back = run_arms(iterated_refinement.corrected_arm, jobs[::-1], processes=1)[::-1]
     assert forth == back
 
@@ -140,7 +140,7 @@ def claimed(study: str, corrected_ones: bool) -> set[str]:
 @pytest.mark.parametrize("study", [iterated_refinement, layer_supervision])
 def test_a_study_leaves_what_claims_ask_for(study, files, monkeypatch):
     text = own_text(**files)
-    monkeypatch.setattr(study, "run_arms", lambda train, jobs: run_arms(train, jobs, processes=1))
+    monkeypatch.setattr(study, "run_arms", lambda train, jobs, **_: run_arms(train, jobs, processes=1))
     found = study.run(text, "corrected", list(study.ARMS), TINY, seeds=(0, 1))
     assert found.published is None and len(found.corrected) == 2
     wanted = {key.removeprefix("20k.") for key in claimed(study.STUDY, corrected_ones=True) if ".e" not in key}

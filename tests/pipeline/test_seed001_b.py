@@ -46,7 +46,7 @@ def published_text() -> StudyText:
 def one_process():
     with pytest.MonkeyPatch.context() as patch:
         for study in (caches, memory):
-            patch.setattr(study, "run_arms", lambda train, jobs: [train(*job) for job in jobs])
+            patch.setattr(study, "run_arms", lambda train, jobs, **_: [train(*job) for job in jobs])
         yield
 
 

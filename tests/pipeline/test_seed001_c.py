@@ -42,7 +42,7 @@ def small(monkeypatch):
     """One process, models of width 16, and little of the pangram."""
     monkeypatch.setattr(_growth_study, "published_1b", lambda: replace(
         published_1b(), splits={split: ids[: 16 * 64 + 1] for split, ids in published_1b().splits.items()}))
-    monkeypatch.setattr(_growing, "run_arms", lambda train, jobs, processes: [train(*job) for job in jobs])
+    monkeypatch.setattr(_growing, "run_arms", lambda train, jobs, *_: [train(*job) for job in jobs])
     for name, size in {"WIDTH": 16, "HEADS": 2, "FFN_WIDTH": 64}.items():
         monkeypatch.setattr(_growing, name, size)
 

@@ -55,7 +55,7 @@ def small():
         counted = [f"full_{name}.{token_input}" for name in ("parameters", "trained") for token_input in ("all", "first")]
         patch.setattr(inputs, "full_size", lambda: dict.fromkeys(counted, 1.0))  # tests/models/test_context_vector.py counts them
         for study in STUDIES.values():
-            patch.setattr(study, "run_arms", lambda train, jobs: [train(*job) for job in jobs])
+            patch.setattr(study, "run_arms", lambda train, jobs, **_: [train(*job) for job in jobs])
         yield
 
 

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from offramp.models.context_vector import ContextBlock, ContextLayer, ContextVectorLM
 
 TOGETHER = 65_536
-"""Tokens of one part of a stream: what exists at one time besides the contexts themselves."""
+"""Tokens of one part of the recurrence: the more, the more documents run side by side."""
+PASS = 8_192
+"""Tokens of one part of a parallel pass: enough for matrix products at full speed, few enough that all layers stay small."""
 STEPS = 256
 """Steps whose token terms are computed ahead."""
 
@@ -41,7 +43,7 @@ def previous_contexts(contexts: Tensor, begins: Tensor, wrap: bool = False) -> T
 
 
 @torch.no_grad()
-def parallel(model: ContextVectorLM, tokens: Tensor, previous: Tensor, together: int = TOGETHER) -> Iterator[list[Tensor]]:
+def parallel(model: ContextVectorLM, tokens: Tensor, previous: Tensor, together: int = PASS) -> Iterator[list[Tensor]]:
     """Outputs (n, d_i) of all layers for tokens (N,) whose contexts before them are ``previous`` (N, D), part by part."""
     for x, context in zip(tokens.split(together), previous.split(together)):
         yield model.context_block(context, model.embed(x))

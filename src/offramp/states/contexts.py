@@ -23,6 +23,8 @@ from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
 from offramp.states.store import States, StatesWriter
 
 KIND = "contexts"
+SHARD = 65_536
+"""Tokens of one shard, of every layer: what a reader holds at one time."""
 
 
 def stream_digest(tokens: Tensor, begins: Tensor) -> str:
@@ -33,8 +35,10 @@ def stream_digest(tokens: Tensor, begins: Tensor) -> str:
 
 
 def write_contexts(path: Path, tokens: Tensor, begins: Tensor, parts: Iterable[Sequence[Tensor]], params: dict[str, Any],
-                   inputs: dict[str, Artifact] | None = None, dtype: str = "float16") -> Artifact:
-    """Write ``parts``, which hold outputs (n, d_i) of all layers for consecutive tokens, as a shard each.
+                   inputs: dict[str, Artifact] | None = None, dtype: str = "float16", shard: int = SHARD) -> Artifact:
+    """Write ``parts``, which hold outputs (n, d_i) of all layers for consecutive tokens, in shards of at most ``shard`` tokens.
+
+    A part is never cut: where one is larger, so is its shard.
 
     UserError where they are not as many as the tokens, or do not fit ``dtype``.
     """
@@ -44,11 +48,12 @@ def write_contexts(path: Path, tokens: Tensor, begins: Tensor, parts: Iterable[S
         for outputs in parts:
             here = slice(written, written + len(outputs[0]))
             if not writers:
-                writers = [StatesWriter(_folder(out.path, layer), 1, dtype, len(outputs[0])) for layer in range(len(outputs))]
+                writers = [StatesWriter(_folder(out.path, layer), 1, dtype, shard) for layer in range(len(outputs))]
             columns = {"token": tokens[here].numpy(), "begins": begins[here].numpy()}
             for writer, output in zip(writers, outputs, strict=True):
                 writer.add(columns, [output])
             written = here.stop
+            del outputs, output  # before the next part is made
         for writer in writers:
             writer.close()
         if written != len(tokens):
