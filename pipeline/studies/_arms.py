@@ -6,7 +6,8 @@ import argparse
 import logging
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,8 @@ SEEDS: list[int] = study_params("ensembles")["seeds"]
 """Of the corrected protocol."""
 PUBLISHED_SEED = 42
 
-Found = TypeVar("Found")
+Found, Other = TypeVar("Found"), TypeVar("Other")
+Key, Name = TypeVar("Key", bound=Hashable), TypeVar("Name", bound=Hashable)
 
 
 def run_arms(train: Callable[..., Found], jobs: Sequence[tuple[Any, ...]], processes: int = PROCESSES,
@@ -38,13 +40,56 @@ def run_arms(train: Callable[..., Found], jobs: Sequence[tuple[Any, ...]], proce
     on the others, or on which process ran it.
     """
     setup("cpu", 1)
-    bar = partial(tqdm, desc=train.__name__.strip("_"), total=len(jobs), unit="arm", disable=None)
+    order = sorted(range(len(jobs)), key=lambda place: -cost(*jobs[place])) if cost else range(len(jobs))
+    work = [(place, train, jobs[place]) for place in order]
+    bar = partial(tqdm, total=len(jobs), unit="arm", disable=None)
     if min(processes, len(jobs)) <= 1:
-        return [train(*job) for job in bar(jobs)]
-    order = sorted(range(len(jobs)), key=lambda place: -cost(*jobs[place])) if cost else list(range(len(jobs)))
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs)), setup, ("cpu", 1)) as pool:
-        found = dict(bar(pool.imap_unordered(_placed, [(place, train, jobs[place]) for place in order])))
+        found = dict(_placed(job) for job in bar(work))
+    else:
+        with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs)), setup, ("cpu", 1)) as pool:
+            found = dict(bar(pool.imap_unordered(_placed, work)))
     return [found[place] for place in range(len(jobs))]
+
+
+def both_protocols(published: Callable[..., Found], published_jobs: Sequence[tuple[Any, ...]],
+                   corrected: Callable[..., Other], corrected_jobs: Sequence[tuple[Any, ...]],
+                   cost: Callable[..., float] | None = None) -> tuple[list[Found], list[Other]]:
+    """``run_arms`` of both at once, ``cost`` that of corrected jobs; published arms, of one seed and shorter, begin last."""
+    jobs = [(published, *job) for job in published_jobs] + [(corrected, *job) for job in corrected_jobs]
+
+    def dearest(train: Callable[..., Any], *job: Any) -> float:
+        if train is published:
+            return 0.0
+        return cost(*job) if cost else 1.0
+
+    found = run_arms(call, jobs, cost=dearest)
+    return found[: len(published_jobs)], found[len(published_jobs) :]
+
+
+def run_chains(first: Callable[..., Found], starts: Mapping[Key, tuple[Any, ...]], later: Callable[..., Other],
+               chains: Mapping[Name, tuple[Key, tuple[Any, ...]]], processes: int = PROCESSES) -> dict[Name, Other]:
+    """``later(first(*start), *job)`` of every chain, a key of ``starts`` and a job; each start runs once.
+
+    As ``run_arms`` does it, but no chain waits for other starts than its own. Starts and chains begin in their order.
+    """
+    setup("cpu", 1)
+    if processes <= 1:
+        made = {key: first(*job) for key, job in starts.items()}
+        return {name: later(made[key], *job) for name, (key, job) in chains.items()}
+    with (tqdm(total=len(chains), unit="arm", disable=None) as bar,
+          ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), setup, ("cpu", 1)) as pool):
+        keys = {pool.submit(first, *job): key for key, job in starts.items()}
+        running: dict[Name, Future[Other]] = {}
+        for begun in as_completed(keys):
+            for name, (key, job) in chains.items():
+                if key == keys[begun]:
+                    running[name] = pool.submit(later, begun.result(), *job)
+                    running[name].add_done_callback(lambda _: bar.update())
+        return {name: running[name].result() for name in chains}
+
+
+def call(train: Callable[..., Found], *job: Any) -> Found:
+    return train(*job)
 
 
 def _placed(job: tuple[int, Callable[..., Found], tuple[Any, ...]]) -> tuple[int, Found]:

@@ -15,7 +15,7 @@ Cut against the seed: 180 updates on 20,000 characters (9 epochs; of its models 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from offramp.nn.init import truncated_normal
 from offramp.training.confidence_routing import loss_weights, routed_objective
 from offramp.training.ensemble import Ensemble, batch_flops, fit, mean_nll
 from offramp.training.objectives import Objective, from_logits
-from pipeline.studies._arms import PROCESSES, SEEDS, run_arms
+from pipeline.studies._arms import PROCESSES, SEEDS, Found, run_arms
 from pipeline.studies._characters import BATCH_SIZE, SIZES_OF, WINDOW, Characters, corrected
 from pipeline.studies._made import find, folder
 from pipeline.studies._results import study_params
@@ -183,6 +183,16 @@ def train_as_published(data: Characters, arm: str, seed: int, linear_std: float 
     last = ensemble.member(0)
     ensemble.restore(best.weights)
     return Run(ensemble.member(0).eval(), last.eval(), found.best_look, found.curve)
+
+
+def published_runs(data: Characters, arms: Sequence[str], seed: int) -> dict[str, Run]:
+    """Those of experiments 10 and 11, whose linear weights start at 1 / sqrt(width)."""
+    return dict(zip(arms, run_arms(train_as_published, [(data, arm, seed, None) for arm in arms], PROCESSES)))
+
+
+def evaluated(evaluate: Callable[..., Found], jobs: Sequence[tuple[Any, ...]]) -> list[Found]:
+    """``evaluate(*job)`` of every job, a size's models of one arm or one seed."""
+    return run_arms(evaluate, jobs, PROCESSES)
 
 
 class _Best:

@@ -24,7 +24,7 @@ from offramp.nn.init import truncated_normal
 from offramp.training.ensemble import AS_PUBLISHED, Ensemble, Weights, batch_flops, fit, mean_nll
 from offramp.training.growth import Schedule, Stage, begin
 from offramp.training.objectives import Objective, named
-from pipeline.studies._arms import PROCESSES, run_arms
+from pipeline.studies._arms import PROCESSES, run_chains
 from pipeline.studies._characters import BATCH_SIZE, WINDOW, Characters
 
 WIDTH, HEADS, FFN_WIDTH, STD = 64, 4, 256, 0.02
@@ -142,11 +142,14 @@ class Task:
 
 
 def train_all(tasks: Mapping[str, Task], processes: int = PROCESSES) -> dict[str, dict[str, ArmLooks]]:
-    """All arms of all tasks, by task and name. First what arms begin with, once where several begin alike, then the rest."""
-    starts = {(name, arm.start): (arm, task) for name, task in tasks.items() for arm in task.arms.values()}
-    started = dict(zip(starts, run_arms(_first_stage, list(starts.values()), processes, _planned)))
-    rest = {(name, key): (arm, started[name, arm.start], task) for name, task in tasks.items() for key, arm in task.arms.items()}
-    found = dict(zip(rest, run_arms(_later_stages, list(rest.values()), processes, lambda arm, _, task: _planned(arm, task))))
+    """All arms of all tasks, by task and name. What several arms begin with alike is trained once."""
+    arms = {(name, key): (arm, task) for name, task in tasks.items() for key, arm in task.arms.items()}
+    arms = dict(sorted(arms.items(), key=lambda item: -_planned(*item[1])))
+    # what others wait for comes before what is trained from scratch
+    starts = {(name, arm.start): (arm, task) for (name, _), (arm, task) in arms.items()}
+    starts = dict(sorted(starts.items(), key=lambda item: len(item[1][0].schedule.stages()) == 1))
+    chains = {(name, key): ((name, arm.start), (arm, task)) for (name, key), (arm, task) in arms.items()}
+    found = run_chains(_first_stage, starts, _later_stages, chains, processes)
     return {name: {key: found[name, key] for key in task.arms} for name, task in tasks.items()}
 
 
@@ -166,7 +169,7 @@ def _first_stage(arm: Arm, task: Task) -> Started:
     return Started(looks, ensemble.snapshot(), last)
 
 
-def _later_stages(arm: Arm, started: Started, task: Task) -> ArmLooks:
+def _later_stages(started: Started, arm: Arm, task: Task) -> ArmLooks:
     schedule = arm.schedule
     ensemble = Ensemble(lambda seed: build(schedule.start, task.text.vocab_size), task.plan.seeds)
     ensemble.restore(started.best if schedule.goes_on_from == "best" else started.last)

@@ -26,9 +26,10 @@ from pipeline.studies._depth import (
     LOSSES,
     SETTINGS,
     SHALLOW,
+    evaluated,
     prefixed,
     protocol_of,
-    train_as_published,
+    published_runs,
     trained,
 )
 from pipeline.studies._exits import (
@@ -57,8 +58,7 @@ RANDOM_SEED = 0
 
 def run_published(arms: list[str]) -> Outcome:
     data, values, found = published_1b(), {}, {}
-    for arm in arms:
-        run = train_as_published(data, arm, PUBLISHED_SEED, None)
+    for arm, run in published_runs(data, arms, PUBLISHED_SEED).items():
         statistics = layer_statistics(run.best, *data.windows("validation"))
         depth = len(statistics.loss)
         found[arm] = as_published(statistics, SHALLOW if arm == "routed" else depth, SETTINGS["threshold"])
@@ -81,22 +81,27 @@ def run_published(arms: list[str]) -> Outcome:
 def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
     """Trains the models of experiment 11 on the way, so that each study finds what it needs."""
     models = trained(text, [*arms, *LOSSES] if set(arms) == set(ARMS) else arms, root)
+    sizes = SIZES_OF[text.corpus]
+    jobs = [(text, size, *({arm: getattr(models[size, arm], limit)[seed] for arm in arms} for limit in ("models", "flops_models")))
+            for size in sizes for seed in range(len(SEEDS))]
     seeds: list[dict[str, float]] = [{} for _ in SEEDS]
-    for size in SIZES_OF[text.corpus]:
-        data = corrected(text, size)
-        calibration, test = data.windows("calibration"), data.windows("test")
-        for start, attribute in (("", "models"), ("flops.", "flops_models")):
-            own: dict[str, list[BlockwiseLM]] = {arm: getattr(models[size, arm], attribute) for arm in arms}
-            for seed, values in enumerate(seeds):
-                of_seed = {arm: members[seed] for arm, members in own.items()}
-                values |= prefixed(f"{size}.{start}", seed_values(of_seed, calibration, test, SETTINGS["threshold"]))
-        for seed, values in enumerate(seeds):
-            if "routed" in arms:
-                values |= prefixed(f"{size}.", curve_values(models[size, "routed"].models[seed], calibration, test))
+    for place, found in enumerate(evaluated(size_values, jobs)):
+        seeds[place % len(SEEDS)] |= prefixed(f"{jobs[place][1]}.", found)
+    for values in seeds:
+        for size in sizes:
             for arm in arms:
                 values |= {f"{size}.updates.{arm}": models[size, arm].updates["updates"],
                            f"{size}.flops.updates.{arm}": models[size, arm].updates["flops"]}
-    return Outcome(None, seeds, report(seeds, SIZES_OF[text.corpus], arms))
+    return Outcome(None, seeds, report(seeds, sizes, arms))
+
+
+def size_values(text: StudyText, size: str, models: dict[str, BlockwiseLM], flops_models: dict[str, BlockwiseLM]) -> dict[str, float]:
+    """All figures of one seed's models of one size of text, those of equal FLOPs under ``flops.``."""
+    data = corrected(text, size)
+    calibration, test = data.windows("calibration"), data.windows("test")
+    out = seed_values(models, calibration, test, SETTINGS["threshold"])
+    out |= prefixed("flops.", seed_values(flops_models, calibration, test, SETTINGS["threshold"]))
+    return out | (curve_values(models["routed"], calibration, test) if "routed" in models else {})
 
 
 def seed_values(models: dict[str, BlockwiseLM], calibration: Windows, test: Windows, threshold: float) -> dict[str, float]:

@@ -29,6 +29,7 @@ from pipeline.studies._curves import panels_figure
 from pipeline.studies._depth import (
     SETTINGS,
     SHARED,
+    evaluated,
     prefixed,
     protocol_of,
     train_as_published,
@@ -93,9 +94,8 @@ def run_published() -> Outcome:
 def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
     seeds: list[dict[str, float]] = []
     curves: dict[str, dict[str, list[Any]]] = {}
-    for (size, arm), made in trained(text, arms, root).items():
-        data = corrected(text, size)
-        found = [model_values(model, data.windows("calibration"), data.windows("test")) for model in made.models]
+    models = trained(text, arms, root)
+    for (size, arm), found in zip(models, evaluated(arm_values, [(text, size, made.models) for (size, _), made in models.items()])):
         seeds = seeds or [{} for _ in found]
         for values, (more, _) in zip(seeds, found):
             values |= prefixed(f"{size}." if arm == "four_layers" else f"{size}.{arm}.", more)
@@ -106,6 +106,12 @@ def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> O
 
 Curves = dict[str, dict[float, float]]
 """By what is measured, its value by share of tokens that leave."""
+
+
+def arm_values(text: StudyText, size: str, models: list[BlockwiseLM]) -> list[tuple[dict[str, float], Curves]]:
+    """``model_values`` of every seed."""
+    data = corrected(text, size)
+    return [model_values(model, data.windows("calibration"), data.windows("test")) for model in models]
 
 
 def model_values(model: BlockwiseLM, calibration: Windows, test: Windows) -> tuple[dict[str, float], Curves]:

@@ -30,7 +30,7 @@ from offramp.models.recursive import RecursiveConfig, RecursiveLM
 from offramp.training.lagged import head_nll
 from offramp.training.objectives import Objective, named
 from offramp.training.segments import segments_objective
-from pipeline.studies._arms import PUBLISHED_SEED, SEEDS, Outcome, run_arms, study_main
+from pipeline.studies._arms import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
 from pipeline.studies._characters import SIZES_OF, WINDOW, Characters, corrected, published_1a
 from pipeline.studies._comparison import (
     FFN_WIDTH,
@@ -161,15 +161,18 @@ def derived(nll: dict[str, float]) -> dict[str, float]:
 def run(text: StudyText, protocol: str, arms: Sequence[str], settings: dict[str, Any] = SETTINGS,
         seeds: Sequence[int] = tuple(SEEDS)) -> Outcome:
     """Both protocols on one text; text of one's own has the corrected one alone."""
-    outcome = Outcome()
+    outcome, published_jobs, jobs = Outcome(), [], []
     if protocol in ("published", "both") and text.corpus != "own":
-        found = run_arms(published_arm, [(text, arm, settings["published"]) for arm in arms])
-        outcome.published = published_values(found, arms, derived)
+        published_jobs = [(text, arm, settings["published"]) for arm in arms]
     if protocol in ("corrected", "both"):
         jobs = [(text, size, arm, settings["corrected"], seeds) for size in SIZES_OF[text.corpus] for arm in arms
                 if size != "500k" or arm in LEVELS]
+    published, found = both_protocols(published_arm, published_jobs, corrected_arm, jobs)
+    if published_jobs:
+        outcome.published = published_values(published, [arm for _, arm, _ in published_jobs], derived)
+    if jobs:
         by_size: dict[str, dict[str, Compared]] = {size: {} for _, size, *_ in jobs}
-        for (_, size, arm, *_), one in zip(jobs, run_arms(corrected_arm, jobs)):
+        for (_, size, arm, *_), one in zip(jobs, found):
             by_size[size][arm] = one
         outcome.corrected = corrected_values(by_size, len(seeds), derived)
         outcome.figures["learning_curves"] = learning_curves(by_size)

@@ -36,6 +36,7 @@ from pipeline.studies._depth import (
     SETTINGS,
     SHARED,
     Trained,
+    evaluated,
     prefixed,
     protocol_of,
     train_as_published,
@@ -100,8 +101,8 @@ def run_published() -> Outcome:
 def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
     models = trained(text, arms, root)
     seeds: list[dict[str, float]] = []
-    for (size, arm), made in models.items():
-        found = arm_values(text, size, made)
+    jobs = [(text, size, made) for (size, _), made in models.items()]
+    for (size, arm), found in zip(models, evaluated(arm_values, jobs)):
         seeds = seeds or [{} for _ in found]
         for values, more in zip(seeds, found):
             values |= prefixed(f"{size}." if arm == "four_layers" else f"{size}.{arm}.", more)

@@ -25,9 +25,10 @@ from pipeline.studies._depth import (
     LOSSES,
     SETTINGS,
     SHALLOW,
+    evaluated,
     prefixed,
     protocol_of,
-    train_as_published,
+    published_runs,
     trained,
 )
 from pipeline.studies._exits import (
@@ -89,8 +90,7 @@ def swept(arm: str, ways: dict[float, Any]) -> dict[str, float]:
 
 def run_published(arms: list[str]) -> Outcome:
     data, values, last = published_1b(), {}, {}
-    for arm in arms:
-        run = train_as_published(data, arm, PUBLISHED_SEED, None)
+    for arm, run in published_runs(data, arms, PUBLISHED_SEED).items():
         best, last[arm] = (layer_statistics(model, *data.windows("validation")) for model in (run.best, run.last))
         headline = as_published(best, SHALLOW, SETTINGS["threshold"])
         values |= {f"ppl.{arm}": headline.ppl, f"accuracy.{arm}": headline.accuracy, f"shallow.{arm}": headline.shallow,
@@ -102,23 +102,28 @@ def run_published(arms: list[str]) -> Outcome:
 
 def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
     models = trained(text, arms, root)
+    sizes = SIZES_OF[text.corpus]
+    jobs = [(text, size, {arm: models[size, arm].models[seed] for arm in arms}) for size in sizes for seed in range(len(SEEDS))]
     seeds: list[dict[str, float]] = [{} for _ in SEEDS]
     panels = {}
-    for size in SIZES_OF[text.corpus]:
-        data = corrected(text, size)
-        calibration, test = data.windows("calibration"), data.windows("test")
-        first_seed: dict[str, LayerStatistics] = {}
-        for seed, values in enumerate(seeds):
-            own: dict[str, float] = {}
-            for arm in arms:
-                found = layer_statistics(models[size, arm].models[seed], *test)
-                own |= model_values(models[size, arm].models[seed], arm, calibration, test) | confidence_values(found, arm)
-                if seed == 0:
-                    first_seed[arm] = found
-            values |= prefixed(f"{size}.", own | compared(own))
-        panels[f"{size} characters"] = first_seed
-    figures = {"reliability": reliability_figure(panels), "exits": exit_table(seeds, SIZES_OF[text.corpus], arms)}
+    for place, (values, statistics) in enumerate(evaluated(seed_values, jobs)):
+        size, seed = jobs[place][1], place % len(SEEDS)
+        seeds[seed] |= prefixed(f"{size}.", values)
+        if seed == 0:
+            panels[f"{size} characters"] = statistics
+    figures = {"reliability": reliability_figure(panels), "exits": exit_table(seeds, sizes, arms)}
     return Outcome(None, seeds, figures)
+
+
+def seed_values(text: StudyText, size: str, models: dict[str, BlockwiseLM]) -> tuple[dict[str, float], dict[str, LayerStatistics]]:
+    """All figures of one seed's models of one size of text, and what their layers make of the test text."""
+    data = corrected(text, size)
+    calibration, test = data.windows("calibration"), data.windows("test")
+    own: dict[str, float] = {}
+    found = {arm: layer_statistics(model, *test) for arm, model in models.items()}
+    for arm, model in models.items():
+        own |= model_values(model, arm, calibration, test) | confidence_values(found[arm], arm)
+    return own | compared(own), found
 
 
 def model_values(model: BlockwiseLM, arm: str, calibration: Windows, test: Windows) -> dict[str, float]:

@@ -35,7 +35,7 @@ from offramp.models.infini import InfiniConfig, InfiniLM
 from offramp.training.ensemble import AS_PUBLISHED, Ensemble
 from offramp.training.objectives import Carried, Objective, cross_entropy
 from offramp.training.streams import streams_nll, train_streams
-from pipeline.studies._arms import PUBLISHED_SEED, SEEDS, Outcome, run_arms, study_main
+from pipeline.studies._arms import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
 from pipeline.studies._characters import (
     BATCH_SIZE,
     SIZES,
@@ -227,16 +227,18 @@ def derived(nll: dict[str, float]) -> dict[str, float]:
 def run(text: StudyText, protocol: str, arms: Sequence[str], settings: dict[str, Any] = SETTINGS,
         seeds: Sequence[int] = tuple(SEEDS)) -> Outcome:
     """Both protocols on one text; text of one's own has the corrected one alone."""
-    outcome = Outcome()
+    outcome, published_jobs, jobs = Outcome(), [], []
     if protocol in ("published", "both") and text.corpus != "own":
-        chosen = [arm for arm in arms if arm in PUBLISHED_ARMS]
-        found = run_arms(published_arm, [(text, arm, settings["published"]) for arm in chosen])
-        outcome.published = published_values(found, chosen, derived)
+        published_jobs = [(text, arm, settings["published"]) for arm in arms if arm in PUBLISHED_ARMS]
     if protocol in ("corrected", "both"):
         jobs = [(text, size, arm, settings["corrected"], seeds) for size in SIZES_OF[text.corpus] for arm in arms
                 if arm in CORRECTED_ARMS and (size != "500k" or not CORRECTED_ARMS[arm].hrm)]
+    published, found = both_protocols(published_arm, published_jobs, corrected_arm, jobs)
+    if published_jobs:
+        outcome.published = published_values(published, [arm for _, arm, _ in published_jobs], derived)
+    if jobs:
         by_size: dict[str, dict[str, Compared]] = {size: {} for _, size, *_ in jobs}
-        for (_, size, arm, *_), one in zip(jobs, run_arms(corrected_arm, jobs)):
+        for (_, size, arm, *_), one in zip(jobs, found):
             by_size[size][arm] = one
         outcome.corrected = [row | _inferred_sizes(arms, by_size) for row in corrected_values(by_size, len(seeds), derived)]
         outcome.figures["learning_curves"] = learning_curves(by_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ import torch
 from offramp.errors import UserError
 from offramp.report.claims import terms
 from pipeline.studies import __main__ as studies
-from pipeline.studies import iterated_refinement, layer_supervision
-from pipeline.studies._arms import chosen_arms, run_arms, study_main
+from pipeline.studies import _arms, iterated_refinement, layer_supervision
+from pipeline.studies._arms import both_protocols, chosen_arms, run_arms, study_main
 from pipeline.studies._characters import (
     BATCH_SIZE,
     PANGRAM,
@@ -114,6 +115,23 @@ def test_arms_give_the_same_in_any_order_and_number_of_processes(files):
     assert forth == back
 
 
+def test_published_arms_begin_last_and_results_keep_their_places(monkeypatch):
+    monkeypatch.setattr(_arms, "run_arms", partial(run_arms, processes=1))
+    begun = []
+
+    def published(arm):
+        begun.append(arm)
+        return arm.upper()
+
+    def corrected(arm, size):
+        begun.append(f"{arm}{size}")
+        return size
+
+    found = both_protocols(published, [("a",), ("b",)], corrected, [("c", 1), ("d", 3), ("e", 2)], lambda arm, size: size)
+    assert found == (["A", "B"], [1, 3, 2])
+    assert begun == ["d3", "e2", "c1", "a", "b"]
+
+
 def test_unknown_arms_studies_and_halves_of_a_text_are_named(capsys, monkeypatch):
     with pytest.raises(UserError, match="'lpt' is not an arm of x; choose from a, b"):
         chosen_arms("x", ["lpt"], ["a", "b"])
@@ -140,7 +158,7 @@ def claimed(study: str, corrected_ones: bool) -> set[str]:
 @pytest.mark.parametrize("study", [iterated_refinement, layer_supervision])
 def test_a_study_leaves_what_claims_ask_for(study, files, monkeypatch):
     text = own_text(**files)
-    monkeypatch.setattr(study, "run_arms", lambda train, jobs, **_: run_arms(train, jobs, processes=1))
+    monkeypatch.setattr(_arms, "run_arms", partial(run_arms, processes=1))
     found = study.run(text, "corrected", list(study.ARMS), TINY, seeds=(0, 1))
     assert found.published is None and len(found.corrected) == 2
     wanted = {key.removeprefix("20k.") for key in claimed(study.STUDY, corrected_ones=True) if ".e" not in key}

@@ -11,6 +11,7 @@ import torch
 
 from offramp.corpus.streams import cut_streams
 from offramp.errors import UserError
+from pipeline.studies import _arms
 from pipeline.studies import hierarchy_and_lagged_caches as caches
 from pipeline.studies import segment_memory as memory
 from pipeline.studies._arms import Outcome, chosen_arms
@@ -45,8 +46,7 @@ def published_text() -> StudyText:
 @pytest.fixture(scope="module", autouse=True)
 def one_process():
     with pytest.MonkeyPatch.context() as patch:
-        for study in (caches, memory):
-            patch.setattr(study, "run_arms", lambda train, jobs, **_: [train(*job) for job in jobs])
+        patch.setattr(_arms, "run_arms", lambda train, jobs, **_: [train(*job) for job in jobs])
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def small(monkeypatch):
     """One process, models of width 16, and little of the pangram."""
     monkeypatch.setattr(_growth_study, "published_1b", lambda: replace(
         published_1b(), splits={split: ids[: 16 * 64 + 1] for split, ids in published_1b().splits.items()}))
-    monkeypatch.setattr(_growing, "run_arms", lambda train, jobs, *_: [train(*job) for job in jobs])
+    monkeypatch.setattr(_growth_study, "train_all", partial(train_all, processes=1))
     for name, size in {"WIDTH": 16, "HEADS": 2, "FFN_WIDTH": 64}.items():
         monkeypatch.setattr(_growing, name, size)
 
