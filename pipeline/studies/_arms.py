@@ -27,6 +27,9 @@ SEEDS: list[int] = study_params("ensembles")["seeds"]
 """Of the corrected protocol."""
 PUBLISHED_SEED = 42
 
+START = "fork" if sys.platform == "linux" else "spawn"
+"""Of processes: forked ones need not import torch again; nothing that they could inherit half done runs beside them here."""
+
 Found, Other = TypeVar("Found"), TypeVar("Other")
 Key, Name = TypeVar("Key", bound=Hashable), TypeVar("Name", bound=Hashable)
 
@@ -46,7 +49,7 @@ def run_arms(train: Callable[..., Found], jobs: Sequence[tuple[Any, ...]], proce
     if min(processes, len(jobs)) <= 1:
         found = dict(_placed(job) for job in bar(work))
     else:
-        with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs)), setup, ("cpu", 1)) as pool:
+        with multiprocessing.get_context(START).Pool(min(processes, len(jobs)), setup, ("cpu", 1)) as pool:
             found = dict(bar(pool.imap_unordered(_placed, work)))
     return [found[place] for place in range(len(jobs))]
 
@@ -77,7 +80,7 @@ def run_chains(first: Callable[..., Found], starts: Mapping[Key, tuple[Any, ...]
         made = {key: first(*job) for key, job in starts.items()}
         return {name: later(made[key], *job) for name, (key, job) in chains.items()}
     with (tqdm(total=len(chains), unit="arm", disable=None) as bar,
-          ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), setup, ("cpu", 1)) as pool):
+          ProcessPoolExecutor(processes, multiprocessing.get_context(START), setup, ("cpu", 1)) as pool):
         keys = {pool.submit(first, *job): key for key, job in starts.items()}
         running: dict[Name, Future[Other]] = {}
         for begun in as_completed(keys):
