@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from offramp.errors import UserError
 from offramp.report.claims import terms
 from pipeline.studies import __main__ as studies
 from pipeline.studies import _arms, iterated_refinement, layer_supervision
-from pipeline.studies._arms import both_protocols, chosen_arms, run_arms, study_main
+from pipeline.studies._arms import both_protocols, chosen_arms, run_arms, run_chains, study_main
 from pipeline.studies._characters import (
     BATCH_SIZE,
     PANGRAM,
@@ -130,6 +131,12 @@ def test_published_arms_begin_last_and_results_keep_their_places(monkeypatch):
     found = both_protocols(published, [("a",), ("b",)], corrected, [("c", 1), ("d", 3), ("e", 2)], lambda arm, size: size)
     assert found == (["A", "B"], [1, 3, 2])
     assert begun == ["d3", "e2", "c1", "a", "b"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_chain_goes_on_from_its_own_start(processes):
+    chains = {"one": ("a", (1,)), "two": ("b", (10,)), "three": ("a", (100,))}
+    assert run_chains(operator.mul, {"a": (2, 3), "b": (4, 5)}, operator.add, chains, processes) == {"one": 7, "two": 30, "three": 106}
 
 
 def test_unknown_arms_studies_and_halves_of_a_text_are_named(capsys, monkeypatch):
