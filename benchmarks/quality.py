@@ -27,9 +27,11 @@ from offramp.routing.executor import Executor, Policy
 from offramp.routing.policies import FixedExit, Scorer, ThresholdPolicy
 from offramp.routing.thresholds import HeldOut, budget_thresholds
 
-BUDGETS = (0.98, 0.94, 0.9, 0.86, 0.82, 0.78, 0.74, 0.7, 0.66, 0.5)
+BUDGETS = (0.94, 0.86, 0.8, 0.76, 0.72, 0.66, 0.5)
 """FLOPs as shares of a full-depth pass."""
-WINDOWS, BATCH, PAIRS = 192, 32, 6
+WINDOWS, BATCH, PAIRS = {"test": 192, "calibration": 96}, 32, 6
+TIMED = 16
+"""Windows of a timed pass."""
 MOST_RISE = 0.01
 """In perplexity; a choice that keeps it on calibration text and breaks it on test text counts as full depth, 1.0x."""
 COLUMNS = ("signal", "budget", "shallow_ratio", "ppl", "ppl_increase", "agreement", "bits_per_byte", "flop_saving", "wall_saving",
@@ -41,7 +43,7 @@ def run() -> Iterator[Row]:
         raise Skipped("there is no models/exits; run `make repro` first")
     data, lm, made = (open_artifact(ROOT / path, kind) for path, kind in (("data", "data"), ("models/lm", "lm"), ("models/exits", "exits")))
     exits, executor = Exits(made), Executor(load_model(lm))
-    test, calibration = (Held(executor, TokenWindows(data, split)) for split in ("test", "calibration"))
+    test, calibration = (Held(executor, TokenWindows(data, split), WINDOWS[split]) for split in ("test", "calibration"))
     num_bytes = float(token_bytes(open_tokenizer(data), data.meta["kind"])[test.target].sum())
     rows: list[dict[str, Any]] = []
     for name, budget, policy in policies(executor, exits, test.windows.window):
@@ -84,9 +86,9 @@ def policies(executor: Executor, exits: Exits, window: int) -> Iterator[tuple[st
 class Held:
     """Windows of a split, and what full depth makes of them."""
 
-    def __init__(self, executor: Executor, windows: TokenWindows):
+    def __init__(self, executor: Executor, windows: TokenWindows, count: int):
         self.executor, self.windows = executor, windows
-        self.chosen = spread_windows(len(windows), WINDOWS)
+        self.chosen = spread_windows(len(windows), count)
         self.target = torch.cat([windows.batch(part)[1].flatten() for part in self.chosen.split(BATCH)]).numpy()
         self.full = run_split(executor, windows, self.chosen, None, BATCH, torch.device("cpu"), name="full depth")
 
@@ -112,7 +114,7 @@ def told(row: dict[str, Any]) -> str:
 
 
 def wall_saving(executor: Executor, windows: TokenWindows, chosen: torch.Tensor, policy: Policy) -> float:
-    batches = [windows.batch(part) for part in chosen.split(BATCH)][:PAIRS]
+    batches = [windows.batch(part) for part in chosen.split(TIMED)][:PAIRS]
     ratios = []
     for number, batch in enumerate(batches):
         arms = (lambda: executor.run(*batch, None), lambda: executor.run(*batch, policy))  # noqa: B023

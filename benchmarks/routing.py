@@ -16,18 +16,21 @@ from offramp.routing.policies import GivenExits
 from offramp.states.statistics import Readout, predictions
 
 SHARES, PAIRS = (0.0, 0.3, 0.5, 0.7, 0.9), 9
+WIDE, WIDE_PAIRS = 1024, 5
+"""A model of four times the work per token, which has less else to do."""
 WINDOWS = 16
 """In a batch: a half and a quarter of them must still fill matrix products that run at full speed."""
 
 
 def run() -> Iterator[Row]:
-    lm = compute_bound_model()
     batch = RandomWindows(WINDOWS, 128, 8192).batch(torch.arange(WINDOWS))
-    yield from rows(lm, *batch, f"{COMPUTE_BOUND}, {WINDOWS} windows of 128", PAIRS)
+    yield from rows(compute_bound_model(), *batch, f"{COMPUTE_BOUND}, {WINDOWS} windows of 128", PAIRS)
+    size = COMPUTE_BOUND.replace("512", str(WIDE))
+    yield from rows(compute_bound_model(WIDE), *batch, f"{size}, {WINDOWS} windows of 128", WIDE_PAIRS, f"_{WIDE}")
 
 
-def rows(lm: Blockwise, tokens: Tensor, targets: Tensor, size: str, pairs: int) -> Iterator[Row]:
-    """Of a model with three exits, scoring tokens (B, T); ``size`` says in words what these are."""
+def rows(lm: Blockwise, tokens: Tensor, targets: Tensor, size: str, pairs: int, suffix: str = "") -> Iterator[Row]:
+    """Of a model with three exits, scoring tokens (B, T); ``size`` says in words what these are, ``suffix`` in the rows' names."""
     executor, last = Executor(lm), Readout(lm.readout_matrix(2))
 
     @torch.no_grad()
@@ -40,10 +43,10 @@ def rows(lm: Blockwise, tokens: Tensor, targets: Tensor, size: str, pairs: int) 
         routed, full = in_turn(lambda: executor.run(tokens, targets, policy), plain, pairs)  # noqa: B023
         ratio = median_ratio(routed, full)
         if share == 0:
-            yield Row("routed_nothing_exits", 1 / ratio, "x speed", ">= 0.97", f"blocks and last readout, no exits, {size}", pairs)
+            yield Row(f"routed_nothing_exits{suffix}", 1 / ratio, "x speed", ">= 0.97", f"blocks and last readout, no exits, {size}", pairs)
             continue
         flop_saving = 1 - executed_flops(lm, work) / full_depth_flops(lm, tokens.numel(), tokens.shape[1])
-        yield Row(f"routed_{100 * share:.0f}_exit", (1 - ratio) / flop_saving, "wall / flop saving",
+        yield Row(f"routed_{100 * share:.0f}_exit{suffix}", (1 - ratio) / flop_saving, "wall / flop saving",
                   ">= 0.85" if share >= 0.5 else None, f"flop_saving {flop_saving:.3f}, wall_saving {1 - ratio:.3f} when "
                   f"{share:.0%} leave at random, half at each of 2 exits, {size}", pairs)
 

@@ -1,4 +1,7 @@
-"""How long one more threshold takes: ``dvc exp run -S threshold=...`` in a copy of a checkout that has run."""
+"""How long one more threshold takes: ``dvc exp run -S threshold=...`` in a copy of a checkout that has run.
+
+The first one in the copy is not measured: DVC reads every artifact there once, since it knows files by their place on the disk.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row, Skipped, seconds
 
-NEW = "0.6321"
+NEW = ("0.6321", "0.7321")
 
 
 def run() -> Iterator[Row]:
@@ -21,18 +24,19 @@ def run() -> Iterator[Row]:
         raise Skipped("the pipeline has not been run in this checkout; run `make repro` first")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "checkout"
-        shutil.copytree(here, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", "mlruns", "__pycache__"))
+        shutil.copytree(here, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", "mlruns", "mlartifacts", "mlflow.db", "__pycache__"))
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                        "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        command = [sys.executable, "-m", "dvc", "exp", "run", "-S", f"threshold={NEW}"]
         output: list[str] = []
 
-        def rerun() -> None:
+        def rerun(threshold: str) -> None:
+            command = [sys.executable, "-m", "dvc", "exp", "run", "-S", f"threshold={threshold}"]
             done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
             output.append(done.stdout + done.stderr)
             if done.returncode:
                 raise Skipped(f"dvc exp run failed:\n{output[-1][-2000:]}")
 
-        took = seconds(rerun)
-        ran = [line.split("'")[1] for line in output[0].splitlines() if line.startswith("Running stage")]
+        rerun(NEW[0])
+        took = seconds(lambda: rerun(NEW[1]))
+        ran = [line.split("'")[1] for line in output[1].splitlines() if line.startswith("Running stage")]
     yield Row("threshold_rerun", took, "s", "<= 25", f"one run, default data and model; stages run: {', '.join(ran)}", 1)
