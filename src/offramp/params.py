@@ -282,11 +282,8 @@ class Params(Section):
             raise ValueError(f"routing.keep_first {self.routing.keep_first} keeps all tokens of a window of {self.window}; give less")
         if self.routing.first_exit and self.exits.confidence == "patience":
             raise ValueError("exits.confidence patience compares all exits from the first on; set routing.first_exit: 0")
-        if isinstance(self.threshold, str) and (self.routing.first_exit or self.routing.decay):
-            raise ValueError(
-                f"threshold {self.threshold} is found for all exits and positions alike; with routing.first_exit or routing.decay "
-                "give a number"
-            )
+        if isinstance(self.threshold, str) and self.routing.decay:
+            raise ValueError(f"threshold {self.threshold} is found for all positions alike; with routing.decay give a number")
         if self.threshold == "price" and (self.exits.confidence, self.exits.mode) != ("learned", "post"):
             raise ValueError(
                 "threshold price weighs a predicted gain: set exits.confidence: learned and exits.mode: post "

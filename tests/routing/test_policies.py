@@ -28,6 +28,7 @@ from offramp.routing.policies import (
     ThresholdPolicy,
     exits_by_share,
 )
+from offramp.routing.thresholds import HeldOut, exits_taken
 from offramp.states.collect import collect_states
 from offramp.states.store import States
 from tests.conftest import repository_params
@@ -109,16 +110,19 @@ def test_a_price_asks_for_a_classifier_of_a_benefit(routed):
         PricePolicy(model, Scorer(exits, "entropy", CPU), 0.1, [0.3, 0.6, 1.0])
 
 
+@pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("reads_out", [False, True])
-def test_exit_costs_are_what_the_executor_counts_for_a_batch_that_leaves_there(routed, reads_out):
+def test_exit_costs_are_what_the_executor_counts_for_a_batch_that_leaves_there(routed, reads_out, first):
     model, windows, _, _, _ = routed
     tokens, targets = windows.batch(torch.arange(4))
-    costs = exit_costs(model, 32, reads_out, 50)
-    for exit in range(3):
+    costs = exit_costs(model, 32, reads_out, 50, first)
+    for exit in range(first, 3):
         work = Work()
-        Executor(model).run(tokens, targets, GivenExits(torch.full((tokens.numel(),), exit)), work)
+        policy = GivenExits(torch.full((tokens.numel(),), exit))
+        policy.first = first
+        Executor(model).run(tokens, targets, policy, work)
         if reads_out:
-            for asked in range(min(exit, 2)):
+            for asked in range(first, min(exit, 2)):
                 work.count_readouts(asked, tokens.numel())
         # a batch that left as a whole owes nobody its keys and values; a single token does
         width, layers = model.config.width, sum(model.config.block_layers)
@@ -128,14 +132,20 @@ def test_exit_costs_are_what_the_executor_counts_for_a_batch_that_leaves_there(r
     assert all(before < after for before, after in itertools.pairwise(costs))
 
 
+@pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("threshold", [0.4, "auto", "budget", "price", "risk"])
-def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, threshold):
+def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, threshold, first):
     model, windows, _, exits, _ = routed
-    params = repository_params(exits__risk__tolerance=0.6, exits__risk__delta=0.4, routing__budget=0.9)
+    params = repository_params(exits__risk__tolerance=0.6, exits__risk__delta=0.4, routing__budget=0.95, routing__first_exit=first)
     chosen = choose_policy(threshold, exits, model, 32, params.exits, params.routing, CPU)
     tokens, targets = windows.batch(torch.arange(4))
     taken = Executor(model).run(tokens, targets, chosen.policy).exit
-    assert ((taken >= 0) & (taken <= 2)).all()
+    assert ((taken >= first) & (taken <= 2)).all()
+    if threshold == "budget":  # what the first exit does not take, the later ones may
+        held = HeldOut(**exits.held_out("learned", "select"))
+        costs = np.array(exit_costs(model, 32, chosen.policy.reads_out, chosen.policy.flops_per_token, first))
+        spent = costs[exits_taken(held.confidence, chosen.policy.thresholds)].mean()
+        assert 0.95 - 0.02 <= spent <= 0.95 + 1e-9
     assert set(chosen.rule) == ({threshold} if threshold in ("budget", "price", "risk") else set())
 
 

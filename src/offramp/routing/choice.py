@@ -12,7 +12,7 @@ from offramp.exits.store import Exits
 from offramp.models.blockwise import Blockwise
 from offramp.routing.cost import exit_costs
 from offramp.routing.policies import PricePolicy, Scorer, ThresholdPolicy, auto_thresholds
-from offramp.routing.thresholds import HeldOut, budget_thresholds, risk_thresholds
+from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds, risk_thresholds
 
 
 @dataclass
@@ -30,30 +30,30 @@ def choose_policy(threshold: float | str, exits: Exits, model: Blockwise, window
     ``exit_settings`` and ``settings`` are the ``exits`` and ``routing`` sections of the parameters. UserError where a
     budget cannot be met or a promise has too few held-out sequences.
     """
-    signal = exit_settings.confidence
+    signal, first = exit_settings.confidence, settings.first_exit
     scorer = Scorer(exits, signal, device)
-    costs = exit_costs(model, window, scorer.reads_out, scorer.flops_per_token)
+    costs = np.array(exit_costs(model, window, scorer.reads_out, scorer.flops_per_token, first))
     if threshold == "price":
-        return Chosen(PricePolicy(model, scorer, settings.price, costs, settings.keep_first), {"price": settings.price})
+        return Chosen(PricePolicy(model, scorer, settings.price, costs.tolist(), first, settings.keep_first), {"price": settings.price})
     rule: dict[str, Any] = {}
 
     def held_out(part: str) -> HeldOut:
-        return HeldOut(**exits.held_out(signal, part, settings.keep_first))
+        return HeldOut(**exits.held_out(signal, part, settings.keep_first)).after(first)
 
     if threshold == "auto":
         thresholds = auto_thresholds(held_out("select").confidence, settings.auto_exit_ratio)
     elif threshold == "budget":
-        thresholds = budget_thresholds(held_out("select"), np.array(costs), settings.budget, settings.keep_first / window)
+        thresholds = budget_thresholds(held_out("select"), costs[first:], settings.budget, settings.keep_first / window)
         rule = {"budget": settings.budget}
     elif threshold == "risk":
         select, guarantee = held_out("select"), held_out("guarantee")
         promise = exit_settings.risk
-        found = risk_thresholds(select, guarantee, np.array(costs), promise.measure, promise.tolerance, promise.delta)
+        found = risk_thresholds(select, guarantee, costs[first:], promise.measure, promise.tolerance, promise.delta)
         thresholds = found.thresholds
         rule = {"risk": {
             "measure": promise.measure, "tolerance": promise.tolerance, "delta": promise.delta, "sequences": found.sequences,
             "tested": found.tested, "passed": found.passed, "held_out_risk": found.risk, "p_value": found.p_value,
         }}
     else:
-        thresholds = [float(threshold)] * len(costs[:-1])
-    return Chosen(ThresholdPolicy(model, scorer, thresholds, settings.first_exit, settings.decay, settings.keep_first), rule)
+        thresholds = [float(threshold)] * len(costs[first:-1])
+    return Chosen(ThresholdPolicy(model, scorer, [NOBODY] * first + thresholds, first, settings.decay, settings.keep_first), rule)

@@ -33,18 +33,18 @@ def full_depth_flops(model: Blockwise, tokens: int, window: int) -> int:
                                       attention_pairs=layers * tokens * window, readouts=[0] * last + [tokens], tokens=tokens))
 
 
-def exit_costs(model: Blockwise, window: int, reads_out: bool, decision_flops: int) -> list[float]:
+def exit_costs(model: Blockwise, window: int, reads_out: bool, decision_flops: int, first: int = 0) -> list[float]:
     """FLOPs of a token that leaves after exit k, for every k, as shares of the plain full-depth pass.
 
     Counts its layers, keys and values in all later ones (as ``routing.kv: propagate`` has it), one decision and
-    (``reads_out``) one readout per exit asked.
+    (``reads_out``) one readout per exit asked; exits before ``first`` are not asked.
     """
     sizes = model.config
     whole, last, out = full_depth_flops(model, 1, window), sizes.num_blocks - 1, []
     layers = sum(sizes.block_layers)
     for exit in range(last + 1):
-        run, asked = sum(sizes.block_layers[: exit + 1]), min(exit + 1, last)
-        readouts = [1] * asked + [1] * (exit == last) if reads_out else [0] * exit + [1]
+        run, asked = sum(sizes.block_layers[: exit + 1]), max(0, min(exit + 1, last) - first)
+        readouts = [0] * first + [1] * asked + [1] * (exit == last) if reads_out and asked else [0] * exit + [1]
         work = Work([1] * run, [1] * layers, run * window, readouts, asked, 1)
         out.append(executed_flops(model, work, decision_flops) / whole)
     return out

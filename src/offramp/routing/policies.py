@@ -133,13 +133,13 @@ class PricePolicy(ThresholdPolicy):
     rule of optimal stopping with the gains known at the exit: go on if max_j (gain_kj - price * (cost_j - cost_k)) > 0.
     """
 
-    def __init__(self, model: Blockwise, scorer: Scorer, price: float, costs: list[float], keep_first: int = 0):
+    def __init__(self, model: Blockwise, scorer: Scorer, price: float, costs: list[float], first: int = 0, keep_first: int = 0):
         if scorer.signal != LEARNED or scorer.label not in BENEFITS:
             raise UserError(
                 f"threshold: price weighs a predicted gain, so it needs exits.confidence: learned with exits.label gain or divergence, "
                 f"not {scorer.signal} with label {scorer.label}"
             )
-        super().__init__(model, scorer, [], keep_first=keep_first)
+        super().__init__(model, scorer, [], first, keep_first=keep_first)
         self.price, self.costs = price, costs
 
     def leaves(self, arrivals: Arrivals, confidence: Tensor, columns: Mapping[str, Tensor]) -> Tensor:

@@ -52,6 +52,10 @@ class HeldOut:
         if self.confidence.size and not self.confidence.max() < NOBODY:
             raise ValueError(f"confidences must be below {NOBODY}, found {self.confidence.max()}")
 
+    def after(self, first: int) -> HeldOut:
+        """The exits from ``first`` on, for policies that ask no earlier one."""
+        return HeldOut(self.confidence[first:], self.loss[first:], self.argmax[first:], self.target, self.sequence)
+
     def risk(self, measure: str) -> np.ndarray:
         """Risk (K, N) of leaving at each exit; see ``offramp.exits.risk.token_risk``."""
         return token_risk(measure, self.loss, self.argmax, self.target)
@@ -208,14 +212,14 @@ def budget_thresholds(select: HeldOut, costs: np.ndarray, budget: float, kept: f
 
     costs (K,) as for ``threshold_path``; budget: share of the compute of full depth; kept: share of tokens that are not in
     ``select`` and go to full depth whatever the thresholds. Raises UserError if the budget is outside (0, 1) or less than
-    all other tokens leaving at exit 0 cost.
+    all other tokens leaving at the first of these exits cost.
     """
     costs = np.asarray(costs, dtype=np.float64)
     if not 0 < budget < 1:
         raise UserError(f"routing.budget = {budget}: give a fraction of the full-depth FLOPs, above 0 and below 1")
     least = kept + (1 - kept) * costs[0]
     if least > budget:
-        raise UserError(f"routing.budget = {budget}: even with every token leaving at exit 0 the fraction is {least:.4f}; "
+        raise UserError(f"routing.budget = {budget}: even with every token leaving at the first exit that is asked the fraction is {least:.4f}; "
                         f"give at least {math.ceil(least * 1e4) / 1e4:.4f}, or make the first block or its readout smaller")
     path = threshold_path(select, costs, select.risk("nll_increase"), steps)
     return next(point for point in path if kept + (1 - kept) * costs[exits_taken(select.confidence, point)].mean() <= budget + 1e-9)
