@@ -139,7 +139,7 @@ def test_too_few_sequences_for_a_promise_and_an_impossible_budget_are_refused(co
     reduce_params(copy / "params.yaml", threshold="risk", exits__risk__tolerance=0.0001)
     refused(copy, "evaluate", "exits.risk", "need at least 29956 held-out sequences", "there are")
     reduce_params(copy / "params.yaml", threshold="budget", routing__budget=0.05)
-    refused(copy, "evaluate", "routing.budget = 0.05", "even with every token leaving at exit 0", "give at least")
+    refused(copy, "evaluate", "routing.budget = 0.05", "even with every token leaving at the first exit that is asked", "give at least")
 
 
 def test_states_without_the_statistic_asked_for_are_refused(copy):
