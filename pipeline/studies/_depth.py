@@ -15,7 +15,7 @@ Cut against the seed: 180 updates on 20,000 characters (9 epochs; of its models 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ LOSSES = ("routed", "lpt", "routing_aware")
 """Arms that differ in their loss alone."""
 SHARED = ("four_layers", "lpt")
 """Trained by the first of the four studies, see ``_place``."""
+STARTS = {"four_layers": "", "lpt": "lpt.", "lpt, equal FLOPs": "flops.lpt."}
+"""How keys of the studies of layers begin, after the size; equal FLOPs are those of four layers, which need no key of their own."""
 
 
 def build(vocab_size: int, layers: int, linear_std: float | None = None) -> BlockwiseLM:
@@ -98,6 +100,14 @@ def trained(text: StudyText, arms: Sequence[str], root: Path = Path("."),
     run_arms(_make, [job for job in jobs if _found(*job) is None], PROCESSES,
              cost=lambda _, size, arm, *__: SETTINGS["updates"][size] * ARMS[arm].layers)
     return {(job[1], job[2]): _read(_found(*job), job[2]) for job in jobs}
+
+
+def limited(text: StudyText, models: Mapping[tuple[str, str], Trained]) -> list[tuple[str, StudyText, str, list[BlockwiseLM]]]:
+    """The models of ``SHARED`` arms at equal updates, and where that is something else at equal FLOPs: the beginning of their
+    keys, the text, its size, one model per seed."""
+    jobs = [(f"{size}.{STARTS[arm]}", text, size, made.models) for (size, arm), made in models.items()]
+    return jobs + [(f"{size}.flops.{STARTS[arm]}", text, size, made.flops_models) for (size, arm), made in models.items()
+                   if arm != "four_layers"]
 
 
 def _place(root: Path, corpus: str, size: str, arm: str) -> Path:

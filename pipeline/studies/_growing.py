@@ -87,13 +87,13 @@ class StageLooks:
     flops_before: float
     """Of one model in training, in the stages before."""
     flops_per_batch: int
-    at_once: list[float]
-    """NLL of the test text before the first update."""
+    at_once: list[float] | None
+    """NLL of the test text before the first update; of the last of several stages alone."""
     calibration: list[list[float]]
     """Mean NLL in nats by look and seed."""
     planned: Best
     equal_flops: Best | None
-    """None where not even the first look is within the budget, or there is no budget."""
+    """Of the last stage; None where not even its first look is within the budget, or there is no budget."""
 
     def updates(self, look: int) -> int:
         """After ``look``, counted from 1, over all stages."""
@@ -165,7 +165,8 @@ class Started:
 def _first_stage(arm: Arm, task: Task) -> Started:
     schedule = arm.schedule
     ensemble = Ensemble(lambda seed: build(schedule.start, task.text.vocab_size), task.plan.seeds)
-    looks, last = _train(arm, schedule.stages()[0], ensemble, task, task.plan.looks(schedule)[0])
+    stages = schedule.stages()
+    looks, last = _train(arm, stages[0], ensemble, task, task.plan.looks(schedule)[0], closing=len(stages) == 1)
     return Started(looks, ensemble.snapshot(), last)
 
 
@@ -185,8 +186,8 @@ def _later_stages(started: Started, arm: Arm, task: Task) -> ArmLooks:
 
 
 def _train(arm: Arm, stage: Stage, ensemble: Ensemble, task: Task, looks: int, before: StageLooks | None = None,
-           extended: bool = False) -> tuple[StageLooks, Weights]:
-    """One stage of ``looks`` looks, or ``extended`` as many as its budget of FLOPs allows if these are more.
+           closing: bool = False) -> tuple[StageLooks, Weights]:
+    """One stage of ``looks`` looks; of the ``closing`` one as many as its budget of FLOPs allows if these are more.
 
     Leaves the best weights in the ensemble and returns the last ones.
     """
@@ -194,8 +195,9 @@ def _train(arm: Arm, stage: Stage, ensemble: Ensemble, task: Task, looks: int, b
     how = begin(stage, ensemble, arm.schedule, initialise, AS_PUBLISHED)
     per_batch = stage_flops(stage, arm.objective, text.vocab_size)
     flops, updates = (before.flops_after, before.updates_after) if before else (0.0, 0)
-    affordable = int((task.budget - flops) / per_batch / plan.batches_per_look) if task.budget is not None else 0
-    at_once, calibration, weights = _test(ensemble, objective, task), [], []
+    affordable = int((task.budget - flops) / per_batch / plan.batches_per_look) if closing and task.budget is not None else 0
+    at_once = _test(ensemble, objective, task) if closing and before else None
+    calibration, weights = [], []
 
     def look(ensemble: Ensemble) -> Tensor:
         nll = mean_nll(ensemble, objective, *text.windows(_split(text, "calibration")))
@@ -204,18 +206,22 @@ def _train(arm: Arm, stage: Stage, ensemble: Ensemble, task: Task, looks: int, b
         return nll
 
     batches = islice(text.batches(plan.seeds), updates, None)
-    fit(ensemble, batches, objective, look, looks=max(looks, affordable) if extended else looks,
+    fit(ensemble, batches, objective, look, looks=max(looks, affordable),
         batches_per_look=plan.batches_per_look, patience=plan.patience, how=how)
     best = ensemble.snapshot()
 
-    def read(count: int) -> Best:
-        chosen = torch.tensor(calibration[:count]).argmin(dim=0).tolist()
+    @cache
+    def read(chosen: tuple[int, ...]) -> Best:
         ensemble.restore({name: torch.stack([weights[place][name][member] for member, place in enumerate(chosen)])
                           for name in best})
         return Best(_test(ensemble, objective, task), [updates + (place + 1) * plan.batches_per_look for place in chosen])
 
+    def best_within(count: int) -> Best:
+        return read(tuple(torch.tensor(calibration[:count]).argmin(dim=0).tolist()))
+
     found = StageLooks(stage.name, sum(weight[0].numel() for weight in ensemble.trainable().values()), plan.batches_per_look,
-                       updates, flops, per_batch, at_once, calibration, read(looks), read(affordable) if affordable > 0 else None)
+                       updates, flops, per_batch, at_once, calibration, best_within(looks),
+                       best_within(affordable) if affordable > 0 else None)
     ensemble.restore(best)
     return found, weights[-1]
 

@@ -123,7 +123,7 @@ class Experiment:
             epochs = [(updates - stage.updates_before) / text.batches_per_epoch for updates in stage.planned.updates]
             out[f"best_epoch.{name}"] = epochs
         for arm, looks in found.items():
-            out[f"parameters.{slug(arm)}"] = [float(looks.stages[-1].parameters)] * len(looks.stages[-1].at_once)
+            out[f"parameters.{slug(arm)}"] = [float(looks.stages[-1].parameters)] * len(looks.stages[-1].planned.nll)
         return out
 
     def curves(self, tasks: Mapping[str, Task], found: Mapping[str, dict[str, ArmLooks]]) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _curve(looks: ArmLooks) -> list[dict[float, float]]:
     stages = [*looks.stages, *([looks.fine_tuned] if looks.fine_tuned else [])]
     return [{float(stage.updates(look)): math.exp(min(row[seed], 100.0))
              for stage in stages for look, row in enumerate(stage.calibration, start=1)}
-            for seed in range(len(stages[0].at_once))]
+            for seed in range(len(stages[0].planned.nll))]
 
 
 def _title(name: str, task: Task) -> str:

