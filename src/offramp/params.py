@@ -125,7 +125,7 @@ class JointClassifier(Section):
 
 
 class Frozen(Section):
-    translator: Literal["identity", "affine", "low_rank", "mlp"]
+    translator: Literal["identity", "affine", "low_rank", "mlp", "block"]
     rank: Count
 
 

@@ -130,11 +130,45 @@ def test_reported_flops_match_what_torch_counts(pair, batch):
     assert full_depth_flops(ours, batch[0].numel(), WINDOW) == counter.get_total_flops()
 
 
+def make_with_exit_layers(config):
+    """A layer for each early exit, as far from the identity as the checkpoint's."""
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
+    model = PretrainedLM(theirs, make_config(config, (1, 3), WINDOW, "tiny", translator="block")).eval()
+    return theirs, model
+
+
 @torch.no_grad()
-def test_trained_weights_come_back_without_the_checkpoints(tmp_path, batch):
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_an_exit_layer_begins_as_the_identity_and_is_routed_as_it_reads_whole_sequences(config, batch):
+    theirs, model = make_with_exit_layers(config)
+    states = model(batch[0])
+    for exit in (0, 1):
+        assert torch.equal(model.exit_states(exit, states[exit]), states[exit])
+    for parameter in model.translators.parameters():
+        torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
+    torch.testing.assert_close(model.logits(2, model(batch[0])[2]), theirs(batch[0]).logits, atol=1e-4, rtol=1e-4)
+    exits = torch.randint(3, (batch[0].numel(),), generator=torch.Generator().manual_seed(4))
+    work, executor = Work(), Executor(model)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        executor.run(*batch, GivenExits(exits), work)
+    assert executed_flops(model, work) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    for exit in (0, 1):
+        read = model.exit_states(exit, states[exit])
+        assert not torch.allclose(read, states[exit], atol=0.1)
+        routed = executor.run(*batch, GivenExits(torch.full((batch[0].numel(),), exit)))
+        log_p = model.logits(exit, read).log_softmax(-1)
+        torch.testing.assert_close(routed.loss, -log_p.gather(-1, batch[1][..., None])[..., 0], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("translator", ["affine", "block"])
+def test_trained_weights_come_back_without_the_checkpoints(tmp_path, batch, translator):
     """Saved whole, a model needs its checkpoint for nothing."""
     folder = save_checkpoint(tmp_path / "tiny", VOCAB, text="")
-    model = load_pretrained(str(folder), exits_after=[2], window=WINDOW, translator="affine")
+    model = load_pretrained(str(folder), exits_after=[2], window=WINDOW, translator=translator)
     for parameter in model.parameters():
         parameter += 0.01
     with create_artifact(tmp_path / "lm", "lm", {}, {}) as out:
@@ -143,7 +177,21 @@ def test_trained_weights_come_back_without_the_checkpoints(tmp_path, batch):
         file.unlink()
     again = load_model(open_artifact(tmp_path / "lm", "lm"))
     assert again.config == model.config and all(torch.equal(*states) for states in zip(model(batch[0]), again(batch[0])))
-    assert torch.equal(model.readout_input(0, states := model(batch[0])[0]), again.readout_input(0, states))
+    states = model(batch[0])[0]
+    found, wanted = (some.readout_input(0, some.exit_states(0, states)) for some in (again, model))
+    assert torch.equal(found, wanted) and not torch.equal(wanted, model.norm(states))
+
+
+@torch.no_grad()
+def test_layers_of_exits_are_kept_beside_the_checkpoint(tmp_path, batch):
+    folder = save_checkpoint(tmp_path / "tiny", VOCAB, text="")
+    model = load_pretrained(str(folder), exits_after=[2], window=WINDOW, translator="block")
+    for parameter in model.translators.parameters():
+        parameter += 0.01
+    with create_artifact(tmp_path / "lm", "lm", {}, {}) as out:
+        save_model(model, out.path, base_trained=False)
+    again = load_model(open_artifact(tmp_path / "lm", "lm"))
+    assert torch.equal(*(some.exit_states(0, some(batch[0])[0]) for some in (model, again)))
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ def decode(model, tokens, targets, leaves, kv="propagate"):
 
     Returns exits (T,) and losses (T,). Keys and values are cached per layer; those of a token that left come from its
     last state (``propagate``), are its true ones (``recompute``: it is run through all layers whatever was decided), or
-    are missing (``drop``). No code is shared with the executor: projections, rotation, attention and norms are spelled out.
+    are missing (``drop``); the same goes for layers that exits have to themselves. No code is shared with the executor: projections, rotation, attention and norms are spelled out.
     """
     last = len(model.blocks) - 1
     caches = [([], []) for block in model.blocks for _ in block]
+    exit_caches = [([], []) for _ in model.blocks]
     exits, losses = [], []
     for position, token in enumerate(tokens.tolist()):
         x, state, exit, number = model.embedding.weight[token], None, last, 0
@@ -26,14 +27,19 @@ def decode(model, tokens, targets, leaves, kv="propagate"):
                     if kv == "propagate":
                         _remember(layer, state, position, model, caches[number])
                     number += 1
+                if kv == "propagate" and model.exit_layer(block):
+                    _remember(model.exit_layer(block), state, position, model, exit_caches[block])
                 continue
             entered = x
             for layer in layers:
                 x = _step(layer, x, position, model, caches[number])
                 number += 1
+            read = x
+            if own := model.exit_layer(block):
+                read = _step(own, x, position, model, exit_caches[block])
             if state is None and block < last and leaves(block, x):
                 exit, state = block, x if model.config.exited_state == "output" else entered
-                logits = model.logits(block, x)
+                logits = model.logits(block, read)
         if state is None:
             logits = model.logits(last, x)
         exits.append(exit)

@@ -172,7 +172,7 @@ def test_thresholds_fall_along_the_text_and_the_first_exits_can_be_barred(routed
     never = ThresholdPolicy(model, scorer, [1.0, 1.0], decay=4.0)
     position = torch.arange(32)
     confidence = torch.full((32,), 0.97)
-    leaves = never.leaves(Arrivals(0, torch.zeros(32, 1), None, position, None, position, position), confidence, {})
+    leaves = never.leaves(Arrivals(0, torch.zeros(32, 1), None, None, position, None, position, position), confidence, {})
     assert leaves.tolist() == [0.9 + 0.1 * math.exp(-4.0 * place / 32) <= 0.97 for place in range(32)]
     barred = ThresholdPolicy(model, scorer, [0.0, 0.0], first=1)
     assert (Executor(model).run(tokens, targets, barred).exit == 1).all()

@@ -12,7 +12,7 @@ from offramp.models.pretrained import load_pretrained
 from offramp.routing.decoder import Decoder
 from offramp.routing.executor import Executor
 from offramp.routing.generate import Speculation, decode, generate, speculate
-from tests.models.test_pretrained import VOCAB, pair  # noqa: F401
+from tests.models.test_pretrained import CONFIGS, VOCAB, make_with_exit_layers, pair  # noqa: F401
 from tests.routing.test_decoder import feed_in_pieces
 from tests.routing.test_executor import StatePolicy
 
@@ -34,6 +34,23 @@ class HalfLeaves(StatePolicy):
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
 def test_decoding_in_pieces_equals_one_parallel_pass(pair, kv):  # noqa: F811
     _, model = pair
+    text = torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(2))
+    policy, lengths = HalfLeaves(model, text), [23, 9, 16]
+    found = feed_in_pieces(Decoder(model, 3, kv), text, lengths, policy, random.Random(0).randint)
+    assert len({exit for exits, _ in found for exit in exits}) == 3
+    for row, length in enumerate(lengths):
+        whole = Executor(model, kv).run(text[row : row + 1, :length], text[row : row + 1, 1 : length + 1], policy)
+        assert found[row][0] == whole.exit[0].tolist()
+        torch.testing.assert_close(torch.stack(found[row][1]), whole.loss[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_exits_with_layers_of_their_own_decode_as_they_are_scored(name, kv):
+    _, model = make_with_exit_layers(CONFIGS[name])
+    with torch.no_grad():
+        for parameter in model.translators.parameters():
+            torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
     text = torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(2))
     policy, lengths = HalfLeaves(model, text), [23, 9, 16]
     found = feed_in_pieces(Decoder(model, 3, kv), text, lengths, policy, random.Random(0).randint)

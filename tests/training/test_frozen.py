@@ -55,7 +55,7 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time(dtype):
     assert largest.elements == CHUNK * 500
 
 
-@pytest.mark.parametrize("translator", ["affine", "low_rank", "mlp"])
+@pytest.mark.parametrize("translator", ["affine", "low_rank", "mlp", "block"])
 def test_training_lowers_the_divergence_of_every_exit_and_changes_no_weight_of_the_model(data, tmp_path, translator):
     trainer = make_trainer(data, tmp_path, translator, method="frozen", learning_rate=0.04)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -73,12 +73,14 @@ def test_training_lowers_the_divergence_of_every_exit_and_changes_no_weight_of_t
     assert result.best["frozen"]["calibration_ppl"] == pytest.approx(np.exp(np.mean([np.log(row["calibration_ppl"]) for row in kept])))
 
 
-def test_a_look_is_the_divergence_and_loss_of_the_whole_logits(data, tmp_path):
-    trainer = make_trainer(data, tmp_path, "affine", method="frozen")
+@pytest.mark.parametrize("translator", ["affine", "block"])
+def test_a_look_is_the_divergence_and_loss_of_the_whole_logits(data, tmp_path, translator):
+    trainer = make_trainer(data, tmp_path, translator, method="frozen")
     phase = trainer._phase(0, fresh=True)
     inputs, targets = trainer.calibration.batch(trainer.looks)
     with torch.no_grad():
-        *exits, last = (trainer.model.logits(exit, x).log_softmax(-1) for exit, x in enumerate(trainer.model(inputs)))
+        *exits, last = (trainer.model.logits(exit, trainer.model.exit_states(exit, x)).log_softmax(-1)
+                        for exit, x in enumerate(trainer.model(inputs)))
     for exit, look in phase.evaluate().items():
         divergence = (last.exp() * (last - exits[exit])).sum(-1).mean()
         loss = -exits[exit].gather(-1, targets[..., None]).mean()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -47,12 +47,25 @@ class Blockwise(nn.Module):
         """W (V, D) of the exit after block ``exit``."""
         raise NotImplementedError
 
+    def exit_layer(self, exit: int) -> Any | None:
+        """A transformer layer of the exit's own between its block and its readout (EE-LLM, arXiv 2312.04916), or None.
+
+        A token that is read out there attends in it to itself and to earlier tokens of its sequence: with ``kv`` propagate or
+        recompute to all of them, with drop to those that entered the block. Later blocks do not see what it makes.
+        """
+        return None
+
+    def exit_states(self, exit: int, x: Tensor) -> Tensor:
+        """What the exit reads out, (B, T, D), of hidden states (B, T, D) of whole sequences after its block."""
+        layer = self.exit_layer(exit)
+        return x if layer is None else layer(x, self.cos[: x.shape[1]], self.sin[: x.shape[1]])
+
     def readout_input(self, exit: int, x: Tensor) -> Tensor:
-        """What the readout matrix is applied to: hidden states (..., D) after the exit's final norm."""
+        """What the readout matrix is applied to, of exit states (..., D): those after the exit's final norm."""
         raise NotImplementedError
 
     def readout_flops(self, exit: int) -> int:
-        """FLOPs of one token's readout."""
+        """FLOPs of one token's readout, without the exit's own layer."""
         return 2 * self.config.width * self.config.vocab_size
 
     def run_block(self, block: int, x: Tensor) -> Tensor:
@@ -67,7 +80,7 @@ class Blockwise(nn.Module):
         return before, x
 
     def logits(self, exit: int, x: Tensor) -> Tensor:
-        """Logits (..., V). For small inputs only: a pass over a corpus goes through ``token_statistics``."""
+        """Logits (..., V) of exit states (..., D). For small inputs only: a pass over a corpus goes through ``token_statistics``."""
         return self.readout_input(exit, x) @ self.readout_matrix(exit).T
 
     def forward(self, tokens: Tensor) -> list[Tensor]:

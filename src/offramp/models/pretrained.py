@@ -1,7 +1,7 @@
 """Decoder-only Transformers checkpoints as block-wise language models, on the checkpoint's own weights.
 
 An exit reads out through the checkpoint's final norm and head, after a translator of its own (tuned lens, arXiv
-2303.08112); the identity makes it a logit lens.
+2303.08112) or a layer of its own (EE-LLM, arXiv 2312.04916); the identity makes it a logit lens.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from offramp.checkpoint import Checkpoint, check_cut, first_line, read_config
 from offramp.errors import UserError
 from offramp.models.blockwise import Blockwise
-from offramp.nn.pretrained_layers import LAYERS
-from offramp.nn.translators import make_translator
+from offramp.nn.pretrained_layers import LAYERS, identity_copy
+from offramp.nn.translators import BLOCK, make_translator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,7 @@ class PretrainedConfig:
     block_layers: tuple[int, ...]
     """Layers of each block; there is one exit after each block."""
     translator: str = "identity"
-    """Kind of map between the state at an exit and the final norm, see ``nn.translators``."""
+    """What is between the state at an exit and the final norm: a map of ``nn.translators``, or ``block``, a layer."""
     rank: int | None = None
     """Of translators that have one."""
     exited_state: str = "output"
@@ -81,8 +81,11 @@ class PretrainedLM(Blockwise):
         layers = [adapter(layer) for layer in getattr(decoder, adapter.STACK)]
         bounds = (0, *config.exits_after, len(layers))
         self.blocks = nn.ModuleList(nn.ModuleList(layers[start:end]) for start, end in pairwise(bounds))
-        self.translators = nn.ModuleList(make_translator(config.translator, config.width, config.rank) for _ in config.exits_after)
-        """Of every exit but the last."""
+        # A layer that an exit has to itself begins as the checkpoint's next one that adds nothing yet.
+        self.translators = nn.ModuleList(
+            identity_copy(layers[after]) if config.translator == BLOCK else make_translator(config.translator, config.width, config.rank)
+            for after in config.exits_after)
+        """Of every exit but the last: what it has of its own."""
         self.norm = getattr(decoder, adapter.FINAL_NORM)
         head = base.get_output_embeddings()
         self.head = None if head.weight is self.embedding.weight else head
@@ -103,11 +106,17 @@ class PretrainedLM(Blockwise):
     def readout_matrix(self, exit: int) -> Tensor:
         return (self.embedding if self.head is None else self.head).weight
 
+    def exit_layer(self, exit: int) -> Any | None:
+        return self.translators[exit] if self.config.translator == BLOCK and exit < len(self.translators) else None
+
     def readout_input(self, exit: int, x: Tensor) -> Tensor:
-        return self.norm(self.translators[exit](x) if exit < len(self.translators) else x)
+        return self.norm(self.translators[exit](x) if self._translates(exit) else x)
 
     def readout_flops(self, exit: int) -> int:
-        return super().readout_flops(exit) + (self.translators[exit].flops if exit < len(self.translators) else 0)
+        return super().readout_flops(exit) + (self.translators[exit].flops if self._translates(exit) else 0)
+
+    def _translates(self, exit: int) -> bool:
+        return self.config.translator != BLOCK and exit < len(self.translators)
 
 
 def load_pretrained(name_or_path: str, gguf_file: str | None = None, revision: str | None = None,

@@ -8,6 +8,8 @@ head (0 where positions are learned).
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,6 +61,11 @@ class PretrainedLayer(nn.Module):
     def costs(self) -> LayerCosts:
         raise NotImplementedError
 
+    @property
+    def writers(self) -> tuple[nn.Module, nn.Module]:
+        """The matrices whose products are added to the state: of attention and of the feed-forward part."""
+        raise NotImplementedError
+
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer for tokens x (..., D), given what their heads read, attended (..., H, E)."""
         raise NotImplementedError
@@ -69,6 +76,16 @@ class PretrainedLayer(nn.Module):
         query = self.queries(source, cos, sin)
         key, value = self.keys_values(source, cos, sin)
         return self.finish(x, attend(query, key, value, is_causal=True))
+
+
+def identity_copy(layer: PretrainedLayer) -> PretrainedLayer:
+    """A layer with weights of its own, those of ``layer`` but for what is added to the state, which begins as zero."""
+    own = copy.deepcopy(layer)
+    with torch.no_grad():
+        for writer in own.writers:
+            for parameter in writer.parameters():
+                parameter.zero_()
+    return own
 
 
 class LlamaLayer(PretrainedLayer):
@@ -118,6 +135,10 @@ class LlamaLayer(PretrainedLayer):
         return LayerCosts(2 * (2 * width * own + 3 * width * self.mlp.up_proj.out_features),
                           2 * 2 * width * self.groups * self.head_dim, 2 * 2 * own)
 
+    @property
+    def writers(self) -> tuple[nn.Module, nn.Module]:
+        return self.attn_out, self.mlp.down_proj
+
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.attn_out(attended.flatten(-2))
         return x + self.mlp(_rms_norm(self.ffn_norm, x))
@@ -161,6 +182,10 @@ class GPT2Layer(PretrainedLayer):
     def costs(self) -> LayerCosts:
         width, inner = self.ffn_in.weight.shape
         return LayerCosts(2 * (2 * width * width + 2 * width * inner), 2 * 2 * width * width, 2 * 2 * width)
+
+    @property
+    def writers(self) -> tuple[nn.Module, nn.Module]:
+        return self.attn_out, self.ffn_out
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.attn_out(attended.flatten(-2))
@@ -219,6 +244,10 @@ class GPTNeoXLayer(PretrainedLayer):
     def costs(self) -> LayerCosts:
         width, inner = self.attn_out.in_features, self.mlp.dense_h_to_4h.out_features
         return LayerCosts(2 * (2 * width * width + 2 * width * inner), 2 * 2 * width * width, 2 * 2 * width)
+
+    @property
+    def writers(self) -> tuple[nn.Module, nn.Module]:
+        return self.attn_out, self.mlp.dense_4h_to_h
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         after = x + self.attn_out(attended.flatten(-2))

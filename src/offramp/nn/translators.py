@@ -1,9 +1,9 @@
 """Translators: what maps the state at an early exit to one that the model's own final norm and head can read.
 
 A logit lens reads the state as it is; a trained affine map makes it a tuned lens (arXiv 2303.08112), a norm and an MLP
-the exit of EE-LLM (arXiv 2312.04916). All add their part to the state and begin as the identity, so training starts from
-the logit lens. An extra block with attention, the fourth kind in use, is left out: every token, those that left included,
-would owe it keys and values of its own, and deciding would cost a layer.
+an exit of EE-LLM (arXiv 2312.04916). All add their part to the state and begin as the identity, so training starts from
+the logit lens. The other kind of EE-LLM, an extra transformer layer, sees more than one state and is no function of this
+module: see ``models.blockwise.Blockwise.exit_layer``.
 
 Shapes: D width, R rank, or inner width of the MLP.
 """
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KINDS = ("identity", "affine", "low_rank", "mlp")
+BLOCK = "block"
+"""The extra layer's name among the kinds."""
 
 
 class Identity(nn.Identity):

@@ -35,9 +35,12 @@ def flops_break_even(model: Blockwise, window: int, exit: int, kind: str, classi
     layers = sum(model.config.block_layers)
     run = sum(model.config.block_layers[: exit + 1])
     decision = classifier_flops if kind == "state" else 0
+    own = [0] * exit + [int(model.exit_layer(exit) is not None)]
+    read = executed_flops(model, Work(attention_pairs=own[-1] * window, readouts=[0] * exit + [1], exit_layer_tokens=own,
+                                      exit_key_value_tokens=own))
     plain = full_depth_flops(model, 1, window)
-    asking = decision + (model.readout_flops(exit) if kind == "readout" else 0)
-    leaving = executed_flops(model, Work([1] * run, [1] * layers, run * window, [0] * exit + [1], 1, 1), decision)
+    asking = decision + (read if kind == "readout" else 0)
+    leaving = executed_flops(model, Work([1] * run, [1] * layers, run * window, decided_tokens=1), decision) + read
     return asking / (plain + asking - leaving) if leaving <= plain else None
 
 
@@ -58,7 +61,7 @@ class AskAtOneExit:
             return Decision(torch.zeros_like(leaves))
         if not self.reads_out:
             return Decision(leaves, self.classifier(arrivals.states.float()))
-        normed = self.model.readout_input(arrivals.exit, arrivals.states)
+        normed = self.model.readout_input(arrivals.exit, arrivals.read)
         found = token_statistics([normed], [self.readout], arrivals.targets)[0]
         return Decision(leaves, found["max_prob"], found["loss"], found["argmax"])
 

@@ -17,9 +17,12 @@ def layer_costs(model: Blockwise) -> list[LayerCosts]:
 def executed_flops(model: Blockwise, work: Work, decision_flops: int = 0) -> int:
     """FLOPs of a pass that did ``work``; a decision costs ``decision_flops`` besides any readout."""
     costs = layer_costs(model)
+    exit_layers = [(tokens, key_values, model.exit_layer(exit).costs) for exit, (tokens, key_values)
+                   in enumerate(zip(work.exit_layer_tokens, work.exit_key_value_tokens)) if tokens or key_values]
     return (
         sum(tokens * cost.token for tokens, cost in zip(work.layer_tokens, costs))
         + sum(tokens * cost.key_value for tokens, cost in zip(work.key_value_tokens, costs))
+        + sum(tokens * cost.token + key_values * cost.key_value for tokens, key_values, cost in exit_layers)
         + work.attention_pairs * costs[0].pair  # the same in every layer
         + sum(tokens * model.readout_flops(exit) for exit, tokens in enumerate(work.readouts))
         + work.decided_tokens * decision_flops
@@ -37,7 +40,8 @@ def exit_costs(model: Blockwise, window: int, reads_out: bool, decision_flops: i
     """FLOPs of a token that leaves after exit k, for every k, as shares of the plain full-depth pass.
 
     Counts its layers, keys and values in all later ones (as ``routing.kv: propagate`` has it), one decision and
-    (``reads_out``) one readout per exit asked; exits before ``first`` are not asked.
+    (``reads_out``) one readout per exit asked; exits before ``first`` are not asked. Where exits have layers of their own, a
+    readout is one of these too, and their keys and values are made at every exit asked.
     """
     sizes = model.config
     whole, last, out = full_depth_flops(model, 1, window), sizes.num_blocks - 1, []
@@ -45,7 +49,10 @@ def exit_costs(model: Blockwise, window: int, reads_out: bool, decision_flops: i
     for exit in range(last + 1):
         run, asked = sum(sizes.block_layers[: exit + 1]), max(0, min(exit + 1, last) - first)
         readouts = [0] * first + [1] * asked + [1] * (exit == last) if reads_out and asked else [0] * exit + [1]
-        work = Work([1] * run, [1] * layers, run * window, readouts, asked, 1)
+        own = [count if model.exit_layer(place) else 0 for place, count in enumerate(readouts)]
+        known = [int(place >= first and model.exit_layer(place) is not None) for place in range(last)]
+        own += [0] * (last - len(own))
+        work = Work([1] * run, [1] * layers, (run + sum(own)) * window, readouts, asked, 1, own, known)
         out.append(executed_flops(model, work, decision_flops) / whole)
     return out
 

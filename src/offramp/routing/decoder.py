@@ -31,7 +31,7 @@ class Fed:
     exit: Tensor
     """(N,)"""
     states: Tensor
-    """(N, D) after the block they left after, or the last one."""
+    """(N, D) what their exit reads out: the state after the block they left after, or what the exit's own layer made of it."""
     confidence: Tensor
     """(N,) of the exit taken; NaN at full depth."""
     argmax: Tensor | None
@@ -61,6 +61,10 @@ class Decoder:
         self._first_layer = [sum(model.config.block_layers[:block]) for block in range(model.config.num_blocks)]
         self._stacked = [StackedKeysValues(layers) if kv == "propagate" and block else None
                          for block, layers in enumerate(model.blocks)]
+        self._exit_caches: list[tuple[Tensor, Tensor] | None] = [None] * (model.config.num_blocks - 1)
+        """Of the exits' own layers."""
+        self._exit_known = torch.zeros(model.config.num_blocks - 1, rows * self.space, dtype=torch.bool, device=device)
+        """Whether a token's keys and values stand there."""
         self._left = False
         """Whether any token has left before the last block."""
 
@@ -82,6 +86,7 @@ class Decoder:
             )
         number = rows * self.space + position
         self._depth[number] = 0
+        self._exit_known[:, number] = False
         self.work.tokens += len(rows)
         since = position if prompt is None else (position - prompt[rows]).clamp_min(0)
         return self._route(number, self.model.embed(tokens, position), 0, policy, since)
@@ -101,7 +106,7 @@ class Decoder:
 
     @torch.no_grad()
     def logits(self, exit: Tensor, states: Tensor) -> Tensor:
-        """Logits (N, V) of states (N, D) at their exits (N,); exits that share a matrix share the product."""
+        """Logits (N, V) of what is read out, (N, D), at the exits (N,); those that share a matrix share the product."""
         inputs, matrices = torch.empty_like(states), {}
         for taken in exit.unique().tolist():
             here = (exit == taken).nonzero().squeeze(1)
@@ -129,7 +134,8 @@ class Decoder:
             x, before, view = self._run_block(block, here, x, watch, view)
             if block == last or policy is None or block < policy.first:
                 continue
-            decision = policy.decide(Arrivals(block, x, before, active, None, here % self.space, since[active]))
+            read = self._exit_states(block, here, x, view) if policy.reads_out else None
+            decision = policy.decide(Arrivals(block, x, read, before, active, None, here % self.space, since[active]))
             self.work.decided_tokens += len(active)
             self.work.count_readouts(block, len(active) if policy.reads_out else 0)
             if decision.argmax is not None:
@@ -138,7 +144,9 @@ class Decoder:
                 continue
             self._left = True
             leaving = active[decision.leaves]
-            exit[leaving], states[leaving] = block, x[decision.leaves]
+            exit[leaving] = block
+            states[leaving] = (self._exit_states(block, here[decision.leaves], x[decision.leaves], view) if read is None
+                               else read[decision.leaves])
             if decision.confidence is not None:
                 confidence[leaving] = decision.confidence[decision.leaves]
             if decision.argmax is not None:
@@ -180,28 +188,61 @@ class Decoder:
             x = layer.finish(x, view.attend(query, *self._caches[offset + place]))
             filled = len(running) + (len(waiting) if self.kv == "propagate" else 0)
             self.work.count_layer(offset + place, len(running), filled, view.pairs)
+        if exit_layer := self._exit_layer(block):
+            keys_values = exit_layer.keys_values(exit_layer.attention_input(x), view.cos, view.sin)
+            self._remember_at_exit(block, running, *keys_values)
+            self.work.count_exit_layer(block, 0, len(running), 0)
         if own is None:
             return x, before, view
         mine, others = own[: len(number)], own[len(number) :]
         self._states[waiting] = x[others]
         return x[mine], before[mine] if watch else None, view
 
+    def _exit_layer(self, block: int) -> Any | None:
+        return self.model.exit_layer(block) if block < self.model.config.num_blocks - 1 else None
+
+    def _exit_states(self, exit: int, number: Tensor, x: Tensor, view: _View) -> Tensor:
+        """What an exit reads out, (N, D), of tokens ``number`` that ran its block, from their states there, (N, D)."""
+        layer = self._exit_layer(exit)
+        if layer is None:
+            return x
+        if view.number is not number:
+            view = _View(self, exit, number)
+        waiting = number[:0]
+        if self.kv == "propagate" and self._left and len(waiting := self._before(number, ~self._exit_known[exit])):
+            place = waiting % self.space
+            source = layer.attention_input(self._states[waiting])
+            self._remember_at_exit(exit, waiting, *layer.keys_values(source, self.model.cos[place], self.model.sin[place]))
+        self.work.count_exit_layer(exit, len(number), len(waiting), view.pairs)
+        query = layer.queries(layer.attention_input(x), view.cos, view.sin)
+        return layer.finish(x, view.attend(query, *self._exit_caches[exit]))
+
     def _waiting(self, block: int, number: Tensor) -> Tensor:
         """Numbers of the tokens that left before this block, in rows that enter it, before the last token that does."""
         if self.kv == "drop" or block == 0 or not self._left:
             return number[:0]
+        return self._before(number, self._depth <= block)
+
+    def _before(self, number: Tensor, wanted: Tensor) -> Tensor:
+        """Numbers of the tokens where ``wanted`` (B * S,) is true, each before the last of ``number`` (N,) in its row."""
         last = torch.zeros_like(self.lengths).scatter_reduce_(0, number // self.space, number % self.space, "amax")
         end = int(last.max())
-        depth = self._depth.view(-1, self.space)[:, :end]
-        found = ((depth <= block) & (torch.arange(end, device=number.device) < last.unsqueeze(1))).nonzero()
+        found = (wanted.view(-1, self.space)[:, :end] & (torch.arange(end, device=number.device) < last.unsqueeze(1))).nonzero()
         return found[:, 0] * self.space + found[:, 1]
 
     def _remember(self, layer: int, number: Tensor, key: Tensor, value: Tensor) -> None:
-        cache = self._caches[layer]
+        self._caches[layer] = self._written(self._caches[layer], number, key, value)
+
+    def _remember_at_exit(self, exit: int, number: Tensor, key: Tensor, value: Tensor) -> None:
+        self._exit_caches[exit] = self._written(self._exit_caches[exit], number, key, value)
+        self._exit_known[exit, number] = True
+
+    def _written(self, cache: tuple[Tensor, Tensor] | None, number: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if cache is None:
-            cache = self._caches[layer] = tuple(part.new_zeros(len(self._depth), *part.shape[1:]) for part in (key, value))
+            cache = tuple(part.new_zeros(len(self._depth), *part.shape[1:]) for part in (key, value))
         cache[0].index_copy_(0, number, key)
         cache[1].index_copy_(0, number, value)
+        return cache
 
 
 class _View:

@@ -140,7 +140,9 @@ class Evaluation:
         for exit in range(self.last + 1):
             name = "full" if exit == self.last else f"exit_{exit}"
             cached, layers = self.cached[exit], sum(self.model.config.block_layers[: exit + 1])
-            work = Work([tokens] * layers, [tokens] * layers, layers * tokens * self.windows.window, [0] * exit + [tokens], 0, tokens)
+            own = [0] * exit + [tokens] if self.model.exit_layer(exit) else []
+            pairs = (layers + bool(own)) * tokens * self.windows.window
+            work = Work([tokens] * layers, [tokens] * layers, pairs, [0] * exit + [tokens], 0, tokens, own, own)
             out[name] = self._quality(cached["loss"], cached["argmax"], np.full(tokens, exit), full["argmax"], self.target)
             out[name] |= {"layer_saving": layer_saving(self.model, work),
                           "flop_saving": 1 - executed_flops(self.model, work) / whole}

@@ -35,7 +35,9 @@ class Arrivals:
 
     exit: int
     states: Tensor
-    """(N, D)"""
+    """(N, D) after the block"""
+    read: Tensor | None
+    """(N, D) what the exit reads out: ``states``, or what the exit's own layer makes of them; None where the policy reads nothing."""
     before: Tensor | None
     """(N, D) before the block's last layer, for a policy that reads it."""
     index: Tensor
@@ -91,22 +93,31 @@ class Work:
     decided_tokens: int = 0
     """Tokens about which an exit policy decided."""
     tokens: int = 0
+    exit_layer_tokens: list[int] = field(default_factory=list)
+    """Per exit: what ``layer_tokens`` is, of the layer that is the exit's own; empty without such layers."""
+    exit_key_value_tokens: list[int] = field(default_factory=list)
 
     def count_layer(self, layer: int, tokens: int, key_values: int, pairs: int) -> None:
-        while len(self.layer_tokens) <= layer:
-            self.layer_tokens.append(0)
-            self.key_value_tokens.append(0)
-        self.layer_tokens[layer] += tokens
-        self.key_value_tokens[layer] += key_values
+        _add(self.layer_tokens, layer, tokens)
+        _add(self.key_value_tokens, layer, key_values)
+        self.attention_pairs += pairs
+
+    def count_exit_layer(self, exit: int, tokens: int, key_values: int, pairs: int) -> None:
+        _add(self.exit_layer_tokens, exit, tokens)
+        _add(self.exit_key_value_tokens, exit, key_values)
         self.attention_pairs += pairs
 
     def count_readouts(self, exit: int, tokens: int) -> None:
-        self.readouts += [0] * (exit + 1 - len(self.readouts))
-        self.readouts[exit] += tokens
+        _add(self.readouts, exit, tokens)
 
     @property
     def readout_tokens(self) -> int:
         return sum(self.readouts)
+
+
+def _add(counts: list[int], place: int, more: int) -> None:
+    counts += [0] * (place + 1 - len(counts))
+    counts[place] += more
 
 
 @dataclass
@@ -159,7 +170,8 @@ class Executor:
                 continue
             states = x[active]
             position = active % shape[1]
-            decision = policy.decide(Arrivals(block, states, before, active, wanted[active], position, position))
+            read = self._exit_states(block, x, active, active, shape, work) if policy.reads_out else None
+            decision = policy.decide(Arrivals(block, states, read, before, active, wanted[active], position, position))
             work.decided_tokens += len(active)
             work.count_readouts(block, len(active) if policy.reads_out else 0)
             leaving = active[decision.leaves]
@@ -169,7 +181,8 @@ class Executor:
             if decision.loss is not None:
                 loss[leaving], argmax[leaving] = decision.loss[decision.leaves], decision.argmax[decision.leaves]
             else:
-                loss[leaving], argmax[leaving] = self._read_out(block, states[decision.leaves], wanted[leaving], work)
+                read = read[decision.leaves] if policy.reads_out else self._exit_states(block, x, leaving, active, shape, work)
+                loss[leaving], argmax[leaving] = self._read_out(block, read, wanted[leaving], work)
             if entered is not None and self.kv == "propagate":
                 x[leaving] = entered[decision.leaves]
             active = active[~decision.leaves]
@@ -178,6 +191,21 @@ class Executor:
         if len(active):
             loss[active], argmax[active] = self._read_out(last, x[active], wanted[active], work)
         return Routed(*(part.view(shape) for part in (exit_of, loss, argmax, confidence)))
+
+    def _exit_states(self, exit: int, x: Tensor, index: Tensor, arrived: Tensor, shape: torch.Size, work: Work) -> Tensor:
+        """What the exit reads out, (N, D), of the tokens ``index`` (N,) among those that ``arrived``, given all states (M, D)."""
+        layer = self.model.exit_layer(exit)
+        if layer is None or not len(index):
+            return x[index]
+        # Tokens that arrived and those that left before lie in x as later ones are to see them, except that some are dropped.
+        readers = arrived if self.kv == "drop" else index
+        if len(readers) == len(x):
+            work.count_exit_layer(exit, len(x), len(x), len(x) * shape[1])
+            return layer(x.view(*shape, -1), self.model.cos[: shape[1]], self.model.sin[: shape[1]]).flatten(0, 1)[index]
+        field = _Field("drop" if self.kv == "drop" else "propagate", readers, shape, self.model.cos, self.model.sin)
+        work.count_exit_layer(exit, len(readers), field.key_values, field.pairs)
+        out = field.outputs(layer, x)
+        return out if readers is index else out[torch.searchsorted(arrived, index)]
 
     def _read_out(self, exit: int, states: Tensor, targets: Tensor, work: Work) -> tuple[Tensor, Tensor]:
         work.count_readouts(exit, len(states))
@@ -228,6 +256,10 @@ class _Field:
 
     def run(self, layer: Any, x: Tensor) -> Tensor:
         """States (M, D) after a layer that runs for the ``running`` tokens; those of the others stay."""
+        return x.index_copy_(0, self.running, self.outputs(layer, x))
+
+    def outputs(self, layer: Any, x: Tensor) -> Tensor:
+        """What a layer makes of the ``running`` tokens, given all states (M, D)."""
         own = x.index_select(0, self.running)
         if self.visible is None:
             source = layer.attention_input(own)
@@ -244,7 +276,7 @@ class _Field:
         if self.visible is None:
             key, value = key.unflatten(0, self.keys), value.unflatten(0, self.keys)
         attended = attend(query, key, value, **mask).flatten(0, 1).index_select(0, self.slot)
-        return x.index_copy_(0, self.running, layer.finish(own, attended))
+        return layer.finish(own, attended)
 
     def _pad(self, place: int, part: Tensor) -> Tensor:
         """Tokens (N, ...) in rows of ``width``, in a buffer used again; its padding is zero: masked, but finite."""

@@ -108,7 +108,7 @@ class ThresholdPolicy:
         if self.reads_before:
             out[SATURATION] = saturation(arrivals.before, arrivals.states)
         if self.reads_out:
-            normed = self.model.readout_input(arrivals.exit, arrivals.states)
+            normed = self.model.readout_input(arrivals.exit, arrivals.read)
             out |= token_statistics([normed], [self.readouts[arrivals.exit]], arrivals.targets)[0]
         if self.scorer.keeps_argmax:
             out["patience"] = self._patience(arrivals, out["argmax"])

@@ -60,12 +60,13 @@ def iterate_states(model: Blockwise, windows: TokenWindows, batches: Sequence[Te
     length = windows.window
     for indices in tqdm(batches, desc="collect", unit="batch", disable=no_bar):
         tokens, targets = windows.batch(indices)
-        x, states, saturated = model.embed(tokens.to(device)), [], []
+        x, states, read, saturated = model.embed(tokens.to(device)), [], [], []
         for exit in exits:
             before, x = model.run_block_in_parts(exit, x)
             states.append(x.flatten(0, 1))
+            read.append(model.exit_states(exit, x).flatten(0, 1))
             saturated.append(saturation(before.flatten(0, 1), states[-1]))
-        normed = [model.readout_input(exit, state) for exit, state in zip(exits, states)]
+        normed = [model.readout_input(exit, state) for exit, state in zip(exits, read)]
         columns: dict[str, np.ndarray] = {
             "document": windows.documents(indices).ravel().astype(np.int32),
             "sequence": np.repeat(indices.numpy(), length).astype(np.int32),

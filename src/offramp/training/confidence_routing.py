@@ -98,6 +98,6 @@ class MaxProbPolicy:
         self._readouts = [Readout(model.readout_matrix(exit)) for exit in range(exits)]
 
     def decide(self, arrivals: Arrivals) -> Decision:
-        inputs = self.model.readout_input(arrivals.exit, arrivals.states)
+        inputs = self.model.readout_input(arrivals.exit, arrivals.read)
         loss, argmax, confidence = predictions(inputs, self._readouts[arrivals.exit], arrivals.targets)
         return Decision(confidence >= self.thresholds[arrivals.exit], confidence, loss, argmax)

@@ -1,4 +1,4 @@
-"""Training the translators of a frozen model: each exit learns to predict what full depth predicts.
+"""Training the translators of a frozen model, maps or layers: each exit learns to predict what full depth predicts.
 
 The loss of an exit is KL(full depth || exit), as in the tuned lens (arXiv 2303.08112). States are streamed: every batch goes
 through the model once, without gradients, and serves all exits. Gradients begin at the translators.
@@ -63,4 +63,4 @@ class Translators:
         """What the readout matrix of every exit is applied to, (B * T, D), of tokens (B, T)."""
         with torch.no_grad():
             states = self.model(tokens)
-        return [self.model.readout_input(exit, x.flatten(0, 1)) for exit, x in enumerate(states)]
+        return [self.model.readout_input(exit, self.model.exit_states(exit, x).flatten(0, 1)) for exit, x in enumerate(states)]

@@ -234,6 +234,7 @@ class Pretrainer:
 
     def _nll(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> tuple[Tensor, int]:
         """Summed over the tokens that count, and their number."""
+        x = self.model.exit_states(exit, x)
         x, targets = (x.flatten(0, 1), targets.flatten()) if counts is None else (x[counts], targets[counts])
         return total_nll(self.model.readout_input(exit, x), self.model.readout_matrix(exit), targets), len(targets)
 
