@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from ruamel.yaml import YAML
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from offramp.errors import UserError
 from offramp.lineage.artifact import write_json
@@ -36,7 +36,7 @@ def over_seeds(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
         if any(value is None for value in found):
             continue
         array = np.asarray(found, dtype=np.float64)
-        half = student.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
+        half = stdtrit(len(array) - 1, 0.975) * array.std(ddof=1) / np.sqrt(len(array))
         out[key] = {"value": float(array.mean()), "low": float(array.mean() - half), "high": float(array.mean() + half)}
     return out
 

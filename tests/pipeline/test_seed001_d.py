@@ -151,6 +151,15 @@ def test_trained_models_are_found_again(outcomes, text, root, monkeypatch):
         trained(other, ["four_layers"], root)
 
 
+@pytest.mark.parametrize(("name", "start"), [("layer_contribution", "lpt."), ("early_exit_feasibility", "lpt."),
+                                             ("routing_losses", "")])
+def test_every_figure_is_there_at_equal_updates_and_at_equal_flops(outcomes, name, start):
+    for values in outcomes[name][1].corrected:
+        own = {key.removeprefix("own.") for key in values}
+        at_equal_flops = {key.removeprefix("flops.") for key in own if key.startswith("flops.")}
+        assert at_equal_flops == {key for key in own if key.startswith(start) and not key.startswith("flops.")} != set()
+
+
 def test_cheaper_updates_are_more_of_them_at_equal_flops(outcomes, text, root):
     found = {arm: trained(text, [arm], root)["own", arm] for arm in ARMS}
     assert all(made.updates["updates"] == 15 for made in found.values())

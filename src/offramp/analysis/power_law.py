@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from offramp.errors import UserError
 
@@ -49,7 +49,7 @@ def fit_power_law(sizes: Sequence[float], values: Sequence[float], level: float 
     alpha = ((x - x.mean()) * (y - y.mean())).sum() / spread
     offset = y.mean() - alpha * x.mean()
     left, total = ((y - offset - alpha * x) ** 2).sum(), ((y - y.mean()) ** 2).sum()
-    half = student.ppf((1 + level) / 2, len(x) - 2) * math.sqrt(left / (len(x) - 2) / spread)
+    half = stdtrit(len(x) - 2, (1 + level) / 2) * math.sqrt(left / (len(x) - 2) / spread)
     r2 = float(1 - left / total) if total else 1.0
     return PowerLaw(math.exp(offset), float(alpha), float(alpha - half), float(alpha + half), r2)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 def loss_gap(easy: np.ndarray, loss: np.ndarray) -> float:
@@ -20,6 +19,8 @@ def most_confident(score: np.ndarray, count: int) -> np.ndarray:
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     """P(a positive token scores above a negative one), ties counting half (Mann-Whitney); NaN with one class only."""
+    from scipy.stats import rankdata  # takes a second to import
+
     positives = int(positive.sum())
     negatives = len(positive) - positives
     if not positives or not negatives:

@@ -16,8 +16,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from scipy.special import rel_entr
-from scipy.stats import binom
+from scipy.special import bdtr, rel_entr
 
 from offramp.errors import UserError
 
@@ -66,7 +65,7 @@ def hoeffding_bentkus(mean: float, n: int, tolerance: float) -> float:
     low = min(mean, tolerance)
     hoeffding = math.exp(-n * float(rel_entr(low, tolerance) + rel_entr(1 - low, 1 - tolerance)))
     # the margin keeps a count that was divided by n and multiplied again from being rounded up to the next one
-    bentkus = math.e * float(binom.cdf(math.ceil(n * mean - 1e-9), n, tolerance))
+    bentkus = math.e * float(bdtr(math.ceil(n * mean - 1e-9), n, tolerance))
     return min(1.0, hoeffding, bentkus)
 
 
