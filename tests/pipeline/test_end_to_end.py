@@ -43,15 +43,15 @@ def test_a_second_repro_changes_nothing(project):
 def test_a_new_threshold_runs_only_what_depends_on_it_and_can_be_compared(project):
     before = digests(project)
     old = json.loads((project / "metrics/routing.json").read_text())
-    output = command(project, "dvc", "exp", "run", "-S", "threshold=0.65").stdout
+    output = command(project, "dvc", "exp", "run", "-S", "threshold=0.5").stdout
     try:
         assert stages_run(output) == ["check", "evaluate", "report", "track"]
         new = json.loads((project / "metrics/routing.json").read_text())
-        assert new["threshold"] == {"exit_0": 0.65} and new["shallow_ratio"] > old["shallow_ratio"]
+        assert new["threshold"] == {"exit_0": 0.5} and new["shallow_ratio"] > old["shallow_ratio"]
         assert {name for name in ARTIFACTS if digests(project)[name] != before[name]} == {"routed"}
         parents, children = parent_runs(project)
         assert len(parents) == 2
-        assert [run.data.params["threshold"] for run in parents] == ["0.8", "0.65"]
+        assert [run.data.params["threshold"] for run in parents] == ["0.8", "0.5"]
         assert parents[1].data.metrics["ppl"] == pytest.approx(new["ppl"])
         stages = [run.data.tags["mlflow.runName"] for run in children]
         assert sum("pretrain" in name for name in stages) == 1, "the cached training is linked, not logged again"

@@ -57,7 +57,11 @@ def test_one_parallel_pass_equals_decoding_token_by_token(bias, length, seed, kv
     model = make_model(seed=seed, **shape)
     generator = torch.Generator().manual_seed(seed)
     tokens, targets = torch.randint(50, (2, 3, length), generator=generator)
-    policy = StatePolicy(model, bias)
+    check_parallel_equals_sequential(model, kv, StatePolicy(model, bias), tokens, targets)
+
+
+def check_parallel_equals_sequential(model, kv, policy, tokens, targets):
+    """``policy`` leaves where its ``score(exit, state)`` is positive."""
     routed = Executor(model, kv).run(tokens, targets, policy)
     for row in range(len(tokens)):
         exits, losses = decode(model, tokens[row], targets[row], lambda exit, x: bool(policy.score(exit, x) > 0), kv)

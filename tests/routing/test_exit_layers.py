@@ -20,8 +20,8 @@ from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
 from offramp.routing.decoder import Decoder
 from offramp.routing.executor import Decision, Executor, Work
 from offramp.routing.policies import FixedExit, GivenExits
-from tests.routing.reference import decode
-from tests.routing.test_decoder import feed_in_pieces
+from tests.routing.test_decoder import check_cutting_back, check_pieces_equal_one_pass, feed_in_pieces
+from tests.routing.test_executor import check_parallel_equals_sequential
 
 KV = st.sampled_from(["propagate", "recompute", "drop"])
 MODELS = {"block_layers": st.sampled_from([(1, 2), (1, 1, 2), (1, 1, 1, 1)]), "norm": st.sampled_from(["pre", "post"]),
@@ -75,12 +75,7 @@ class ReadingPolicy:
 def test_one_parallel_pass_equals_decoding_token_by_token(bias, length, seed, kv, reads_out, **shape):
     model = make_model(seed=seed, **shape)
     tokens, targets = torch.randint(50, (2, 3, length), generator=torch.Generator().manual_seed(seed))
-    policy = ReadingPolicy(model, reads_out, bias)
-    routed = Executor(model, kv).run(tokens, targets, policy)
-    for row in range(len(tokens)):
-        exits, losses = decode(model, tokens[row], targets[row], lambda exit, x: bool(policy.score(exit, x) > 0), kv)
-        assert torch.equal(routed.exit[row], exits)
-        torch.testing.assert_close(routed.loss[row], losses, atol=1e-4, rtol=1e-5)
+    check_parallel_equals_sequential(model, kv, ReadingPolicy(model, reads_out, bias), tokens, targets)
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,12 +84,7 @@ def test_one_parallel_pass_equals_decoding_token_by_token(bias, length, seed, kv
 def test_decoding_in_any_pieces_equals_one_parallel_pass(bias, lengths, seed, kv, reads_out, **shape):
     model = make_model(seed=seed, **shape)
     text = torch.randint(50, (len(lengths), 24), generator=torch.Generator().manual_seed(seed))
-    policy = ReadingPolicy(model, reads_out, bias)
-    found = feed_in_pieces(Decoder(model, len(lengths), kv), text, lengths, policy, random.Random(seed).randint)
-    for row, length in enumerate(lengths):
-        whole = Executor(model, kv).run(text[row : row + 1, :length], text[row : row + 1, 1 : length + 1], policy)
-        assert found[row][0] == whole.exit[0].tolist()
-        torch.testing.assert_close(torch.stack(found[row][1]), whole.loss[0], atol=1e-4, rtol=1e-5)
+    check_pieces_equal_one_pass(model, kv, ReadingPolicy(model, reads_out, bias), text, lengths, seed)
 
 
 @settings(max_examples=15, deadline=None)
@@ -125,7 +115,7 @@ def test_calls_of_exit_layers_are_those_reported(seed, kv, reads_out, decoding):
     else:
         Executor(model, kv).run(tokens, targets, policy, work)
     for exit in range(2):
-        run, kept = ((counts + [0, 0])[exit] for counts in (work.exit_layer_tokens, work.exit_key_value_tokens))
+        run, kept = ([*counts, 0, 0][exit] for counts in (work.exit_layer_tokens, work.exit_key_value_tokens))
         assert {seen[exit, name] for name in ("attn_out", "ffn_in", "ffn_out")} == {run}
         assert seen[exit, "key_value"] == kept and seen[exit, "query"] == run
 
@@ -162,13 +152,7 @@ def test_leaving_pays_less_where_the_exit_has_a_layer():
 
 def test_a_row_can_be_cut_back_and_grown_again():
     model = make_model((1, 1, 1))
-    policy, text = ReadingPolicy(model, False, 0.0), torch.randint(50, (20,), generator=torch.Generator().manual_seed(0))
-    decoder, plain, row = Decoder(model, 1), Decoder(model, 1), torch.zeros(20, dtype=torch.long)
-    decoder.feed(row[:14], text[:14], policy)
-    decoder.forget(torch.tensor([6]))
-    again, once = decoder.feed(row[6:], text[6:], policy), plain.feed(row, text, policy)
-    assert again.exit.tolist() == once.exit[6:].tolist()
-    torch.testing.assert_close(again.states, once.states[6:], atol=1e-5, rtol=1e-5)
+    check_cutting_back(model, ReadingPolicy(model, False, 0.0))
 
 
 def test_drafts_taken_deeper_leave_what_later_readers_need():
