@@ -9,7 +9,7 @@ training come from the same run: it goes on for those whose updates cost less, a
 by perplexity on calibration text, leaves its weights. They are kept below build/, to be found again.
 
 Cut against the seed: 180 updates on 20,000 characters (9 epochs; of its models on real text the seed's best were after 4 to 14),
-300 on 500,000.
+200 on 500,000.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def limited(text: StudyText, models: Mapping[tuple[str, str], Trained]) -> list[
     """The models of ``SHARED`` arms at equal updates, and where that is something else at equal FLOPs: the beginning of their
     keys, the text, its size, one model per seed."""
     jobs = [(f"{size}.{STARTS[arm]}", text, size, made.models) for (size, arm), made in models.items()]
-    return jobs + [(f"{size}.flops.{STARTS[arm]}", text, size, made.flops_models) for (size, arm), made in models.items()
-                   if arm != "four_layers"]
+    return jobs + [(f"{size}.{STARTS[same]}", text, size, made.flops_models) for (size, arm), made in models.items()
+                   if (same := f"{arm}, equal FLOPs") in STARTS]
 
 
 def _place(root: Path, corpus: str, size: str, arm: str) -> Path:

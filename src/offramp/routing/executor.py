@@ -152,13 +152,15 @@ class Executor:
         work.tokens += len(x)
         number = 0
         for block, layers in enumerate(model.blocks):
-            entered = x[active] if model.config.exited_state == "input" else None
             everyone = len(active) == len(x)
+            entered = None
+            if model.config.exited_state == "input":
+                entered = x if everyone else x[active]  # where everyone runs, layers write to new memory
             field = None if everyone else _Field(self.kv, active, shape, model.cos, model.sin)
             before = None
             for place, layer in enumerate(layers):
                 if place == len(layers) - 1 and block < last and policy is not None and policy.reads_before:
-                    before = x[active]
+                    before = x if everyone else x[active]
                 if field is None:
                     work.count_layer(number, len(x), len(x), len(x) * shape[1])
                     x = layer(x.view(*shape, -1), model.cos[: shape[1]], model.sin[: shape[1]]).flatten(0, 1)
@@ -168,9 +170,12 @@ class Executor:
                 number += 1
             if block == last or policy is None or block < policy.first:
                 continue
-            states = x[active]
+            states = x if everyone else x[active]
             position = active % shape[1]
-            read = self._exit_states(block, x, active, active, shape, work) if policy.reads_out else None
+            read = None
+            if policy.reads_out:
+                has_layer = model.exit_layer(block) is not None
+                read = self._exit_states(block, x, active, active, shape, work) if has_layer else states
             decision = policy.decide(Arrivals(block, states, read, before, active, wanted[active], position, position))
             work.decided_tokens += len(active)
             work.count_readouts(block, len(active) if policy.reads_out else 0)
