@@ -1,15 +1,15 @@
 """The models of experiments 8 to 11 of seed 001: which depth do tokens need, and who may leave early?
 
-Published: set-up 1B (a pangram, F9), seed 42; linear weights start at 0.02 in experiments 8 and 9, at 1 / sqrt(width) in the
-others.
+Linear weights start at 0.02 in experiments 8 and 9, at 1 / sqrt(width) in the others, published and corrected: what layer 1 knows
+of the last layer's readout depends on it. Published: set-up 1B (a pangram, F9), seed 42.
 
-Corrected: one set of models for all four experiments, with the start of experiments 10 and 11, so that what is said of layers,
-of exits and of routing is said of the same models. Every arm trains for the same number of updates; models for the same FLOPs of
+Corrected: one set of models for experiments 8 and 9, another for 10 and 11, so that what is said of layers and of exits, of
+routing and of losses is said of the same models. Every arm trains for the same number of updates; models for the same FLOPs of
 training come from the same run: it goes on for those whose updates cost less, and the best look within each of the two limits,
 by perplexity on calibration text, leaves its weights. They are kept below build/, to be found again.
 
-Cut against the seed: 180 updates on 20,000 characters (9 epochs; of its models on real text the seed's best were after 4 to 14),
-200 on 500,000.
+Cut against the seed: 160 updates on 20,000 characters (8 epochs; of its models on real text the seed's best were after 4 to 14)
+and on 500,000.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ ARMS = {
 }
 LOSSES = ("routed", "lpt", "routing_aware")
 """Arms that differ in their loss alone."""
-SHARED = ("four_layers", "lpt")
-"""Trained by the first of the four studies, see ``_place``."""
+LAYER_ARMS = ("four_layers", "lpt")
+"""Of experiments 8 and 9."""
+LINEAR_STD: dict[str, float | None] = {"depth": SETTINGS["linear_std"], "depth_routing": None}
+"""Where the linear weights of a set of models start, see ``build``: those of experiments 8 and 9, of 10 and 11; by their folder."""
 STARTS = {"four_layers": "", "lpt": "lpt.", "lpt, equal FLOPs": "flops.lpt."}
 """How keys of the studies of layers begin, after the size; equal FLOPs are those of four layers, which need no key of their own."""
 
@@ -93,40 +95,39 @@ class Trained:
     """Within each limit: equal updates, equal flops."""
 
 
-def trained(text: StudyText, arms: Sequence[str], root: Path = Path("."),
+def trained(text: StudyText, models: str, arms: Sequence[str], root: Path = Path("."),
             seeds: Sequence[int] = SEEDS) -> dict[tuple[str, str], Trained]:
-    """Models by (size, arm), trained where they are not found."""
-    jobs = [(text, size, arm, root, tuple(seeds)) for size in SIZES_OF[text.corpus] for arm in arms]
+    """By (size, arm), of the set ``models`` (a key of ``LINEAR_STD``), trained where they are not found."""
+    jobs = [(text, models, size, arm, root, tuple(seeds)) for size in SIZES_OF[text.corpus] for arm in arms]
     run_arms(_make, [job for job in jobs if _found(*job) is None], PROCESSES,
-             cost=lambda _, size, arm, *__: SETTINGS["updates"][size] * ARMS[arm].layers)
-    return {(job[1], job[2]): _read(_found(*job), job[2]) for job in jobs}
+             cost=lambda _, __, size, arm, *___: SETTINGS["updates"][size] * ARMS[arm].layers)
+    return {job[2:4]: _read(_found(*job), job[3]) for job in jobs}
 
 
 def limited(text: StudyText, models: Mapping[tuple[str, str], Trained]) -> list[tuple[str, StudyText, str, list[BlockwiseLM]]]:
-    """The models of ``SHARED`` arms at equal updates, and where that is something else at equal FLOPs: the beginning of their
+    """The models of ``LAYER_ARMS`` at equal updates, and where that is something else at equal FLOPs: the beginning of their
     keys, the text, its size, one model per seed."""
     jobs = [(f"{size}.{STARTS[arm]}", text, size, made.models) for (size, arm), made in models.items()]
     return jobs + [(f"{size}.{STARTS[same]}", text, size, made.flops_models) for (size, arm), made in models.items()
                    if (same := f"{arm}, equal FLOPs") in STARTS]
 
 
-def _place(root: Path, corpus: str, size: str, arm: str) -> Path:
-    """Arms of the studies of layers are made by the first of them, the others by the first of the studies of routing."""
-    return folder(root, corpus) / ("depth" if arm in SHARED else "depth_routing") / f"{size}.{arm}"
+def _place(root: Path, corpus: str, models: str, size: str, arm: str) -> Path:
+    return folder(root, corpus) / models / f"{size}.{arm}"
 
 
-def _identity(text: StudyText, size: str, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
-    return {"text": text.sha256, "size": size, "arm": arm, "settings": SETTINGS, "seeds": list(seeds)}
+def _identity(text: StudyText, models: str, size: str, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
+    return {"text": text.sha256, "models": models, "size": size, "arm": arm, "settings": SETTINGS, "seeds": list(seeds)}
 
 
-def _found(text: StudyText, size: str, arm: str, root: Path, seeds: Sequence[int]) -> Artifact | None:
-    return find(_place(root, text.corpus, size, arm), "ensemble", _identity(text, size, arm, seeds), {})
+def _found(text: StudyText, models: str, size: str, arm: str, root: Path, seeds: Sequence[int]) -> Artifact | None:
+    return find(_place(root, text.corpus, models, size, arm), "ensemble", _identity(text, models, size, arm, seeds), {})
 
 
-def _make(text: StudyText, size: str, arm: str, root: Path, seeds: Sequence[int]) -> None:
+def _make(text: StudyText, models: str, size: str, arm: str, root: Path, seeds: Sequence[int]) -> None:
     """Train one arm and keep the models of both limits, their curves and numbers of updates."""
     data, chosen = corrected(text, size), ARMS[arm]
-    batch = [part[:BATCH_SIZE] for part in data.windows("train")]
+    std, batch = LINEAR_STD[models], [part[:BATCH_SIZE] for part in data.windows("train")]
 
     def flops(arm: Arm) -> int:
         return batch_flops(Ensemble(lambda seed: build(data.vocab_size, arm.layers), [0]), arm.objective(), *batch)
@@ -134,10 +135,11 @@ def _make(text: StudyText, size: str, arm: str, root: Path, seeds: Sequence[int]
     every, updates = SETTINGS["look_every"][size], SETTINGS["updates"][size]
     whole = updates * flops(ARMS["four_layers"])
     looks = max(updates, whole // flops(chosen)) // every
-    run = train_corrected(lambda seed: build(data.vocab_size, chosen.layers), chosen.objective(), data, looks * every, looks,
-                          seeds)
+    run = train_corrected(lambda seed: build(data.vocab_size, chosen.layers, std), chosen.objective(), data, looks * every,
+                          looks, seeds)
     limits = {"updates": run.looks_within(updates=updates), "flops": run.looks_within(flops=whole)}
-    with create_artifact(_place(root, text.corpus, size, arm), "ensemble", _identity(text, size, arm, seeds), {}) as out:
+    identity = _identity(text, models, size, arm, seeds)
+    with create_artifact(_place(root, text.corpus, models, size, arm), "ensemble", identity, {}) as out:
         for name, within in limits.items():
             run.choose(within)
             weights = {key: value.contiguous() for key, value in run.ensemble.snapshot().items()}

@@ -80,7 +80,7 @@ def run_published(arms: list[str]) -> Outcome:
 
 def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
     """Trains the models of experiment 11 on the way, so that each study finds what it needs."""
-    models = trained(text, [*arms, *LOSSES] if set(arms) == set(ARMS) else arms, root)
+    models = trained(text, "depth_routing", [*arms, *LOSSES] if set(arms) == set(ARMS) else arms, root)
     sizes = SIZES_OF[text.corpus]
     jobs = [(text, size, *({arm: getattr(models[size, arm], limit)[seed] for arm in arms} for limit in ("models", "flops_models")))
             for size in sizes for seed in range(len(SEEDS))]

@@ -28,8 +28,8 @@ from pipeline.studies._arms import PUBLISHED_SEED, Outcome, study_main
 from pipeline.studies._characters import SIZES_OF, corrected, published_1b
 from pipeline.studies._curves import panels_figure
 from pipeline.studies._depth import (
+    LAYER_ARMS,
     SETTINGS,
-    SHARED,
     STARTS,
     evaluated,
     limited,
@@ -79,7 +79,7 @@ def of_those(found: LayerStatistics, leaves: np.ndarray, name: str) -> dict[str,
 
 def run_published() -> Outcome:
     data = published_1b()
-    run = train_as_published(data, "four_layers", PUBLISHED_SEED, SETTINGS["published"]["linear_std"])
+    run = train_as_published(data, "four_layers", PUBLISHED_SEED, SETTINGS["linear_std"])
     tokens, targets = data.windows("validation")
     found = layer_statistics(run.last, tokens, targets)
     values = overall(found) | {"contexts": distinct_contexts(tokens.numpy(), targets.numpy(), CONTEXT)}
@@ -97,7 +97,7 @@ def run_published() -> Outcome:
 def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
     seeds: list[dict[str, float]] = []
     curves: dict[str, dict[str, list[Any]]] = {}
-    models = trained(text, arms, root)
+    models = trained(text, "depth", arms, root)
     jobs = limited(text, models)
     for (start, *_), found in zip(jobs, evaluated(arm_values, [job for _, *job in jobs])):
         seeds = seeds or [{} for _ in found]
@@ -184,7 +184,7 @@ def run(text: StudyText, protocol: str, arms: list[str]) -> Outcome:
     return run_published() if protocol_of(text, protocol) == "published" else run_corrected(text, arms)
 
 
-main = study_main("early_exit_feasibility", __doc__.splitlines()[0], SHARED, FLAWS, run, ("pangram", "sotu", "wikitext"))
+main = study_main("early_exit_feasibility", __doc__.splitlines()[0], LAYER_ARMS, FLAWS, run, ("pangram", "sotu", "wikitext"))
 
 if __name__ == "__main__":
     main()

@@ -35,8 +35,8 @@ from pipeline.studies._arms import PUBLISHED_SEED, Outcome, study_main
 from pipeline.studies._characters import SIZES_OF, corrected, published_1b
 from pipeline.studies._curves import panels_figure
 from pipeline.studies._depth import (
+    LAYER_ARMS,
     SETTINGS,
-    SHARED,
     STARTS,
     evaluated,
     limited,
@@ -92,7 +92,7 @@ def model_values(found: LayerStatistics, without: np.ndarray) -> dict[str, float
 
 def run_published() -> Outcome:
     data = published_1b()
-    run = train_as_published(data, "four_layers", PUBLISHED_SEED, SETTINGS["published"]["linear_std"])
+    run = train_as_published(data, "four_layers", PUBLISHED_SEED, SETTINGS["linear_std"])
     tokens, targets = data.windows("validation")
     found = layer_statistics(run.last, tokens, targets)
     values = model_values(found, losses_without(run.last, tokens, targets))
@@ -102,7 +102,7 @@ def run_published() -> Outcome:
 
 
 def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
-    models = trained(text, arms, root)
+    models = trained(text, "depth", arms, root)
     seeds: list[dict[str, float]] = []
     jobs = limited(text, models)
     for (start, *_), found in zip(jobs, evaluated(arm_values, [job for _, *job in jobs])):
@@ -155,7 +155,7 @@ def run(text: StudyText, protocol: str, arms: list[str]) -> Outcome:
     return run_published() if protocol_of(text, protocol) == "published" else run_corrected(text, arms)
 
 
-main = study_main("layer_contribution", __doc__.splitlines()[0], SHARED, FLAWS, run, ("pangram", "sotu", "wikitext"))
+main = study_main("layer_contribution", __doc__.splitlines()[0], LAYER_ARMS, FLAWS, run, ("pangram", "sotu", "wikitext"))
 
 if __name__ == "__main__":
     main()

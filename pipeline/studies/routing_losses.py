@@ -15,6 +15,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from offramp.analysis.layer_contribution import LayerStatistics, layer_statistics
 from offramp.exits.calibration import expected_calibration_error, reliability
 from offramp.models.native import BlockwiseLM
@@ -97,21 +99,20 @@ def run_published(arms: list[str]) -> Outcome:
                    f"compute.{arm}": headline.layers, f"best_epoch.{arm}": run.best_epoch}
         values |= swept(arm, {threshold: as_published(last[arm], SHALLOW, threshold) for threshold in THRESHOLDS})
         values |= confidence_values(last[arm], arm)
-    return Outcome(values | compared(values), None, {"reliability": reliability_figure({"the pangram, last epoch": last})})
+    return Outcome(values | compared(values), None, {"reliability": reliability_figure({"the pangram, last epoch": [last]})})
 
 
 def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
-    models = trained(text, arms, root)
+    models = trained(text, "depth_routing", arms, root)
     sizes = SIZES_OF[text.corpus]
     jobs = [(text, size, *({arm: getattr(models[size, arm], limit)[seed] for arm in arms} for limit in ("models", "flops_models")))
             for size in sizes for seed in range(len(SEEDS))]
     seeds: list[dict[str, float]] = [{} for _ in SEEDS]
-    panels = {}
+    panels: dict[str, list[dict[str, LayerStatistics]]] = {}
     for place, (values, statistics) in enumerate(evaluated(size_values, jobs)):
-        size, seed = jobs[place][1], place % len(SEEDS)
-        seeds[seed] |= prefixed(f"{size}.", values)
-        if seed == 0:
-            panels[f"{size} characters"] = statistics
+        size = jobs[place][1]
+        seeds[place % len(SEEDS)] |= prefixed(f"{size}.", values)
+        panels.setdefault(f"{size} characters", []).append(statistics)
     figures = {"reliability": reliability_figure(panels), "exits": exit_table(seeds, sizes, arms),
                "equal flops": difference_table(seeds, sizes)}
     return Outcome(None, seeds, figures)
@@ -155,14 +156,22 @@ def model_values(model: BlockwiseLM, arm: str, calibration: Windows, test: Windo
 WORDS = {"routed": "half of each exit", "lpt": "every layer (LPT)", "routing_aware": "routing aware"}
 
 
-def reliability_figure(panels: dict[str, dict[str, LayerStatistics]]) -> dict[str, Any]:
-    """Reliability of the shallow exit's confidence by loss."""
-    rows = [[panel, WORDS[arm], row["confidence"], row["agreement"]]
-            for panel, of_arm in panels.items() for arm, found in of_arm.items()
-            for row in reliability(found.max_prob[SHALLOW - 1], found.correct[SHALLOW - 1], PARAMS["bins"])]
-    return {"title": "Reliability of the shallow exit by training loss", "rows": rows,
+EXITS = {SHALLOW: "shallow exit", LAYERS: "deep exit"}
+
+
+def reliability_figure(panels: dict[str, list[dict[str, LayerStatistics]]]) -> dict[str, Any]:
+    """Reliability of each exit's confidence by loss; a panel holds what every seed's models make of the same text."""
+    rows = []
+    for panel, seeds in panels.items():
+        for layer, exit in EXITS.items():
+            for arm in seeds[0]:
+                confidence, right = (np.concatenate([getattr(found[arm], name)[layer - 1] for found in seeds])
+                                     for name in ("max_prob", "correct"))
+                rows += [[f"{panel}, {exit}", WORDS[arm], row["confidence"], row["agreement"]]
+                         for row in reliability(confidence, right, PARAMS["bins"])]
+    return {"title": "Reliability of both exits by training loss", "rows": rows,
             "columns": ["text", "loss", "confidence", "accuracy"],
-            "note": "Bins of equally many tokens, of one seed; below the dashed line an exit promises more than it keeps.",
+            "note": "Bins of equally many tokens, of all seeds together; below the dashed line an exit promises more than it keeps.",
             "plot": {"x": "confidence", "y": "accuracy", "group": "loss", "panel": "text", "diagonal": True}}
 
 

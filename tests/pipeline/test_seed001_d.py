@@ -66,7 +66,7 @@ def small():
     """Tiny models and trainings, in this process."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"width": 16, "heads": 2, "ffn_width": 32, "updates": {"own": 15}, "look_every": {"own": 5},
-                            "published": {"max_epochs": 1, "patience": 1, "linear_std": 0.02}}.items():
+                            "published": {"max_epochs": 1, "patience": 1}}.items():
             patch.setitem(SETTINGS, name, value)
         patch.setattr(_depth, "PROCESSES", 1)
         for study in STUDIES.values():
@@ -90,7 +90,7 @@ def outcomes(text, root):
     pangram = ("layer_contribution", "early_exit_feasibility")
     found = {}
     for name, study in STUDIES.items():
-        arms = getattr(study, "ARMS", None) or (layer_contribution.SHARED if name in pangram else routing_losses.LOSSES)
+        arms = getattr(study, "ARMS", None) or (layer_contribution.LAYER_ARMS if name in pangram else routing_losses.LOSSES)
         published = study.run_published() if name in pangram else study.run_published(list(arms))
         found[name] = published, study.run_corrected(text, list(arms), root)
     return found
@@ -142,13 +142,20 @@ def test_models_have_the_published_parameters():
 
 
 def test_trained_models_are_found_again(outcomes, text, root, monkeypatch):
-    before = trained(text, ["four_layers"], root)["own", "four_layers"]
+    before = trained(text, "depth", ["four_layers"], root)["own", "four_layers"]
     monkeypatch.setattr(_depth, "_make", None)
-    again = trained(text, ["four_layers"], root)["own", "four_layers"]
+    again = trained(text, "depth", ["four_layers"], root)["own", "four_layers"]
     assert torch.equal(before.models[3].heads[0], again.models[3].heads[0]) and before.curves == again.curves
     other = OwnText("own", "made up", words(900, 5), words(250, 1), tuple(words(250, 2)))
     with pytest.raises(TypeError):  # it would have to train
-        trained(other, ["four_layers"], root)
+        trained(other, "depth", ["four_layers"], root)
+
+
+def test_models_of_layers_and_of_routing_start_as_those_of_the_seed(outcomes, text, root):
+    of_layers, of_routing = (trained(text, models, ["four_layers"], root)["own", "four_layers"] for models in ("depth", "depth_routing"))
+    for start, made in ((0.02, of_layers), (1 / 4, of_routing)):  # a width of 16; these few updates move them little
+        for model in made.models:
+            assert model.blocks[0][0].query.weight.detach().std() == pytest.approx(start, rel=0.3)
 
 
 @pytest.mark.parametrize(("name", "start"), [("layer_contribution", "lpt."), ("early_exit_feasibility", "lpt."),
@@ -161,7 +168,7 @@ def test_every_figure_is_there_at_equal_updates_and_at_equal_flops(outcomes, nam
 
 
 def test_cheaper_updates_are_more_of_them_at_equal_flops(outcomes, text, root):
-    found = {arm: trained(text, [arm], root)["own", arm] for arm in ARMS}
+    found = {arm: trained(text, "depth_routing", [arm], root)["own", arm] for arm in ARMS}
     assert all(made.updates["updates"] == 15 for made in found.values())
     more = [found[arm].updates["flops"] for arm in ("two_layers", "three_layers", "four_layers", "lpt")]
     assert more == sorted(more, reverse=True) and more[0] > more[2] == 15
@@ -181,7 +188,7 @@ def test_protocols_belong_to_texts(text):
 def test_arms_can_run_alone(text, root):
     alone = layer_contribution.run_corrected(text, ["lpt"], root)
     assert "own.lpt.gain.hard" in alone.corrected[0] and "losses" not in alone.figures
-    model = trained(text, ["two_layers"], root)["own", "two_layers"].models[0]
+    model = trained(text, "depth_routing", ["two_layers"], root)["own", "two_layers"].models[0]
     data = corrected(text, "own")
     values = confidence_routing.seed_values({"two_layers": model}, data.windows("calibration"), data.windows("test"), 0.8)
     assert set(values) == {"ppl.two_layers", "accuracy.two_layers", "executed.two_layers"}
@@ -191,7 +198,7 @@ def test_arms_can_run_alone(text, root):
 
 @pytest.fixture(scope="module")
 def routed(outcomes, text, root):
-    return trained(text, ["routed"], root)["own", "routed"].models[0], corrected(text, "own").windows("test")
+    return trained(text, "depth_routing", ["routed"], root)["own", "routed"].models[0], corrected(text, "own").windows("test")
 
 
 def test_executed_routing_is_between_its_fixed_depths(routed):
