@@ -126,13 +126,16 @@ def study_main(study: str, summary: str, arms: Iterable[str], flaws: list[str], 
         for split in ("train", "calibration", "test"):
             parser.add_argument(f"--{split}", type=Path, metavar="FILE", help=f"your own text for {split}, all three together")
         parser.add_argument("--protocol", choices=("published", "corrected", "both"), default="both")
-        parser.add_argument("--arm", action="append", metavar="NAME", help=f"print this arm alone: {', '.join(known)}")
+        parser.add_argument("--arm", action="append", metavar="NAME", help=f"print this arm alone: {', '.join(map(repr, known))}")
         given = parser.parse_args()
         logging.basicConfig(level=logging.INFO, format=f"{study}: %(message)s", stream=sys.stderr)
         try:
             text = _text(given)
             chosen = chosen_arms(study, given.arm, known)
             outcome = run(text, given.protocol, chosen)
+            if not (outcome.published or any(outcome.corrected or ())):
+                raise UserError(f"--protocol = {given.protocol!r}: {study} has none of {', '.join(map(repr, chosen))} for "
+                                f"{text.corpus} text; try --protocol corrected with other arms, or a --corpus of its own")
             if chosen == known:
                 path = write_results(study, text.corpus, text.record(), flaws, outcome.published, outcome.corrected,
                                      outcome.figures, sentences=outcome.sentences)
@@ -150,7 +153,7 @@ def chosen_arms(study: str, wanted: Sequence[str] | None, known: Sequence[str]) 
     """The arms asked for, in the study's order; all of them where none is. UserError for one that it does not have."""
     for name in wanted or ():
         if name not in known:
-            raise UserError(f"--arm = {name!r} is not an arm of {study}; choose from {', '.join(known)}")
+            raise UserError(f"--arm = {name!r} is not an arm of {study}; choose from {', '.join(map(repr, known))}")
     return [name for name in known if not wanted or name in wanted]
 
 

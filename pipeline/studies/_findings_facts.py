@@ -29,7 +29,7 @@ FACTS = {
     ],
     "hierarchy_and_lagged_caches": [
         ("corrected", "Of HRM's lead over lagged caches with OACD on 20,000 characters, a share of {20k.share.deep_supervision} "
-                      "goes without deep supervision; training the lagged caches on the task closes a share of "
+                      "is lost without deep supervision; training the lagged caches on the task closes a share of "
                       "{20k.share.task_loss}."),
         ("corrected", "At equal updates on 20,000 characters, in nats: deep supervision {20k.diff.hrm_minus_hrm_one_segment} with "
                       "two levels and {20k.diff.one_level_segments_minus_one_level} with one; a second level "
@@ -51,20 +51,21 @@ FACTS = {
         ("corrected", "The published leak (F5) alone, everything else equal: {20k.diff.infini_leak_minus_infini_reset} nats."),
     ],
     "iterated_refinement": [
-        ("corrected", "One layer refined twice against one layer, in nats at equal updates: {20k.diff.irt_minus_standard} (20,000 "
-                      "characters) and {500k.diff.irt_minus_standard} (500,000); against one that updates as often per batch "
-                      "{20k.diff.irt_minus_repeated} and {500k.diff.irt_minus_repeated}."),
-        ("corrected", "Against two layers, which cost as much in use: {20k.diff.irt_minus_standard_2} and {500k.diff.irt_minus_standard_2} "
-                      "at equal updates, {20k.flops.diff.irt_minus_standard_2} and {500k.flops.diff.irt_minus_standard_2} at equal FLOPs of "
-                      "training; against one layer unrolled twice {20k.diff.irt_minus_unrolled} and {500k.diff.irt_minus_unrolled}."),
+        ("corrected", "On 20,000 characters one layer refined twice against one layer, in nats at equal updates: "
+                      "{20k.diff.irt_minus_standard}; against one that updates as often per batch {20k.diff.irt_minus_repeated}; against "
+                      "two layers, which cost as much in use, {20k.diff.irt_minus_standard_2} at equal updates and "
+                      "{20k.flops.diff.irt_minus_standard_2} at equal FLOPs of training; against one layer unrolled twice "
+                      "{20k.diff.irt_minus_unrolled}."),
+        ("corrected", "On 500,000 characters, in the same order: {500k.diff.irt_minus_standard}, {500k.diff.irt_minus_repeated}, "
+                      "{500k.diff.irt_minus_standard_2}, {500k.flops.diff.irt_minus_standard_2} and {500k.diff.irt_minus_unrolled}."),
     ],
     "layer_supervision": [
         ("corrected", "Four layers, 20,000 characters, in nats: sum of losses against the last alone {20k.diff.sum_minus_standard} at equal "
                       "updates and {20k.flops.diff.sum_minus_standard} at equal FLOPs, weighted against sum "
                       "{20k.diff.weighted_minus_sum}, mean against sum {20k.diff.normalised_minus_sum}."),
         ("corrected", "Eight layers: {20k.diff.sum_8_minus_standard_8} at equal updates, {20k.flops.diff.sum_8_minus_standard_8} at equal FLOPs. "
-                      "The smallest step of the loss from one layer to the next is {20k.least_step.sum} with four layers and "
-                      "{20k.least_step.sum_8} with eight: positive where every layer lowers it."),
+                      "From one layer to the next the loss falls by at least {20k.least_step.sum} with four layers and by "
+                      "{20k.least_step.sum_8} with eight; where that is negative, some layer raises it."),
         ("corrected", "On 500,000 characters: {500k.diff.sum_minus_standard} at equal updates, {500k.flops.diff.sum_minus_standard} at equal "
                       "FLOPs."),
     ],
@@ -103,6 +104,9 @@ FACTS = {
                       "{500k.lpt.agreement_at.0.8}."),
     ],
     "confidence_routing": [
+        ("published", "On the pangram every model is best after epoch {best_epoch.routed}, and its perplexity rises from there: routed "
+                      "{ppl.routed}, two layers {ppl.two_layers}, three {ppl.three_layers}, four {ppl.four_layers}; who leaves by "
+                      "confidence instead of at random, as many, makes {diff.routed_minus_random} nats."),
         ("corrected", "At equal compute of use, routed minus fixed depth in nats (20,000 characters): two layers "
                       "{20k.diff.shallow_exit_minus_two_layers}, three {20k.diff.budget_minus_three_layers}, four "
                       "{20k.diff.deep_exit_minus_four_layers}; at equal training FLOPs too "
@@ -115,6 +119,8 @@ FACTS = {
                       "FLOPs (20,000 characters), {500k.layer_saving.routed} and {500k.flop_saving.routed} (500,000)."),
     ],
     "routing_losses": [
+        ("published", "On the pangram, after the best epoch: half of each exit's loss {ppl.routed}, full LPT {ppl.lpt}, routing aware "
+                      "{ppl.routing_aware}; one seed."),
         ("corrected", "Mean confidence minus accuracy at the shallow exit, 20,000 characters: half of each exit's loss "
                       "{20k.over.routed.2}, full LPT {20k.over.lpt.2}, routing aware {20k.over.routing_aware.2}; calibration errors "
                       "{20k.ece.routed.2}, {20k.ece.lpt.2} and {20k.ece.routing_aware.2}."),

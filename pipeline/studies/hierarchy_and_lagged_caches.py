@@ -132,17 +132,18 @@ def _frozen_arm(data: Characters, arm: str, updates: int, flops: float, settings
             return False
 
         lagged.train("oacd", updates, looked)
-    nll, epochs = _judged(lagged, settings["head"])
+    nll, epochs, calibration = _judged(lagged, settings["head"])
     lagged.ensemble.restore(paid)  # nothing where FLOPs pay for all updates
-    flops_nll, _ = _judged(lagged, settings["head"]) if paid else (nll, epochs)
-    level = [{0.0: math.exp(value), float(updates): math.exp(value)} for value in nll]
+    flops_nll = _judged(lagged, settings["head"])[0] if paid else nll
+    level = [{0.0: math.exp(value), float(updates): math.exp(value)} for value in calibration]
     return Compared(nll, flops_nll, epochs, parameters(lagged.ensemble), level)
 
 
-def _judged(lagged: Lagged, settings: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """NLL of the test text with the best head by the calibration text, and the epochs that it took, by seed."""
+def _judged(lagged: Lagged, settings: dict[str, Any]) -> tuple[list[float], list[float], list[float]]:
+    """By seed, with the best head by the calibration text: NLL of the test text, the epochs it took, NLL of the calibration text."""
     head = lagged.fit_head("calibration", settings)
-    return head_nll(head.weights, *lagged.features("test")).tolist(), [float(epoch) for epoch in head.best_epoch]
+    nll = head_nll(head.weights, *lagged.features("test")).tolist()
+    return nll, [float(epoch) for epoch in head.best_epoch], [min(row) for row in zip(*head.curve)]
 
 
 # Both -----------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ in order, and all arms read the same windows in the same order:
 
 A model trained with a carried memory is judged twice more: against itself with an empty memory ("carried_minus_emptied") and
 with that of another place of the text ("carried_minus_foreign"). Published: set-up 1A, version 2 with its bug, the memory in
-hidden layers ("hrm_memory") as inferred from its parameter count; batches of 16 alone, at most 20 epochs (the seed: 30).
+hidden layers ("hrm_memory") as inferred from its parameter count; batches of 16 alone.
 Corrected: equal updates ("ppl") and equal FLOPs of training ("flops.ppl", those of the arm without memory), chosen on
 calibration text and judged on test text, 5 seeds that differ in weights and in where windows begin. Differences are in nats,
 negative where the first is better. At 500k characters only the transformer runs.

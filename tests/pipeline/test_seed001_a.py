@@ -15,7 +15,7 @@ from offramp.errors import UserError
 from offramp.report.claims import terms
 from pipeline.studies import __main__ as studies
 from pipeline.studies import _arms, iterated_refinement, layer_supervision
-from pipeline.studies._arms import both_protocols, chosen_arms, run_arms, run_chains, study_main
+from pipeline.studies._arms import Outcome, both_protocols, chosen_arms, run_arms, run_chains, study_main
 from pipeline.studies._characters import (
     BATCH_SIZE,
     PANGRAM,
@@ -140,14 +140,15 @@ def test_a_chain_goes_on_from_its_own_start(processes):
 
 
 def test_unknown_arms_studies_and_halves_of_a_text_are_named(capsys, monkeypatch):
-    with pytest.raises(UserError, match="'lpt' is not an arm of x; choose from a, b"):
+    with pytest.raises(UserError, match="'lpt' is not an arm of x; choose from 'a', 'b'"):
         chosen_arms("x", ["lpt"], ["a", "b"])
     assert chosen_arms("x", ["b", "a"], ["a", "b"]) == chosen_arms("x", None, ["a", "b"]) == ["a", "b"]
     with pytest.raises(UserError, match=r"study = 'nothing' does not exist; choose from .*layer_supervision"):
         studies.run("nothing")
-    main = study_main("x", "does nothing", ["a"], [], lambda *_: None)
+    main = study_main("x", "does nothing", ["a"], [], lambda *_: Outcome())
     for given, said in ((["--train", "a"], "--train, --calibration and --test together"), ([], "either --corpus"),
-                        (["--corpus", "sotu", "--arm", "z"], "'z' is not an arm of x")):
+                        (["--corpus", "sotu", "--arm", "z"], "'z' is not an arm of x"),
+                        (["--corpus", "sotu", "--protocol", "published"], "x has none of 'a' for sotu text")):
         monkeypatch.setattr(sys, "argv", ["x", *given])
         with pytest.raises(SystemExit):
             main()

@@ -181,7 +181,7 @@ def test_protocols_belong_to_texts(text):
         protocol_of(text, "published")
     with pytest.raises(UserError, match="--corpus sotu or wikitext"):
         protocol_of(pangram_text(), "corrected")
-    with pytest.raises(UserError, match=r"--arm = 'five_layers' is not an arm of confidence_routing; choose from routed, two_layers"):
+    with pytest.raises(UserError, match=r"--arm = 'five_layers' is not an arm of confidence_routing; choose from 'routed', 'two_layers'"):
         chosen_arms("confidence_routing", ["five_layers"], confidence_routing.ARMS)
 
 
