@@ -6,7 +6,7 @@ of the last layer's readout depends on it. Published: set-up 1B (a pangram, F9),
 Corrected: one set of models for experiments 8 and 9, another for 10 and 11, so that what is said of layers and of exits, of
 routing and of losses is said of the same models. Every arm trains for the same number of updates; models for the same FLOPs of
 training come from the same run: it goes on for those whose updates cost less, and the best look within each of the two limits,
-by perplexity on calibration text, leaves its weights. They are kept below build/, to be found again.
+at which there is one, by perplexity on calibration text, leaves its weights. They are kept below build/, to be found again.
 
 Cut against the seed: 160 updates on 20,000 characters (8 epochs; of its models on real text the seed's best were after 4 to 14)
 and on 500,000.
@@ -134,17 +134,18 @@ def _make(text: StudyText, models: str, size: str, arm: str, root: Path, seeds: 
 
     every, updates = SETTINGS["look_every"][size], SETTINGS["updates"][size]
     whole = updates * flops(ARMS["four_layers"])
-    looks = max(updates, whole // flops(chosen)) // every
-    run = train_corrected(lambda seed: build(data.vocab_size, chosen.layers, std), chosen.objective(), data, looks * every,
-                          looks, seeds)
-    limits = {"updates": run.looks_within(updates=updates), "flops": run.looks_within(flops=whole)}
+    paid = whole // flops(chosen)
+    longest = max(updates, paid)
+    run = train_corrected(lambda seed: build(data.vocab_size, chosen.layers, std), chosen.objective(), data, longest, longest,
+                          seeds, only={updates, paid, *range(every, longest + 1, every)})
+    limits = {"updates": updates, "flops": paid}
     identity = _identity(text, models, size, arm, seeds)
     with create_artifact(_place(root, text.corpus, models, size, arm), "ensemble", identity, {}) as out:
         for name, within in limits.items():
             run.choose(within)
             weights = {key: value.contiguous() for key, value in run.ensemble.snapshot().items()}
             save_file(weights, out.path / f"{name}.safetensors")
-        out.meta.update(updates={name: within * every for name, within in limits.items()}, vocab_size=data.vocab_size,
+        out.meta.update(updates=limits, vocab_size=data.vocab_size,
                         curves=[sorted(curve.items()) for curve in run.curves()])
 
 

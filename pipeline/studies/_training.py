@@ -7,7 +7,7 @@ budget, of updates or of FLOPs. The best look within the budget, by the calibrat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,8 +70,9 @@ class CorrectedRun:
     flops_per_batch: int
     """Of one member's matrix products in training."""
     calibration: list[list[float]] = field(default_factory=list)
-    """Mean NLL in nats by look and seed."""
+    """Mean NLL in nats by look and seed; infinite where nobody looked."""
     weights: list[Weights] = field(default_factory=list)
+    """Of every look; empty where nobody looked."""
     _tested: dict[tuple[int, ...], list[float]] = field(default_factory=dict, repr=False)
     """By the looks chosen: several budgets often choose the same."""
 
@@ -99,13 +100,18 @@ class CorrectedRun:
     def curves(self) -> list[dict[float, float]]:
         """Calibration perplexity by update, for every seed."""
         step = self.batches_per_look * self.objective.segments
-        return [{float(step * (look + 1)): math.exp(min(row[member], 100.0)) for look, row in enumerate(self.calibration)}
+        return [{float(step * (look + 1)): math.exp(min(row[member], 100.0)) for look, row in enumerate(self.calibration)
+                 if self.weights[look]}
                 for member in range(len(self.ensemble))]
 
 
 def train_corrected(build: Build, objective: Objective, data: Characters, updates: int, looks: int, seeds: Sequence[int],
-                    how: Optimisation = AS_PUBLISHED, watch: Watch | None = None) -> CorrectedRun:
-    """Train all seeds on data with the splits train, calibration and test; ``updates`` and ``looks`` are equal for all arms."""
+                    how: Optimisation = AS_PUBLISHED, watch: Watch | None = None,
+                    only: Collection[int] | None = None) -> CorrectedRun:
+    """Train all seeds on data with the splits train, calibration and test; ``updates`` and ``looks`` are equal for all arms.
+
+    ``only`` are the looks, counted from 1, that are taken; None is all of them.
+    """
     ensemble = Ensemble(build, seeds)
     tokens, targets = next(data.batches(seeds[:1]))
     run = CorrectedRun(ensemble, objective, data, max(1, updates // (looks * objective.segments)),
@@ -113,9 +119,10 @@ def train_corrected(build: Build, objective: Objective, data: Characters, update
     calibration = on_split(objective, data, "calibration")
 
     def look(ensemble: Ensemble) -> Tensor:
-        nll = calibration(ensemble)
+        taken = only is None or len(run.calibration) + 1 in only
+        nll = calibration(ensemble) if taken else torch.full((len(seeds),), math.inf)
         run.calibration.append(nll.tolist())
-        run.weights.append(ensemble.snapshot())
+        run.weights.append(ensemble.snapshot() if taken else {})
         return nll
 
     fit(ensemble, data.batches(seeds), objective, look, looks=looks, batches_per_look=run.batches_per_look, how=how,

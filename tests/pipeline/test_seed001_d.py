@@ -172,7 +172,9 @@ def test_cheaper_updates_are_more_of_them_at_equal_flops(outcomes, text, root):
     assert all(made.updates["updates"] == 15 for made in found.values())
     more = [found[arm].updates["flops"] for arm in ("two_layers", "three_layers", "four_layers", "lpt")]
     assert more == sorted(more, reverse=True) and more[0] > more[2] == 15
-    assert len(found["routed"].models) == 5 and list(found["routed"].curves[0]) == [5, 10, 15]
+    routed = found["routed"]
+    assert routed.updates["flops"] < 15  # its updates cost a readout more: the limit is in between two looks, and looked at
+    assert len(routed.models) == 5 and list(routed.curves[0]) == sorted({5, 10, routed.updates["flops"], 15})
 
 
 def test_protocols_belong_to_texts(text):
