@@ -42,7 +42,8 @@ FACTS = {
     ],
     "segment_memory": [
         ("published", "As published, Infini-attention before HRM lowers its perplexity by a share of {gain.infini_reset} with a memory "
-                      "emptied after every window and of {gain.infini_carry} with one carried on; one seed, and the leak (F5) in both."),
+                      "emptied after every window and of {gain.infini_carry} with one carried on; one seed, and the leak (F5) in both. "
+                      "A negative share raises it."),
         ("corrected", "Earlier text of the same document against an empty memory, 20,000 characters, in nats: "
                       "{20k.diff.infini_carry_minus_infini_reset} before HRM, {20k.diff.input_carry_minus_input_reset} before a "
                       "transformer layer, {20k.diff.hidden_carry_minus_hidden_reset} inside it."),
