@@ -48,8 +48,8 @@ def batches(members: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def train_together(layers: int, updates: int = UPDATES) -> None:
     ensemble = Ensemble(lambda seed: build(layers), SEEDS)
-    fit(ensemble, batches(len(SEEDS)), named("final", layers), lambda members: torch.zeros(len(members)), looks=1,
-        batches_per_look=updates)
+    fit(ensemble, batches(len(SEEDS)), named("final", layers), lambda members: torch.zeros(len(members)),
+        looks=[updates])
 
 
 def train_one_by_one(layers: int, updates: int = UPDATES) -> None:

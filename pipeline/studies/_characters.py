@@ -69,6 +69,10 @@ class Characters:
     def batches_per_epoch(self) -> int:
         return -(-len(self.windows("train")[0]) // BATCH_SIZE)
 
+    def epochs(self, count: int) -> list[int]:
+        """Batches until the end of each of so many epochs."""
+        return [self.batches_per_epoch * epoch for epoch in range(1, count + 1)]
+
     def batches(self, seeds: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the training split without end, each (S, B, T): every seed in its own order, whatever the other seeds."""
         tokens, targets = self.windows("train")

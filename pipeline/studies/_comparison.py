@@ -15,7 +15,7 @@ from offramp.training.ensemble import Ensemble, batch_flops
 from offramp.training.objectives import Objective
 from pipeline.studies._characters import BATCH_SIZE, WINDOW, Characters
 from pipeline.studies._curves import panels_figure
-from pipeline.studies._training import CorrectedRun
+from pipeline.studies._training import CorrectedRun, Limits
 
 WIDTH, HEADS, FFN_WIDTH = 64, 4, 256
 """Of every model of seed 001, but for one of 48."""
@@ -50,19 +50,24 @@ def parameters(ensemble: Ensemble) -> int:
     return sum(weight[0].numel() for weight in ensemble.weights.values())
 
 
-def flop_budget(build: Callable[[int], nn.Module], objective: Objective, data: Characters, updates: int) -> float:
-    """FLOPs that one model spends in ``updates`` updates of this arm."""
-    each = batch_flops(Ensemble(build, [0]), objective, *(part[:BATCH_SIZE] for part in data.windows("train")))
-    return updates / objective.segments * each
+def flops_per_batch(build: Callable[[int], nn.Module], objective: Objective, data: Characters) -> int:
+    """FLOPs of the matrix products that one model spends on a batch of training."""
+    return batch_flops(Ensemble(build, [0]), objective, *(part[:BATCH_SIZE] for part in data.windows("train")))
 
 
-def compared(run: CorrectedRun, updates: int, flops: float) -> Compared:
-    """A training at ``updates``, and at those that ``flops`` pay for; leaves the former's weights in its ensemble."""
-    flops_nll = run.test_nll(run.looks_within(flops=flops))
-    within = run.looks_within(updates=updates)
-    nll = run.test_nll(within)
-    looks = run.choose(within)
-    passes = [(look + 1) * run.batches_per_look / run.data.batches_per_epoch for look in looks]
+def limits(build: Callable[[int], nn.Module], objective: Objective, data: Characters, updates: int,
+           reference: tuple[Callable[[int], nn.Module], Objective]) -> Limits:
+    """Those of an arm: ``updates``, and the FLOPs of the ``reference`` arm in as many."""
+    other, its = reference
+    flops = updates / its.segments * flops_per_batch(other, its, data)
+    return Limits.of(updates, flops, objective, flops_per_batch(build, objective, data))
+
+
+def compared(run: CorrectedRun, limits: Limits) -> Compared:
+    """A training within both of its limits; leaves the weights of equal updates in its ensemble."""
+    flops_nll = run.test_nll(limits.flops)
+    nll = run.test_nll(limits.updates)
+    passes = [batches / run.data.batches_per_epoch for batches in run.choose(limits.updates)]
     return Compared(nll, flops_nll, passes, parameters(run.ensemble), run.curves())
 
 

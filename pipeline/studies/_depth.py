@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from pipeline.studies._characters import BATCH_SIZE, SIZES_OF, WINDOW, Character
 from pipeline.studies._made import find, folder
 from pipeline.studies._results import study_params
 from pipeline.studies._text import StudyText
-from pipeline.studies._training import train_corrected
+from pipeline.studies._training import Limits, train_corrected
 
 SETTINGS: dict[str, Any] = study_params("depth")
 LAYERS, SHALLOW = SETTINGS["layers"], SETTINGS["shallow"]
@@ -93,6 +93,8 @@ class Trained:
     """Per seed perplexity on calibration text, as the arm is used, by updates."""
     updates: dict[str, int]
     """Within each limit: equal updates, equal flops."""
+    epochs: dict[str, list[float]]
+    """Within each limit, until each model was at its best."""
 
 
 def trained(text: StudyText, models: str, arms: Sequence[str], root: Path = Path("."),
@@ -132,20 +134,17 @@ def _make(text: StudyText, models: str, size: str, arm: str, root: Path, seeds: 
     def flops(arm: Arm) -> int:
         return batch_flops(Ensemble(lambda seed: build(data.vocab_size, arm.layers), [0]), arm.objective(), *batch)
 
-    every, updates = SETTINGS["look_every"][size], SETTINGS["updates"][size]
-    whole = updates * flops(ARMS["four_layers"])
-    paid = whole // flops(chosen)
-    longest = max(updates, paid)
-    run = train_corrected(lambda seed: build(data.vocab_size, chosen.layers, std), chosen.objective(), data, longest, longest,
-                          seeds, only={updates, paid, *range(every, longest + 1, every)})
-    limits = {"updates": updates, "flops": paid}
-    identity = _identity(text, models, size, arm, seeds)
+    updates = SETTINGS["updates"][size]
+    limits = Limits.of(updates, updates * flops(ARMS["four_layers"]), chosen.objective(), flops(chosen))
+    run = train_corrected(lambda seed: build(data.vocab_size, chosen.layers, std), chosen.objective(), data, limits,
+                          SETTINGS["look_every"][size], seeds)
+    identity, epochs = _identity(text, models, size, arm, seeds), {}
     with create_artifact(_place(root, text.corpus, models, size, arm), "ensemble", identity, {}) as out:
-        for name, within in limits.items():
-            run.choose(within)
+        for name, within in asdict(limits).items():
+            epochs[name] = [batches / data.batches_per_epoch for batches in run.choose(within)]
             weights = {key: value.contiguous() for key, value in run.ensemble.snapshot().items()}
             save_file(weights, out.path / f"{name}.safetensors")
-        out.meta.update(updates=limits, vocab_size=data.vocab_size,
+        out.meta.update(updates=asdict(limits), epochs=epochs, vocab_size=data.vocab_size,
                         curves=[sorted(curve.items()) for curve in run.curves()])
 
 
@@ -155,7 +154,7 @@ def _read(made: Artifact | None, arm: str) -> Trained:
     models = {name: _members(load_file(made.file(f"{name}.safetensors")), made.meta["vocab_size"], ARMS[arm].layers)
               for name in ("updates", "flops")}
     curves = [{int(update): ppl for update, ppl in curve} for curve in made.meta["curves"]]
-    return Trained(models["updates"], models["flops"], curves, made.meta["updates"])
+    return Trained(models["updates"], models["flops"], curves, made.meta["updates"], made.meta["epochs"])
 
 
 def _members(weights: dict[str, Tensor], vocab_size: int, layers: int) -> list[BlockwiseLM]:
@@ -165,6 +164,12 @@ def _members(weights: dict[str, Tensor], vocab_size: int, layers: int) -> list[B
         model.load_state_dict({name: weight[member] for name, weight in weights.items()})
         out.append(model.eval())
     return out
+
+
+def training_values(made: Trained, size: str, arm: str, place: int) -> dict[str, float]:
+    """How long the model of the seed at ``place`` was trained, and until its best look, within both limits."""
+    return {f"{size}.{prefix}{name}": value for prefix, limit in (("", "updates"), ("flops.", "flops"))
+            for name, value in ((f"updates.{arm}", made.updates[limit]), (f"best_epoch.{arm}", made.epochs[limit][place]))}
 
 
 # Published ----------------------------------------------------------------------------------------------------------
@@ -191,8 +196,8 @@ def train_as_published(data: Characters, arm: str, seed: int, linear_std: float 
         best.see(ensemble, float(nll))
         return nll
 
-    (found,) = fit(ensemble, data.batches([seed]), objective, look, looks=rules["max_epochs"],
-                   batches_per_look=data.batches_per_epoch, patience=rules["patience"], restore_best=False)
+    (found,) = fit(ensemble, data.batches([seed]), objective, look, looks=data.epochs(rules["max_epochs"]),
+                   patience=rules["patience"], restore_best=False)
     last = ensemble.member(0)
     ensemble.restore(best.weights)
     return Run(ensemble.member(0).eval(), last.eval(), found.best_look, found.curve)

@@ -10,6 +10,7 @@ Shapes: S seeds.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -81,7 +82,6 @@ class StageLooks:
     name: str
     parameters: int
     """That learn, of one model."""
-    batches_per_look: int
     updates_before: int
     """Of the stages before."""
     flops_before: float
@@ -89,23 +89,26 @@ class StageLooks:
     flops_per_batch: int
     at_once: list[float] | None
     """NLL of the test text before the first update; of the last of several stages alone."""
+    looks: list[int]
+    """Batches of this stage before each look that there was."""
     calibration: list[list[float]]
     """Mean NLL in nats by look and seed."""
     planned: Best
     equal_flops: Best | None
-    """Of the last stage; None where not even its first look is within the budget, or there is no budget."""
+    """Of the last stage; None where the budget does not pay for a batch of it, or there is no budget."""
 
-    def updates(self, look: int) -> int:
-        """After ``look``, counted from 1, over all stages."""
-        return self.updates_before + look * self.batches_per_look
+    @property
+    def updates(self) -> list[int]:
+        """Over all stages before each look."""
+        return [self.updates_before + batches for batches in self.looks]
 
     @property
     def updates_after(self) -> int:
-        return self.updates(len(self.calibration))
+        return self.updates[-1]
 
     @property
     def flops_after(self) -> float:
-        return self.flops_before + len(self.calibration) * self.batches_per_look * self.flops_per_batch
+        return self.flops_before + self.looks[-1] * self.flops_per_batch
 
 
 @dataclass
@@ -187,7 +190,7 @@ def _later_stages(started: Started, arm: Arm, task: Task) -> ArmLooks:
 
 def _train(arm: Arm, stage: Stage, ensemble: Ensemble, task: Task, looks: int, before: StageLooks | None = None,
            closing: bool = False) -> tuple[StageLooks, Weights]:
-    """One stage of ``looks`` looks; of the ``closing`` one as many as its budget of FLOPs allows if these are more.
+    """One stage of ``looks`` looks; the ``closing`` one goes on while its budget of FLOPs allows, with a look at the very end.
 
     Leaves the best weights in the ensemble and returns the last ones.
     """
@@ -195,7 +198,9 @@ def _train(arm: Arm, stage: Stage, ensemble: Ensemble, task: Task, looks: int, b
     how = begin(stage, ensemble, arm.schedule, initialise, AS_PUBLISHED)
     per_batch = stage_flops(stage, arm.objective, text.vocab_size)
     flops, updates = (before.flops_after, before.updates_after) if before else (0.0, 0)
-    affordable = int((task.budget - flops) / per_batch / plan.batches_per_look) if closing and task.budget is not None else 0
+    planned = looks * plan.batches_per_look
+    paid = max(0, int((task.budget - flops) // per_batch)) if closing and task.budget is not None else 0
+    due = sorted({*range(plan.batches_per_look, max(planned, paid) + 1, plan.batches_per_look), paid} - {0})
     at_once = _test(ensemble, objective, task) if closing and before else None
     calibration, weights = [], []
 
@@ -206,22 +211,20 @@ def _train(arm: Arm, stage: Stage, ensemble: Ensemble, task: Task, looks: int, b
         return nll
 
     batches = islice(text.batches(plan.seeds), updates, None)
-    fit(ensemble, batches, objective, look, looks=max(looks, affordable),
-        batches_per_look=plan.batches_per_look, patience=plan.patience, how=how)
-    best = ensemble.snapshot()
+    fit(ensemble, batches, objective, look, looks=due, patience=plan.patience, how=how)
+    best, taken = ensemble.snapshot(), due[: len(calibration)]
 
     @cache
     def read(chosen: tuple[int, ...]) -> Best:
         ensemble.restore({name: torch.stack([weights[place][name][member] for member, place in enumerate(chosen)])
                           for name in best})
-        return Best(_test(ensemble, objective, task), [updates + (place + 1) * plan.batches_per_look for place in chosen])
+        return Best(_test(ensemble, objective, task), [updates + taken[place] for place in chosen])
 
-    def best_within(count: int) -> Best:
-        return read(tuple(torch.tensor(calibration[:count]).argmin(dim=0).tolist()))
+    def best_within(batches: int) -> Best:
+        return read(tuple(torch.tensor(calibration[: bisect_right(taken, batches)]).argmin(dim=0).tolist()))
 
-    found = StageLooks(stage.name, sum(weight[0].numel() for weight in ensemble.trainable().values()), plan.batches_per_look,
-                       updates, flops, per_batch, at_once, calibration, best_within(looks),
-                       best_within(affordable) if affordable > 0 else None)
+    found = StageLooks(stage.name, sum(weight[0].numel() for weight in ensemble.trainable().values()), updates, flops, per_batch,
+                       at_once, taken, calibration, best_within(planned), best_within(paid) if paid else None)
     ensemble.restore(best)
     return found, weights[-1]
 

@@ -5,7 +5,7 @@ stage (``greedy_at_once``), or after fine-tuning (``greedy_fine_tuned``); correc
 
     ppl.POINT  diff.POINT_minus_POINT   perplexity, and a difference in nats, at equal numbers of updates
     flops.ppl.ARM  flops.diff....       the same at equal FLOPs of training
-    best_epoch.POINT  parameters.ARM    epochs of the stage until its best look; parameters that learn in the last stage
+    best_epoch.POINT  parameters.POINT  epochs of the stage until its best look; parameters that learn in it
 
 Shapes: S seeds.
 """
@@ -121,9 +121,7 @@ class Experiment:
                     for one, other in self.differences if one in some and other in some}
         for name, stage in _stages(found).items():
             epochs = [(updates - stage.updates_before) / text.batches_per_epoch for updates in stage.planned.updates]
-            out[f"best_epoch.{name}"] = epochs
-        for arm, looks in found.items():
-            out[f"parameters.{slug(arm)}"] = [float(looks.stages[-1].parameters)] * len(looks.stages[-1].planned.nll)
+            out |= {f"best_epoch.{name}": epochs, f"parameters.{name}": [float(stage.parameters)] * len(epochs)}
         return out
 
     def curves(self, tasks: Mapping[str, Task], found: Mapping[str, dict[str, ArmLooks]]) -> dict[str, Any]:
@@ -202,8 +200,8 @@ def _some(arms: Mapping[str, Arm], wanted: list[str]) -> dict[str, Arm]:
 def _curve(looks: ArmLooks) -> list[dict[float, float]]:
     """Calibration perplexity by update, for every seed."""
     stages = [*looks.stages, *([looks.fine_tuned] if looks.fine_tuned else [])]
-    return [{float(stage.updates(look)): math.exp(min(row[seed], 100.0))
-             for stage in stages for look, row in enumerate(stage.calibration, start=1)}
+    return [{float(updates): math.exp(min(row[seed], 100.0))
+             for stage in stages for updates, row in zip(stage.updates, stage.calibration)}
             for seed in range(len(stages[0].planned.nll))]
 
 

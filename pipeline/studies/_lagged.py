@@ -18,7 +18,7 @@ from offramp.training.ensemble import AS_PUBLISHED, Ensemble, batch_flops, mean_
 from offramp.training.lagged import HeadFit, LaggedBatch, collect, fit_head, settled, train_lagged
 from offramp.training.objectives import Carried, Objective, cross_entropy, from_logits
 from pipeline.studies._characters import BATCH_SIZE, WINDOW, Characters
-from pipeline.studies._training import CorrectedRun
+from pipeline.studies._training import CorrectedRun, Limits
 
 
 def batches(data: Characters, seeds: Sequence[int], by_place: bool) -> Iterator[LaggedBatch]:
@@ -55,24 +55,25 @@ class Lagged:
         self.batches = batches(data, seeds, by_place)
         self.cache = SampleCache(len(seeds), len(data.windows("train")[0]), config, torch.Generator().manual_seed(seeds[0]))
 
-    def train(self, loss: str, updates: int, looked: Callable[[int], bool] = lambda batch: False) -> int:
-        """Phase 1 for at least ``updates`` updates; how many there were. ``looked`` is told the batches so far."""
-        return train_lagged(self.ensemble, self.cache, islice(self.batches, -(-updates // self.passes)), loss, self.passes,
-                            AS_PUBLISHED, looked)
+    def train(self, loss: str, batches: int, looked: Callable[[int], bool] = lambda batch: False) -> int:
+        """Phase 1 on so many batches; the updates that it made. ``looked`` is told the batches so far."""
+        return train_lagged(self.ensemble, self.cache, islice(self.batches, batches), loss, self.passes, AS_PUBLISHED, looked)
 
-    def train_task(self, updates: int, looks: int, select: str = "calibration") -> CorrectedRun:
-        """Phase 1 by the task's loss, with ``looks`` looks at the split ``select``."""
-        per_look = max(1, updates // (looks * self.passes))
-        run = CorrectedRun(self.ensemble, objective(self.passes), self.data, per_look, self.flops_per_batch)
+    def train_task(self, looks: list[int], select: str = "calibration") -> CorrectedRun:
+        """Phase 1 by the task's loss, looked at on the split ``select`` after each of so many batches."""
+        run = CorrectedRun(self.ensemble, objective(self.passes), self.data, looks)
 
         def looked(batch: int) -> bool:
-            if batch % per_look == 0:
-                run.calibration.append(self.nll(select).tolist())
-                run.weights.append(self.ensemble.snapshot())
+            if batch in looks:
+                run.look(self.nll(select))
             return False
 
-        self.train("task", looks * per_look * self.passes, looked)
+        self.train("task", looks[-1], looked)
         return run
+
+    def limits(self, updates: int, flops: float) -> Limits:
+        """Of phase 1: batches of so many updates, one per pass, and those that ``flops`` pay for."""
+        return Limits.of(updates, flops, objective(self.passes), self.flops_per_batch)
 
     @property
     def flops_per_batch(self) -> int:

@@ -1,13 +1,15 @@
 """One arm of a study of seed 001, trained as published or as corrected.
 
-Learning rates are constant, so the beginning of a training is what a shorter one would have been: one run serves every
-budget, of updates or of FLOPs. The best look within the budget, by the calibration split, is judged on the test split.
+Learning rates are constant, so the beginning of a training is what a shorter one would have been: one run serves both limits,
+of updates and of FLOPs, and there is a look at the very end of each. The best look within a limit, by the calibration split, is
+judged on the test split.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +23,6 @@ from offramp.training.ensemble import (
     Optimisation,
     Watch,
     Weights,
-    batch_flops,
     fit,
     mean_nll,
 )
@@ -48,15 +49,32 @@ def train_published(build: Build, objective: Objective, data: Characters, epochs
                     how: Optimisation = AS_PUBLISHED, restore_best: bool = True, watch: Watch | None = None) -> PublishedRun:
     """Train one model on data with the splits train and validation."""
     ensemble = Ensemble(build, [seed])
-    (fitted,) = fit(ensemble, data.batches([seed]), objective, on_split(objective, data, "validation"), looks=epochs,
-                    batches_per_look=data.batches_per_epoch, patience=patience, how=how, restore_best=restore_best,
-                    watch=watch)
+    (fitted,) = fit(ensemble, data.batches([seed]), objective, on_split(objective, data, "validation"), looks=data.epochs(epochs),
+                    patience=patience, how=how, restore_best=restore_best, watch=watch)
     return PublishedRun(ensemble, fitted)
 
 
 def on_split(objective: Objective, data: Characters, split: str) -> Callable[[Ensemble], Tensor]:
     """Mean NLL (S,) of a split, as a look of ``fit``."""
     return lambda ensemble: mean_nll(ensemble, objective, *data.windows(split))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Batches that an arm learns from, at least one: within equal updates, and within equal FLOPs of training."""
+
+    updates: int
+    flops: int
+
+    @classmethod
+    def of(cls, updates: int, flops: float, objective: Objective, flops_per_batch: int) -> Limits:
+        """Whole batches of so many updates, and those that ``flops`` pay for."""
+        return cls(max(1, updates // objective.segments), max(1, int(flops // flops_per_batch)))
+
+    def looks(self, look_every: int, at_least: int = 0) -> list[int]:
+        """Batches after which an arm is looked at, which goes on to the later limit or to ``at_least``: both ends and between."""
+        longest = max(self.updates, self.flops, at_least)
+        return sorted({self.updates, self.flops, *range(look_every, longest + 1, look_every)})
 
 
 @dataclass
@@ -66,66 +84,52 @@ class CorrectedRun:
     ensemble: Ensemble
     objective: Objective
     data: Characters
-    batches_per_look: int
-    flops_per_batch: int
-    """Of one member's matrix products in training."""
+    looks: list[int]
+    """Batches after which there is one, rising."""
     calibration: list[list[float]] = field(default_factory=list)
-    """Mean NLL in nats by look and seed; infinite where nobody looked."""
+    """Mean NLL in nats by look and seed."""
     weights: list[Weights] = field(default_factory=list)
-    """Of every look; empty where nobody looked."""
+    """Of every look."""
     _tested: dict[tuple[int, ...], list[float]] = field(default_factory=dict, repr=False)
-    """By the looks chosen: several budgets often choose the same."""
+    """By the looks chosen: both limits often choose the same."""
 
-    def looks_within(self, *, updates: int | None = None, flops: float | None = None) -> int:
-        """How many looks fit in a budget of updates or of training FLOPs."""
-        updates_each = self.batches_per_look * self.objective.segments
-        found = updates // updates_each if updates is not None else int(flops // (self.batches_per_look * self.flops_per_batch))
-        return max(1, min(len(self.calibration), found))
+    def look(self, nll: Tensor) -> Tensor:
+        """Keep what the members are now, and their ``nll`` (S,) of calibration text, which it returns."""
+        self.calibration.append(nll.tolist())
+        self.weights.append(self.ensemble.snapshot())
+        return nll
 
-    def choose(self, looks: int) -> list[int]:
-        """Leave every member with the weights of its best among the first ``looks``; the places of those looks."""
-        nll = torch.tensor(self.calibration[:looks])
+    def choose(self, batches: int) -> list[int]:
+        """Leave every member with the weights of its best look within so many batches; the batches before those looks."""
+        nll = torch.tensor(self.calibration[: bisect_right(self.looks, batches)])
         chosen = nll.argmin(dim=0).tolist()
         self.ensemble.restore({name: torch.stack([self.weights[look][name][member] for member, look in enumerate(chosen)])
                                for name in self.ensemble.weights})
-        return chosen
+        return [self.looks[look] for look in chosen]
 
-    def test_nll(self, looks: int) -> list[float]:
-        """Mean NLL in nats on the test split by seed, each at its best among the first ``looks``."""
-        chosen = tuple(self.choose(looks))
+    def test_nll(self, batches: int) -> list[float]:
+        """Mean NLL in nats on the test split by seed, each at its best look within so many batches."""
+        chosen = tuple(self.choose(batches))
         if chosen not in self._tested:
-            self._tested[chosen] = on_split(self.objective, self.data, "test")(self.ensemble).tolist()
+            self._tested[chosen] = self._test().tolist()
         return self._tested[chosen]
+
+    def _test(self) -> Tensor:
+        return on_split(self.objective, self.data, "test")(self.ensemble)
 
     def curves(self) -> list[dict[float, float]]:
         """Calibration perplexity by update, for every seed."""
-        step = self.batches_per_look * self.objective.segments
-        return [{float(step * (look + 1)): math.exp(min(row[member], 100.0)) for look, row in enumerate(self.calibration)
-                 if self.weights[look]}
+        return [{float(self.objective.segments * batches): math.exp(min(row[member], 100.0))
+                 for batches, row in zip(self.looks, self.calibration)}
                 for member in range(len(self.ensemble))]
 
 
-def train_corrected(build: Build, objective: Objective, data: Characters, updates: int, looks: int, seeds: Sequence[int],
-                    how: Optimisation = AS_PUBLISHED, watch: Watch | None = None,
-                    only: Collection[int] | None = None) -> CorrectedRun:
-    """Train all seeds on data with the splits train, calibration and test; ``updates`` and ``looks`` are equal for all arms.
-
-    ``only`` are the looks, counted from 1, that are taken; None is all of them.
-    """
-    ensemble = Ensemble(build, seeds)
-    tokens, targets = next(data.batches(seeds[:1]))
-    run = CorrectedRun(ensemble, objective, data, max(1, updates // (looks * objective.segments)),
-                       batch_flops(ensemble, objective, tokens[0], targets[0]))
+def train_corrected(build: Build, objective: Objective, data: Characters, limits: Limits, look_every: int, seeds: Sequence[int],
+                    watch: Watch | None = None, at_least: int = 0) -> CorrectedRun:
+    """Train all seeds on data with the splits train, calibration and test; ``look_every`` and ``at_least`` are batches."""
+    run = CorrectedRun(Ensemble(build, seeds), objective, data, limits.looks(look_every, at_least))
     calibration = on_split(objective, data, "calibration")
-
-    def look(ensemble: Ensemble) -> Tensor:
-        taken = only is None or len(run.calibration) + 1 in only
-        nll = calibration(ensemble) if taken else torch.full((len(seeds),), math.inf)
-        run.calibration.append(nll.tolist())
-        run.weights.append(ensemble.snapshot() if taken else {})
-        return nll
-
-    fit(ensemble, data.batches(seeds), objective, look, looks=looks, batches_per_look=run.batches_per_look, how=how,
+    fit(run.ensemble, data.batches(seeds), objective, lambda ensemble: run.look(calibration(ensemble)), looks=run.looks,
         watch=watch)
     return run
 

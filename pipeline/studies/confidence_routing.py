@@ -31,6 +31,7 @@ from pipeline.studies._depth import (
     protocol_of,
     published_runs,
     trained,
+    training_values,
 )
 from pipeline.studies._exits import (
     Routed,
@@ -87,11 +88,10 @@ def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> O
     seeds: list[dict[str, float]] = [{} for _ in SEEDS]
     for place, found in enumerate(evaluated(size_values, jobs)):
         seeds[place % len(SEEDS)] |= prefixed(f"{jobs[place][1]}.", found)
-    for values in seeds:
+    for place, values in enumerate(seeds):
         for size in sizes:
             for arm in arms:
-                values |= {f"{size}.updates.{arm}": models[size, arm].updates["updates"],
-                           f"{size}.flops.updates.{arm}": models[size, arm].updates["flops"]}
+                values |= training_values(models[size, arm], size, arm, place)
     return Outcome(None, seeds, report(seeds, sizes, arms))
 
 

@@ -27,11 +27,12 @@ from typing import Any
 from torch import nn
 
 from offramp.models.recursive import RecursiveConfig, RecursiveLM
+from offramp.training.ensemble import Weights
 from offramp.training.lagged import head_nll
 from offramp.training.objectives import Objective, named
 from offramp.training.segments import segments_objective
 from pipeline.studies._arms import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
-from pipeline.studies._characters import SIZES_OF, WINDOW, Characters, corrected, published_1a
+from pipeline.studies._characters import SIZES_OF, WINDOW, corrected, published_1a
 from pipeline.studies._comparison import (
     FFN_WIDTH,
     HEADS,
@@ -40,8 +41,9 @@ from pipeline.studies._comparison import (
     compared,
     corrected_values,
     differences,
-    flop_budget,
+    flops_per_batch,
     learning_curves,
+    limits,
     parameters,
     published_values,
     transformer,
@@ -49,7 +51,7 @@ from pipeline.studies._comparison import (
 from pipeline.studies._lagged import Lagged
 from pipeline.studies._results import study_params
 from pipeline.studies._text import StudyText
-from pipeline.studies._training import train_corrected, train_published
+from pipeline.studies._training import Limits, train_corrected, train_published
 
 STUDY = "hierarchy_and_lagged_caches"
 SETTINGS: dict[str, Any] = study_params(STUDY)
@@ -93,14 +95,14 @@ def published_arm(text: StudyText, arm: str, settings: dict[str, Any]) -> dict[s
                               PUBLISHED_SEED)
         return run.values(arm) | {f"parameters.{arm}": parameters(run.ensemble)}
     lagged = Lagged(data, FROZEN.get(arm, 1), [PUBLISHED_SEED], settings["passes"], by_place=True)
-    updates = settings["lagged_epochs"] * data.batches_per_epoch * settings["passes"]
+    epochs = data.epochs(settings["lagged_epochs"])
     shared = {f"parameters.{arm}": parameters(lagged.ensemble)}
     if arm == "lct_task_1":
-        run = lagged.train_task(updates, settings["lagged_epochs"], select="validation")
+        run = lagged.train_task(epochs, select="validation")
         nll = [row[0] for row in run.calibration]
         return shared | {f"ppl.{arm}": math.exp(min(nll)), f"epoch.{arm}": 1 + nll.index(min(nll))}
     if not arm.startswith("untrained"):
-        lagged.train("oacd", updates)
+        lagged.train("oacd", epochs[-1])
     head = lagged.fit_head("validation", settings["head"])
     return shared | {f"ppl.{arm}": math.exp(min(row[0] for row in head.curve)), f"epoch.{arm}": head.best_epoch[0]}
 
@@ -109,33 +111,38 @@ def published_arm(text: StudyText, arm: str, settings: dict[str, Any]) -> dict[s
 
 def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any], seeds: Sequence[int]) -> Compared:
     """One arm on one size of text, all seeds together."""
-    data = corrected(text, size)
-    updates, looks = settings["updates"][size], settings["looks"][size]
-    flops = flop_budget(build("one_level", data.vocab_size), objective("one_level"), data, updates)
-    if arm in FROZEN:
-        return _frozen_arm(data, arm, updates, flops, settings, seeds)
-    if arm == "lct_task_1":
-        return compared(Lagged(data, 1, seeds, settings["passes"]).train_task(updates, looks), updates, flops)
-    return compared(train_corrected(build(arm, data.vocab_size), objective(arm), data, updates, looks, seeds), updates, flops)
+    data, updates, look_every = corrected(text, size), settings["updates"][size], settings["look_every"]
+    reference = build("one_level", data.vocab_size), objective("one_level")
+    if arm in FROZEN or arm == "lct_task_1":
+        lagged = Lagged(data, FROZEN.get(arm, 1), seeds, settings["passes"])
+        within = lagged.limits(updates, updates * flops_per_batch(*reference, data))
+        if arm in FROZEN:
+            return _frozen_arm(lagged, arm, within, settings["head"])
+        return compared(lagged.train_task(within.looks(look_every // settings["passes"])), within)
+    own = build(arm, data.vocab_size), objective(arm)
+    within = limits(*own, data, updates, reference)
+    return compared(train_corrected(*own, data, within, look_every // own[1].segments, seeds), within)
 
 
-def _frozen_arm(data: Characters, arm: str, updates: int, flops: float, settings: dict[str, Any], seeds: Sequence[int]) -> Compared:
+def _frozen_arm(lagged: Lagged, arm: str, within: Limits, head: dict[str, Any]) -> Compared:
     """Features of layers as drawn, or after phase 1; phase 2 costs next to nothing."""
-    lagged = Lagged(data, FROZEN[arm], seeds, settings["passes"])
-    paid: dict[str, Any] = {}
+    after: dict[int, Weights] = {}
+
+    def looked(batch: int) -> bool:
+        if batch in (within.updates, within.flops):
+            after[batch] = lagged.ensemble.snapshot()
+        return False
+
     if not arm.startswith("untrained"):
-        batches = int(flops // lagged.flops_per_batch)
-
-        def looked(batch: int) -> bool:
-            if batch == batches:
-                paid.update(lagged.ensemble.snapshot())
-            return False
-
-        lagged.train("oacd", updates, looked)
-    nll, epochs, calibration = _judged(lagged, settings["head"])
-    lagged.ensemble.restore(paid)  # nothing where FLOPs pay for all updates
-    flops_nll = _judged(lagged, settings["head"])[0] if paid else nll
-    level = [{0.0: math.exp(value), float(updates): math.exp(value)} for value in calibration]
+        lagged.train("oacd", max(within.updates, within.flops), looked)
+        lagged.ensemble.restore(after[within.updates])
+    nll, epochs, calibration = _judged(lagged, head)
+    flops_nll = nll
+    if after and within.flops != within.updates:
+        lagged.ensemble.restore(after[within.flops])
+        flops_nll = _judged(lagged, head)[0]
+    updates = float(within.updates * lagged.passes)
+    level = [{0.0: math.exp(value), updates: math.exp(value)} for value in calibration]
     return Compared(nll, flops_nll, epochs, parameters(lagged.ensemble), level)
 
 

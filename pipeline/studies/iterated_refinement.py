@@ -32,9 +32,9 @@ from pipeline.studies._comparison import (
     compared,
     corrected_values,
     differences,
-    flop_budget,
     gains,
     learning_curves,
+    limits,
     parameters,
     published_values,
     transformer,
@@ -95,8 +95,9 @@ def published_arm(text: StudyText, arm: str, settings: dict[str, Any]) -> dict[s
 def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any], seeds: Sequence[int]) -> Compared:
     """One arm on one size of text, all seeds together."""
     data, updates = corrected(text, size), settings["updates"][size]
-    run = train_corrected(build(arm, data.vocab_size), objective(arm), data, updates, settings["looks"][size], seeds)
-    return compared(run, updates, flop_budget(build("standard", data.vocab_size), objective("standard"), data, updates))
+    own = build(arm, data.vocab_size), objective(arm)
+    within = limits(*own, data, updates, (build("standard", data.vocab_size), objective("standard")))
+    return compared(train_corrected(*own, data, within, settings["look_every"] // own[1].segments, seeds), within)
 
 
 def derived(nll: dict[str, float]) -> dict[str, float]:

@@ -29,9 +29,9 @@ from pipeline.studies._comparison import (
     compared,
     corrected_values,
     differences,
-    flop_budget,
     gains,
     learning_curves,
+    limits,
     parameters,
     published_values,
     transformer,
@@ -78,22 +78,24 @@ def objective(arm: str) -> Objective:
 
 
 class LayerLosses:
-    """Mean training losses of the layers in each epoch, while the weights change: a watch of ``fit``."""
+    """Mean training losses of the layers in the epochs that the seed reported, while the weights change: a watch of ``fit``."""
 
     def __init__(self, batches_per_epoch: int):
-        self.batches_per_epoch = batches_per_epoch
-        self.seen: list[Tensor] = []
-        """Losses (S, K) of every batch."""
+        self.batches_per_epoch, self.batches = batches_per_epoch, 0
+        self.seen: dict[int, list[Tensor]] = {epoch: [] for epoch in EPOCHS_REPORTED}
+        """Losses (S, K) of the batches of an epoch."""
 
     def __call__(self, ensemble: Ensemble, tokens: Tensor, targets: Tensor) -> None:
-        with torch.no_grad():
-            self.seen.append(ensemble(block_losses, tokens, targets))
+        epoch = 1 + self.batches // self.batches_per_epoch
+        self.batches += 1
+        if epoch in self.seen:
+            with torch.no_grad():
+                self.seen[epoch].append(ensemble(block_losses, tokens, targets))
 
     def values(self, member: int) -> dict[str, float]:
-        """``train_loss.e<epoch>.l<layer>`` of the epochs that the seed reported and that were reached."""
+        """``train_loss.e<epoch>.l<layer>`` of those epochs that were reached."""
         out = {}
-        for epoch in EPOCHS_REPORTED:
-            found = self.seen[(epoch - 1) * self.batches_per_epoch : epoch * self.batches_per_epoch]
+        for epoch, found in self.seen.items():
             if len(found) == self.batches_per_epoch:
                 means = torch.stack(found).mean(dim=0)[member]
                 out |= {f"train_loss.e{epoch}.l{layer + 1}": float(loss) for layer, loss in enumerate(means)}
@@ -130,12 +132,14 @@ def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any]
     """One arm on one size of text, all seeds together."""
     data = corrected(text, size)
     updates, every = settings["updates_8" if layers(arm) == 8 else "updates"][size], settings["look_every"]
-    watch, trained = None, updates
+    watch, at_least = None, 0
     if arm == "sum" and size == "20k":  # for its losses goes on to the last epoch that the seed reported
-        watch, trained = LayerLosses(data.batches_per_epoch), max(EPOCHS_REPORTED) * data.batches_per_epoch
-    run = train_corrected(build(arm, data.vocab_size), objective(arm), data, trained, trained // every, seeds, watch=watch)
+        watch, at_least = LayerLosses(data.batches_per_epoch), max(EPOCHS_REPORTED) * data.batches_per_epoch
     reference = "standard_8" if layers(arm) == 8 else "standard"
-    out = compared(run, updates, flop_budget(build(reference, data.vocab_size), objective(reference), data, updates))
+    own = build(arm, data.vocab_size), objective(arm)
+    within = limits(*own, data, updates, (build(reference, data.vocab_size), objective(reference)))
+    run = train_corrected(*own, data, within, every // own[1].segments, seeds, watch, at_least)
+    out = compared(run, within)
     if arm != "irt":
         out.more = layer_values(run.ensemble, data, "test")
     if watch:

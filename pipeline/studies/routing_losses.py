@@ -32,6 +32,7 @@ from pipeline.studies._depth import (
     protocol_of,
     published_runs,
     trained,
+    training_values,
 )
 from pipeline.studies._exits import (
     Windows,
@@ -113,6 +114,10 @@ def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> O
         size = jobs[place][1]
         seeds[place % len(SEEDS)] |= prefixed(f"{size}.", values)
         panels.setdefault(f"{size} characters", []).append(statistics)
+    for place, values in enumerate(seeds):
+        for size in sizes:
+            for arm in arms:
+                values |= training_values(models[size, arm], size, arm, place)
     figures = {"reliability": reliability_figure(panels), "exits": exit_table(seeds, sizes, arms),
                "equal flops": difference_table(seeds, sizes)}
     return Outcome(None, seeds, figures)

@@ -52,9 +52,9 @@ from pipeline.studies._comparison import (
     compared,
     corrected_values,
     differences,
-    flop_budget,
     gains,
     learning_curves,
+    limits,
     parameters,
     published_values,
 )
@@ -172,38 +172,37 @@ def training_streams(data: Characters, documents: Tensor, rows: int, seeds: Sequ
 class StreamRun(CorrectedRun):
     """A training over streams."""
 
-    test: Callable[[str], list[float]]
-    """Mean NLL by seed on the test text, with the ensemble's weights and this mode of memory."""
+    test: Callable[[str], Tensor]
+    """Mean NLL (S,) on the test text, with the ensemble's weights and this mode of memory."""
     mode: str
 
-    def test_nll(self, looks: int) -> list[float]:
-        self.choose(looks)
+    def _test(self) -> Tensor:
         return self.test(self.mode)
 
 
 def corrected_arm(text: StudyText, size: str, name: str, settings: dict[str, Any], seeds: Sequence[int]) -> Compared:
     """One arm on one size of text, all seeds together."""
     arm, data, documents = CORRECTED_ARMS[name], corrected(text, size), document_ids(text, size)
-    count, updates, looks = settings["segments"][arm.core], settings["updates"][size][arm.core], settings["looks"][size]
+    count, updates = settings["segments"][arm.core], settings["updates"][size][arm.core]
     ensemble = Ensemble(lambda seed: build(arm, data.vocab_size, "v2"), seeds)
     held_out = {split: cut_streams(data.splits[split], documents[split], WINDOW, settings["held_out_rows"][size])
                 for split in ("calibration", "test")}
-    flops = flop_budget(lambda seed: build(arm, data.vocab_size, "v2"), counted(count), data, count)
-    run = StreamRun(ensemble, counted(count), data, max(1, updates // (looks * count)), int(flops), mode=arm.mode,
-                    test=lambda mode: streams_nll(ensemble, held_out["test"], mode, count).tolist())
+    without = replace(arm, place="none", mode="reset")
+    within = limits(lambda seed: build(arm, data.vocab_size, "v2"), counted(count), data, updates,
+                    (lambda seed: build(without, data.vocab_size, "v2"), counted(count)))
+    run = StreamRun(ensemble, counted(count), data, within.looks(settings["look_every"] // count), mode=arm.mode,
+                    test=lambda mode: streams_nll(ensemble, held_out["test"], mode, count))
 
     def looked(made: int) -> bool:
-        if made % (run.batches_per_look * count) == 0:
-            run.calibration.append(streams_nll(ensemble, held_out["calibration"], arm.mode, count).tolist())
-            run.weights.append(ensemble.snapshot())
-        return len(run.calibration) == looks
+        if made // count in run.looks:
+            run.look(streams_nll(ensemble, held_out["calibration"], arm.mode, count))
+        return False
 
     training = training_streams(data, documents["train"], settings["rows"], seeds)
-    train_streams(ensemble, lambda number: training, arm.mode, count, updates, AS_PUBLISHED, looked)
-    without = replace(arm, place="none", mode="reset")
-    found = compared(run, updates, flop_budget(lambda seed: build(without, data.vocab_size, "v2"), counted(count), data, updates))
+    train_streams(ensemble, lambda number: training, arm.mode, count, run.looks[-1] * count, AS_PUBLISHED, looked)
+    found = compared(run, within)
     if arm.mode == "carry":
-        held = {name: run.test(mode) for name, mode in (("emptied", "reset"), ("foreign", "foreign"))}
+        held = {name: run.test(mode).tolist() for name, mode in (("emptied", "reset"), ("foreign", "foreign"))}
         found.more = [{f"carried_minus_{name}": carried - values[seed] for name, values in held.items()}
                       for seed, carried in enumerate(found.nll)]
     return found

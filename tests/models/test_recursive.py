@@ -119,7 +119,7 @@ def test_halting_probabilities_are_of_the_last_layers_mean_state():
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"variant": "v3"}, "variant = 'v3'"), ({"periods": (2, 3)}, r"periods = \(2, 3\) do not divide"),
+    ({"heads": 3}, "heads = 3 do not divide"), ({"variant": "v3"}, "variant = 'v3'"), ({"periods": (2, 3)}, r"periods = \(2, 3\) do not divide"),
     ({"periods": (2, 1)}, "do not divide the last one"), ({"periods": (0, 2)}, "count steps"), ({"cycles": 0}, "cycles = 0"),
 ])
 def test_impossible_settings_are_named(changes, words):

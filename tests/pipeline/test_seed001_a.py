@@ -13,6 +13,8 @@ import torch
 
 from offramp.errors import UserError
 from offramp.report.claims import terms
+from offramp.training.objectives import named
+from offramp.training.segments import segments_objective
 from pipeline.studies import __main__ as studies
 from pipeline.studies import _arms, iterated_refinement, layer_supervision
 from pipeline.studies._arms import Outcome, both_protocols, chosen_arms, run_arms, run_chains, study_main
@@ -30,12 +32,14 @@ from pipeline.studies._characters import (
     published_1b,
     text_of,
 )
+from pipeline.studies._comparison import flops_per_batch, limits
 from pipeline.studies._results import over_seeds, study_params
+from pipeline.studies._training import Limits, train_corrected
 from pipeline.studies.ledger import read_claims
 
 TINY = {
     "published": {"epochs": 1, "patience": 1},
-    "corrected": {"updates": {"own": 4}, "updates_8": {"own": 4}, "looks": {"own": 2}, "look_every": 2},
+    "corrected": {"updates": {"own": 4}, "updates_8": {"own": 4}, "look_every": 2},
 }
 OWN = [WINDOW * BATCH_SIZE + 1, 3 * WINDOW, 3 * WINDOW]
 """Characters of the splits of the smallest text of one's own."""
@@ -110,7 +114,7 @@ def test_own_text_has_its_own_digest_and_is_used_whole(files, tmp_path):
 
 def test_arms_give_the_same_in_any_order_and_number_of_processes(files):
     text = own_text(**files)
-    jobs = [(text, "own", arm, {"updates": {"own": 2}, "looks": {"own": 1}}, (0, 1)) for arm in ("irt", "standard")]
+    jobs = [(text, "own", arm, {"updates": {"own": 2}, "look_every": 2}, (0, 1)) for arm in ("irt", "standard")]
     forth = run_arms(iterated_refinement.corrected_arm, jobs, processes=2, cost=lambda _, size, arm, *__: len(arm))
     back = run_arms(iterated_refinement.corrected_arm, jobs[::-1], processes=1)[::-1]
     assert forth == back
@@ -153,6 +157,31 @@ def test_unknown_arms_studies_and_halves_of_a_text_are_named(capsys, monkeypatch
         with pytest.raises(SystemExit):
             main()
         assert said in capsys.readouterr().err
+
+
+# Limits -----------------------------------------------------------------------------------------------------------------
+
+def test_both_limits_are_read_at_their_very_batch(files):
+    """Losses at every layer cost more than the last one's: the same FLOPs are fewer updates, whatever is between the looks."""
+    data = corrected(own_text(**files), "own")
+    models = {arm: (layer_supervision.build(arm, data.vocab_size), layer_supervision.objective(arm)) for arm in ("sum", "standard")}
+    within = limits(*models["sum"], data, 11, models["standard"])
+    dear, cheap = (flops_per_batch(*models[arm], data) for arm in ("sum", "standard"))
+    assert within.updates == 11 and 0 <= 11 * cheap - within.flops * dear < dear and 5 < within.flops < 11
+    run = train_corrected(*models["sum"], data, within, look_every=5, seeds=(0, 1))
+    assert run.looks == sorted({5, 10, 11, within.flops})
+    for batches in run.looks:
+        for member, chosen in enumerate(run.choose(batches)):
+            seen = [run.calibration[run.looks.index(look)][member] for look in run.looks if look <= batches]
+            assert chosen <= batches and run.calibration[run.looks.index(chosen)][member] == min(seen)
+    kept = run.weights[run.looks.index(run.choose(within.flops)[0])]
+    assert all(torch.equal(weight[0], kept[name][0]) for name, weight in run.ensemble.weights.items())
+
+
+def test_cheaper_updates_go_on_to_equal_flops():
+    within = Limits.of(updates=10, flops=1e9, objective=named("final", 1), flops_per_batch=60_000_000)
+    assert within == Limits(10, 16) and within.looks(6) == [6, 10, 12, 16] and within.looks(6, at_least=20) == [6, 10, 12, 16, 18]
+    assert Limits.of(1, 1.0, segments_objective(2), 10) == Limits(1, 1)  # a batch at least
 
 
 # The studies ------------------------------------------------------------------------------------------------------------

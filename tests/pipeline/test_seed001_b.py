@@ -21,10 +21,10 @@ from pipeline.studies._text import Document, StudyText
 
 CACHES = copy.deepcopy(caches.SETTINGS)
 CACHES["published"] |= {"epochs": 1, "lagged_epochs": 1, "head": {"epochs": 2, "learning_rate": 1e-2}}
-CACHES["corrected"] |= {"updates": {"own": 4}, "looks": {"own": 1}, "head": {"epochs": 2, "learning_rate": 1e-2}}
+CACHES["corrected"] |= {"updates": {"own": 4}, "look_every": 4, "head": {"epochs": 2, "learning_rate": 1e-2}}
 MEMORY = copy.deepcopy(memory.SETTINGS)
 MEMORY["published"] |= {"epochs": 1}
-MEMORY["corrected"] |= {"updates": {"own": {"transformer": 4, "hrm": 4}}, "looks": {"own": 2}, "rows": 4, "held_out_rows": {"own": 2}}
+MEMORY["corrected"] |= {"updates": {"own": {"transformer": 4, "hrm": 4}}, "look_every": 2, "rows": 4, "held_out_rows": {"own": 2}}
 
 
 def words(characters: int, seed: int) -> str:

@@ -135,9 +135,11 @@ def test_budgets(own):
     last = {name: looks.stages[-1] for name, looks in found.items()}
     assert found["grown"].stages[-1].flops_after == budget and last["grown"].updates_after == 16
     assert last["grown"].equal_flops == last["grown"].planned
-    assert last["no growth"].updates_after > 16 and budget * 0.9 < last["no growth"].flops_after <= budget
+    rest = budget - last["no growth"].flops_after
+    assert last["no growth"].updates_after > 16 and 0 <= rest < last["no growth"].flops_per_batch  # to the very update
     assert max(last["no growth"].planned.updates) <= 16 and last["scratch"].updates_after == 16
-    assert max(last["scratch"].equal_flops.updates) * last["scratch"].flops_per_batch <= budget < last["scratch"].flops_after
+    paid = budget // last["scratch"].flops_per_batch
+    assert max(last["scratch"].equal_flops.updates) <= paid < 16 and paid in last["scratch"].looks
     assert set(points_at_equal_flops(found)) == {"grown", "no_growth", "scratch"}
     assert {"grown", "grown_1", "grown_4", "grown_at_once", "no_growth_4", "scratch"} <= set(points(found))
 

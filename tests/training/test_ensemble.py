@@ -32,7 +32,7 @@ def batches(seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
 
 def train(seeds: list[int], objective, make=build, **options):
     ensemble = Ensemble(make, seeds)
-    options = {"looks": 4, "batches_per_look": 3, "how": Optimisation(learning_rate=1e-2)} | options
+    options = {"looks": [3, 6, 9, 12], "how": Optimisation(learning_rate=1e-2)} | options
     found = fit(ensemble, batches(seeds), objective, lambda members: mean_nll(members, objective, TOKENS[:, :-1], TOKENS[:, 1:]),
                 **options)
     return ensemble, found
@@ -63,7 +63,7 @@ def test_a_member_is_the_plain_model():
 
 
 def test_a_plain_loop_makes_the_same_updates():
-    ensemble, _ = train([4], named("sum", 2), looks=1)
+    ensemble, _ = train([4], named("sum", 2), looks=[3])
     torch.manual_seed(4)
     model, objective = build(4), named("sum", 2)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
@@ -89,19 +89,19 @@ def test_frozen_weights_stay_and_the_rest_learns():
     ensemble = Ensemble(build, [0, 1])
     ensemble.freeze(lambda name: name.startswith(("embedding", "blocks.0")))
     objective = named("final", 2)
-    fit(ensemble, batches([0, 1]), objective, lambda members: torch.zeros(2), looks=1, batches_per_look=2, restore_best=False)
+    fit(ensemble, batches([0, 1]), objective, lambda members: torch.zeros(2), looks=[2], restore_best=False)
     for name, weight in ensemble.weights.items():
         assert torch.equal(weight, before.weights[name]) == name.startswith(("embedding", "blocks.0")), name
     ensemble.freeze(lambda name: True)
     with pytest.raises(UserError, match="every weight is frozen"):
-        fit(ensemble, batches([0, 1]), objective, lambda members: torch.zeros(2), looks=1, batches_per_look=1)
+        fit(ensemble, batches([0, 1]), objective, lambda members: torch.zeros(2), looks=[1])
 
 
 def test_rates_by_name_scale_the_step():
     def moved(rate: float) -> float:
         before = Ensemble(build, [0]).weights["blocks.1.0.query.weight"]
         how = Optimisation(rate_of=lambda name: rate if name.startswith("blocks.1") else 1.0)
-        after, _ = train([0], named("final", 2), looks=1, batches_per_look=1, how=how)
+        after, _ = train([0], named("final", 2), looks=[1], how=how)
         return float((after.weights["blocks.1.0.query.weight"] - before).detach().abs().mean())
 
     assert moved(0.1) == pytest.approx(0.1 * moved(1.0), rel=1e-2)

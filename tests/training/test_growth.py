@@ -160,7 +160,7 @@ def grown_together(plan: Schedule, seeds: list[int]) -> tuple[Ensemble, list[dic
         before.append(ensemble.snapshot())
         batch = TOKENS[:, :-1].expand(len(seeds), -1, -1), TOKENS[:, 1:].expand(len(seeds), -1, -1)
         fit(ensemble, iter([batch] * 3), objective, lambda found: mean_nll(found, objective, TOKENS[:, :-1], TOKENS[:, 1:]),
-            looks=1, batches_per_look=3, how=how)
+            looks=[3], how=how)
     return ensemble, before
 
 

@@ -53,7 +53,7 @@ def test_models_trained_together_become_what_each_becomes_alone(variant):
     ensemble = Ensemble(build, [3, 4])
     alone = [copy.deepcopy(ensemble.member(index)) for index in range(2)]
     batches = [(text(24, 2 * k).view(2, 2, 6), text(24, 2 * k + 1).view(2, 2, 6)) for k in range(4)]
-    fit(ensemble, iter(batches), segments_objective(2), lambda _: torch.zeros(2), looks=1, batches_per_look=4, how=Optimisation(),
+    fit(ensemble, iter(batches), segments_objective(2), lambda _: torch.zeros(2), looks=[4], how=Optimisation(),
         restore_best=False)
     for index, net in enumerate(alone):
         by_hand(net, [(tokens[index], targets[index]) for tokens, targets in batches], 2)
@@ -65,7 +65,7 @@ def test_the_published_first_layer_stays_as_drawn():  # F4
     ensemble = Ensemble(lambda seed: RecursiveLM(RecursiveConfig(**SMALL, variant="v2_published")), [0])
     before = ensemble.snapshot()
     batch = text(12).view(1, 2, 6), text(12, 1).view(1, 2, 6)
-    fit(ensemble, iter([batch] * 3), segments_objective(2), lambda _: torch.zeros(1), looks=1, batches_per_look=3, how=HOW)
+    fit(ensemble, iter([batch] * 3), segments_objective(2), lambda _: torch.zeros(1), looks=[3], how=HOW)
     moved = {name: not torch.equal(weight, before[name]) for name, weight in ensemble.weights.items()}
     assert not any(moved[name] for name in moved if name.startswith("layers.0"))
     assert all(moved[name] for name in moved if name.startswith("layers.1"))

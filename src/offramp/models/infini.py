@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from offramp.errors import UserError
 from offramp.models.recursive import Hierarchy, RecursiveConfig, States
 from offramp.nn.init import truncated_normal
-from offramp.nn.layers import TransformerLayer, rotary_table
-from offramp.nn.memory import GatedMemory, Memory, MemoryAttention, MemoryLayer, empty_memory, require_heads
+from offramp.nn.layers import TransformerLayer, require_heads, rotary_table
+from offramp.nn.memory import GatedMemory, Memory, MemoryAttention, MemoryLayer, empty_memory
 
 PLACES = ("none", "input", "hidden", "gated")
 READS = ("earlier_windows", "own_window")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UserError
 from offramp.nn.init import EMBEDDING_STD, truncated_normal
-from offramp.nn.layers import TransformerLayer, rotary_table
+from offramp.nn.layers import TransformerLayer, require_heads, rotary_table
 
 CENTRE_WEIGHT = 0.1
 """Of the distance of the mean from zero in OACD."""
@@ -57,6 +57,7 @@ class LaggedConfig:
     def __post_init__(self) -> None:
         if self.layers not in (1, 2):
             raise UserError(f"layers = {self.layers}: lagged caches are defined for 1 layer and for 2; use one of these")
+        require_heads(self.width, self.heads)
         if self.period < 1:
             raise UserError(f"period = {self.period} counts passes; use 1 or more")
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UserError
 from offramp.nn.init import EMBEDDING_STD, truncated_normal
-from offramp.nn.layers import TransformerLayer, rotary_table
+from offramp.nn.layers import TransformerLayer, require_heads, rotary_table
 
 States = tuple[Tensor, ...]
 """One (B, T, D) per layer; empty where a segment starts from the learned initial states."""
@@ -68,6 +68,7 @@ class RecursiveConfig:
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise UserError(f"variant = {self.variant!r} is no HRM; use one of {', '.join(VARIANTS)}")
+        require_heads(self.width, self.heads)
         if self.cycles < 1 or not self.periods or min(self.periods) < 1:
             raise UserError(f"periods = {self.periods}, cycles = {self.cycles}: both count steps; use 1 or more")
         if any(max(self.periods) % period for period in self.periods) or self.periods[-1] != max(self.periods):

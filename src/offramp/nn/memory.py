@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp.errors import UserError
-from offramp.nn.layers import TransformerLayer, attend, rotate
+from offramp.nn.layers import TransformerLayer, attend, require_heads, rotate
 
 EPSILON = 1e-6
 
@@ -64,12 +63,6 @@ def write(memory: Memory, key: Tensor, value: Tensor) -> Memory:
     stored = features(key.detach())
     return Memory(memory.matrix.detach() + torch.einsum("bthe,bthf->bhef", stored, value.detach()),
                   memory.normaliser.detach() + stored.sum(dim=1))
-
-
-def require_heads(width: int, heads: int) -> None:
-    """Raises UserError unless the heads share the width evenly."""
-    if heads < 1 or width % heads:
-        raise UserError(f"heads = {heads} do not divide width = {width}; use a number of heads that does")
 
 
 class MemoryAttention(nn.Module):

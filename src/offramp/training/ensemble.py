@@ -10,6 +10,7 @@ Shapes: S members, B sequences, T positions, V symbols; every weight and every b
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -180,12 +181,12 @@ Watch = Callable[[Ensemble, Tensor, Tensor], None]
 """Called with the members and a batch (S, B, T)."""
 
 
-def fit(ensemble: Ensemble, batches: Batches, objective: Objective, evaluate: Callable[[Ensemble], Tensor], *, looks: int,
-        batches_per_look: int, patience: int | None = None, how: Optimisation = AS_PUBLISHED, restore_best: bool = True,
+def fit(ensemble: Ensemble, batches: Batches, objective: Objective, evaluate: Callable[[Ensemble], Tensor], *,
+        looks: Sequence[int], patience: int | None = None, how: Optimisation = AS_PUBLISHED, restore_best: bool = True,
         watch: Watch | None = None) -> list[Fitted]:
-    """Train all members with a fresh optimiser and look at ``evaluate`` (S,), mean NLL in nats, ``looks`` times.
+    """Train all members with a fresh optimiser; after ``looks`` batches (rising) look at ``evaluate`` (S,), mean NLL in nats.
 
-    A batch is worth ``objective.segments`` updates. With ``patience`` a member stops after that many looks in a row
+    The last look ends the training. A batch is worth ``objective.segments`` updates. With ``patience`` a member stops after that many looks in a row
     without a better one, and its weights stay what they were then. In the end every member has the weights of its best
     look, or without ``restore_best`` its last ones. ``watch`` sees every batch before it is learnt from.
     """
@@ -193,8 +194,8 @@ def fit(ensemble: Ensemble, batches: Batches, objective: Objective, evaluate: Ca
     found = [Fitted() for _ in ensemble.seeds]
     best, kept, missed = ensemble.snapshot(), ensemble.snapshot(), [0] * len(ensemble)
     running = list(range(len(ensemble)))
-    for look in range(1, looks + 1):
-        for _ in range(batches_per_look):
+    for look, (before, after) in enumerate(itertools.pairwise((0, *looks)), start=1):
+        for _ in range(after - before):
             tokens, targets = next(batches)
             if watch is not None:
                 watch(ensemble, tokens, targets)
@@ -203,12 +204,12 @@ def fit(ensemble: Ensemble, batches: Batches, objective: Objective, evaluate: Ca
         for member in tuple(running):
             fitted = found[member]
             fitted.curve.append(math.exp(min(nll[member], 100.0)))
-            fitted.updates += batches_per_look * objective.segments
+            fitted.updates = after * objective.segments
             missed[member] += 1
             if nll[member] < fitted.best_nll:
                 fitted.best_nll, fitted.best_look, missed[member] = nll[member], look, 0
                 _copy_member(ensemble, best, member)
-            if look == looks or missed[member] == patience:
+            if look == len(looks) or missed[member] == patience:
                 running.remove(member)
                 _copy_member(ensemble, kept, member)
         if not running:
