@@ -3,7 +3,8 @@
 Every arm of one text goes through the same batches in the same order, seed by seed, wherever its stages begin; arms that
 start alike share their first stage. After an arm's planned updates its last stage goes on until it has cost as many FLOPs
 as planned for the arm that grows (``Task.budget``). A figure is the best look of a stage by the calibration text, seed by
-seed, read on the test text: "equal updates" of the looks within the planned updates, "equal FLOPs" of those within that cost.
+seed, read on the test text: "equal updates" of the looks within the planned updates, "equal FLOPs" of those within that cost; there
+is a look at the very end of both.
 
 Shapes: S seeds.
 """

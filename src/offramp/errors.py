@@ -13,6 +13,12 @@ class UserError(Exception):
     """Wrong input: the message names the key or file, the value and the remedy. Shown without a traceback."""
 
 
+def require_heads(width: int, heads: int) -> None:
+    """Raises UserError unless the heads of a layer share its width evenly."""
+    if heads < 1 or width % heads:
+        raise UserError(f"heads = {heads} do not divide width = {width}; use a number of heads that does")
+
+
 @contextmanager
 def memory_for(what: str, lower: str) -> Iterator[None]:
     """UserError in place of an allocation that failed inside, naming ``what`` was done and what to ``lower``.

@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from offramp.errors import UserError
+from offramp.errors import UserError, require_heads
 from offramp.models.recursive import Hierarchy, RecursiveConfig, States
 from offramp.nn.init import truncated_normal
-from offramp.nn.layers import TransformerLayer, require_heads, rotary_table
+from offramp.nn.layers import TransformerLayer, rotary_table
 from offramp.nn.memory import GatedMemory, Memory, MemoryAttention, MemoryLayer, empty_memory
 
 PLACES = ("none", "input", "hidden", "gated")

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import UserError
+from offramp.errors import UserError, require_heads
 from offramp.nn.init import EMBEDDING_STD, truncated_normal
-from offramp.nn.layers import TransformerLayer, require_heads, rotary_table
+from offramp.nn.layers import TransformerLayer, rotary_table
 
 CENTRE_WEIGHT = 0.1
 """Of the distance of the mean from zero in OACD."""

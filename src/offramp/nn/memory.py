@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp.nn.layers import TransformerLayer, attend, require_heads, rotate
+from offramp.errors import require_heads
+from offramp.nn.layers import TransformerLayer, attend, rotate
 
 EPSILON = 1e-6
 
