@@ -30,7 +30,7 @@ class Compared:
     flops_nll: list[float]
     """At equal FLOPs in training."""
     passes: list[float]
-    """Over the training text, until the best look at equal updates."""
+    """Over the training text, until the best look at equal updates; of the head, where features are frozen."""
     parameters: int
     curves: list[dict[float, float]]
     more: list[dict[str, float]] = field(default_factory=list)
@@ -67,7 +67,7 @@ def compared(run: CorrectedRun, limits: Limits) -> Compared:
     """A training within both of its limits; leaves the weights of equal updates in its ensemble."""
     flops_nll = run.test_nll(limits.flops)
     nll = run.test_nll(limits.updates)
-    passes = [batches / run.data.batches_per_epoch for batches in run.choose(limits.updates)]
+    passes = [batches / run.batches_per_pass for batches in run.choose(limits.updates)]
     return Compared(nll, flops_nll, passes, parameters(run.ensemble), run.curves())
 
 

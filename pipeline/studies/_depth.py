@@ -5,8 +5,8 @@ of the last layer's readout depends on it. Published: set-up 1B (a pangram, F9),
 
 Corrected: one set of models for experiments 8 and 9, another for 10 and 11, so that what is said of layers and of exits, of
 routing and of losses is said of the same models. Every arm trains for the same number of updates; models for the same FLOPs of
-training come from the same run: it goes on for those whose updates cost less, and the best look within each of the two limits,
-at which there is one, by perplexity on calibration text, leaves its weights. They are kept below build/, to be found again.
+training come from the same run, which goes on where updates cost less. Of the looks within each of the two limits, the last of
+them at its very end, the best by perplexity on calibration text leaves its weights. They are kept below build/, to be found again.
 
 Cut against the seed: 160 updates on 20,000 characters (8 epochs; of its models on real text the seed's best were after 4 to 14)
 and on 500,000.
@@ -65,6 +65,8 @@ LAYER_ARMS = ("four_layers", "lpt")
 """Of experiments 8 and 9."""
 LINEAR_STD: dict[str, float | None] = {"depth": SETTINGS["linear_std"], "depth_routing": None}
 """Where the linear weights of a set of models start, see ``build``: those of experiments 8 and 9, of 10 and 11; by their folder."""
+FORMAT = 2
+"""Of what is kept beside the weights."""
 STARTS = {"four_layers": "", "lpt": "lpt.", "lpt, equal FLOPs": "flops.lpt."}
 """How keys of the studies of layers begin, after the size; equal FLOPs are those of four layers, which need no key of their own."""
 
@@ -119,7 +121,7 @@ def _place(root: Path, corpus: str, models: str, size: str, arm: str) -> Path:
 
 
 def _identity(text: StudyText, models: str, size: str, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
-    return {"text": text.sha256, "models": models, "size": size, "arm": arm, "settings": SETTINGS, "seeds": list(seeds)}
+    return {"format": FORMAT, "text": text.sha256, "models": models, "size": size, "arm": arm, "settings": SETTINGS, "seeds": list(seeds)}
 
 
 def _found(text: StudyText, models: str, size: str, arm: str, root: Path, seeds: Sequence[int]) -> Artifact | None:
@@ -127,7 +129,7 @@ def _found(text: StudyText, models: str, size: str, arm: str, root: Path, seeds:
 
 
 def _make(text: StudyText, models: str, size: str, arm: str, root: Path, seeds: Sequence[int]) -> None:
-    """Train one arm and keep the models of both limits, their curves and numbers of updates."""
+    """Train one arm and keep the models of both limits, their curves, numbers of updates and best epochs."""
     data, chosen = corrected(text, size), ARMS[arm]
     std, batch = LINEAR_STD[models], [part[:BATCH_SIZE] for part in data.windows("train")]
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.models.lagged import LaggedConfig, LaggedLM, SampleCache
 from offramp.training.ensemble import AS_PUBLISHED, Ensemble, batch_flops, mean_nll
@@ -35,14 +37,16 @@ def batches(data: Characters, seeds: Sequence[int], by_place: bool) -> Iterator[
             yield LaggedBatch(tokens[windows], targets[windows], place if by_place else windows)
 
 
-def objective(passes: int) -> Objective:
-    """Logits after ``passes`` passes from an empty cache; the loss of each pass, for counting its FLOPs."""
-    def loss(model: nn.Module, tokens: Tensor, targets: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
-        cached = carried[0] if carried else torch.zeros(model.config.layers, *tokens.shape, model.config.width)
-        logits, states = model(tokens, cached)
-        return cross_entropy(logits, targets), (states,)
+def objective(passes: int, loss: Literal["oacd", "task"] = "task") -> Objective:
+    """Logits after ``passes`` passes from an empty cache; the ``loss`` of each pass as in ``train_lagged``, to count its FLOPs."""
+    def of_pass(model: nn.Module, tokens: Tensor, targets: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
+        empty = torch.zeros(model.config.layers, *tokens.shape, model.config.width)
+        step, cached = carried or (torch.tensor(0), empty)
+        logits, states = model(tokens, cached, int(step))
+        value = cross_entropy(logits, targets) if loss == "task" else model.features_loss(states, int(step))
+        return value, (step + 1, states)
 
-    return replace(from_logits(lambda model, tokens: settled(model, tokens, passes)[0]), loss=loss, segments=passes)
+    return replace(from_logits(lambda model, tokens: settled(model, tokens, passes)[0]), loss=of_pass, segments=passes)
 
 
 class Lagged:
@@ -55,9 +59,9 @@ class Lagged:
         self.batches = batches(data, seeds, by_place)
         self.cache = SampleCache(len(seeds), len(data.windows("train")[0]), config, torch.Generator().manual_seed(seeds[0]))
 
-    def train(self, loss: str, batches: int, looked: Callable[[int], bool] = lambda batch: False) -> int:
-        """Phase 1 on so many batches; the updates that it made. ``looked`` is told the batches so far."""
-        return train_lagged(self.ensemble, self.cache, islice(self.batches, batches), loss, self.passes, AS_PUBLISHED, looked)
+    def train(self, loss: Literal["oacd", "task"], count: int, looked: Callable[[int], bool] = lambda batch: False) -> None:
+        """Phase 1 on ``count`` batches. ``looked`` is told the batches so far."""
+        train_lagged(self.ensemble, self.cache, islice(self.batches, count), loss, self.passes, AS_PUBLISHED, looked)
 
     def train_task(self, looks: list[int], select: str = "calibration") -> CorrectedRun:
         """Phase 1 by the task's loss, looked at on the split ``select`` after each of so many batches."""
@@ -71,14 +75,19 @@ class Lagged:
         self.train("task", looks[-1], looked)
         return run
 
-    def limits(self, updates: int, flops: float) -> Limits:
+    def limits(self, loss: Literal["oacd", "task"], updates: int, flops: float) -> Limits:
         """Of phase 1: batches of so many updates, one per pass, and those that ``flops`` pay for."""
-        return Limits.of(updates, flops, objective(self.passes), self.flops_per_batch)
+        own = objective(self.passes, loss)
+        batch = (part[:BATCH_SIZE] for part in self.data.windows("train"))
+        return Limits.of(updates, flops, own, batch_flops(self.ensemble, own, *batch))
 
-    @property
-    def flops_per_batch(self) -> int:
-        """Of one model's passes over one batch in phase 1."""
-        return batch_flops(self.ensemble, objective(self.passes), *(part[:BATCH_SIZE] for part in self.data.windows("train")))
+    def phase_2_flops(self, epochs: int) -> float:
+        """FLOPs of one model: features of the training windows once; a product forward and one backward per epoch of the head."""
+        tokens, _ = self.data.windows("train")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            settled(self.ensemble.member(0), tokens[:BATCH_SIZE], self.passes)
+        head = self.ensemble.weights["head.weight"][0].numel()
+        return counter.get_total_flops() * len(tokens) / BATCH_SIZE + 4 * head * tokens.numel() * epochs
 
     def nll(self, split: str) -> Tensor:
         """Mean NLL (S,) in nats with the models' own heads."""

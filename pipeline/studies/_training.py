@@ -17,10 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp.training.ensemble import (
-    AS_PUBLISHED,
     Ensemble,
     Fitted,
-    Optimisation,
     Watch,
     Weights,
     fit,
@@ -37,7 +35,7 @@ class PublishedRun:
     """The seed's protocol: epochs until none of the last ``patience`` was better, judged by the split that chose the best."""
 
     ensemble: Ensemble
-    """With the weights of the best epoch, or of the last where the seed went on from there."""
+    """With the weights of the best epoch."""
     fitted: Fitted
 
     def values(self, arm: str) -> dict[str, float]:
@@ -46,11 +44,11 @@ class PublishedRun:
 
 
 def train_published(build: Build, objective: Objective, data: Characters, epochs: int, patience: int | None, seed: int,
-                    how: Optimisation = AS_PUBLISHED, restore_best: bool = True, watch: Watch | None = None) -> PublishedRun:
+                    watch: Watch | None = None) -> PublishedRun:
     """Train one model on data with the splits train and validation."""
     ensemble = Ensemble(build, [seed])
     (fitted,) = fit(ensemble, data.batches([seed]), objective, on_split(objective, data, "validation"), looks=data.epochs(epochs),
-                    patience=patience, how=how, restore_best=restore_best, watch=watch)
+                    patience=patience, watch=watch)
     return PublishedRun(ensemble, fitted)
 
 
@@ -72,9 +70,9 @@ class Limits:
         return cls(max(1, updates // objective.segments), max(1, int(flops // flops_per_batch)))
 
     def looks(self, look_every: int, at_least: int = 0) -> list[int]:
-        """Batches after which an arm is looked at, which goes on to the later limit or to ``at_least``: both ends and between."""
+        """Batches after which an arm is looked at that goes on to the later limit and to ``at_least``: all these, and between."""
         longest = max(self.updates, self.flops, at_least)
-        return sorted({self.updates, self.flops, *range(look_every, longest + 1, look_every)})
+        return sorted({self.updates, self.flops, longest, *range(look_every, longest, look_every)})
 
 
 @dataclass
@@ -116,6 +114,11 @@ class CorrectedRun:
 
     def _test(self) -> Tensor:
         return on_split(self.objective, self.data, "test")(self.ensemble)
+
+    @property
+    def batches_per_pass(self) -> int:
+        """Over the training text."""
+        return self.data.batches_per_epoch
 
     def curves(self) -> list[dict[float, float]]:
         """Calibration perplexity by update, for every seed."""

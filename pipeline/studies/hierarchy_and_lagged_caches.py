@@ -115,9 +115,11 @@ def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any]
     reference = build("one_level", data.vocab_size), objective("one_level")
     if arm in FROZEN or arm == "lct_task_1":
         lagged = Lagged(data, FROZEN.get(arm, 1), seeds, settings["passes"])
-        within = lagged.limits(updates, updates * flops_per_batch(*reference, data))
+        flops = updates / reference[1].segments * flops_per_batch(*reference, data)
         if arm in FROZEN:
-            return _frozen_arm(lagged, arm, within, settings["head"])
+            paid = flops - lagged.phase_2_flops(settings["head"]["epochs"])
+            return _frozen_arm(lagged, arm, lagged.limits("oacd", updates, paid), settings["head"])
+        within = lagged.limits("task", updates, flops)
         return compared(lagged.train_task(within.looks(look_every // settings["passes"])), within)
     own = build(arm, data.vocab_size), objective(arm)
     within = limits(*own, data, updates, reference)
@@ -125,7 +127,7 @@ def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any]
 
 
 def _frozen_arm(lagged: Lagged, arm: str, within: Limits, head: dict[str, Any]) -> Compared:
-    """Features of layers as drawn, or after phase 1; phase 2 costs next to nothing."""
+    """Features of layers as drawn, or after phase 1 within its limits, and the head of phase 2, whose updates are not counted."""
     after: dict[int, Weights] = {}
 
     def looked(batch: int) -> bool:

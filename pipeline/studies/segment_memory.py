@@ -17,7 +17,7 @@ with that of another place of the text ("carried_minus_foreign"). Published: set
 hidden layers ("hrm_memory") as inferred from its parameter count; batches of 16 alone.
 Corrected: equal updates ("ppl") and equal FLOPs of training ("flops.ppl", those of the arm without memory), chosen on
 calibration text and judged on test text, 5 seeds that differ in weights and in where windows begin. Differences are in nats,
-negative where the first is better. At 500k characters only the transformer runs.
+negative where the first is better. At 500k characters only the arms without HRM run.
 """
 
 from __future__ import annotations
@@ -175,6 +175,12 @@ class StreamRun(CorrectedRun):
     test: Callable[[str], Tensor]
     """Mean NLL (S,) on the test text, with the ensemble's weights and this mode of memory."""
     mode: str
+    steps: int
+    """Of one pass over the streams."""
+
+    @property
+    def batches_per_pass(self) -> int:
+        return self.steps
 
     def _test(self) -> Tensor:
         return self.test(self.mode)
@@ -190,15 +196,15 @@ def corrected_arm(text: StudyText, size: str, name: str, settings: dict[str, Any
     without = replace(arm, place="none", mode="reset")
     within = limits(lambda seed: build(arm, data.vocab_size, "v2"), counted(count), data, updates,
                     (lambda seed: build(without, data.vocab_size, "v2"), counted(count)))
+    training = training_streams(data, documents["train"], settings["rows"], seeds)
     run = StreamRun(ensemble, counted(count), data, within.looks(settings["look_every"] // count), mode=arm.mode,
-                    test=lambda mode: streams_nll(ensemble, held_out["test"], mode, count))
+                    steps=len(training[0].tokens), test=lambda mode: streams_nll(ensemble, held_out["test"], mode, count))
 
     def looked(made: int) -> bool:
         if made // count in run.looks:
             run.look(streams_nll(ensemble, held_out["calibration"], arm.mode, count))
         return False
 
-    training = training_streams(data, documents["train"], settings["rows"], seeds)
     train_streams(ensemble, lambda number: training, arm.mode, count, run.looks[-1] * count, AS_PUBLISHED, looked)
     found = compared(run, within)
     if arm.mode == "carry":
