@@ -1,7 +1,8 @@
 """The studies of experiments 5 to 7 from their arms: values by key, tables, curves and the command line.
 
 Keys, where POINT is an arm (``greedy``), one of its stages (``greedy_2``), what it is before the first update of its last
-stage (``greedy_at_once``), or after fine-tuning (``greedy_fine_tuned``); corrected ones begin with the size of the text:
+stage (``greedy_at_once``, a perplexity alone), or after fine-tuning (``greedy_fine_tuned``); corrected ones begin with the size
+of the text:
 
     ppl.POINT  diff.POINT_minus_POINT   perplexity, and a difference in nats, at equal numbers of updates
     flops.ppl.ARM  flops.diff....       the same at equal FLOPs of training
@@ -125,7 +126,7 @@ class Experiment:
         return out
 
     def curves(self, tasks: Mapping[str, Task], found: Mapping[str, dict[str, ArmLooks]]) -> dict[str, Any]:
-        """Perplexity of the calibration text by update, as planned, of the drawn arms."""
+        """Perplexity of the calibration text by update of the drawn arms, to the later of their two limits."""
         panels = {_title(name, task): {arm: _curve(looks) for arm, looks in found[name].items() if arm in self.drawn}
                   for name, task in tasks.items()}
         note = ("perplexity on the text that selects, by update over all stages; bands: 95 % t intervals over seeds. A published "
@@ -172,7 +173,7 @@ def points(found: Mapping[str, ArmLooks]) -> Values:
 
 
 def points_at_equal_flops(found: Mapping[str, ArmLooks]) -> Values:
-    """Test NLL of the arms that have a look within the budget."""
+    """Test NLL of the arms whose last stage the budget pays for."""
     last = {slug(arm): looks.stages[-1].equal_flops for arm, looks in found.items()}
     return {name: best.nll for name, best in last.items() if best}
 

@@ -7,6 +7,7 @@ Corrected: real text, five seeds, stages of equal numbers of updates that begin 
 updates in all for every arm and, apart from that, equal FLOPs; and the same on the pangram, the control of the text.
 Cut against the seed, which gave every stage up to 30 epochs and stopped early: corrected stages end after the updates of
 params.yaml, on real text before the model has converged.
+On 500,000 characters only what grows (full append), trains on or starts from scratch is trained.
 Writes metrics/studies/adding_a_layer.<corpus>.json.
 """
 

@@ -8,6 +8,7 @@ updates in all for every arm and, apart from that, equal FLOPs; and the same on 
 Every stage trains all layers, on the loss of the last exit (standard) or of all exits (LPT). Cut against the
 seed, which gave every stage up to 30 epochs and stopped early: corrected stages end after the updates of params.yaml, on real
 text before the model has converged.
+On 500,000 characters only what grows (standard), trains on or starts from scratch is trained.
 Writes metrics/studies/progressive_growth.<corpus>.json.
 """
 

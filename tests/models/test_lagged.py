@@ -97,5 +97,7 @@ def test_a_cache_follows_its_window_whatever_the_order():
 def test_other_numbers_of_layers_are_named():
     with pytest.raises(UserError, match="layers = 3"):
         LaggedConfig(11, layers=3)
+    with pytest.raises(UserError, match="heads = 3 do not divide width = 64"):
+        LaggedConfig(11, heads=3)
     with pytest.raises(UserError, match="period = 0"):
         LaggedConfig(11, layers=2, period=0)

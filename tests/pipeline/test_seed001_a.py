@@ -32,9 +32,9 @@ from pipeline.studies._characters import (
     published_1b,
     text_of,
 )
-from pipeline.studies._comparison import flops_per_batch, limits
+from pipeline.studies._comparison import compared, flops_per_batch, limits
 from pipeline.studies._results import over_seeds, study_params
-from pipeline.studies._training import Limits, train_corrected
+from pipeline.studies._training import Limits, on_split, train_corrected
 from pipeline.studies.ledger import read_claims
 
 TINY = {
@@ -168,19 +168,24 @@ def test_both_limits_are_read_at_their_very_batch(files):
     within = limits(*models["sum"], data, 11, models["standard"])
     dear, cheap = (flops_per_batch(*models[arm], data) for arm in ("sum", "standard"))
     assert within.updates == 11 and 0 <= 11 * cheap - within.flops * dear < dear and 5 < within.flops < 11
-    run = train_corrected(*models["sum"], data, within, look_every=5, seeds=(0, 1))
-    assert run.looks == sorted({5, 10, 11, within.flops})
+    run = train_corrected(*models["sum"], data, within, look_every=4, seeds=(0, 1))
+    assert run.looks == sorted({4, 8, 11, within.flops}) and within.flops % 4  # between two looks, were it not for the limit
     for batches in run.looks:
         for member, chosen in enumerate(run.choose(batches)):
             seen = [run.calibration[run.looks.index(look)][member] for look in run.looks if look <= batches]
             assert chosen <= batches and run.calibration[run.looks.index(chosen)][member] == min(seen)
-    kept = run.weights[run.looks.index(run.choose(within.flops)[0])]
-    assert all(torch.equal(weight[0], kept[name][0]) for name, weight in run.ensemble.weights.items())
+    found = compared(run, within)
+    chosen = run.looks.index(run.choose(within.updates)[0])
+    for nll, batches in ((found.nll, within.updates), (found.flops_nll, within.flops)):
+        run.choose(batches)
+        assert nll == pytest.approx(on_split(run.objective, data, "test")(run.ensemble).tolist())
+    compared(run, within)  # what else a study measures is of equal updates
+    assert all(torch.equal(weight[0], run.weights[chosen][name][0]) for name, weight in run.ensemble.weights.items())
 
 
 def test_cheaper_updates_go_on_to_equal_flops():
     within = Limits.of(updates=10, flops=1e9, objective=named("final", 1), flops_per_batch=60_000_000)
-    assert within == Limits(10, 16) and within.looks(6) == [6, 10, 12, 16] and within.looks(6, at_least=20) == [6, 10, 12, 16, 18]
+    assert within == Limits(10, 16) and within.looks(6) == [6, 10, 12, 16] and within.looks(6, at_least=20) == [6, 10, 12, 16, 18, 20]
     assert Limits.of(1, 1.0, segments_objective(2), 10) == Limits(1, 1)  # a batch at least
 
 

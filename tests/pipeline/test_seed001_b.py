@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.corpus.streams import cut_streams
 from offramp.errors import UserError
@@ -16,8 +18,10 @@ from pipeline.studies import hierarchy_and_lagged_caches as caches
 from pipeline.studies import segment_memory as memory
 from pipeline.studies._arms import Outcome, chosen_arms
 from pipeline.studies._characters import SIZES, WINDOW, OwnText, corrected, published_1a
+from pipeline.studies._comparison import flops_per_batch
 from pipeline.studies._lagged import Lagged, batches
 from pipeline.studies._text import Document, StudyText
+from pipeline.studies._training import Limits
 
 CACHES = copy.deepcopy(caches.SETTINGS)
 CACHES["published"] |= {"epochs": 1, "lagged_epochs": 1, "head": {"epochs": 2, "learning_rate": 1e-2}}
@@ -125,6 +129,31 @@ def test_derived_figures_follow_from_the_losses():
 
 def test_the_published_text_is_that_of_the_set_up(published_text):
     assert published_1a(published_text).vocab_size == 97
+
+
+@pytest.mark.parametrize("loss", ["oacd", "task"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_phase_1_is_counted_as_it_runs(own, loss, layers):
+    """The second layer works in every second pass alone, and OACD never goes back through the head."""
+    lagged = Lagged(corrected(own, "own"), layers, [0], passes=4)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        lagged.train(loss, 1)
+    each = counter.get_total_flops()
+    assert lagged.limits(loss, 40, 7.0 * each) == Limits(10, 7) and lagged.limits(loss, 40, 7.0 * each - 1) == Limits(10, 6)
+
+
+def test_features_at_equal_flops_are_those_of_a_shorter_phase_1(own):
+    """The head is paid for, too, so fewer batches are left for the layers than equal updates have."""
+    def run(updates):
+        settings = CACHES["corrected"] | {"updates": {"own": updates}, "head": {"epochs": 1, "learning_rate": 1e-2}}
+        return caches.corrected_arm(own, "own", "lct_oacd_2", settings, (0, 1))
+
+    data, long = corrected(own, "own"), run(48)
+    lagged = Lagged(data, 2, [0], CACHES["corrected"]["passes"])
+    flops = 48 * flops_per_batch(caches.build("one_level", data.vocab_size), caches.objective("one_level"), data)
+    paid = lagged.limits("oacd", 48, flops - lagged.phase_2_flops(1)).flops
+    assert 1 < paid < lagged.limits("oacd", 48, flops).flops < 12
+    assert long.flops_nll == run(4 * paid).nll != long.nll
 
 
 # Experiment 2 ---------------------------------------------------------------------------------------------------------

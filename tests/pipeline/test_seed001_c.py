@@ -129,7 +129,7 @@ def test_budgets(own):
     text = corrected(own, "own")
     arms = {"grown": Arm(schedule("progressive", 4)), "no growth": Arm(schedule("no growth", 4)),
             "scratch": Arm(schedule("progressive", 4, start=4))}
-    long = plan(start=4, stage=4, whole=16)
+    long = plan(start=2, stage=2, whole=8, batches_per_look=2)
     budget = planned_flops(arms["grown"], text, long)
     found = train_all({"a": Task(arms, text, long, budget)}, 1)["a"]
     last = {name: looks.stages[-1] for name, looks in found.items()}
@@ -139,7 +139,9 @@ def test_budgets(own):
     assert last["no growth"].updates_after > 16 and 0 <= rest < last["no growth"].flops_per_batch  # to the very update
     assert max(last["no growth"].planned.updates) <= 16 and last["scratch"].updates_after == 16
     paid = budget // last["scratch"].flops_per_batch
-    assert max(last["scratch"].equal_flops.updates) <= paid < 16 and paid in last["scratch"].looks
+    assert max(last["scratch"].equal_flops.updates) <= paid < 16
+    between = {name for name in ("no growth", "scratch") for batches in last[name].looks if batches % 2}
+    assert paid in last["scratch"].looks and between, "no limit was between two looks"
     assert set(points_at_equal_flops(found)) == {"grown", "no_growth", "scratch"}
     assert {"grown", "grown_1", "grown_4", "grown_at_once", "no_growth_4", "scratch"} <= set(points(found))
 

@@ -43,7 +43,7 @@ def oacd(states: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LaggedConfig:
-    """Raises UserError for a number of layers other than 1 and 2."""
+    """Raises UserError for a number of layers other than 1 and 2, and for heads that do not divide the width."""
 
     vocab_size: int
     window: int = 64

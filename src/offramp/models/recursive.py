@@ -51,7 +51,7 @@ gradient ever reaches those layers (flaw F4). v2 differentiates a whole cycle, i
 
 @dataclass(frozen=True)
 class RecursiveConfig:
-    """Raises UserError for an unknown variant, or periods that no common segment length fits."""
+    """Raises UserError for an unknown variant, periods that no common segment length fits, and heads that do not divide the width."""
 
     vocab_size: int
     window: int = 64

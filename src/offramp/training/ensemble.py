@@ -153,7 +153,7 @@ class Fitted:
     """What training did to one member."""
 
     curve: list[float] = field(default_factory=list)
-    """Perplexity at every look; the first is before training where asked for."""
+    """Perplexity at every look."""
     best_look: int = 0
     """Place of the best in ``curve``, counted from 1: the epoch where looks are epochs."""
     best_nll: float = math.inf
@@ -184,11 +184,11 @@ Watch = Callable[[Ensemble, Tensor, Tensor], None]
 def fit(ensemble: Ensemble, batches: Batches, objective: Objective, evaluate: Callable[[Ensemble], Tensor], *,
         looks: Sequence[int], patience: int | None = None, how: Optimisation = AS_PUBLISHED, restore_best: bool = True,
         watch: Watch | None = None) -> list[Fitted]:
-    """Train all members with a fresh optimiser; after ``looks`` batches (rising) look at ``evaluate`` (S,), mean NLL in nats.
+    """Train all members with a fresh optimiser; after each of ``looks`` batches, rising, look at ``evaluate`` (S,), NLL in nats.
 
-    The last look ends the training. A batch is worth ``objective.segments`` updates. With ``patience`` a member stops after that many looks in a row
-    without a better one, and its weights stay what they were then. In the end every member has the weights of its best
-    look, or without ``restore_best`` its last ones. ``watch`` sees every batch before it is learnt from.
+    The last look ends the training. A batch is worth ``objective.segments`` updates. With ``patience`` a member stops after
+    that many looks in a row without a better one, and its weights stay what they were then. In the end every member has the
+    weights of its best look, or without ``restore_best`` its last ones. ``watch`` sees every batch before it is learnt from.
     """
     optimiser = _optimiser(ensemble, how)
     found = [Fitted() for _ in ensemble.seeds]
