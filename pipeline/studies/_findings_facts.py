@@ -38,7 +38,11 @@ FACTS = {
         ("corrected", "At equal FLOPs: deep supervision {20k.flops.diff.hrm_minus_hrm_one_segment} with two levels and "
                       "{20k.flops.diff.one_level_segments_minus_one_level} with one; a second level "
                       "{20k.flops.diff.hrm_minus_one_level_segments} with deep supervision and "
-                      "{20k.flops.diff.hrm_one_segment_minus_one_level} without."),
+                      "{20k.flops.diff.hrm_one_segment_minus_one_level} without. Lagged caches trained on the task are "
+                      "{20k.flops.diff.lct_task_1_minus_hrm} from HRM then, instead of {20k.diff.lct_task_1_minus_hrm} at equal "
+                      "updates; OACD makes features worse than those of layers as drawn, by "
+                      "{20k.flops.diff.lct_oacd_1_minus_untrained_1} and {20k.flops.diff.lct_oacd_2_minus_untrained_2} (one and two "
+                      "layers)."),
     ],
     "segment_memory": [
         ("published", "As published, Infini-attention before HRM lowers its perplexity by a share of {gain.infini_reset} with a memory "
@@ -116,8 +120,8 @@ FACTS = {
                       "{20k.flops.diff.shallow_exit_minus_two_layers}, {20k.flops.diff.budget_minus_three_layers} and "
                       "{20k.flops.diff.deep_exit_minus_four_layers}."),
         ("corrected", "On 500,000 characters: {500k.diff.shallow_exit_minus_two_layers}, {500k.diff.budget_minus_three_layers} and "
-                      "{500k.diff.deep_exit_minus_four_layers}; who leaves by confidence instead of at random, as many: "
-                      "{500k.diff.budget_minus_random}."),
+                      "{500k.diff.deep_exit_minus_four_layers}; who leaves by confidence at threshold 0.8 instead of at "
+                      "random, as many: {500k.diff.routed_minus_random}; at the compute of three layers {500k.diff.budget_minus_random}."),
         ("corrected", "At threshold 0.8 the executor saves {20k.layer_saving.routed} of the layers and {20k.flop_saving.routed} of the "
                       "FLOPs (20,000 characters), {500k.layer_saving.routed} and {500k.flop_saving.routed} (500,000)."),
     ],

@@ -14,8 +14,9 @@ deep supervision. The arms here change one thing at a time, on the same text:
 
 Published: set-up 1A as in the seed, the best epoch reported on the text that chose it. The lost code of the lagged caches is
 rebuilt from its description, 10 epochs in its first phase. Corrected: equal updates of all arms ("ppl") and equal FLOPs of
-training ("flops.ppl", as many as one_level spends, those of the head on frozen features included), chosen on calibration text and judged on test text, 5 seeds. Where arms
-differ, ``diff`` is in nats, negative where the first is better. At 500k characters only the first four arms run.
+training ("flops.ppl", as many as one_level spends; frozen features spend them on both phases, the head included), chosen on
+calibration text and judged on test text, 5 seeds. Where arms differ, ``diff`` is in nats, negative where the first is better.
+At 500k characters only the first four arms run.
 """
 
 from __future__ import annotations
