@@ -21,6 +21,7 @@ At 500k characters only the first four arms run.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -119,6 +120,8 @@ def corrected_arm(text: StudyText, size: str, arm: str, settings: dict[str, Any]
         flops = updates / reference[1].segments * flops_per_batch(*reference, data)
         if arm in FROZEN:
             paid = flops - lagged.phase_2_flops(settings["head"]["epochs"])
+            if paid <= 0:  # a long text of one's own
+                logging.warning("%s: its head alone costs more than equal FLOPs; that figure is after one batch of phase 1", arm)
             return _frozen_arm(lagged, arm, lagged.limits("oacd", updates, paid), settings["head"])
         within = lagged.limits("task", updates, flops)
         return compared(lagged.train_task(within.looks(look_every // settings["passes"])), within)
