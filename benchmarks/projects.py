@@ -1,0 +1,58 @@
+"""The pipeline run with other parameters, in a clone of its own, so that this checkout keeps its results."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from benchmarks.measure import ROOT, Skipped
+
+FOLDER = ROOT / ".benchmarks"
+
+
+def made(name: str, settings: Mapping[str, Any], stage: str) -> Path:
+    """A clone in .benchmarks/NAME in which the pipeline has run up to ``stage`` with ``settings`` (dotted names) in its params.yaml.
+
+    It has the code that is committed here and shares this checkout's DVC cache: what was made once is not made again.
+    Raises Skipped where the pipeline's code has changes that are not committed, and where a command fails.
+    """
+    code = ("src", "pipeline", "dvc.yaml", "params.yaml")
+    if changed := _run(ROOT, "git", "status", "--porcelain", "--", *code).strip():
+        raise Skipped(f"its models are made by committed code; commit or undo first:\n{changed}")
+    clone = FOLDER / name
+    if not clone.exists():
+        _run(ROOT, "git", "clone", "--quiet", str(ROOT), str(clone))
+    _run(clone, "git", "fetch", "--quiet", str(ROOT), "HEAD")
+    _run(clone, "git", "reset", "--quiet", "--hard", "FETCH_HEAD")
+    _run(clone, sys.executable, "-m", "dvc", "cache", "dir", "--local", str(ROOT / ".dvc/cache"))
+    yaml = YAML()
+    values = yaml.load(clone / "params.yaml")
+    for key, value in settings.items():
+        *sections, last = key.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    yaml.dump(values, clone / "params.yaml")
+    print(f"{name}: dvc repro {stage} in {clone.relative_to(ROOT)}", flush=True)
+    _run(clone, sys.executable, "-m", "dvc", "repro", "-q", stage)
+    return clone
+
+
+def environment(root: Path) -> dict[str, str]:
+    """For commands of the checkout ``root`` with this Python."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(root / "src"),
+            "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def _run(folder: Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
+    if done.returncode:
+        raise Skipped(f"{' '.join(command[:5])} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+    return done.stdout
