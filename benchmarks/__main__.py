@@ -14,8 +14,8 @@ from benchmarks.measure import Skipped
 from offramp.lineage.artifact import write_json
 from offramp.runtime import setup
 
-NAMES = ("statistics", "collect", "exit_training", "thresholds_sweep", "low_rank", "seed003", "routing", "perplexity", "propagation",
-         "decoding", "economize_decoding", "threshold", "quality", "ensemble", "context_vectors")
+NAMES = ("quality", "routing", "decoding", "economize_decoding", "perplexity", "propagation", "collect", "statistics", "exit_training",
+         "thresholds_sweep", "threshold", "low_rank", "seed003", "ensemble", "context_vectors")
 OUT = Path("metrics/benchmarks.json")
 
 
