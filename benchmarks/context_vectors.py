@@ -15,7 +15,7 @@ from offramp.models.context_stream import Recurrence, parallel, previous_context
 from offramp.models.context_vector import ContextVectorConfig, ContextVectorLM
 from offramp.states.contexts import write_contexts
 
-VOCABULARY, LAYERS, PAIRS = 1024, 6, 9
+VOCABULARY, LAYERS, PAIRS = 1024, 6, 5
 SIZES = {"published": (768, 1000), "study": (48, 4000)}
 """Width and steps: as many as documents have tokens, for the matrices are put together once per stream."""
 CACHED = (48, 20_000)

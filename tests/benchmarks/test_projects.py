@@ -51,7 +51,7 @@ def test_a_model_is_made_once_and_this_checkout_stays_as_it_is(root):
 
 def test_code_that_is_committed_later_is_what_runs(root):
     projects.made("short", {"steps": 5}, "train")
-    (root / "train.py").write_text(TRAIN.replace('"run', '"later'))
+    (root / "train.py").write_text(TRAIN.replace('+ "run', '+ "later'))
     subprocess.run(["git", "commit", "-qam", "later"], cwd=root, check=True)
     clone = projects.made("short", {"steps": 5}, "train")
     assert (clone / "runs.log").read_text() == "run\nlater\n"

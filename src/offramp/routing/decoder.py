@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.errors import UserError
@@ -107,6 +108,10 @@ class Decoder:
     @torch.no_grad()
     def logits(self, exit: Tensor, states: Tensor) -> Tensor:
         """Logits (N, V) of what is read out, (N, D), at the exits (N,); those that share a matrix share the product."""
+        if len(exit) and bool((exit == exit[0]).all()):  # as in every step of one row
+            taken = int(exit[0])
+            self.work.count_readouts(taken, len(states))
+            return F.linear(self.model.readout_input(taken, states).to(states.dtype), self.model.readout_matrix(taken))
         inputs, matrices = torch.empty_like(states), {}
         for taken in exit.unique().tolist():
             here = (exit == taken).nonzero().squeeze(1)
@@ -284,5 +289,10 @@ class _View:
             query = query.new_zeros(num_rows * self.width, *query.shape[1:]).index_copy_(0, self.slot, query)
         mask: dict[str, Any] = {"is_causal": self.causal} if self.visible is None else {"attn_mask": self.visible}
         keys, values = (self._rows(part)[:, : self.end] for part in (keys, values))
-        out = attend(query.unflatten(0, (num_rows, self.width)), keys, values, **mask).flatten(0, 1)
+        if self.width == 1:  # then heads that share keys are queries of one head: a product for three in place of three of one
+            groups = keys.shape[2]
+            query = query.unflatten(1, (groups, -1)).transpose(1, 2)
+            out = attend(query, keys, values, **mask).transpose(1, 2).flatten(1, 2)
+        else:
+            out = attend(query.unflatten(0, (num_rows, self.width)), keys, values, **mask).flatten(0, 1)
         return out if self.dense else out.index_select(0, self.slot)
