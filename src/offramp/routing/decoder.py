@@ -289,10 +289,5 @@ class _View:
             query = query.new_zeros(num_rows * self.width, *query.shape[1:]).index_copy_(0, self.slot, query)
         mask: dict[str, Any] = {"is_causal": self.causal} if self.visible is None else {"attn_mask": self.visible}
         keys, values = (self._rows(part)[:, : self.end] for part in (keys, values))
-        if self.width == 1:  # then heads that share keys are queries of one head: a product for three in place of three of one
-            groups = keys.shape[2]
-            query = query.unflatten(1, (groups, -1)).transpose(1, 2)
-            out = attend(query, keys, values, **mask).transpose(1, 2).flatten(1, 2)
-        else:
-            out = attend(query.unflatten(0, (num_rows, self.width)), keys, values, **mask).flatten(0, 1)
+        out = attend(query.unflatten(0, (num_rows, self.width)), keys, values, **mask).flatten(0, 1)
         return out if self.dense else out.index_select(0, self.slot)
