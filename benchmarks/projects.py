@@ -20,7 +20,7 @@ def made(name: str, settings: Mapping[str, Any], stage: str) -> Path:
     """A clone in .benchmarks/NAME in which the pipeline has run up to ``stage`` with ``settings`` (dotted names) in its params.yaml.
 
     It has the code that is committed here and shares this checkout's DVC cache: what was made once is not made again.
-    Raises Skipped where the pipeline's code has changes that are not committed, and where a command fails.
+    Raises Skipped where the pipeline's code has changes that are not committed, RuntimeError where a command fails.
     """
     code = ("src", "pipeline", "dvc.yaml", "params.yaml")
     if changed := _run(ROOT, "git", "status", "--porcelain", "--", *code).strip():
@@ -54,5 +54,5 @@ def environment(root: Path) -> dict[str, str]:
 def _run(folder: Path, *command: str) -> str:
     done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
     if done.returncode:
-        raise Skipped(f"{' '.join(command[:5])} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+        raise RuntimeError(f"{' '.join(command[:5])} failed:\n{(done.stdout + done.stderr)[-2000:]}")
     return done.stdout

@@ -61,3 +61,10 @@ def test_changes_that_are_not_committed_are_refused_by_name(root):
     (root / "params.yaml").write_text("steps: 7\n")
     with pytest.raises(Skipped, match=r"params\.yaml"):
         projects.made("short", {"steps": 5}, "train")
+
+
+def test_a_stage_that_fails_is_an_error_and_no_skipped_benchmark(root):
+    (root / "train.py").write_text("raise SystemExit('out of steps')")
+    subprocess.run(["git", "commit", "-qam", "broken"], cwd=root, check=True)
+    with pytest.raises(RuntimeError, match="dvc repro"):
+        projects.made("short", {"steps": 5}, "train")
