@@ -33,7 +33,8 @@ def main() -> None:
                 record = row.record()
                 save(record)
                 met = {True: "yes", False: "[red]no", None: ""}[record["met"]]
-                table.add_row(row.name, f"{row.value:.3g}", row.unit, row.bar or "", met)
+                sure = "" if record["interval"] is None else " [dim]({:.3g} to {:.3g})".format(*record["interval"])
+                table.add_row(row.name, f"{row.value:.3g}{sure}", row.unit, row.bar or "", met)
                 table.add_row(f"  [dim]{row.held_against}", end_section=True)
         except Skipped as reason:
             console.print(f"{name} skipped: {reason}")

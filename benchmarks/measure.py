@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+from offramp.analysis.bootstrap import interval
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,6 +26,7 @@ class Row:
 
     name: str
     value: float
+    """A ``Median`` also says how sure it is."""
     unit: str
     bar: str | None
     """``<= x`` or ``>= x``; None for a figure that is only reported."""
@@ -36,7 +39,21 @@ class Row:
         if self.bar:
             relation, bound = self.bar.split()
             met = self.value <= float(bound) if relation == "<=" else self.value >= float(bound)
-        return {**asdict(self), "met": met, "machine": machine()}
+        return {**asdict(self), "value": float(self.value), "interval": getattr(self.value, "interval", None), "met": met, "machine": machine()}
+
+
+class Median(float):
+    """Of paired measurements, with ``interval``: the 95 % percentile bootstrap of that median; None of fewer than five."""
+
+    interval: list[float] | None
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Median:
+        measured = np.array(list(values))
+        median = cls(np.median(measured))
+        draws = np.median(np.random.default_rng(0).choice(measured, (2000, len(measured))), axis=1)
+        median.interval = interval(draws) if len(measured) >= 5 else None
+        return median
 
 
 class Skipped(Exception):
@@ -77,8 +94,8 @@ def in_rounds(works: Sequence[Callable[[], Any]], rounds: int) -> list[list[floa
     return times
 
 
-def median_ratio(numerators: list[float], denominators: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(numerators, denominators))
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Median:
+    return Median.of(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def added_memory(setup: str, work: str) -> float:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import ROOT, Row, seconds
+from benchmarks.measure import ROOT, Median, Row, seconds
 from benchmarks.projects import made
 from offramp.corpus.token_bytes import bits_per_byte, token_bytes
 from offramp.corpus.tokenizer import open_tokenizer
@@ -38,7 +38,7 @@ from offramp.routing.policies import FixedExit, Scorer, ThresholdPolicy
 from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds
 
 MODELS: dict[str, dict[str, Any]] = {
-    "joint": {"pretrain.method": "joint", "model.width": 256, "model.ffn_width": 1024, "model.block_layers": [2, 2, 2, 2, 2, 2],
+    "joint": {"pretrain.method": "joint", "model.width": 192, "model.heads": 6, "model.ffn_width": 768, "model.block_layers": [8, 2, 2, 2, 2],
               "pretrain.steps": 500, "pretrain.learning_rate": 2.5e-3, "pretrain.evaluate_windows": 200},
     "tuned": {"pretrain.method": "joint"},
     "raw": {"pretrain.method": "final", "pretrain.head": "shared"},
@@ -49,7 +49,7 @@ BUDGETS = (0.92, 0.85, 0.8, 0.75, 0.7, 0.6)
 HALVINGS = 3
 """Finer budgets tried between the best of the grid and the next."""
 WINDOWS, BATCH, PAIRS = 192, 32, 4
-RETIMED = 18
+RETIMED = 54
 """Timed batches of the row that is held to the bar, which is measured once more when it has been chosen."""
 MOST_RISE = 0.01
 """In perplexity; a choice that keeps it on calibration text and breaks it on test text counts as full depth, 1.0x."""
@@ -67,18 +67,21 @@ def run() -> Iterator[Row]:
         rows += found
         static, signals = ([row for row in found if (row["budget"] is None) == fixed] for fixed in (True, False))
         best, fixed = cheapest(signals), cheapest(static)
+        speeds = []
         for row in (best, fixed):
+            times = pareto.times(row["policy"], RETIMED) if row else [1.0]
+            speeds.append(Median.of(1 / time for time in times))
             if row:
-                row["wall_saving"] = pareto.wall_saving(row["policy"], RETIMED)
+                row["wall_saving"] = 1 - statistics.median(times)
         lines = [",".join(COLUMNS), *(",".join("" if row[key] is None else str(row[key]) for key in COLUMNS) for row in rows)]
         write_text(ROOT / "metrics/plots/pareto.csv", "\n".join(lines) + "\n")
         met = best is not None and best["ppl_increase"] <= MOST_RISE
-        yield Row(f"quality_speed_at_1_percent_{model}", 1 / (1 - best["wall_saving"]) if met else 1.0, "x speed",
+        yield Row(f"quality_speed_at_1_percent_{model}", speeds[0] if met else 1.0, "x speed",
                   ">= 1.2" if model == "joint" else None,
                   f"full depth of the same model ({pareto.words}); of {len(signals)} signals and budgets the one that saves most FLOPs on "
                   f"calibration documents of its own at no more than 1 % more perplexity there (one-sided 95 %); on test text: {told(best)}",
                   RETIMED)
-        yield Row(f"static_speed_at_1_percent_{model}", 1 / (1 - fixed["wall_saving"]) if fixed else 1.0, "x speed", None,
+        yield Row(f"static_speed_at_1_percent_{model}", speeds[1], "x speed", None,
                   f"the same, for everybody leaving at one exit: {told(fixed)}", RETIMED)
 
 
@@ -135,12 +138,12 @@ class Pareto:
         return {
             "signal": name, "first_exit": policy.first, "budget": budget, "policy": policy, **found,
             "bits_per_byte": bits_per_byte(float(np.log(found["ppl"])) * len(self.test.target), self.num_bytes),
-            "wall_saving": self.wall_saving(policy, PAIRS), "calibration_windows": len(calibration.chosen),
+            "wall_saving": 1 - statistics.median(self.times(policy, PAIRS)), "calibration_windows": len(calibration.chosen),
             **{f"calibration_{key}": before[key] for key in ("ppl_increase", "ppl_increase_high", "flop_saving")},
         }
 
-    def wall_saving(self, policy: Policy, pairs: int) -> float:
-        """1 - routed / full-depth seconds, the median over ``pairs`` test batches run both ways in turn."""
+    def times(self, policy: Policy, pairs: int) -> list[float]:
+        """Routed / full-depth seconds of ``pairs`` test batches run both ways in turn."""
         parts = self.test.chosen.split(BATCH)
         batches = [self.test.windows.batch(parts[number % len(parts)]) for number in range(pairs)]
         ratios = []
@@ -149,7 +152,7 @@ class Pareto:
             order = (0, 1) if number % 2 else (1, 0)
             times = {place: seconds(arms[place]) for place in order}
             ratios.append(times[1] / times[0])
-        return 1 - statistics.median(ratios)
+        return ratios
 
 
 class Held:

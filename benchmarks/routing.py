@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from benchmarks.inputs import COMPUTE_BOUND, RandomWindows, compute_bound_model
-from benchmarks.measure import Row, in_turn, median_ratio
+from benchmarks.measure import Median, Row, in_turn, median_ratio
 from offramp.models.blockwise import Blockwise
 from offramp.routing.cost import executed_flops, full_depth_flops
 from offramp.routing.executor import Executor, Work
@@ -43,13 +44,13 @@ def rows(lm: Blockwise, windows: int, shares: Sequence[float], pairs: int, bar: 
         policy, work = GivenExits(random_exits(tokens.numel(), share)), Work()
         executor.run(tokens, targets, policy, work)
         routed, full = in_turn(lambda: executor.run(tokens, targets, policy), plain, pairs)  # noqa: B023
-        ratio = median_ratio(routed, full)
         if share == 0:
-            yield Row(f"routed_nothing_exits{suffix}", 1 / ratio, "x speed", ">= 0.97", f"blocks and last readout, no exits, {size}", pairs)
+            yield Row(f"routed_nothing_exits{suffix}", median_ratio(full, routed), "x speed", ">= 0.97", f"blocks and last readout, no exits, {size}", pairs)
             continue
         flop_saving = 1 - executed_flops(lm, work) / full_depth_flops(lm, tokens.numel(), tokens.shape[1])
-        yield Row(f"routed_{100 * share:.0f}_exit{suffix}", (1 - ratio) / flop_saving, "wall / flop saving",
-                  bar if share >= 0.5 else None, f"flop_saving {flop_saving:.3f}, wall_saving {1 - ratio:.3f} when "
+        saved = [1 - ours / whole for ours, whole in zip(routed, full)]
+        yield Row(f"routed_{100 * share:.0f}_exit{suffix}", Median.of(part / flop_saving for part in saved), "wall / flop saving",
+                  bar if share >= 0.5 else None, f"flop_saving {flop_saving:.3f}, wall_saving {statistics.median(saved):.3f} when "
                   f"{share:.0%} leave at random, half at each of 2 exits, {size}", pairs)
 
 

@@ -32,7 +32,7 @@ def run() -> Iterator[Row]:
             done = subprocess.run(command, cwd=copy, env=environment(copy), capture_output=True, text=True)
             output.append(done.stdout + done.stderr)
             if done.returncode:
-                raise Skipped(f"dvc exp run failed:\n{output[-1][-2000:]}")
+                raise RuntimeError(f"dvc exp run failed:\n{output[-1][-2000:]}")
 
         rerun(NEW[0])
         took = seconds(lambda: rerun(NEW[1]))
