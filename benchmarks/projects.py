@@ -31,18 +31,23 @@ def made(name: str, settings: Mapping[str, Any], stage: str) -> Path:
     _run(clone, "git", "fetch", "--quiet", str(ROOT), "HEAD")
     _run(clone, "git", "reset", "--quiet", "--hard", "FETCH_HEAD")
     _run(clone, sys.executable, "-m", "dvc", "cache", "dir", "--local", str(ROOT / ".dvc/cache"))
-    yaml = YAML()
-    values = yaml.load(clone / "params.yaml")
-    for key, value in settings.items():
-        *sections, last = key.split(".")
-        place = values
-        for section in sections:
-            place = place[section]
-        place[last] = value
-    yaml.dump(values, clone / "params.yaml")
+    set_params(clone / "params.yaml", settings)
     print(f"{name}: dvc repro {stage} in {clone.relative_to(ROOT)}", flush=True)
     _run(clone, sys.executable, "-m", "dvc", "repro", "-q", stage)
     return clone
+
+
+def set_params(path: Path, settings: Mapping[str, Any]) -> None:
+    """Set parameters (dotted names) in a params.yaml and keep its comments. Raises KeyError where a section is missing."""
+    yaml = YAML()
+    values = yaml.load(path)
+    for name, value in settings.items():
+        *sections, key = name.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[key] = value
+    yaml.dump(values, path)
 
 
 def environment(root: Path) -> dict[str, str]:

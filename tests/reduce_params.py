@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+from benchmarks.projects import set_params
 
 REDUCED: dict[str, Any] = {
     "threshold": 0.8,
@@ -33,15 +33,7 @@ REDUCED: dict[str, Any] = {
 
 def reduce_params(path: Path, **more: Any) -> None:
     """Apply REDUCED and then ``more`` (dots written as double underscores) to the file."""
-    yaml = YAML()
-    values = yaml.load(path)
-    for name, value in {**REDUCED, **{key.replace("__", "."): value for key, value in more.items()}}.items():
-        *sections, key = name.split(".")
-        place = values
-        for section in sections:
-            place = place[section]
-        place[key] = value
-    yaml.dump(values, path)
+    set_params(path, {**REDUCED, **{key.replace("__", "."): value for key, value in more.items()}})
 
 
 if __name__ == "__main__":
