@@ -38,7 +38,7 @@ from offramp.routing.policies import FixedExit, Scorer, ThresholdPolicy
 from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds
 
 MODELS: dict[str, dict[str, Any]] = {
-    "joint": {"pretrain.method": "joint", "model.width": 192, "model.heads": 6, "model.ffn_width": 768, "model.block_layers": [8, 2, 2, 2, 2],
+    "joint": {"pretrain.method": "joint", "model.width": 256, "model.ffn_width": 1024, "model.block_layers": [2, 2, 2, 2, 2, 2],
               "pretrain.steps": 500, "pretrain.learning_rate": 2.5e-3, "pretrain.evaluate_windows": 200},
     "tuned": {"pretrain.method": "joint"},
     "raw": {"pretrain.method": "final", "pretrain.head": "shared"},

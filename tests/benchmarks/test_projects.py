@@ -18,12 +18,16 @@ stages:
     params: [steps]
     deps: [train.py]
     outs: [model]
+    metrics:
+      - score.json:
+          cache: false
 """
 TRAIN = """
 from pathlib import Path
 runs = Path("runs.log")
 runs.write_text((runs.read_text() if runs.exists() else "") + "run\\n")
 Path("model").write_text(Path("params.yaml").read_text())
+Path("score.json").write_text("{}")
 """
 
 

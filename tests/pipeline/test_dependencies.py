@@ -18,6 +18,7 @@ from offramp.params import Declared, load_params
 from tests.conftest import REPOSITORY
 
 STAGES = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+OUTPUTS = ("outs", "metrics", "plots")
 NOT_CODE_OF_A_RESULT = {"offramp.params", "offramp.errors"}
 """Schema and error type: they decide whether a run starts, never what it computes."""
 
@@ -109,7 +110,7 @@ def test_stages_open_only_declared_files(project, tmp_path):
         listing = tmp_path / f"{stage}.json"
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
         subprocess.run([sys.executable, "-c", RECORDER, stage, str(listing)], cwd=project, env=environment, check=True)
-        declared = [*names(STAGES[stage]["deps"]), *names(STAGES[stage].get("outs"))]
+        declared = [*names(STAGES[stage]["deps"]), *(name for kind in OUTPUTS for name in names(STAGES[stage].get(kind)))]
         for path in json.loads(listing.read_text()):
             inside = any(path == name or path.startswith(name + "/") for name in declared)
             # an artifact is written in a hidden folder beside its place and renamed
@@ -117,18 +118,22 @@ def test_stages_open_only_declared_files(project, tmp_path):
             assert inside or partial or path.startswith(allowed_anyway) or path in (".", ""), f"{stage} opened {path}"
 
 
+def test_dvc_remembers_the_runs_of_every_stage():
+    """It does not where a plain output is uncached: ``metrics`` and ``plots`` may be."""
+    for stage in STAGES.values():
+        assert not [out for out in stage.get("outs", []) if isinstance(out, dict) and not next(iter(out.values())).get("cache", True)]
+
+
 def test_plots_and_metrics_of_dvc_exist_after_a_run(project):
-    file = YAML(typ="safe").load((project / "dvc.yaml").read_text())
-    for metric in file["metrics"]:
-        assert json.loads((project / metric).read_text())
-    for plot in file["plots"]:
-        if isinstance(plot, str):
-            assert list((project / plot).glob("*.svg"))
-            continue
-        ((_, settings),) = plot.items()
-        ((table, column),) = settings["y"].items()
-        rows = list(csv.DictReader((project / table).open()))
-        assert rows and {column, settings["x"]} <= rows[0].keys()
+    for stage in STAGES.values():
+        for metric in names(stage.get("metrics")):
+            assert json.loads((project / metric).read_text())
+        for plot in stage.get("plots", []):
+            ((table, settings),) = plot.items()
+            rows = list(csv.DictReader((project / table).open()))
+            assert rows and {settings["x"], settings["y"]} <= rows[0].keys()
+    (figures,) = YAML(typ="safe").load((project / "dvc.yaml").read_text())["plots"]
+    assert list((project / figures).glob("*.svg"))
 
 
 STUDIES = YAML(typ="safe").load((REPOSITORY / "pipeline/studies/dvc.yaml").read_text())["stages"]

@@ -55,6 +55,11 @@ def test_a_new_threshold_runs_only_what_depends_on_it_and_can_be_compared(projec
         assert parents[1].data.metrics["ppl"] == pytest.approx(new["ppl"])
         stages = [run.data.tags["mlflow.runName"] for run in children]
         assert sum("pretrain" in name for name in stages) == 1, "the cached training is linked, not logged again"
+        command(project, "git", "checkout", "--", ".")
+        command(project, "dvc", "checkout")
+        output = command(project, "dvc", "exp", "run", "-S", "threshold=0.5").stdout
+        assert stages_run(output) == ["check", "track"], "what was tried before is taken from the cache"
+        assert json.loads((project / "metrics/routing.json").read_text()) == new
     finally:
         command(project, "git", "checkout", "--", ".")
         command(project, "dvc", "checkout")
