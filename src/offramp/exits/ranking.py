@@ -19,13 +19,12 @@ def most_confident(score: np.ndarray, count: int) -> np.ndarray:
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     """P(a positive token scores above a negative one), ties counting half (Mann-Whitney); NaN with one class only."""
-    from scipy.stats import rankdata  # takes a second to import
-
     positives = int(positive.sum())
     negatives = len(positive) - positives
     if not positives or not negatives:
         return float("nan")
-    ranks = rankdata(score)
+    _, place, ties = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (ties.cumsum() - (ties - 1) / 2)[place]  # as scipy.stats.rankdata, whose import takes a second
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 

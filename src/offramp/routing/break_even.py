@@ -82,8 +82,9 @@ def seconds_break_even(executor: Executor, batches: Sequence[tuple[Tensor, Tenso
     policies |= {(exit, kind, some): AskAtOneExit(model, exit, kind, classifier, chosen & some)
                  for exit in early for kind in KINDS for some in (False, True)}
     names, ratios = list(policies), {name: [] for name in policies}
-    for policy in policies.values():  # warm up
-        executor.run(*batches[0], policy)
+    executor.run(*batches[0], None)  # warm up
+    for policy in policies.values():  # on one sequence: what is made once does not grow with the batch
+        executor.run(*(part[:1] for part in batches[0]), policy)
     for number, batch in enumerate(batches):
         turn = number % len(names)
         seconds = {name: pass_seconds(executor, batch, policies[name]) for name in (*names[turn:], *names[:turn])}
