@@ -25,7 +25,7 @@ from offramp.states.store import StatesWriter
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SETTINGS = SimpleNamespace(dtype="float16", shard_tokens=65536, batch_size=64)
+SETTINGS = SimpleNamespace(precision="fp32", dtype="float16", shard_tokens=65536, batch_size=64)
 PAIRS, ROUNDS = 7, 3
 
 

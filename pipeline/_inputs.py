@@ -33,9 +33,10 @@ def open_routing_inputs(params: Declared, root: Path) -> RoutingInputs:
     data = open_artifact(root / "data", "data")
     lm = open_artifact(root / "models/lm", "lm", inputs={"data": data})
     exits = open_artifact(root / "models/exits", "exits")
-    states = open_artifact(root / "states/test", "states", inputs={"data": data, "lm": lm})
+    collected = open_artifact(root / "states/test", "states", inputs={"data": data, "lm": lm})
     if exits.meta["lm"] != lm.digest:
         raise UserError(f"{exits.path} was trained on states of another model than {lm.path}; run `dvc repro`")
+    states = States(collected)
     device = setup(params.runtime.device, params.runtime.threads)
-    executor = Executor(load_model(lm).to(device), params.routing.kv)
-    return RoutingInputs(data, lm, exits, States(states), TokenWindows(data, "test"), executor, device)
+    executor = Executor(load_model(lm).to(device), params.routing.kv, states.precision)
+    return RoutingInputs(data, lm, exits, states, TokenWindows(data, "test"), executor, device)

@@ -17,10 +17,13 @@ from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
-    if params.runtime.device not in ("auto", "cpu"):  # importing torch takes seconds
-        from offramp.runtime import setup
+    precisions = {"pretrain.precision": params.pretrain.precision, "collect.precision": params.collect.precision}
+    if params.runtime.device not in ("auto", "cpu") or "bf16" in precisions.values():  # importing torch takes seconds
+        from offramp.runtime import require_precision, setup
 
-        setup(params.runtime.device, params.runtime.threads)
+        device = setup(params.runtime.device, params.runtime.threads)
+        for parameter, precision in precisions.items():
+            require_precision(device, precision, parameter)
     checkpoint = _checked(params) if params.model.source == "hf" else None
     write_json(root / "build/corpus.json", fingerprint(params.corpus, root, checkpoint))
     write_json(root / "build/checkpoint.json", fingerprint_weights(checkpoint) if checkpoint else {})

@@ -34,7 +34,7 @@ def run(params: Declared, root: Path) -> None:
     with create_artifact(root / "routed", "routed", params.to_json(), made_from) as out:
         pq.write_table(pa.table(table | routed), out.path / "tokens.parquet", compression="NONE")
     write_json(root / "metrics/routing.json", {
-        "confidence": params.exits.confidence, **chosen.rule,
+        "confidence": params.exits.confidence, "precision": inputs.states.precision, **chosen.rule,
         "threshold": {f"exit_{exit}": value for exit, value in enumerate(chosen.policy.thresholds)},
         "inputs": {name: artifact.digest for name, artifact in made_from.items()}, **measures,
     })

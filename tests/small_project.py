@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,11 +21,11 @@ from tests.conftest import REPOSITORY
 from tests.reduce_params import reduce_params
 
 
-def make_project(root: Path, addresses: Path) -> BlockwiseLM:
-    """Write data, models/lm, states of both splits, models/exits and params.yaml under ``root``; the model."""
+def make_project(root: Path, addresses: Path, **changes: Any) -> BlockwiseLM:
+    """Write data, models/lm, states of both splits, models/exits and params.yaml, with ``changes``, under ``root``; the model."""
     shutil.copy(REPOSITORY / "params.yaml", root)
     reduce_params(root / "params.yaml", corpus__source="files", corpus__paths=[str(addresses)], corpus__calibration_fraction=0.3,
-                  corpus__test_fraction=0.2, tokenizer__vocab_size=400, window=32, collect__dtype="float32", threshold="auto")
+                  corpus__test_fraction=0.2, tokenizer__vocab_size=400, window=32, collect__dtype="float32", threshold="auto", **changes)
     params = read_params(root / "params.yaml")
     data = prepare(params.corpus, params.tokenizer, params.window, root / "data", {})
     torch.manual_seed(0)

@@ -260,7 +260,7 @@ def published(text: StudyText, root: Path = Path("."), settings: dict[str, Any] 
         params = {**identity, "windows": name}
         artifact = find(place / name, "states", params, {"lm": lm})
         if artifact is None:
-            collect = SimpleNamespace(dtype="float32", shard_tokens=65536, batch_size=settings["batch_size"])
+            collect = SimpleNamespace(precision="fp32", dtype="float32", shard_tokens=65536, batch_size=settings["batch_size"])
             artifact = collect_states(load_model(lm), windows, place / name, collect, params, {"lm": lm}, torch.device("cpu"))
         found.append(States(artifact))
     return Published(settings, train, validation, block0, lm, *found)

@@ -112,7 +112,7 @@ def _word_model(place: Path, data: Artifact, params: Params) -> WordModel:
         inputs, path = {"data": data, "lm": lm}, here / "states" / split
         artifact = find(path, "states", {"split": split}, inputs)
         if artifact is None:
-            settings = SimpleNamespace(dtype="float32", shard_tokens=65536, batch_size=params.pretrain.batch_size)
+            settings = SimpleNamespace(precision="fp32", dtype="float32", shard_tokens=65536, batch_size=params.pretrain.batch_size)
             artifact = collect_states(load_model(lm), TokenWindows(data, split), path, settings, {"split": split}, inputs, CPU)
         collected.append(States(artifact))
     return WordModel(params.pretrain.seed, data, lm, *collected)

@@ -188,7 +188,7 @@ def _make(job: tuple[Path, str, int, dict[str, Any]]) -> None:
     here = place / _folder(arm) / str(seed)
     lm = find(here / "lm", "lm", identity, {"data": data}) or _pretrain(here, data, params, identity)
     for split in ("calibration", "test"):
-        collecting = SimpleNamespace(dtype="float16", shard_tokens=65536, batch_size=64)
+        collecting = SimpleNamespace(precision="fp32", dtype="float16", shard_tokens=65536, batch_size=64)
         collect_states(load_model(lm), TokenWindows(data, split), here / "states" / split, collecting, {"split": split},
                        {"data": data, "lm": lm}, CPU)
 

@@ -101,24 +101,26 @@ def generate(options: argparse.Namespace) -> int:
     def full(work=None):
         return decode(model, prompts, options.tokens, sampling=sampling, stop=stop, work=work)
 
+    drafting: list[Speculation] = []
     if options.speculate is not None:
-        speculation = Speculation(options.speculate, options.draft)
         def early(work=None):
-            return speculate(model, prompts, options.tokens, speculation, stop, work)
+            drafting.append(Speculation(options.speculate, options.draft))  # each run finds out anew whether drafts pay
+            return speculate(model, prompts, options.tokens, drafting[-1], stop, work)
     elif options.full:
         early = full
     else:
-        policy, kv = project.policy(options.threshold), project.params.routing.kv
+        threshold = options.threshold[0] if options.threshold and len(options.threshold) == 1 else options.threshold
+        policy, kv = project.policy(threshold), project.params.routing.kv
         def early(work=None):
             return decode(model, prompts, options.tokens, policy, kv, sampling, stop, options.route_prompt, work)
 
     console = Console(highlight=False)
     stream(console, early(), project.tokenizer, project.kind, model.config.num_blocks - 1, options.colour)
     if options.stats:
-        console.print(compare(model, early, full))
-        if options.speculate is not None:
-            console.print(f"{speculation.accepted} of {speculation.drafted} drafted tokens were right; "
-                          f"drafting {'pays and stays on' if speculation.pays else 'did not pay and was given up'}")
+        console.print(compare(model, len(prompts[0]), early, full))
+        if drafting:
+            console.print(f"{drafting[0].accepted} of {drafting[0].drafted} drafted tokens were right; "
+                          f"drafting {'paid and stayed on' if drafting[0].pays else 'did not pay and was given up'}")
     return 0
 
 
@@ -258,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     write = command("generate", generate, "continue a prompt; who leaves early is what params.yaml says", "--tokens or the prompt")
     write.add_argument("--prompt", required=True, help="text to continue")
     write.add_argument("--tokens", type=int, default=64, help="most new tokens (64)")
-    write.add_argument("--threshold", type=float, help="another threshold than params.yaml's, 0 to 1")
+    write.add_argument("--threshold", type=float, nargs="+", help="another threshold than params.yaml's, 0 to 1, or one per exit")
     write.add_argument("--full", action="store_true", help="full depth: nobody leaves")
     write.add_argument("--route-prompt", action="store_true", help="let the prompt's tokens leave early too, as in evaluation")
     write.add_argument("--speculate", type=int, metavar="EXIT", help="this exit drafts, full depth verifies: its greedy tokens, sooner")

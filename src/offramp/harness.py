@@ -6,7 +6,7 @@ does the same; in Python, importing this module is enough for ``lm_eval.simple_e
 packages of ``pip install 'offramp[eval]'``.
 
 Likelihoods come from one routed pass over context and continuation, in which the context's tokens may leave early too, as in
-evaluation. Generation is that of ``offramp generate``: prompts run at full depth.
+evaluation, in ``collect.precision``. Generation is that of ``offramp generate``: fp32, prompts run at full depth.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RoutedLM(TemplateLM):
         self.policy = None if full else self.project.policy(threshold)
         self.kv = self.project.params.routing.kv
         self.batch_size = self.project.params.routing.batch_size if batch_size == "auto" else int(batch_size)
-        self.executor = Executor(self.model, self.kv)
+        self.executor = Executor(self.model, self.kv, self.project.params.collect.precision)
         self.exits_taken = np.zeros(self.model.config.num_blocks, np.int64)
 
     @property
@@ -91,9 +91,10 @@ class RoutedLM(TemplateLM):
         out: dict[int, tuple[float, bool]] = {}
         for start in tqdm(range(0, len(order), self.batch_size), desc="offramp: loglikelihood", disable=disable_tqdm or None):
             places = order[start : start + self.batch_size]
-            batch = pad_sequence([texts[place] for place in places], batch_first=True).to(self._device)  # on the right: seen by none
+            batch = pad_sequence([texts[place] for place in places], batch_first=True).to(self._device)
+            lengths = torch.tensor([len(texts[place]) - 1 for place in places], device=self._device)
             targets = batch[:, 1:].contiguous()
-            routed = self.executor.run(batch[:, :-1].contiguous(), targets, self.policy)
+            routed = self.executor.run(batch[:, :-1].contiguous(), targets, self.policy, lengths=lengths)
             for row, place in enumerate(places):
                 end = len(texts[place]) - 1
                 scored = slice(end - len(requests[place][2]), end)

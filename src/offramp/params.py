@@ -23,6 +23,7 @@ JOINT_LABELS = ("correct", "distill", "loss")
 """Labels that need no deeper exit than the one they belong to, so a classifier can learn them during pretraining."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -159,6 +160,7 @@ class Pretrain(Section):
 
 
 class Collect(Section):
+    precision: Literal["fp32", "bf16"]
     dtype: Literal["float16", "float32"]
     shard_tokens: Count
     batch_size: Count
@@ -226,7 +228,7 @@ class Runtime(Section):
 
 
 class Params(Section):
-    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["auto", "risk", "budget", "price"]
+    threshold: Share | list[Share] | Literal["auto", "risk", "budget", "price"]
     window: Annotated[int, Field(ge=2)]
     corpus: Corpus
     tokenizer: TokenizerParams
@@ -282,6 +284,9 @@ class Params(Section):
             raise ValueError(f"routing.keep_first {self.routing.keep_first} keeps all tokens of a window of {self.window}; give less")
         if self.routing.first_exit and self.exits.confidence == "patience":
             raise ValueError("exits.confidence patience compares all exits from the first on; set routing.first_exit: 0")
+        if isinstance(self.threshold, list) and len(self.threshold) != blocks - 1:
+            raise ValueError(f"threshold {self.threshold} has {len(self.threshold)} values; give one for each of the {blocks - 1} exits "
+                             "before full depth, or a single number")
         if isinstance(self.threshold, str) and self.routing.decay:
             raise ValueError(f"threshold {self.threshold} is found for all positions alike; with routing.decay give a number")
         if self.threshold == "price" and (self.exits.confidence, self.exits.mode) != ("learned", "post"):
@@ -368,7 +373,7 @@ def load_params(stage: str, root: Path = Path(".")) -> Declared:
 def _explain(problem: dict[str, Any], source: str) -> str:
     keys = [str(part) for part in problem["loc"]]
     if keys[:1] == ["threshold"]:  # a union: pydantic complains once per member
-        return f'{source}: threshold = {problem["input"]!r}: give a number from 0 to 1, or "auto", "risk", "budget" or "price"'
+        return f'{source}: threshold = {problem["input"]!r}: give a number from 0 to 1, one per exit, or "auto", "risk", "budget" or "price"'
     where = ".".join(keys)
     value = "" if problem["type"] in ("missing", "value_error") else f" = {problem['input']!r}"
     message = {

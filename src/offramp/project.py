@@ -55,7 +55,7 @@ class Project:
         """The text of ``tokens`` that follow the token ``before``: some kinds need it for a leading space."""
         return "".join(token_texts(self.tokenizer, self.kind, [before, *tokens])[1:])
 
-    def policy(self, threshold: float | str | None = None) -> ThresholdPolicy:
+    def policy(self, threshold: float | list[float] | str | None = None) -> ThresholdPolicy:
         """Who may leave, by the parameters or another ``threshold``; UserError for exits of another model."""
         params = self.params
         if threshold is not None:
@@ -63,6 +63,8 @@ class Project:
         exits = open_artifact(self.root / "models/exits", "exits")
         if exits.meta["lm"] != self.lm.digest:
             raise UserError(f"{exits.path} was trained on states of another model than {self.lm.path}; run `dvc repro`")
+        if exits.meta.get("precision", "fp32") != params.collect.precision:
+            raise UserError(f"collect.precision = {params.collect.precision!r}, but {exits.path} was trained on states of another; run `dvc repro`")
         window = self.data.meta["window"]
         return choose_policy(params.threshold, Exits(exits), self.model, window, params.exits, params.routing, self.device).policy
 

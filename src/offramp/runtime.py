@@ -50,14 +50,14 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def require_precision(device: torch.device, precision: str) -> None:
-    """UserError where ``device`` has no bf16 arithmetic: CUDA GPUs before Ampere, Macs before macOS 14. CPUs have it."""
+def require_precision(device: torch.device, precision: str, parameter: str) -> None:
+    """UserError, naming ``parameter``, where ``device`` has no bf16 arithmetic: CUDA GPUs before Ampere, Macs before macOS 14."""
     has_bf16 = {
         "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
         "mps": lambda: torch.backends.mps.is_available() and torch.backends.mps.is_macos_or_newer(14, 0),
     }.get(device.type, lambda: True)
     if precision == "bf16" and not has_bf16():
-        raise UserError(f"pretrain.precision = 'bf16': the device {device.type} has no bf16 here; set pretrain.precision: fp32")
+        raise UserError(f"{parameter} = 'bf16': the device {device.type} has no bf16 here; set {parameter}: fp32")
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

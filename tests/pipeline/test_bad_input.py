@@ -18,6 +18,7 @@ CHECKPOINT = {"model__source": "hf", "model__name_or_path": "tiny", "model__exit
               "pretrain__method": "frozen"}
 BAD_PARAMS = [
     ({"threshold": 1.7}, "threshold = 1.7: give a number from 0 to 1"),
+    ({"threshold": [0.8, 0.9]}, r"threshold \[0\.8, 0\.9\] has 2 values; give one for each of the 1 exits"),
     ({"threshold": "abc"}, "threshold = 'abc': give a number from 0 to 1"),
     ({"thresold": 0.5}, "thresold = 0.5: unknown key"),
     ({"exits__labl": "gain"}, "exits.labl = 'gain': unknown key"),

@@ -110,3 +110,17 @@ def test_trained_weights_are_kept_whole(project, tmp_path):
     run(folder, "collect")
     ppl = [json.loads((place / "metrics/states.json").read_text())["test"]["exit_2"]["ppl"] for place in (folder, project)]
     assert ppl[0] < 0.9 * ppl[1]
+
+
+@pytest.mark.parametrize(("setting", "value", "rounding"), [("pretrain__frozen__translator", "block", 1e-4), ("collect__precision", "bf16", 5e-2)])
+def test_exits_with_layers_of_their_own_and_bf16_go_through_every_stage(project, tmp_path, setting, value, rounding):
+    folder = shutil.copytree(project, tmp_path / "copy")
+    reduce_params(folder / "params.yaml", corpus__paths=["text"], **SETTINGS | {setting: value})
+    run(folder, *STAGES[2:])
+    routed, cached = (pd.read_parquet(folder / path / "tokens.parquet") for path in ("routed", "states/test"))
+    first = routed["exit"] == 0  # behind the first exit, tokens attend to what stands for those that left
+    assert 0 < first.mean() < 1
+    np.testing.assert_allclose(routed["loss"][first], cached["loss_0"][first], atol=rounding)
+    before = pd.read_parquet(project / "states/test/tokens.parquet")
+    same = {name: np.allclose(cached[name], before[name], atol=1e-4) for name in ("loss_0", "loss_2")}
+    assert same == {"loss_0": False, "loss_2": setting != "collect__precision"}

@@ -70,6 +70,28 @@ def check_parallel_equals_sequential(model, kv, policy, tokens, targets):
 
 
 @settings(max_examples=20, deadline=None)
+@given(**MODELS, kv=st.sampled_from(["propagate", "recompute", "drop"]), bias=st.sampled_from([-3.0, 0.0, 3.0]),
+       lengths=st.lists(st.integers(1, 24), min_size=1, max_size=4))
+def test_texts_of_different_lengths_are_scored_as_each_alone(lengths, bias, seed, kv, **shape):
+    model = make_model(seed=seed, **shape)
+    tokens, targets = torch.randint(50, (2, len(lengths), 24), generator=torch.Generator().manual_seed(seed))
+    check_ragged_equals_alone(model, kv, StatePolicy(model, bias), tokens, targets, lengths)
+
+
+def check_ragged_equals_alone(model, kv, policy, tokens, targets, lengths):
+    """Rows (B, T) up to their lengths; what stands behind them is neither run nor read out."""
+    work, alone_work = Work(), Work()
+    ragged = Executor(model, kv).run(tokens, targets, policy, work, torch.tensor(lengths))
+    for row, length in enumerate(lengths):
+        alone = Executor(model, kv).run(tokens[row : row + 1, :length], targets[row : row + 1, :length], policy, alone_work)
+        assert torch.equal(ragged.exit[row, :length], alone.exit[0])
+        torch.testing.assert_close(ragged.loss[row, :length], alone.loss[0], atol=1e-4, rtol=1e-5)
+        assert ragged.loss[row, length:].isnan().all()
+    assert work.tokens == sum(lengths) and work.layer_tokens == alone_work.layer_tokens
+    assert work.readouts == alone_work.readouts and work.decided_tokens == alone_work.decided_tokens
+
+
+@settings(max_examples=20, deadline=None)
 @given(**MODELS)
 def test_nothing_exits_is_the_unrouted_model_and_everything_exits_is_the_shallow_one(seed, **shape):
     model = make_model(seed=seed, **shape)

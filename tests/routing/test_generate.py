@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import UserError
-from offramp.routing.executor import Executor, Work
+from offramp.routing.executor import Decision, Executor, Work
 from offramp.routing.generate import Sampling, Speculation, decode, generate, speculate
 from offramp.routing.policies import FixedExit
 from tests.routing.test_executor import StatePolicy, make_model
@@ -45,6 +45,42 @@ def test_routed_generation_takes_the_exits_and_tokens_of_one_parallel_pass_over_
         routed = Executor(model, kv).run(text[:, :-1], text[:, 1:], policy)
         assert routed.exit[0, len(prompt) - 1 :].tolist() == found.exits
         assert routed.argmax[0, len(prompt) - 1 :].tolist() == found.tokens
+
+
+class PromptStays(StatePolicy):
+    """Like its parent, but that the first ``prompt`` tokens go to full depth."""
+
+    def __init__(self, model, bias, prompt):
+        super().__init__(model, bias)
+        self.prompt = prompt
+
+    def decide(self, arrivals):
+        decision = super().decide(arrivals)
+        return Decision(decision.leaves & (arrivals.position >= self.prompt), decision.confidence)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), bias=st.sampled_from([-2.0, 0.0, 2.0]), kv=st.sampled_from(["propagate", "recompute", "drop"]))
+def test_unless_asked_otherwise_the_prompt_goes_to_full_depth_and_what_follows_is_routed(seed, bias, kv):
+    model = make_model((1, 1, 2), seed=seed)
+    for prompt, found in zip(PROMPTS, generate(decode(model, PROMPTS, 12, StatePolicy(model, bias), kv), 3)):
+        text = torch.tensor([[*prompt, *found.tokens]])
+        routed = Executor(model, kv).run(text[:, :-1], text[:, 1:], PromptStays(model, bias, len(prompt)))
+        assert routed.exit[0, len(prompt) - 1 :].tolist() == found.exits and found.exits[0] == 2
+        assert routed.argmax[0, len(prompt) - 1 :].tolist() == found.tokens
+
+
+def test_thresholds_that_fall_along_the_text_count_from_the_end_of_the_prompt():
+    class Counts(StatePolicy):
+        def decide(self, arrivals):
+            if arrivals.exit == 0:
+                seen.append(arrivals.since.tolist())
+            return super().decide(arrivals)
+
+    seen: list = []
+    model = make_model((1, 2))
+    generate(decode(model, PROMPTS[:2], 4, Counts(model, -9.0), route_prompt=True), 2)
+    assert seen == [[0] * 7, [0, 0], [1, 1], [2, 2]]
 
 
 def test_a_forced_exit_is_the_shallow_model_except_for_the_prompt():

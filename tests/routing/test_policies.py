@@ -28,10 +28,12 @@ from offramp.routing.policies import (
     ThresholdPolicy,
     exits_by_share,
 )
-from offramp.routing.thresholds import HeldOut, exits_taken
+from offramp.routing.thresholds import NOBODY, HeldOut, exits_taken
 from offramp.states.collect import collect_states
 from offramp.states.store import States
 from tests.conftest import repository_params
+from tests.routing.test_decoder import check_pieces_equal_one_pass
+from tests.routing.test_executor import check_ragged_equals_alone
 
 CPU = torch.device("cpu")
 
@@ -133,7 +135,7 @@ def test_exit_costs_are_what_the_executor_counts_for_a_batch_that_leaves_there(r
 
 
 @pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("threshold", [0.4, "auto", "budget", "price", "risk"])
+@pytest.mark.parametrize("threshold", [0.4, [0.3, 0.6], "auto", "budget", "price", "risk"])
 def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, threshold, first):
     model, windows, _, exits, _ = routed
     params = repository_params(exits__risk__tolerance=0.6, exits__risk__delta=0.4, routing__budget=0.95, routing__first_exit=first)
@@ -147,6 +149,33 @@ def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, thr
         spent = costs[exits_taken(held.confidence, chosen.policy.thresholds)].mean()
         assert 0.95 - 0.02 <= spent <= 0.95 + 1e-9
     assert set(chosen.rule) == ({threshold} if threshold in ("budget", "price", "risk") else set())
+    if isinstance(threshold, list):
+        assert chosen.policy.thresholds[first:] == threshold[first:] and chosen.policy.thresholds[:first] == [1.0] * first
+
+
+def some_leave(model, exits, states, signal):
+    """At every exit the more confident tokens; nobody where all are as confident, as of patience at the first."""
+    scorer = Scorer(exits, signal, CPU)
+    thresholds = [float(max(np.quantile(row, 0.6), (row.min() + row.max()) / 2)) if row.min() < row.max() else NOBODY
+                  for row in scorer.on_cached(states)]
+    return ThresholdPolicy(model, scorer, thresholds)
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
+@pytest.mark.parametrize("signal", ["learned", "entropy", "saturation", "patience"])
+def test_every_kind_of_signal_decodes_as_it_is_scored(routed, signal, kv):
+    model, windows, states, exits, _ = routed
+    tokens, targets = windows.batch(torch.arange(3))
+    text = torch.cat([tokens, targets[:, -1:]], 1)[:, :25]
+    taken = check_pieces_equal_one_pass(model, kv, some_leave(model, exits, states, signal), text, [24, 9, 17])
+    assert len(taken) > 1
+
+
+@pytest.mark.parametrize("signal", ["learned", "saturation", "patience"])
+def test_texts_of_different_lengths_are_scored_as_each_alone(routed, signal):
+    model, windows, states, exits, _ = routed
+    policy = some_leave(model, exits, states, signal)
+    check_ragged_equals_alone(model, "propagate", policy, *windows.batch(torch.arange(3)), [32, 9, 17])
 
 
 def test_fits_say_whether_they_converged_and_stand_beside_baselines(routed):

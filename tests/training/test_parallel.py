@@ -91,7 +91,7 @@ def do_everything(data, folder: Path, processes: Processes) -> None:
         train(data, folder / "resumed", processes, interrupt_after=8, **TRAININGS["hard"])
     train(data, folder / "resumed", processes, **TRAININGS["hard"])
     for name, (shard_tokens, batch_size) in COLLECTIONS.items():
-        settings = SimpleNamespace(dtype="float16", shard_tokens=shard_tokens, batch_size=batch_size)
+        settings = SimpleNamespace(precision="fp32", dtype="float16", shard_tokens=shard_tokens, batch_size=batch_size)
         model = make_trainer(data, folder).model
         collect_states(model, TokenWindows(data, "test"), folder / name, settings, {}, {}, processes.device, processes)
 

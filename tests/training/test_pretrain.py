@@ -237,7 +237,7 @@ def _phase_and_step(folder):
 def test_bf16_is_refused_where_the_device_has_none(data, tmp_path):
     absent = "cuda" if torch.backends.mps.is_available() else "mps"
     with pytest.raises(UserError, match=rf"pretrain\.precision = 'bf16': the device {absent} has no bf16 here"):
-        require_precision(torch.device(absent), "bf16")
+        require_precision(torch.device(absent), "bf16", "pretrain.precision")
     trainer = make_trainer(data, tmp_path, pretrain__precision="bf16")
     assert np.isfinite([row["calibration_ppl"] for row in trainer.run().curve]).all()
 

@@ -64,6 +64,8 @@ class Subject:
     """raw, tuned, or both."""
     batches: list[tuple[Tensor, Tensor]]
     kv: str = "propagate"
+    precision: str = "fp32"
+    """Of the layers."""
     hidden: list[int] = field(default_factory=lambda: [128])
     """Of the classifier of the state that is asked."""
 
@@ -77,7 +79,7 @@ def of_states(data: Artifact, lm: Artifact, model: Blockwise, states: Artifact, 
     rows[token_rows(spread_windows(cached.num_tokens // cached.window, max(1, tokens // cached.window)), cached.window)] = True
     batches = _batches(*windows.batch(spread_windows(len(windows), rounds * size)), size, model.cos.device)
     return Subject(str(lm.path), model, cached.window, _read_cached(cached, model, rows, _trained(model, lm)), batches,
-                   params.routing.kv, params.exits.hidden)
+                   params.routing.kv, cached.precision, params.exits.hidden)
 
 
 def of_checkpoint(checkpoint: Checkpoint, exits_after: Sequence[int], text: str, device: torch.device, window: int = 128,
@@ -104,7 +106,7 @@ def assess(subject: Subject) -> dict[str, Any]:
     model, last = subject.model, subject.model.config.num_blocks - 1
     costs = np.array(exit_costs(model, subject.window, reads_out=False, decision_flops=0))
     classifier_flops = ExitClassifier(model.config.width, subject.hidden).flops
-    seconds = seconds_break_even(Executor(model, subject.kv), subject.batches, subject.hidden)
+    seconds = seconds_break_even(Executor(model, subject.kv, subject.precision), subject.batches, subject.hidden)
     quality = {name: _quality(readings) for name, readings in subject.readings.items()}
     exits = {}
     for exit in range(last + 1):
@@ -120,9 +122,9 @@ def assess(subject: Subject) -> dict[str, Any]:
                for name, readings in subject.readings.items()}
     first = next(iter(subject.readings.values()))
     found = {
-        "model": subject.name, "window": subject.window, "tokens": len(first.sequence),
+        "model": subject.name, "precision": subject.precision, "window": subject.window, "tokens": len(first.sequence),
         "sequences": len(np.unique(first.sequence)), "exits": exits, "oracle": oracles,
-        "state_propagation": propagation_cost(model, subject.batches, DRAWS),
+        "state_propagation": propagation_cost(model, subject.batches, DRAWS, subject.precision),
         "timing": {"rounds": len(subject.batches), "tokens": subject.batches[0][0].numel(),
                    "machine": machine(subject.batches[0][0].device)},
     }

@@ -98,7 +98,7 @@ def train_exits(states: States, settings: Any, path: Path, params: dict[str, Any
         (out.path / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         table = {"part": pa.array(PARTS).take(pa.array(part[held_out])).dictionary_encode(), **known, **confidences}
         pq.write_table(pa.table(table), out.path / HELD_OUT, compression="NONE")
-        out.meta.update(config, lm=states.artifact.inputs["lm"])
+        out.meta.update(config, lm=states.artifact.inputs["lm"], precision=states.precision)
     return open_artifact(path, "exits", verify=False), metrics, curve
 
 

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer
 
 from offramp.corpus.tokenizer import token_texts
 from offramp.models.blockwise import Blockwise
-from offramp.routing.cost import layer_saving
 from offramp.routing.executor import Work
 from offramp.routing.generate import Step
 
@@ -43,8 +42,12 @@ def _style(exit: int, last: int) -> str:
     return "" if exit == last else COLOURS[exit % len(COLOURS)]
 
 
-def compare(model: Blockwise, early: Callable[[Work], Iterator[Step]], full: Callable[[Work], Iterator[Step]], rounds: int = 3) -> Table:
-    """Depth and speed of ``early`` beside ``full``, run in turn ``rounds`` times after one unmeasured run of each."""
+def compare(model: Blockwise, prompt: int, early: Callable[[Work], Iterator[Step]], full: Callable[[Work], Iterator[Step]],
+            rounds: int = 3) -> Table:
+    """Depth and speed of ``early`` beside ``full``, run in turn ``rounds`` times after one unmeasured run of each.
+
+    Layers are per token of the text that was made and of its ``prompt`` tokens; those run for drafts that were wrong count, too.
+    """
     seconds, counts, works = ([], []), [0, 0], [Work(), Work()]
     for turn in range(rounds + 1):
         for place, make in enumerate((early, full)):
@@ -58,6 +61,7 @@ def compare(model: Blockwise, early: Callable[[Work], Iterator[Step]], full: Cal
                   f"prompt included; median of {rounds} runs in turn")
     layers = sum(model.config.block_layers)
     for name, count, times, work in zip(("early exit", "full depth"), counts, seconds, works):
-        table.add_row(name, str(count), f"{layers * (1 - layer_saving(model, work)):.1f} of {layers}",
+        # the last token made is not fed
+        table.add_row(name, str(count), f"{sum(work.layer_tokens) / (prompt + count - 1):.1f} of {layers}",
                       f"{count / statistics.median(times):.1f}")
     return table

@@ -107,7 +107,7 @@ def _thresholds(measured: Measurements, given: Any) -> str:
         "risk": lambda: "risk: {measure} at most {tolerance:g} with probability {sure:g}".format(
             **routing["risk"], sure=1 - routing["risk"]["delta"]),
     }
-    return f"{rule[given]()}: {values}" if given in rule else values
+    return f"{rule[given]()}: {values}" if isinstance(given, str) else values
 
 
 def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:

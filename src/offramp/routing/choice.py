@@ -1,4 +1,4 @@
-"""From ``threshold`` in the parameters to an exit policy: a number, or a rule that finds numbers on held-out text."""
+"""From ``threshold`` in the parameters to an exit policy: numbers, or a rule that finds them on held-out text."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Chosen:
     rule: dict[str, Any] = field(default_factory=dict)
 
 
-def choose_policy(threshold: float | str, exits: Exits, model: Blockwise, window: int, exit_settings: Any, settings: Any,
+def choose_policy(threshold: float | list[float] | str, exits: Exits, model: Blockwise, window: int, exit_settings: Any, settings: Any,
                   device: torch.device) -> Chosen:
-    """The policy for ``threshold``: a number, auto, risk, budget or price.
+    """The policy for ``threshold``: a number, one per exit, auto, risk, budget or price.
 
     ``exit_settings`` and ``settings`` are the ``exits`` and ``routing`` sections of the parameters. UserError where a
     budget cannot be met or a promise has too few held-out sequences.
@@ -55,5 +55,5 @@ def choose_policy(threshold: float | str, exits: Exits, model: Blockwise, window
             "tested": found.tested, "passed": found.passed, "held_out_risk": found.risk, "p_value": found.p_value,
         }}
     else:
-        thresholds = [float(threshold)] * len(costs[first:-1])
+        thresholds = threshold[first:] if isinstance(threshold, list) else [float(threshold)] * len(costs[first:-1])
     return Chosen(ThresholdPolicy(model, scorer, [NOBODY] * first + thresholds, first, settings.decay, settings.keep_first), rule)

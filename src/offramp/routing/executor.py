@@ -26,6 +26,7 @@ from torch import Tensor
 
 from offramp.models.blockwise import Blockwise
 from offramp.nn.layers import attend
+from offramp.runtime import autocast, require_precision
 from offramp.states.statistics import Readout, predictions
 
 
@@ -132,24 +133,34 @@ class Routed:
 
 
 class Executor:
-    """Runs a block-wise model under an exit policy and counts what it executes."""
+    """Runs a block-wise model under an exit policy and counts what it executes.
 
-    def __init__(self, model: Blockwise, kv: str = "propagate"):
-        self.model, self.kv = model.eval(), kv
+    ``precision`` (fp32 or bf16) is that of the layers; decisions and readouts are float32. UserError where the model's device has
+    no bf16.
+    """
+
+    def __init__(self, model: Blockwise, kv: str = "propagate", precision: str = "fp32"):
+        require_precision(model.cos.device, precision, "collect.precision")
+        self.model, self.kv, self.precision = model.eval(), kv, precision
         self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(model.config.num_blocks)]
 
     @torch.no_grad()
-    def run(self, tokens: Tensor, targets: Tensor, policy: Policy | None, work: Work | None = None) -> Routed:
-        """Route tokens (B, T). With no policy every token goes to full depth and nothing is checked on the way."""
+    def run(self, tokens: Tensor, targets: Tensor, policy: Policy | None, work: Work | None = None, lengths: Tensor | None = None) -> Routed:
+        """Route tokens (B, T). With no policy every token goes to full depth and nothing is checked on the way.
+
+        Where sequences are shorter than T, ``lengths`` (B,) says so; what stands behind them is not routed, and its loss is NaN.
+        """
         model, work = self.model, work or Work()
         shape, last = tokens.shape, model.config.num_blocks - 1
         wanted = targets.flatten()
         x = model.embed(tokens).flatten(0, 1)
         active = torch.arange(len(x), device=x.device)
+        if lengths is not None:
+            active = active[(active % shape[1] < lengths.repeat_interleave(shape[1]))]
         exit_of = torch.full_like(wanted, last)
         loss, confidence = (torch.full(wanted.shape, torch.nan, device=x.device) for _ in range(2))
         argmax = torch.zeros_like(wanted)
-        work.tokens += len(x)
+        work.tokens += len(active)
         number = 0
         for block, layers in enumerate(model.blocks):
             everyone = len(active) == len(x)
@@ -158,16 +169,17 @@ class Executor:
                 entered = x if everyone else x[active]  # where everyone runs, layers write to new memory
             field = None if everyone else _Field(self.kv, active, shape, model.cos, model.sin)
             before = None
-            for place, layer in enumerate(layers):
-                if place == len(layers) - 1 and block < last and policy is not None and policy.reads_before:
-                    before = x if everyone else x[active]
-                if field is None:
-                    work.count_layer(number, len(x), len(x), len(x) * shape[1])
-                    x = layer(x.view(*shape, -1), model.cos[: shape[1]], model.sin[: shape[1]]).flatten(0, 1)
-                else:
-                    work.count_layer(number, len(field.running), field.key_values, field.pairs)
-                    x = field.run(layer, x)
-                number += 1
+            with autocast(x.device, self.precision):
+                for place, layer in enumerate(layers):
+                    if place == len(layers) - 1 and block < last and policy is not None and policy.reads_before:
+                        before = x if everyone else x[active]
+                    if field is None:
+                        work.count_layer(number, len(x), len(x), len(x) * shape[1])
+                        x = layer(x.view(*shape, -1), model.cos[: shape[1]], model.sin[: shape[1]]).flatten(0, 1)
+                    else:
+                        work.count_layer(number, len(field.running), field.key_values, field.pairs)
+                        x = field.run(layer, x)
+                    number += 1
             if block == last or policy is None or block < policy.first:
                 continue
             states = x if everyone else x[active]
@@ -204,12 +216,13 @@ class Executor:
             return x[index]
         # Tokens that arrived and those that left before lie in x as later ones are to see them, except that some are dropped.
         readers = arrived if self.kv == "drop" else index
-        if len(readers) == len(x):
-            work.count_exit_layer(exit, len(x), len(x), len(x) * shape[1])
-            return layer(x.view(*shape, -1), self.model.cos[: shape[1]], self.model.sin[: shape[1]]).flatten(0, 1)[index]
-        field = _Field("drop" if self.kv == "drop" else "propagate", readers, shape, self.model.cos, self.model.sin)
-        work.count_exit_layer(exit, len(readers), field.key_values, field.pairs)
-        out = field.outputs(layer, x)
+        with autocast(x.device, self.precision):
+            if len(readers) == len(x):
+                work.count_exit_layer(exit, len(x), len(x), len(x) * shape[1])
+                return layer(x.view(*shape, -1), self.model.cos[: shape[1]], self.model.sin[: shape[1]]).flatten(0, 1)[index]
+            field = _Field("drop" if self.kv == "drop" else "propagate", readers, shape, self.model.cos, self.model.sin)
+            work.count_exit_layer(exit, len(readers), field.key_values, field.pairs)
+            out = field.outputs(layer, x)
         return out if readers is index else out[torch.searchsorted(arrived, index)]
 
     def _read_out(self, exit: int, states: Tensor, targets: Tensor, work: Work) -> tuple[Tensor, Tensor]:
@@ -222,8 +235,8 @@ class Executor:
 class _Field:
     """Which tokens a block runs, which keys they see, and where both stand in padded rows.
 
-    Only sequences with a token still in have a row (R of them), and only up to the last such token. Padding serves
-    the scores alone: nothing else is computed for it.
+    Only sequences with a token still in have a row (R of them), and only up to the last such token of any. For padding of queries
+    scores are computed and nothing else; keys and values (``propagate``) are made up to that last token in every row.
     """
 
     def __init__(self, kv: str, active: Tensor, shape: torch.Size, cos: Tensor, sin: Tensor):

@@ -116,10 +116,11 @@ class ThresholdPolicy:
 
     def _patience(self, arrivals: Arrivals, argmax: Tensor) -> Tensor:
         """Share of earlier exits that, counted back without a gap, predicted the same; every token passes exit 0."""
-        if arrivals.exit == 0:
-            self._argmax, self._streak = argmax.clone(), torch.zeros(len(argmax), device=argmax.device)
-            return self._streak.clone()
         index = arrivals.index
+        if arrivals.exit == 0:
+            size = int(index[-1]) + 1
+            self._argmax, self._streak = argmax.new_empty(size).index_copy_(0, index, argmax), torch.zeros(size, device=argmax.device)
+            return self._streak[index]
         streak = torch.where(self._argmax[index] == argmax, self._streak[index] + 1, 0.0)
         self._argmax[index], self._streak[index] = argmax, streak
         return streak / arrivals.exit

@@ -20,7 +20,8 @@ KEPT = (0, 1)
 """First positions of a sequence that stay in."""
 
 
-def propagation_cost(model: Blockwise, batches: Sequence[tuple[Tensor, Tensor]], draws: int) -> dict[str, dict[str, Any]]:
+def propagation_cost(model: Blockwise, batches: Sequence[tuple[Tensor, Tensor]], draws: int,
+                     precision: str = "fp32") -> dict[str, dict[str, Any]]:
     """Rise in NLL per token when random tokens leave, by ``routing.kv`` and ``routing.keep_first``.
 
     ``recompute`` shows later tokens the true keys and values, so it is what the others are held against, with the same tokens
@@ -31,7 +32,7 @@ def propagation_cost(model: Blockwise, batches: Sequence[tuple[Tensor, Tensor]],
     drawn = [torch.rand(tokens.shape, generator=generator) for tokens, _ in batches]
 
     def losses(kv: str, kept: int) -> np.ndarray:
-        executor, found = Executor(model, kv), []
+        executor, found = Executor(model, kv, precision), []
         for (tokens, targets), draw in zip(batches, drawn):
             exits = torch.where(draw < LEAVING, (draw / LEAVING * last).long(), last)
             exits[:, :kept] = last

@@ -18,6 +18,7 @@ from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM
 from offramp.parallel import ALONE, Processes
+from offramp.runtime import autocast, require_precision
 from offramp.states.statistics import SATURATION, Readout, saturation, token_statistics
 from offramp.states.store import READOUT, StatesWriter, join_tables, shard_starts
 
@@ -27,7 +28,9 @@ def collect_states(model: Blockwise, windows: TokenWindows, path: Path, settings
     """Write the ``states`` artifact of a split, streaming; ``settings`` is the ``collect`` section of the parameters.
 
     Several processes write a share of the shards each; the artifact has the bytes that one process would have written.
+    UserError where the device cannot run the model in ``settings.precision``.
     """
+    require_precision(device, settings.precision, "collect.precision")
     model = model.to(device).eval()
     exits = model.config.num_blocks
     batches = torch.arange(len(windows)).split(settings.batch_size)
@@ -37,7 +40,7 @@ def collect_states(model: Blockwise, windows: TokenWindows, path: Path, settings
     with create_artifact(path, "states", params, inputs) if processes.main else nullcontext() as out:
         folder = processes.broadcast(out.path if out else None)
         writer = StatesWriter(folder, exits, settings.dtype, settings.shard_tokens, first_shard=mine.start)
-        for columns, hidden in iterate_states(model, windows, batches[first:last], device, processes.no_bar):
+        for columns, hidden in iterate_states(model, windows, batches[first:last], device, processes.no_bar, settings.precision):
             writer.add(columns, hidden)
         writer.close()
         processes.wait()
@@ -46,15 +49,18 @@ def collect_states(model: Blockwise, windows: TokenWindows, path: Path, settings
             if isinstance(model, BlockwiseLM):
                 save_readouts(model, folder / READOUT)
             out.meta.update(exits=exits, tokens=len(windows) * windows.window, shards=len(starts), window=windows.window,
-                            width=model.config.width, vocab_size=model.config.vocab_size, dtype=settings.dtype)
+                            width=model.config.width, vocab_size=model.config.vocab_size, dtype=settings.dtype, precision=settings.precision)
     processes.wait()
     return open_artifact(path, "states", verify=False)
 
 
 @torch.no_grad()
 def iterate_states(model: Blockwise, windows: TokenWindows, batches: Sequence[Tensor], device: torch.device,
-                   no_bar: bool | None = None):
-    """Yield (columns of (N,) arrays, hidden states per exit (N, D)) for batches of sequences, given by their indices."""
+                   no_bar: bool | None = None, precision: str = "fp32"):
+    """Yield (columns of (N,) arrays, hidden states per exit (N, D)) for batches of sequences, given by their indices.
+
+    ``precision`` is that of the layers; readouts and statistics are float32.
+    """
     exits = range(model.config.num_blocks)
     readouts = [Readout(model.readout_matrix(exit)) for exit in exits]
     length = windows.window
@@ -62,9 +68,10 @@ def iterate_states(model: Blockwise, windows: TokenWindows, batches: Sequence[Te
         tokens, targets = windows.batch(indices)
         x, states, read, saturated = model.embed(tokens.to(device)), [], [], []
         for exit in exits:
-            before, x = model.run_block_in_parts(exit, x)
+            with autocast(device, precision):
+                before, x = model.run_block_in_parts(exit, x)
+                read.append(model.exit_states(exit, x).flatten(0, 1))
             states.append(x.flatten(0, 1))
-            read.append(model.exit_states(exit, x).flatten(0, 1))
             saturated.append(saturation(before.flatten(0, 1), states[-1]))
         normed = [model.readout_input(exit, state) for exit, state in zip(exits, read)]
         columns: dict[str, np.ndarray] = {

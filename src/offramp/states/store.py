@@ -120,6 +120,8 @@ class States:
         self.num_exits: int = artifact.meta["exits"]
         self.num_tokens: int = artifact.meta["tokens"]
         self.window: int = artifact.meta["window"]
+        self.precision: str = artifact.meta.get("precision", "fp32")  # those made before there was a choice do not say
+        """Of the model's layers: what is measured beside these states runs in it, too."""
         self._known = pq.read_schema(artifact.file(TABLE)).names
 
     def column(self, name: str) -> np.ndarray:

@@ -53,7 +53,7 @@ class Pretrainer:
 
     def __init__(self, model: Blockwise, train: TokenWindows, calibration: TokenWindows, params: Any,
                  snapshots: Snapshots, device: torch.device, processes: Processes = ALONE):
-        require_precision(device, params.precision)
+        require_precision(device, params.precision, "pretrain.precision")
         self.processes = processes
         self.model, self.train, self.calibration = model.to(device), train, calibration
         self.params, self.snapshots, self.device = params, snapshots, device
