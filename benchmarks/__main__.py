@@ -1,4 +1,4 @@
-"""Run all benchmarks, or those named, print them and merge them into metrics/benchmarks.json."""
+"""Run all benchmarks, or those named, print them, merge them into metrics/benchmarks.json and write the tables of README.md."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import Skipped
+from benchmarks.readme import write_tables
 from offramp.lineage.artifact import write_json
 from offramp.runtime import setup
 
@@ -38,6 +39,7 @@ def main() -> None:
                 table.add_row(f"  [dim]{row.held_against}", end_section=True)
         except Skipped as reason:
             console.print(f"{name} skipped: {reason}")
+    write_tables(OUT)
     console.print(table)
 
 

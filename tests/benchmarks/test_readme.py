@@ -1,0 +1,43 @@
+"""The tables of README.md are what metrics/benchmarks.json holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+from benchmarks.readme import TABLES, Line, write_tables
+from tests.conftest import REPOSITORY
+
+
+def test_the_committed_tables_are_those_of_the_committed_records(tmp_path):
+    shutil.copy(REPOSITORY / "README.md", tmp_path)
+    write_tables(REPOSITORY / "metrics/benchmarks.json", tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_record_that_changes_changes_its_line_alone(tmp_path):
+    records = json.loads((REPOSITORY / "metrics/benchmarks.json").read_text(encoding="utf-8"))
+    for record in records:
+        if record["name"] == "collect_over_forward":
+            record |= {"value": 0.999, "met": True}
+    (tmp_path / "records.json").write_text(json.dumps(records), encoding="utf-8")
+    shutil.copy(REPOSITORY / "README.md", tmp_path)
+    write_tables(tmp_path / "records.json", tmp_path / "README.md")
+    new, old = ((folder / "README.md").read_text(encoding="utf-8").splitlines() for folder in (tmp_path, REPOSITORY))
+    (changed,) = [line for line, before in zip(new, old, strict=True) if line != before]
+    assert changed.startswith("| `collect`") and "| 1.00 / " in changed
+
+
+def test_every_line_has_records():
+    names = {record["name"] for record in json.loads((REPOSITORY / "metrics/benchmarks.json").read_text(encoding="utf-8"))}
+    assert {name for lines in TABLES.values() for line in lines for name in line.names.split()} <= names
+
+
+def record(name, value, met=None, interval=None):
+    return {"name": name, "value": value, "met": met, "interval": interval}
+
+
+def test_a_line_says_how_sure_it_is_and_what_was_missed():
+    records = {row["name"]: row for row in (record("one", 1.234, True, [1.1, 1.3]), record("a_batch1", 0.5, False), record("a_batch4", 0.9, True))}
+    assert Line("it", "that", "one", "{}x", "1x").render(records) == "| it | that | 1.23x [1.10, 1.30] | 1x |"
+    assert Line("it", "that", "a_batch1 a_batch4", bar="0.8").render(records) == "| it | that | 0.50 / 0.90 | 0.8, **missed** at batch 1 |"
