@@ -119,8 +119,16 @@ def test_drafts_are_not_computed_twice():
     work, speculation = Work(), Speculation(exit=0, length=3, confidence=0.0)
     speculation.TRIAL = 10**9
     generate(speculate(model, [[7]], 15, speculation, work=work), 1)
-    assert speculation.accepted == speculation.drafted == 9
+    assert speculation.accepted == speculation.drafted == 1 + 2 + 3 + 2
     assert work.layer_tokens == [15] * 3  # the prompt and all new tokens but the last, once; one draft was cut by the end
+
+
+def test_drafts_begin_short_and_grow_while_they_are_right():
+    speculation, reached = Speculation(exit=0, length=6), []
+    for drafted, accepted in ((1, 1), (2, 2), (4, 4), (6, 6), (6, 5), (0, 0), (5, 0), (4, 0), (3, 0), (2, 0), (1, 0)):
+        speculation.count(drafted, accepted)
+        reached.append(speculation.reach)
+    assert reached == [2, 4, 6, 6, 5, 5, 4, 3, 2, 1, 1] and (speculation.drafted, speculation.accepted) == (34, 18)
 
 
 def test_speculation_that_does_not_pay_is_given_up():

@@ -92,7 +92,8 @@ def decode(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: int, 
 class Speculation:
     """How drafts are made, and whether they pay: measured, and given up for good where they do not.
 
-    ``seconds`` are of plain steps and of draft-and-verify cycles; a cycle is worth the plain steps it replaces.
+    ``seconds`` are of plain steps and of draft-and-verify cycles; a cycle is worth the plain steps it replaces. Drafts begin with one
+    token, which needs fewest of them to be right and costs least to find out, and grow while all are.
     """
 
     exit: int
@@ -101,6 +102,8 @@ class Speculation:
     """Most tokens of one draft."""
     confidence: float = 0.4
     """A draft ends at the first token with a smaller probability."""
+    reach: int = 1
+    """Most tokens of the next draft."""
     pays: bool = True
     drafted: int = 0
     accepted: int = 0
@@ -110,6 +113,15 @@ class Speculation:
     """Tokens made per row and cycle."""
 
     PLAIN_STEPS, TRIAL, RECENT = 2, 3, 8
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Twice as many tokens after a cycle whose drafts were all right, one fewer after another."""
+        self.drafted += drafted
+        self.accepted += accepted
+        if accepted < drafted:
+            self.reach = max(1, self.reach - 1)
+        elif drafted:
+            self.reach = min(self.length, 2 * self.reach)
 
     def judge(self) -> None:
         """Stop drafting where the recent cycles took longer than the plain steps they stand for."""
@@ -147,7 +159,7 @@ def speculate(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: in
             if speculation.pays:
                 speculation.plain_seconds.append(time.perf_counter() - begin)
         else:
-            most = min(speculation.length, new_tokens - max(made[row] for row in rows.tolist()) - 1)
+            most = min(speculation.reach, new_tokens - max(made[row] for row in rows.tolist()) - 1)
             step, token = _cycle(decoder, rows, token, most, speculation, stop, [new_tokens - made[row] for row in rows.tolist()])
             speculation.cycle_seconds.append(time.perf_counter() - begin)
             speculation.cycle_tokens.append(len(step.tokens) / len(rows))
@@ -177,19 +189,19 @@ def _cycle(decoder: Decoder, rows: Tensor, token: Tensor, most: int, speculation
     numbers = torch.cat([decoder.numbers(row, int(start[row])) for row in rows.tolist()])
     states = decoder.deepen(numbers)
     full = decoder.logits(torch.full_like(numbers, decoder.model.config.num_blocks - 1), states).argmax(-1).tolist()
-    step, ends, lengths = Step([], [], []), [], start.clone()
+    step, ends, lengths, accepted = Step([], [], []), [], start.clone(), 0
     for row, room in zip(rows.tolist(), left):
         verified, full = full[: len(drafts[row]) + 1], full[len(drafts[row]) + 1 :]
         right = next((i for i, (guessed, true) in enumerate(zip(drafts[row], verified)) if guessed != true), len(drafts[row]))
         kept = verified[: min(right + 1, room)]
-        speculation.drafted += len(drafts[row])
-        speculation.accepted += right
+        accepted += right
         step.rows += [row] * len(kept)
         step.tokens += kept
         ends.append(kept[-1])
         lengths[row] += len(kept)
     step.exits = [decoder.model.config.num_blocks - 1] * len(step.tokens)
     decoder.forget(lengths)
+    speculation.count(sum(map(len, drafts.values())), accepted)
     return step, torch.tensor(ends, device=rows.device)
 
 
