@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 EXITS = (10, 20)
 """Layers of SmolLM2's 30 after which an exit stands."""
 PROMPT, NEW = 64, 64
-ROUNDS = {1: 8, 4: 5}
+ROUNDS = {1: 8, 4: 12}
 """By the number of sequences in a batch."""
 
 Variant = Callable[[int], object]
