@@ -28,7 +28,7 @@ class Line:
     def render(self, records: Mapping[str, dict[str, Any]]) -> str:
         used = [records[name] for name in self.names.split()]
         measured = self.text.format(*(f"{record['value']:.{self.digits}f}" for record in used))
-        if len(used) == 1 and (sure := used[0].get("interval")):
+        if len(used) == 1 and (sure := used[0]["interval"]):
             measured += " [{}, {}]".format(*(f"{edge:.{self.digits}f}" for edge in sure))
         return f"| {self.what} | {self.against} | {measured} | {self.bar}{self._missed(used)} |"
 
