@@ -70,6 +70,7 @@ class Model(Section):
     """Layers after which an exit stands, full depth not among them."""
     width: Count
     heads: Count
+    key_value_heads: Count | None
     ffn_width: Count
     block_layers: Annotated[list[Count], Field(min_length=2)]
     """Layers per block; at least two blocks, or there is no exit to take."""
@@ -83,6 +84,8 @@ class Model(Section):
                 f"width {self.width} is not divisible by 2 x heads = {2 * self.heads} "
                 "(rotary attention needs an even width per head)"
             )
+        if self.key_value_heads and self.heads % self.key_value_heads:
+            raise ValueError(f"key_value_heads {self.key_value_heads} does not divide heads = {self.heads}; each is shared by as many heads")
         return self
 
     @model_validator(mode="after")
@@ -101,7 +104,7 @@ class Model(Section):
 
     def sizes(self) -> dict[str, Any]:
         """What the configuration of the native model takes from here."""
-        return self.model_dump(include={"width", "heads", "ffn_width", "block_layers", "norm", "tied"})
+        return self.model_dump(include={"width", "heads", "key_value_heads", "ffn_width", "block_layers", "norm", "tied"})
 
 
 class Blockwise(Section):

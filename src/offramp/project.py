@@ -63,7 +63,7 @@ class Project:
         exits = open_artifact(self.root / "models/exits", "exits")
         if exits.meta["lm"] != self.lm.digest:
             raise UserError(f"{exits.path} was trained on states of another model than {self.lm.path}; run `dvc repro`")
-        if exits.meta.get("precision", "fp32") != params.collect.precision:
+        if exits.meta.get("precision") != params.collect.precision:
             raise UserError(f"collect.precision = {params.collect.precision!r}, but {exits.path} was trained on states of another; run `dvc repro`")
         window = self.data.meta["window"]
         return choose_policy(params.threshold, Exits(exits), self.model, window, params.exits, params.routing, self.device).policy

@@ -8,15 +8,17 @@ import torch
 from offramp.models.native import BlockwiseLM, ModelConfig
 
 
-def test_pre_norm_model_equals_transformers_llama():
+@pytest.mark.parametrize("groups", [4, 2])
+def test_pre_norm_model_equals_transformers_llama(groups):
     transformers = pytest.importorskip("transformers")
-    config = ModelConfig(vocab_size=80, window=32, width=32, heads=4, ffn_width=48, block_layers=(1, 2), tied=False)
+    config = ModelConfig(vocab_size=80, window=32, width=32, heads=4, ffn_width=48, block_layers=(1, 2), tied=False,
+                         key_value_heads=groups)
     torch.manual_seed(0)
     ours = BlockwiseLM(config).eval()
     for parameter in ours.parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=80, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=80, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=groups,
         max_position_embeddings=32, rms_norm_eps=1e-6, tie_word_embeddings=False,
     )).eval()
     weights = {"model.embed_tokens.weight": ours.embedding.weight, "model.norm.weight": ours.norms[1].weight,

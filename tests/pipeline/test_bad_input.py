@@ -25,6 +25,7 @@ BAD_PARAMS = [
     ({"model__block_layers": []}, r"model.block_layers = \[\]: .*at least 2"),
     ({"model__block_layers": [4]}, r"model.block_layers = \[4\]: .*at least 2"),
     ({"model__heads": 3}, "model: width 64 is not divisible by 2 x heads = 6"),
+    ({"model__key_value_heads": 3}, "model: key_value_heads 3 does not divide heads = 4"),
     ({"exits__label": "lucky"}, "exits.label = 'lucky': Input should be 'correct', 'distill'"),
     ({"exits__confidence": "correct_prob"}, "exits: confidence = 'correct_prob' needs the target.*oracle.*learned, max_prob"),
     ({"exits__confidence": "sureness"}, "exits: confidence = 'sureness' is not a signal; known: learned, max_prob"),

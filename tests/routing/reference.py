@@ -64,7 +64,7 @@ def _source(layer, x):
 
 
 def _remember(layer, x, position, model, cache):
-    key, value = (layer.key_value.weight @ _source(layer, x)).view(2, layer.heads, layer.head_dim)
+    key, value = (layer.key_value.weight @ _source(layer, x)).view(2, -1, layer.head_dim)
     cache[0].append(_turn(key, position, model))
     cache[1].append(value)
 
@@ -72,7 +72,8 @@ def _remember(layer, x, position, model, cache):
 def _step(layer, x, position, model, cache):
     _remember(layer, x, position, model, cache)
     query = _turn((layer.query.weight @ _source(layer, x)).view(layer.heads, layer.head_dim), position, model)
-    keys, values = torch.stack(cache[0]), torch.stack(cache[1])
+    shared = layer.heads // cache[0][0].shape[0]  # so many heads in a row read the same keys and values
+    keys, values = (torch.stack(part).repeat_interleave(shared, dim=1) for part in cache)
     scores = torch.einsum("he,the->ht", query, keys) / math.sqrt(layer.head_dim)
     read = torch.einsum("ht,the->he", scores.softmax(-1), values).flatten()
 

@@ -18,10 +18,12 @@ from offramp.routing.policies import GivenExits
 from tests.routing.reference import decode
 
 
-def make_model(block_layers=(1, 2), norm="pre", tied=True, heads_per_exit=False, exited_state="output", seed=0, vocab=50):
+def make_model(block_layers=(1, 2), norm="pre", tied=True, heads_per_exit=False, exited_state="output", seed=0, vocab=50,
+               key_value_heads=None):
     torch.manual_seed(seed)
     model = BlockwiseLM(ModelConfig(vocab_size=vocab, window=24, width=16, heads=2, ffn_width=24, block_layers=block_layers,
-                                    norm=norm, tied=tied, heads_per_exit=heads_per_exit, exited_state=exited_state))
+                                    norm=norm, tied=tied, heads_per_exit=heads_per_exit, exited_state=exited_state,
+                                    key_value_heads=key_value_heads))
     for parameter in model.parameters():  # far from initialisation, so that every part matters
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
     return model.eval()
@@ -47,7 +49,7 @@ class StatePolicy:
 MODELS = {
     "block_layers": st.sampled_from([(1, 2), (2, 1), (1, 1, 2), (1, 1, 1, 1)]), "norm": st.sampled_from(["pre", "post"]),
     "tied": st.booleans(), "heads_per_exit": st.booleans(), "exited_state": st.sampled_from(["output", "input"]),
-    "seed": st.integers(0, 10_000),
+    "key_value_heads": st.sampled_from([None, 1]), "seed": st.integers(0, 10_000),
 }
 
 
@@ -146,9 +148,10 @@ def test_when_all_tokens_leave_later_blocks_are_not_called():
     assert layer_saving(model, work) == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("groups", [None, 1])
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_reported_flops_match_what_torch_counts(share):
-    model = make_model((1, 2), vocab=64)
+def test_reported_flops_match_what_torch_counts(share, groups):
+    model = make_model((1, 2), vocab=64, key_value_heads=groups)
     tokens, targets = torch.randint(64, (2, 4, 24), generator=torch.Generator().manual_seed(3))
     exits = torch.where(torch.rand(96, generator=torch.Generator().manual_seed(4)) < share, 0, 1)
     work = Work()

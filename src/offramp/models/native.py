@@ -34,6 +34,8 @@ class ModelConfig:
     """What stands for a token that left after block k in later layers: the output or the input of block k."""
     exit_classifiers: bool = False
     """Linear exit classifiers (D -> 1 logit) trained together with the blocks (seed 003, mode joint)."""
+    key_value_heads: int | None = None
+    """Heads of keys and values, each shared by as many query heads; None: every head has its own."""
 
     @property
     def num_blocks(self) -> int:
@@ -56,7 +58,8 @@ class BlockwiseLM(Blockwise):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(
             nn.ModuleList(
-                TransformerLayer(config.width, config.heads, config.ffn_width, config.norm) for _ in range(layers)
+                TransformerLayer(config.width, config.heads, config.ffn_width, config.norm, key_value_heads=config.key_value_heads)
+                for _ in range(layers)
             )
             for layers in config.block_layers
         )

@@ -4,7 +4,7 @@ Early exit needs that split: a token that left still owes its keys and values to
 nothing else. The dense forward is composed of the same pieces, so the two cannot drift apart.
 
 Shapes: B sequences, T positions, N = any number of tokens, L layers, D width, H heads, G heads of keys and values
-(H = G here; fewer in some checkpoints), E width of a head, R rotated dimensions of a head.
+(grouped-query attention where G < H), E width of a head, R rotated dimensions of a head.
 """
 
 from __future__ import annotations
@@ -97,15 +97,19 @@ class TransformerLayer(nn.Module):
 
     norm="pre":  x = x + attn(N1(x));  x = x + ffn(N2(x))    (Llama)
     norm="post": x = N1(x + attn(x));  x = N2(x + ffn(x))    (seeds 001, 003, 004)
+
+    With fewer ``key_value_heads`` than heads, groups of heads share keys and values (arXiv 2305.13245); a token that left then
+    owes later layers less.
     """
 
-    def __init__(self, width: int, heads: int, ffn_width: int, norm: str = "pre", eps: float = 1e-6):
+    def __init__(self, width: int, heads: int, ffn_width: int, norm: str = "pre", eps: float = 1e-6, key_value_heads: int | None = None):
         super().__init__()
         self.heads, self.head_dim, self.norm = heads, width // heads, norm
+        self.groups = key_value_heads or heads
         self.attn_norm = nn.RMSNorm(width, eps=eps)
         self.ffn_norm = nn.RMSNorm(width, eps=eps)
         self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.key_value = nn.Linear(width, 2 * self.groups * self.head_dim, bias=False)
         self.attn_out = nn.Linear(width, width, bias=False)
         self.ffn_in = nn.Linear(width, 2 * ffn_width, bias=False)  # gate and up projection side by side
         self.ffn_out = nn.Linear(ffn_width, width, bias=False)
@@ -123,7 +127,7 @@ class TransformerLayer(nn.Module):
 
     def split_keys_values(self, projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, each (..., G, E), of what their matrices give (..., 2 G E)."""
-        key, value = projected.unflatten(-1, (2 * self.heads, self.head_dim)).chunk(2, dim=-2)
+        key, value = projected.unflatten(-1, (2 * self.groups, self.head_dim)).chunk(2, dim=-2)
         return rotate(key, cos, sin), value
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -138,7 +142,7 @@ class TransformerLayer(nn.Module):
     @property
     def costs(self) -> LayerCosts:
         width = self.query.in_features
-        return LayerCosts(2 * (2 * width * width + 3 * width * self.ffn_out.in_features), 2 * 2 * width * width, 2 * 2 * width)
+        return LayerCosts(2 * (2 * width * width + 3 * width * self.ffn_out.in_features), 2 * width * self.key_value.out_features, 2 * 2 * width)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer for tokens x (..., D), given what their heads read, attended (..., H, E)."""

@@ -120,9 +120,14 @@ class States:
         self.num_exits: int = artifact.meta["exits"]
         self.num_tokens: int = artifact.meta["tokens"]
         self.window: int = artifact.meta["window"]
-        self.precision: str = artifact.meta.get("precision", "fp32")  # those made before there was a choice do not say
-        """Of the model's layers: what is measured beside these states runs in it, too."""
         self._known = pq.read_schema(artifact.file(TABLE)).names
+
+    @property
+    def precision(self) -> str:
+        """Of the model's layers (fp32 or bf16): what is measured beside these states runs in it, too."""
+        if "precision" not in self.artifact.meta:
+            raise UserError(f"{self.artifact.path} does not say in which precision the model ran; run `dvc repro` to make it again")
+        return self.artifact.meta["precision"]
 
     def column(self, name: str) -> np.ndarray:
         """One column of the token table, (num_tokens,)."""
