@@ -24,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.measure import ROOT, Median, Row, seconds
 from benchmarks.projects import made
+from offramp.analysis.bootstrap import DocumentSums
 from offramp.corpus.token_bytes import bits_per_byte, token_bytes
 from offramp.corpus.tokenizer import open_tokenizer
 from offramp.corpus.windows import TokenWindows
@@ -53,8 +54,8 @@ RETIMED = 54
 """Timed batches of the row that is held to the bar, which is measured once more when it has been chosen."""
 MOST_RISE = 0.01
 """In perplexity; a choice that keeps it on calibration text and breaks it on test text counts as full depth, 1.0x."""
-ONE_SIDED = 1.645
-"""Standard errors over windows that a choice must stay below ``MOST_RISE`` on calibration text: one-sided 95 %."""
+LEVEL, DRAWS = 0.95, 10_000
+"""With that certainty a choice must keep ``MOST_RISE`` on calibration text: a one-sided bound from resampled documents."""
 COLUMNS = ("model", "signal", "first_exit", "budget", "shallow_ratio", "ppl", "ppl_increase", "agreement", "bits_per_byte", "flop_saving", "wall_saving",
            "calibration_windows", "calibration_ppl_increase", "calibration_ppl_increase_high", "calibration_flop_saving")
 
@@ -161,6 +162,7 @@ class Held:
     def __init__(self, executor: Executor, windows: TokenWindows, chosen: Tensor):
         """``chosen`` (N,) are the numbers of the windows."""
         self.executor, self.windows, self.chosen = executor, windows, chosen
+        self.documents = windows.documents(chosen)[:, 0]  # (N,) of the windows' first tokens
         self.target = torch.cat([windows.batch(part)[1].flatten() for part in self.chosen.split(BATCH)]).numpy()
         self.full = run_split(executor, windows, self.chosen, None, BATCH, torch.device("cpu"), name="full depth")
 
@@ -169,7 +171,7 @@ class Held:
         model = self.executor.model
         nll, reference = (float(part.loss.mean(dtype=np.float64)) for part in (routed, self.full))
         rises = (routed.loss - self.full.loss).reshape(len(self.chosen), -1).mean(1, dtype=np.float64)
-        high = rises.mean() + ONE_SIDED * rises.std(ddof=1) / len(rises) ** 0.5
+        high = np.quantile(DocumentSums(self.documents, {"rise": rises}).resample(DRAWS, 0)["rise"], LEVEL)
         flops = executed_flops(model, routed.work, policy.flops_per_token)
         return {"shallow_ratio": float((routed.exit < model.config.num_blocks - 1).mean()), "ppl": float(np.exp(nll)),
                 "ppl_increase": float(np.exp(nll - reference) - 1), "ppl_increase_high": float(np.exp(high) - 1),
