@@ -55,7 +55,8 @@ def default_model() -> BlockwiseLM:
     params, prepared = load_params("pretrain", ROOT), load_params("prepare", ROOT)
     sizes = params.model
     return model(prepared.tokenizer.vocab_size, prepared.window, sizes.width, sizes.heads, sizes.ffn_width,
-                 tuple(sizes.block_layers), norm=sizes.norm, tied=sizes.tied, heads_per_exit=params.pretrain.head == "per_block")
+                 tuple(sizes.block_layers), norm=sizes.norm, tied=sizes.tied, key_value_heads=sizes.key_value_heads,
+                 heads_per_exit=params.pretrain.head == "per_block")
 
 
 def compute_bound_model() -> BlockwiseLM:
