@@ -40,7 +40,8 @@ from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds
 
 MODELS: dict[str, dict[str, Any]] = {
     "joint": {"pretrain.method": "joint", "model.width": 256, "model.ffn_width": 1024, "model.block_layers": [2, 2, 2, 2, 2, 2],
-              "model.key_value_heads": 1, "pretrain.exit_weights": [0.05, 0.1, 0.25, 0.25, 0.15, 0.2], "pretrain.steps": 500, "pretrain.learning_rate": 2.5e-3, "pretrain.evaluate_windows": 200},
+              "model.key_value_heads": 1, "pretrain.exit_weights": [0.05, 0.1, 0.25, 0.25, 0.15, 0.2],
+              "pretrain.steps": 500, "pretrain.learning_rate": 2.5e-3, "pretrain.evaluate_windows": 200},
     "tuned": {"pretrain.method": "joint"},
     "raw": {"pretrain.method": "final", "pretrain.head": "shared"},
 }

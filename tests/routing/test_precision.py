@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,13 @@ def test_everything_that_measures_a_model_runs_it_as_its_states_were_collected(p
         routed = inputs.executor.run(*text, GivenExits(torch.full((text[0].numel(),), exit)))
         np.testing.assert_allclose(states.column(f"loss_{exit}")[: text[0].numel()], routed.loss.flatten(), atol=1e-3)
         assert not np.allclose(routed.loss, losses(opened.model, *text, exit, "fp32"), atol=1e-3)
+
+
+def test_states_that_do_not_say_it_are_refused(project):
+    artifact = open_artifact(project / "states/test", "states")
+    silent = replace(artifact, meta={name: value for name, value in artifact.meta.items() if name != "precision"})
+    with pytest.raises(UserError, match="states/test does not say in which precision the model ran; run `dvc repro`"):
+        States(silent).precision  # noqa: B018
 
 
 def test_it_is_refused_where_the_device_has_none(data, tmp_path):
