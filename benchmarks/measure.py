@@ -61,14 +61,14 @@ class Skipped(Exception):
 
 
 def machine() -> str:
-    """Processor, threads, torch and the load while measuring; nothing that identifies a host or a path."""
+    """Processor and the widest instructions torch uses of it, threads, torch and the load while measuring; nothing that identifies a host or a path."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (f"{platform.system()} {platform.machine()}, {model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+    return (f"{platform.system()} {platform.machine()}, {model} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
             f"torch {torch.__version__}{load}")
 
 

@@ -19,7 +19,19 @@ FOLDER = ROOT / ".benchmarks"
 def made(name: str, settings: Mapping[str, Any], stage: str) -> Path:
     """A clone in .benchmarks/NAME in which the pipeline has run up to ``stage`` with ``settings`` (dotted names) in its params.yaml.
 
-    It has the code that is committed here and shares this checkout's DVC cache: what was made once is not made again.
+    It shares this checkout's DVC cache: what was made once is not made again. Raises what ``cloned`` raises.
+    """
+    clone = cloned(name)
+    _run(clone, sys.executable, "-m", "dvc", "cache", "dir", "--local", str(ROOT / ".dvc/cache"))
+    set_params(clone / "params.yaml", settings)
+    print(f"{name}: dvc repro {stage} in {clone.relative_to(ROOT)}", flush=True)
+    _run(clone, sys.executable, "-m", "dvc", "repro", "-q", stage)
+    return clone
+
+
+def cloned(name: str) -> Path:
+    """A clone in .benchmarks/NAME with the code that is committed here.
+
     Raises Skipped where the pipeline's code has changes that are not committed, RuntimeError where a command fails.
     """
     code = ("src", "pipeline", "dvc.yaml", "params.yaml")
@@ -30,10 +42,6 @@ def made(name: str, settings: Mapping[str, Any], stage: str) -> Path:
         _run(ROOT, "git", "clone", "--quiet", str(ROOT), str(clone))
     _run(clone, "git", "fetch", "--quiet", str(ROOT), "HEAD")
     _run(clone, "git", "reset", "--quiet", "--hard", "FETCH_HEAD")
-    _run(clone, sys.executable, "-m", "dvc", "cache", "dir", "--local", str(ROOT / ".dvc/cache"))
-    set_params(clone / "params.yaml", settings)
-    print(f"{name}: dvc repro {stage} in {clone.relative_to(ROOT)}", flush=True)
-    _run(clone, sys.executable, "-m", "dvc", "repro", "-q", stage)
     return clone
 
 

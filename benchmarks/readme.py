@@ -89,6 +89,8 @@ TABLES: dict[str, tuple[Line, ...]] = {
              "seed003_end_to_end", "{}x as fast", "8x", 1),
         Line("its classifiers and evaluation alone", "the same", "seed003_exits_and_evaluation", "{}x", digits=1),
         Line("its pretraining and selection of hard tokens alone", "the same", "seed003_pretraining", "{}x", digits=1),
+        Line("the whole pipeline on SmolLM2, as above", "", "smollm2_pipeline", "{} minutes", "30 minutes", 1),
+        Line("its memory / joint training of all its weights", "", "smollm2_memory smollm2_joint_memory", "{} / {} GB", "3 GB", 1),
         Line("a new threshold", "`check`, `evaluate`, `report`, `track`", "threshold_rerun", "{} s", "25 s", 0),
         Line("studies: arms in two processes of one thread, five seeds as one batch", "arm after arm, seed after seed, two threads",
              "ensemble_processes", "{}x as fast", "1x", 1),

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
+from ruamel.yaml import YAML
+
+from benchmarks.projects import set_params
 from benchmarks.readme import TABLES, Line, write_tables
+from benchmarks.smollm2 import documented
+from offramp.params import read_params
 from tests.conftest import REPOSITORY
 
 
@@ -41,3 +46,15 @@ def test_a_line_says_how_sure_it_is_and_what_was_missed():
     records = {row["name"]: row for row in (record("one", 1.234, True, [1.1, 1.3]), record("a_batch1", 0.5, False), record("a_batch4", 0.9, True))}
     assert Line("it", "that", "one", "{}x", "1x").render(records) == "| it | that | 1.23x [1.10, 1.30] | 1x |"
     assert Line("it", "that", "a_batch1 a_batch4", bar="0.8").render(records) == "| it | that | 0.50 / 0.90 | 0.8, **missed** at batch 1 |"
+
+
+def test_the_documented_run_on_smollm2_sets_parameters_that_exist(tmp_path):
+    """The benchmark runs the command as README.md has it."""
+    program, *words = documented()
+    assert (program, words[:2]) == ("dvc", ["exp", "run"]) and words[2::2] == ["-S"] * (len(words) // 2 - 1)
+    params = tmp_path / "params.yaml"
+    shutil.copy(REPOSITORY / "params.yaml", params)
+    set_params(params, {name: YAML(typ="safe").load(value) for name, _, value in (word.partition("=") for word in words[3::2])})
+    found = read_params(params)
+    assert found.model.name_or_path == "build/smollm2" and found.model.exits_after == [10, 20] and found.pretrain.method == "frozen"
+    assert found.routing.curve_fractions == [0.3, 0.7]

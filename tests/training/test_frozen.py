@@ -116,8 +116,8 @@ def test_an_interrupted_training_ends_with_the_weights_of_a_straight_one(data, t
         def due(self):
             return True
 
-        def save(self, state):
-            super().save(state)
+        def save(self, state, returns_to):
+            super().save(state, returns_to)
             if state["progress"]["step"] == 6:
                 raise Interrupted
 

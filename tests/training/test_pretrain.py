@@ -234,6 +234,28 @@ def _phase_and_step(folder):
     return progress["phase"], progress["step"]
 
 
+def test_weights_to_return_to_stay_as_long_as_a_snapshot_needs_them(tmp_path):
+    """A kill may come between better weights and the next snapshot: then training resumes from the last, and returns to its weights."""
+    def names():
+        return {file.name for file in tmp_path.iterdir()}
+
+    snapshots = Snapshots(tmp_path, 0.0)
+    for step in (1, 2, 3):
+        snapshots.keep(str(step), {"w": torch.full((2,), step)})
+    assert names() == {"kept_3.pt"}
+    snapshots.save({"step": 3}, "3")
+    for step in (4, 5):
+        snapshots.keep(str(step), {"w": torch.full((2,), step)})
+    assert names() == {"kept_3.pt", "kept_5.pt", "snapshot.pt"}
+    resumed = Snapshots(tmp_path, 0.0)
+    assert resumed.load() == {"step": 3} and resumed.kept("3")["w"].tolist() == [3, 3]
+    resumed.keep("4", {"w": torch.full((2,), 4)})
+    assert resumed.kept("3")["w"].tolist() == [3, 3] and resumed.kept("4")["w"].tolist() == [4, 4]
+    resumed.save({"step": 4}, "4")
+    resumed.keep("6", {"w": torch.full((2,), 6)})
+    assert names() == {"kept_4.pt", "kept_6.pt", "snapshot.pt"}
+
+
 def test_bf16_is_refused_where_the_device_has_none(data, tmp_path):
     absent = "cuda" if torch.backends.mps.is_available() else "mps"
     with pytest.raises(UserError, match=rf"pretrain\.precision = 'bf16': the device {absent} has no bf16 here"):

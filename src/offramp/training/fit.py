@@ -121,24 +121,33 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
     """Train one phase and leave the best weights in the model.
 
     ``resumed`` is a snapshot taken inside this phase; ``extra`` goes into every snapshot unchanged. Several processes
-    take a share of every batch each and make the same step: all hold the same weights at any time.
+    take a share of every batch each and make the same step: all hold the same weights at any time. The best weights lie on
+    disk meanwhile, so memory holds the weights, their gradients and AdamW's two moments.
     """
     if min(config.batch_size, phase.num_sequences) < processes.count:
         raise UserError(
             f"pretrain: {phase.name} has batches of {min(config.batch_size, phase.num_sequences)} sequences for "
             f"{processes.count} processes; raise pretrain.batch_size or start fewer (runtime.launcher)"
         )
-    best = copy_of(trained(model))
     if phase.starts_trained and not resumed:
         _evaluate(phase, config, progress)
     if not phase.steps:
         return
+
+    def best() -> str:
+        return f"{index}_{progress.best_step}"
+
+    def keep() -> None:
+        if processes.main:
+            snapshots.keep(best(), trained(model))
+
     optimiser = torch.optim.AdamW(
         phase.parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
     )
     if resumed:
-        optimiser.load_state_dict(resumed["optimiser"])
-        best = resumed["best"]
+        optimiser.load_state_dict(resumed.pop("optimiser"))
+    else:
+        keep()
     batches = sequence_order(phase.num_sequences, config.batch_size, config.seed + index, progress.step)
     bar = tqdm(total=phase.steps, initial=progress.step, desc=f"pretrain {phase.name}", unit="step", disable=processes.no_bar)
     while progress.step < phase.steps and progress.misses < config.patience:
@@ -162,22 +171,20 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
         bar.update()
         if progress.step % config.evaluate_every == 0 or progress.step == phase.steps:
             if _evaluate(phase, config, progress):
-                best = copy_of(trained(model))
+                keep()
             bar.set_postfix(calibration_ppl=f"{math.exp(min(progress.best_nll, 50)):.2f}")
         if processes.main and snapshots.due():
-            snapshots.save({"model": trained(model), "optimiser": optimiser.state_dict(), "best": best,
-                            "progress": vars(progress), **extra})
+            snapshots.save({"model": trained(model), "optimiser": optimiser.state_dict(), "progress": vars(progress), **extra}, best())
     bar.close()
-    model.load_state_dict(best, strict=False)
+    optimiser.zero_grad(set_to_none=True)
+    del optimiser
+    processes.wait()
+    model.load_state_dict(snapshots.kept(best()), strict=False)
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
     """The weights that training changes at present, by name: themselves, not copies."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def copy_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weight.clone() for name, weight in weights.items()}
 
 
 def loss_weights(phase: Phase, names: Collection[str]) -> dict[str, float]:

@@ -72,7 +72,7 @@ class Pretrainer:
         progress = Progress(**resumed["progress"]) if resumed else Progress()
         best = dict(resumed["done"]) if resumed else {}
         if resumed:
-            self.model.load_state_dict({**resumed["finished"], **resumed["model"]}, strict=False)
+            self.model.load_state_dict({**resumed["finished"], **resumed.pop("model")}, strict=False)
             self.thresholds = list(resumed["thresholds"])
             self.judged_by += [matrix.to(self.device) for matrix in resumed["judged_by"]]
         blocks = range(self.model.config.num_blocks) if self.params.method == "blockwise" else range(1)

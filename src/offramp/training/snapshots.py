@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def snapshot_key(identity: dict[str, Any]) -> str:
@@ -31,30 +32,52 @@ def code_digest(*packages: Path) -> str:
 
 
 class Snapshots:
-    """The newest snapshot of one training, and scratch files that share its life."""
+    """The newest snapshot of one training, the weights it may return to, and scratch files that share its life."""
 
     def __init__(self, folder: Path, every_seconds: float):
         self.folder, self.every_seconds = folder, every_seconds
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file, self._saved_at = folder / "snapshot.pt", time.monotonic()
+        self._needed = set(folder.glob("kept_*.pt"))
+        """Kept weights that the snapshot on disk returns to."""
 
     def due(self) -> bool:
         return time.monotonic() - self._saved_at >= self.every_seconds
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write atomically: a kill during writing leaves the previous snapshot."""
-        partial = self._file.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self._file)
+    def save(self, state: dict[str, Any], returns_to: str | None = None) -> None:
+        """Write atomically: a kill during writing leaves the previous snapshot. ``returns_to`` names kept weights it needs."""
+        _write(self._file, state)
+        self._needed = {self._kept(returns_to)} if returns_to else set()
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        if not self._file.exists():
-            return None
-        return torch.load(self._file, map_location="cpu", weights_only=True)
+        return _read(self._file) if self._file.exists() else None
+
+    def keep(self, name: str, weights: dict[str, Tensor]) -> None:
+        """Write weights to return to: on disk they cost no memory. Those kept before go, but for what the snapshot needs."""
+        _write(self._kept(name), weights)
+        for file in self.folder.glob("kept_*.pt"):
+            if file != self._kept(name) and file not in self._needed:
+                file.unlink()
+
+    def kept(self, name: str) -> dict[str, Tensor]:
+        return _read(self._kept(name))
+
+    def _kept(self, name: str) -> Path:
+        return self.folder / f"kept_{name}.pt"
 
     def scratch(self, name: str) -> Path:
         return self.folder / name
 
     def delete(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _write(file: Path, state: dict[str, Any]) -> None:
+    partial = file.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, file)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return torch.load(file, map_location="cpu", weights_only=True)

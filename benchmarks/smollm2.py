@@ -1,0 +1,68 @@
+"""The pipeline on SmolLM2 with the overrides that README.md documents: minutes, and the highest memory of any process of it.
+
+It runs as README.md says it, in a new clone with an empty cache, so that every stage runs. Joint training of all weights,
+which README.md mentions beside, is pretrained for a few steps in the same clone for its memory alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.measure import ROOT, Row, Skipped
+from benchmarks.projects import FOLDER, cloned, environment, set_params
+
+CHECKPOINT = ROOT / "build/smollm2"
+OVERRIDES = "dvc exp run -S model.source=hf "
+JOINT = {"pretrain.method": "joint", "pretrain.batch_size": 1, "pretrain.steps": 4, "pretrain.evaluate_every": 2, "pretrain.evaluate_windows": 2}
+"""Adam has both its moments after the first step, and the second look may find better weights than the first."""
+
+
+def documented() -> list[str]:
+    """The command of README.md, in words."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, found, rest = text.partition(OVERRIDES)
+    if not found:
+        raise LookupError(f"README.md has no command that begins with {OVERRIDES!r}")
+    return shlex.split((found + rest.partition("```")[0]).replace("\\\n", " "))
+
+
+def run() -> Iterator[Row]:
+    if not (CHECKPOINT / "config.json").exists():
+        raise Skipped("SmolLM2 is not here; run `make smollm2`")
+    shutil.rmtree(FOLDER / "smollm2", ignore_errors=True)
+    clone = cloned("smollm2")
+    (clone / "build").mkdir()
+    (clone / "build/smollm2").symlink_to(CHECKPOINT)
+    seconds, most = used(clone, documented())
+    held = "every stage of README.md's run on SmolLM2, nothing cached"
+    yield Row("smollm2_pipeline", seconds / 60, "minutes", "<= 30", held, 1)
+    yield Row("smollm2_memory", most, "GB", "<= 3", f"{held}: the largest process", 1)
+    set_params(clone / "params.yaml", JOINT)
+    _, most = used(clone, ["python", "-m", "pipeline.pretrain"])
+    yield Row("smollm2_joint_memory", most, "GB", "<= 3", "pretraining all weights jointly in fp32, one window of 256 tokens a step", 1)
+
+
+def used(folder: Path, command: Sequence[str]) -> tuple[float, float]:
+    """Seconds of a command in a checkout, and the memory (GB) of the largest of its processes and theirs.
+
+    RuntimeError with what it printed last where it fails.
+    """
+    if sys.platform != "linux":
+        raise Skipped("the memory of processes is read as Linux tells it")
+    log = folder / ".dvc/output.txt"
+    with log.open("w", encoding="utf-8") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{shlex.join(command[:3])} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
+    return seconds, usage.ru_maxrss * 1024 / 1e9
