@@ -16,7 +16,7 @@ from offramp.lineage.artifact import write_json
 from offramp.runtime import setup
 
 NAMES = ("quality", "routing", "decoding", "economize_decoding", "perplexity", "propagation", "collect", "statistics", "exit_training",
-         "thresholds_sweep", "threshold", "low_rank", "seed003", "ensemble", "context_vectors", "smollm2")
+         "thresholds_sweep", "threshold", "low_rank", "seed003", "ensemble", "context_vectors", "key_values", "smollm2")
 OUT = Path("metrics/benchmarks.json")
 
 
