@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.inputs import COMPUTE_BOUND, SMOLLM2, compute_bound_model, smollm2
+from benchmarks.inputs import COMPUTE_BOUND, compute_bound_model, smollm2
 from benchmarks.measure import Row, in_turn, median_ratio
 from offramp.nn.layers import StackedKeysValues
 
@@ -23,9 +23,8 @@ TOKENS, LENGTH, SHARES, PAIRS = 4096, 128, (0.5, 0.9), 15
 def run() -> Iterator[Row]:
     lm = compute_bound_model()
     yield from rows("native", f"{COMPUTE_BOUND}, 8 layers left", [layer for block in lm.blocks[1:] for layer in block], lm.cos, lm.sin)
-    if (SMOLLM2 / "config.json").exists():
-        lm = smollm2((10, 20), LENGTH)[1]
-        yield from rows("smollm2", "SmolLM2, 20 layers left", [layer for block in lm.blocks[1:] for layer in block], lm.cos, lm.sin)
+    lm = smollm2((10, 20), LENGTH)[1]
+    yield from rows("smollm2", "SmolLM2, 20 layers left", [layer for block in lm.blocks[1:] for layer in block], lm.cos, lm.sin)
 
 
 def rows(name: str, size: str, layers: Sequence[Any], cos: Tensor, sin: Tensor) -> Iterator[Row]:

@@ -82,6 +82,12 @@ class Processes:
             distributed.broadcast_object_list(values, src=0)
         return values[0]
 
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Tensors become, in place, what they are in the main process."""
+        if self.count > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
+
     def wait(self) -> None:
         """Until all have come this far."""
         if self.count > 1:

@@ -121,8 +121,8 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
     """Train one phase and leave the best weights in the model.
 
     ``resumed`` is a snapshot taken inside this phase; ``extra`` goes into every snapshot unchanged. Several processes
-    take a share of every batch each and make the same step: all hold the same weights at any time. The best weights lie on
-    disk meanwhile, so memory holds the weights, their gradients and AdamW's two moments.
+    take a share of every batch each and make the same step: all hold the same weights at any time. The best weights lie on the
+    main one's disk meanwhile, so memory holds the weights, their gradients and AdamW's two moments.
     """
     if min(config.batch_size, phase.num_sequences) < processes.count:
         raise UserError(
@@ -178,8 +178,9 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
     bar.close()
     optimiser.zero_grad(set_to_none=True)
     del optimiser
-    processes.wait()
-    model.load_state_dict(snapshots.kept(best()), strict=False)
+    if processes.main:  # others may have no such disk, and it forgets these weights when it keeps the next phase's
+        model.load_state_dict(snapshots.kept(best()), strict=False)
+    processes.spread(trained(model).values())
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
