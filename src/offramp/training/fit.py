@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,17 @@ class Look:
         return self.nll if self.kl is None else self.kl
 
 
+@dataclass(frozen=True)
+class Loss:
+    """One of the losses of a batch."""
+
+    mean: Tensor
+    tokens: int
+    """What ``mean`` is over."""
+    weight: float = 1.0
+    """In the sum that is minimised."""
+
+
 @dataclass
 class Phase:
     """One stretch of training: which parameters, on which sequences, towards which exits' losses."""
@@ -55,17 +66,16 @@ class Phase:
     """All others must have ``requires_grad`` off: it tells what training changes, and snapshots keep no more."""
     steps: int
     num_sequences: int
-    losses: Callable[[Tensor, int], dict[str, tuple[Tensor, int]]]
-    """Named mean losses ("exit 0", ...) of the sequences with the given indices at a given step, and the number of tokens
-    each is a mean over; their weighted sum is minimised. A loss may be left out at some steps."""
+    losses: Callable[[Tensor, int], Iterable[dict[str, Loss]]]
+    """The losses ("exit 0", ...) of the sequences with the given indices at a given step, in parts: each is back-propagated
+    before the next is asked for, so what only one of them needs never lies beside what another does."""
     evaluate: Callable[[], dict[int, Look]]
-    """What the calibration split says of each exit; the mean of what is minimised, weighted as the losses, selects the
-    best step."""
+    """What the calibration split says of each exit; their weighted mean of what is minimised selects the best step."""
     window: int
     rate: float = 1.0
     """Learning rate relative to the configuration's."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each named loss; 1 where none is given. Those of losses left out at a step go to the others."""
+    weights: dict[int, float] = field(default_factory=dict)
+    """Of the exits, in that mean; 1 where none is given."""
     starts_trained: bool = False
     """Whether the model is good for something before the first step: then that is a look, and may be the best one."""
     patient_until: int = 0
@@ -154,16 +164,16 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
         rate = config.learning_rate * phase.rate * learning_rate(config, progress.step, phase.steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        optimiser.zero_grad(set_to_none=True)
         losses = losses_and_gradients(phase, processes.share(next(batches)), progress.step, processes)
-        total = sum(losses[name] * weight for name, weight in loss_weights(phase, losses).items())
-        if not math.isfinite(total):
-            raise UserError(
-                f"pretrain: the loss of {phase.name} is {total} at step {progress.step}; lower "
-                f"pretrain.learning_rate (now {config.learning_rate}) or raise pretrain.warmup_steps"
-            )
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"pretrain: the loss of {phase.name}, {name}, is {loss} at step {progress.step}; lower "
+                    f"pretrain.learning_rate (now {config.learning_rate}) or raise pretrain.warmup_steps"
+                )
         nn.utils.clip_grad_norm_(phase.parameters, config.clip_norm)
         optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
         progress.step += 1
         for name, loss in losses.items():
             progress.running[name] = progress.running.get(name, 0.0) + loss
@@ -176,7 +186,6 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
         if processes.main and snapshots.due():
             snapshots.save({"model": trained(model), "optimiser": optimiser.state_dict(), "progress": vars(progress), **extra}, best())
     bar.close()
-    optimiser.zero_grad(set_to_none=True)
     del optimiser
     if processes.main:  # others may have no such disk, and it forgets these weights when it keeps the next phase's
         model.load_state_dict(snapshots.kept(best()), strict=False)
@@ -188,23 +197,18 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def loss_weights(phase: Phase, names: Collection[str]) -> dict[str, float]:
-    """The weights of the losses ``names``; where some of the weighted ones are missing, theirs go to the others in proportion."""
-    present = sum(weight for name, weight in phase.weights.items() if name in names)
-    scale = sum(phase.weights.values()) / present if present else 1.0
-    return {name: phase.weights[name] * scale if name in phase.weights else 1.0 for name in names}
-
-
 def losses_and_gradients(phase: Phase, indices: Tensor, step: int, processes: Processes) -> dict[str, float]:
     """The batch's mean losses by name, and the gradient of their weighted sum in ``.grad``, from this process's share of it.
 
     A mean over the batch is the sum of the shares' means, each weighted by its part of the tokens that count.
     """
-    found = phase.losses(indices, step)
-    counts = processes.sum([count for _, count in found.values()])
-    losses = {name: mean * (count / max(1, total)) for (name, (mean, count)), total in zip(found.items(), counts)}
-    torch.stack([losses[name] * weight for name, weight in loss_weights(phase, losses).items()]).sum().backward()
-    return dict(zip(losses, processes.sum_gradients(phase.parameters, list(losses.values()))))
+    means: dict[str, Tensor] = {}
+    for part in phase.losses(indices, step):
+        totals = processes.sum([loss.tokens for loss in part.values()])
+        shares = {name: loss.mean * (loss.tokens / max(1, total)) for (name, loss), total in zip(part.items(), totals)}
+        torch.stack([shares[name] * loss.weight for name, loss in part.items()]).sum().backward()
+        means |= {name: share.detach() for name, share in shares.items()}
+    return dict(zip(means, processes.sum_gradients(phase.parameters, list(means.values()))))
 
 
 def _evaluate(phase: Phase, config: FitConfig, progress: Progress) -> bool:
@@ -220,7 +224,7 @@ def _evaluate(phase: Phase, config: FitConfig, progress: Progress) -> bool:
             **({} if look.kl is None else {"calibration_kl": look.kl}),
         })
     progress.running, progress.summed = {}, {}
-    weights = {exit: phase.weights.get(f"exit {exit}", 1.0) for exit in looks}
+    weights = {exit: phase.weights.get(exit, 1.0) for exit in looks}
     nll, mean = (sum(weights[exit] * value(look) for exit, look in looks.items()) / sum(weights.values())
                  for value in (lambda look: look.nll, lambda look: look.minimised))
     improved = mean < progress.best_loss

@@ -16,7 +16,7 @@ from offramp.models.blockwise import Blockwise
 from offramp.parallel import Processes
 from offramp.runtime import autocast
 from offramp.states.statistics import Readout, token_statistics
-from offramp.training.fit import Look, Phase
+from offramp.training.fit import Look, Loss, Phase
 from offramp.training.losses import total_divergences
 
 
@@ -35,14 +35,14 @@ class Translators:
         parameters = list(self.model.translators.parameters())
         return Phase(name="frozen", parameters=parameters, steps=self.params.steps if parameters else 0,
                      num_sequences=len(train), window=train.window, starts_trained=True,
-                     losses=lambda indices, step: self.losses(train.batch(indices)[0]),
+                     losses=lambda indices, step: [self.losses(train.batch(indices)[0])],
                      evaluate=lambda: self.look(calibration, looks))
 
-    def losses(self, tokens: Tensor) -> dict[str, tuple[Tensor, int]]:
+    def losses(self, tokens: Tensor) -> dict[str, Loss]:
         """Mean KL(full depth || exit) in nats of every exit but the last, over all tokens (B, T)."""
         with autocast(self.device, self.params.precision):
             totals = total_divergences(self.readout_inputs(tokens.to(self.device)), self.matrices)
-        return {f"exit {exit}": (total / tokens.numel(), tokens.numel()) for exit, total in enumerate(totals)}
+        return {f"exit {exit}": Loss(total / tokens.numel(), tokens.numel()) for exit, total in enumerate(totals)}
 
     @torch.no_grad()
     def look(self, calibration: TokenWindows, windows: Tensor) -> dict[int, Look]:

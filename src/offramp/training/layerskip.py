@@ -5,7 +5,7 @@ Both are functions of seed and step alone, so that a resumed run and every proce
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -51,3 +51,10 @@ def exits_on(curriculum: str | None, exits: Sequence[int], step: int, steps: int
     if curriculum == "gradual":
         earlier = earlier[max(0, len(earlier) - 2 * len(exits) * step // steps) :]
     return [*earlier, last]
+
+
+def handed_on(weights: Mapping[int, float], on: Sequence[int]) -> dict[int, float]:
+    """The weights of the exits that are on, which get those of the others in proportion to their own."""
+    present = sum(weights[exit] for exit in on)
+    scale = sum(weights.values()) / present if present else 1.0
+    return {exit: weights[exit] * scale for exit in on}

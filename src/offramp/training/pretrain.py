@@ -5,7 +5,8 @@ A pretrained model is fine-tuned jointly, or stays frozen while its exits' trans
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from offramp.models.pretrained import PretrainedLM
 from offramp.parallel import ALONE, Processes
 from offramp.runtime import autocast, require_precision
 from offramp.states.statistics import Readout, token_statistics
-from offramp.training.fit import FitConfig, Look, Phase, Progress, fit, trained
+from offramp.training.fit import FitConfig, Look, Loss, Phase, Progress, fit, trained
 from offramp.training.frozen import Translators
-from offramp.training.layerskip import dropout_probabilities, exits_on, layers_run, states_with
+from offramp.training.layerskip import dropout_probabilities, exits_on, handed_on, layers_run, states_with
 from offramp.training.lora import add_adapters
 from offramp.training.losses import total_nll
 from offramp.training.sequences import (
@@ -122,7 +123,7 @@ class Pretrainer:
         steps = params.steps // blocks + (1 if block < params.steps % blocks else 0)
         return Phase(
             name=f"block {block}", parameters=own, steps=steps, num_sequences=len(train), window=self.train.window,
-            losses=lambda indices, step: self._block_losses(block, train, indices),
+            losses=lambda indices, step: [self._block_losses(block, train, indices)],
             evaluate=lambda: {block: Look(self._block_nll(block, calibration))},
             rate=1.0 if block == 0 else settings.later_rate,
         )
@@ -162,7 +163,7 @@ class Pretrainer:
         return hardness_threshold(inputs, self.model, block, self.confidence, self.params.blockwise.hard_ratio,
                                   self.config.batch_size, self.processes)
 
-    def _block_losses(self, block: int, inputs: BlockInputs, indices: Tensor) -> dict[str, tuple[Tensor, int]]:
+    def _block_losses(self, block: int, inputs: BlockInputs, indices: Tensor) -> dict[str, Loss]:
         with autocast(self.device, self.params.precision):
             x, targets, counts = inputs.batch(indices)
             return self._exit_losses(block, self.model.run_block(block, x), targets, counts)
@@ -184,15 +185,20 @@ class Pretrainer:
         last = self.model.config.num_blocks - 1
         exits = list(range(last + 1)) if self.params.method == "joint" else [last]
         given = self.params.exit_weights
-        weights = {f"exit {exit}": given[exit] if given else 1.0 / len(exits) for exit in exits}
+        weights = {exit: given[exit] if given else 1.0 / len(exits) for exit in exits}
 
-        def losses(indices: Tensor, step: int) -> dict[str, tuple[Tensor, int]]:
+        def losses(indices: Tensor, step: int) -> Iterator[dict[str, Loss]]:
             tokens, targets = (part.to(self.device) for part in self.train.batch(indices))
             with autocast(self.device, self.params.precision):
-                states, found = self._states(tokens, step), {}
-                for exit in exits_on(self.params.curriculum, exits, step, self.params.steps):
-                    found |= self._exit_losses(exit, states[exit], targets, None)
-            return found
+                states = self._states(tokens, step)
+            read = [x.detach().requires_grad_() for x in states]  # each exit back-propagates to here, and the layers once
+            on = exits_on(self.params.curriculum, exits, step, self.params.steps)
+            for exit, weight in reversed(handed_on(weights, on).items()):
+                with autocast(self.device, self.params.precision):
+                    found = self._exit_losses(exit, read[exit], targets, None)
+                found[f"exit {exit}"] = replace(found[f"exit {exit}"], weight=weight)
+                yield found
+            torch.autograd.backward([states[exit] for exit in on], [read[exit].grad for exit in on])
 
         return Phase(name=self.params.method, parameters=self._whole_parameters(), steps=self.params.steps,
                      num_sequences=len(self.train), window=self.train.window, losses=losses, weights=weights,
@@ -238,13 +244,13 @@ class Pretrainer:
         x, targets = (x.flatten(0, 1), targets.flatten()) if counts is None else (x[counts], targets[counts])
         return total_nll(self.model.readout_input(exit, x), self.model.readout_matrix(exit), targets), len(targets)
 
-    def _exit_losses(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> dict[str, tuple[Tensor, int]]:
-        """Mean losses by name and the number of tokens each is over: the tokens that count, and all for a classifier."""
+    def _exit_losses(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> dict[str, Loss]:
+        """By name: over the tokens that count, and over all for a classifier."""
         nll, counted = self._nll(exit, x, targets, counts)
-        losses = {f"exit {exit}": (nll / max(1, counted), counted)}
+        losses = {f"exit {exit}": Loss(nll / max(1, counted), counted)}
         joint = self.params.joint_classifier
         if joint and exit < len(self.model.exit_classifiers):
-            losses[f"classifier {exit}"] = joint.weight * self._classifier_loss(exit, x, targets, joint.label), targets.numel()
+            losses[f"classifier {exit}"] = Loss(self._classifier_loss(exit, x, targets, joint.label), targets.numel(), joint.weight)
         return losses
 
     def _classifier_loss(self, exit: int, x: Tensor, targets: Tensor, label: str) -> Tensor:
