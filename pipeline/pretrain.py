@@ -22,7 +22,7 @@ from pipeline._stage import stage, write_csv
 
 def run(params: Declared, root: Path) -> None:
     data = open_artifact(root / "data", "data")
-    processes = join(setup(params.runtime.device, params.runtime.threads))
+    processes = join(setup(params.runtime.device, params.runtime.threads, spare_memory=params.pretrain.gradient_checkpointing))
     train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")
     seed_all(params.pretrain.seed)
     settings, model = params.pretrain, build_model(params.model, params.pretrain, data.meta)
@@ -49,7 +49,7 @@ def run(params: Declared, root: Path) -> None:
     snapshots.delete()
 
 
-main = stage("pretrain", run, shared=True, memory="pretrain.batch_size, window or the model's sizes")
+main = stage("pretrain", run, shared=True, memory="pretrain.batch_size, window or the model's sizes, or set pretrain.gradient_checkpointing: true")
 
 if __name__ == "__main__":
     main()

@@ -150,6 +150,7 @@ class Pretrain(Section):
     curriculum: Literal["rotational", "gradual"] | None
     steps: Count
     batch_size: Count
+    gradient_checkpointing: bool
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["cosine", "constant"]
     warmup_steps: Annotated[int, Field(ge=0)]

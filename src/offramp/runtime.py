@@ -13,13 +13,14 @@ import torch
 from offramp.errors import UserError
 
 
-def setup(device: str, threads: int) -> torch.device:
+def setup(device: str, threads: int, spare_memory: bool = False) -> torch.device:
     """Choose the device, pin the CPU threads and demand deterministic kernels.
 
-    ``auto`` takes CUDA, then MPS, then the CPU. Results are bitwise repeatable for equal device and threads.
+    ``auto`` takes CUDA, then MPS, then the CPU. Results are bitwise repeatable for equal device and threads; for
+    ``spare_memory`` see ``settle_freed_memory``.
     """
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    settle_freed_memory(spare_memory)
     torch.set_deterministic_debug_mode("warn")  # the same as use_deterministic_algorithms(), which imports the compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory it has not written
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -31,17 +32,18 @@ def setup(device: str, threads: int) -> torch.device:
     return torch.device(device)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed instead of returning it to the kernel and faulting it in again at every operation.
+def settle_freed_memory(spare: bool) -> None:
+    """Whether glibc returns freed tensors to the kernel at once, or keeps them instead of faulting memory in for every new one.
 
-    Of a forward pass of small models on a CPU those page faults are about 40 % of the time. The peak does not change.
+    Of a forward pass of small models on a CPU those page faults are about 40 % of the time. But what is kept is free in pieces,
+    and where those are too small for what comes next, the peak grows.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h; 32 MiB is the most it takes
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_threshold, 2**25)
+    mallopt(mmap_threshold, 2**18 if spare else 2**25)
 
 
 def seed_all(seed: int) -> None:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.training.fit import loss_weights
-from offramp.training.layerskip import dropout_probabilities, exits_on, layers_run, states_with
+from offramp.training.layerskip import dropout_probabilities, exits_on, handed_on, layers_run, states_with
 from tests.training.pretrained import make_pretrained, make_trainer
 from tests.training.test_pretrain import make_trainer as make_native
 
@@ -66,12 +65,22 @@ def test_early_stopping_waits_until_a_gradual_curriculum_has_added_every_exit(da
     assert stopped == {None: 4, "gradual": 8}
 
 
+def back_propagated(parts):
+    """As training does, before the next part is asked for."""
+    for part in parts:
+        sum(loss.mean for loss in part.values()).backward()
+        yield part
+
+
 def test_weights_of_exits_that_are_off_go_to_those_that_are_on(data, tmp_path):
     """The loss keeps its scale, and a curve row averages the steps at which its exit was trained."""
     trainer = make_trainer(data, tmp_path, method="joint", curriculum="gradual", exit_weights=[1.0, 2.0, 3.0])
     phase = trainer._phase(0, fresh=True)
-    assert loss_weights(phase, ["exit 2"]) == {"exit 2": 6.0}
-    assert loss_weights(phase, ["exit 1", "exit 2"]) == {"exit 1": pytest.approx(2.4), "exit 2": pytest.approx(3.6)}
-    assert loss_weights(phase, [*phase.weights, "classifier 0"]) == {**phase.weights, "classifier 0": 1.0}
+    assert handed_on(phase.weights, [2]) == {2: 6.0}
+    assert handed_on(phase.weights, [1, 2]) == {1: pytest.approx(2.4), 2: pytest.approx(3.6)}
+    assert handed_on(phase.weights, [0, 1, 2]) == phase.weights == {0: 1.0, 1: 2.0, 2: 3.0}
+    for step, wanted in ((0, {"exit 2": 6.0}), (trainer.params.steps - 1, {"exit 2": 3.0, "exit 1": 2.0, "exit 0": 1.0})):
+        parts = list(back_propagated(phase.losses(torch.arange(2), step)))
+        assert {name: loss.weight for part in parts for name, loss in part.items()} == wanted
     rows = [row["train_loss"] for row in trainer.run().curve if row["exit"] == 0]
     assert rows[0] is None and rows[1] is None and rows[2] is not None  # a look before training, then off until step 4

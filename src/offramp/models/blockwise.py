@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Sizes(Protocol):
@@ -38,6 +40,8 @@ class Blockwise(nn.Module):
     cos: Tensor
     sin: Tensor
     """Rotary tables (window, R / 2); of width 0 for models with other positions."""
+    gradient_checkpointing = False
+    """Whether a layer runs again in the backward pass, from what it was given, instead of keeping all it made (arXiv 1604.06174)."""
 
     def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Hidden states (..., D) of token ids (..., T), at ``positions`` of that shape; from 0 on where None."""
@@ -58,7 +62,7 @@ class Blockwise(nn.Module):
     def exit_states(self, exit: int, x: Tensor) -> Tensor:
         """What the exit reads out, (B, T, D), of hidden states (B, T, D) of whole sequences after its block."""
         layer = self.exit_layer(exit)
-        return x if layer is None else layer(x, self.cos[: x.shape[1]], self.sin[: x.shape[1]])
+        return x if layer is None else self.run_layer(layer, x)
 
     def readout_input(self, exit: int, x: Tensor) -> Tensor:
         """What the readout matrix is applied to, of exit states (..., D): those after the exit's final norm."""
@@ -68,15 +72,22 @@ class Blockwise(nn.Module):
         """FLOPs of one token's readout, without the exit's own layer."""
         return 2 * self.config.width * self.config.vocab_size
 
+    def run_layer(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Hidden states (B, T, D) after one layer, every token attending to itself and earlier ones."""
+        given = x, self.cos[: x.shape[1]], self.sin[: x.shape[1]]
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *given, use_reentrant=False, preserve_rng_state=False)  # nothing in a layer is drawn
+        return layer(*given)
+
     def run_block(self, block: int, x: Tensor) -> Tensor:
         """Hidden states (B, T, D) after block ``block``, every token attending to itself and earlier ones."""
         return self.run_block_in_parts(block, x)[1]
 
     def run_block_in_parts(self, block: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states (B, T, D) before the last layer of block ``block``, and after it."""
-        length, before = x.shape[1], x
+        before = x
         for layer in self.blocks[block]:
-            before, x = x, layer(x, self.cos[:length], self.sin[:length])
+            before, x = x, self.run_layer(layer, x)
         return before, x
 
     def logits(self, exit: int, x: Tensor) -> Tensor:

@@ -60,9 +60,10 @@ class Scorer:
         found = []
         for exit in range(len(self.calibrators)):
             parts, start = [], 0
-            columns = {name: torch.from_numpy(values) for name, values in states.label_free(exit).items()}
+            columns = states.label_free(exit)
             for hidden in states.hidden_shards(exit):
-                rows = {name: column[start : start + len(hidden)].to(self.device) for name, column in columns.items()}
+                rows = {name: torch.from_numpy(column[start : start + len(hidden)].copy()).to(self.device)  # mapped, not to be written
+                        for name, column in columns.items()}
                 parts.append(self(exit, hidden.to(self.device), rows).cpu())
                 start += len(hidden)
             found.append(torch.cat(parts).numpy())

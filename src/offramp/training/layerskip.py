@@ -30,11 +30,11 @@ def layers_run(probabilities: Sequence[float], seed: int, step: int) -> list[boo
 
 def states_with(model: Blockwise, tokens: Tensor, run: Sequence[bool]) -> list[Tensor]:
     """Hidden states (B, T, D) after every block where only some of the layers run; the others hand on what they get."""
-    x, states, which, length = model.embed(tokens), [], iter(run), tokens.shape[1]
+    x, states, which = model.embed(tokens), [], iter(run)
     for block in model.blocks:
         for layer in block:
             if next(which):
-                x = layer(x, model.cos[:length], model.sin[:length])
+                x = model.run_layer(layer, x)
         states.append(x)
     return states
 

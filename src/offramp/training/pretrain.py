@@ -57,6 +57,7 @@ class Pretrainer:
         require_precision(device, params.precision, "pretrain.precision")
         self.processes = processes
         self.model, self.train, self.calibration = model.to(device), train, calibration
+        self.model.gradient_checkpointing = params.gradient_checkpointing
         self.params, self.snapshots, self.device = params, snapshots, device
         self.judged_by: list[Tensor] = []
         self.confidence = make_confidence(params.blockwise.hard_signal, self.model, self.judged_by)
