@@ -23,7 +23,7 @@ def test_weights_and_curve_are_the_same_bit_for_bit_and_layers_run_twice_to_lear
         trainer = make(data, tmp_path / str(on), **{**changes, name: on})
         layers, calls = [trainer.model.exit_layer(0) or trainer.model.blocks[0][0], trainer.model.blocks[-1][-1]], []
         for layer in layers:
-            layer.register_forward_pre_hook(lambda layer, given: calls.append(torch.is_grad_enabled()))
+            layer.register_forward_pre_hook(lambda layer, given, calls=calls: calls.append(torch.is_grad_enabled()))
         result = trainer.run()
         runs[on] = result.curve, trainer.model.state_dict(), sum(calls)
     (curve, weights, calls), (spared_curve, spared_weights, spared_calls) = runs[False], runs[True]
@@ -40,7 +40,7 @@ def test_layers_keep_only_what_they_were_given(data, tmp_path):
         model, tokens = trainer.model.requires_grad_(True), trainer.train.batch(torch.arange(4))[0]
         own, found = {parameter.data_ptr() for parameter in model.parameters()}, {}
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
+        def keep(tensor: torch.Tensor, own: set = own, found: dict = found) -> torch.Tensor:
             if tensor.data_ptr() not in own:
                 found[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
