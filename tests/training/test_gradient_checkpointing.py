@@ -11,6 +11,8 @@ TRAININGS = {
     "block-wise": (test_pretrain.make_trainer, {"pretrain__blockwise__tokens": "hard"}),
     "joint": (test_pretrain.make_trainer, {"pretrain__method": "joint", "pretrain__joint_classifier": {"label": "loss", "weight": 1.0}}),
     "checkpoint": (pretrained.make_trainer, {"method": "joint", "layer_dropout": 0.5}),
+    "bf16": (pretrained.make_trainer, {"method": "joint", "precision": "bf16"}),
+    "adapters": (pretrained.make_trainer, {"method": "joint", "lora": {"rank": 2, "alpha": 4}}),
     "exits' own layers": (pretrained.make_trainer, {"translator": "block", "method": "frozen"}),
 }
 
