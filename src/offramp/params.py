@@ -310,6 +310,11 @@ class Params(Section):
             if pretrain.method != "joint" and getattr(pretrain, name):
                 off = "0.0" if name == "layer_dropout" else "null"
                 raise ValueError(f"pretrain.{name} belongs to method joint; set it to {off} for method {pretrain.method}")
+        if pretrain.gradient_checkpointing and pretrain.method == "frozen" and pretrain.frozen.translator != "block":
+            raise ValueError(
+                f"pretrain.gradient_checkpointing runs layers again, and under method frozen with translator {pretrain.frozen.translator} "
+                "no layer is trained; set it to false"
+            )
         if pretrain.lora and not pretrained:
             raise ValueError("pretrain.lora adapts a trained model, and model.source native starts from random weights; set it to null")
         if pretrain.curriculum and pretrain.exit_weights and not pretrain.exit_weights[-1]:

@@ -55,6 +55,8 @@ BAD_PARAMS = [
     ({**CHECKPOINT, "tokenizer__kind": "bpe"}, "tokenizer.kind bpe does not go with model.source hf"),
     ({"tokenizer__kind": "pretrained"}, "tokenizer.kind pretrained does not go with model.source native"),
     ({**CHECKPOINT, "pretrain__method": "blockwise"}, "pretrain.method blockwise is of model.source native; use frozen or joint"),
+    ({**CHECKPOINT, "pretrain__gradient_checkpointing": True},
+     "pretrain.gradient_checkpointing runs layers again, and under method frozen with translator affine no layer is trained"),
     ({"pretrain__method": "frozen"}, "pretrain.method frozen trains the exits of a checkpoint; set model.source: hf"),
 ]
 
