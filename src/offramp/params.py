@@ -282,8 +282,9 @@ class Params(Section):
             raise ValueError(
                 f"exits.confidence patience compares successive exits, so it needs at least 3 blocks; there are {blocks}"
             )
-        if self.routing.first_exit >= blocks:
-            raise ValueError(f"routing.first_exit {self.routing.first_exit} is not an exit of {blocks} blocks; give 0 to {blocks - 1}")
+        if self.routing.first_exit >= blocks - 1:
+            raise ValueError(f"routing.first_exit {self.routing.first_exit} leaves no exit before full depth of {blocks} blocks; "
+                             f"give 0 to {blocks - 2}")
         if self.routing.keep_first >= self.window:
             raise ValueError(f"routing.keep_first {self.routing.keep_first} keeps all tokens of a window of {self.window}; give less")
         if self.routing.first_exit and self.exits.confidence == "patience":
@@ -293,6 +294,9 @@ class Params(Section):
                              "before full depth, or a single number")
         if isinstance(self.threshold, str) and self.routing.decay:
             raise ValueError(f"threshold {self.threshold} is found for all positions alike; with routing.decay give a number")
+        if self.threshold in ("budget", "price") and self.routing.kv == "recompute":
+            raise ValueError(f"threshold {self.threshold} weighs what leaving saves, which with routing.kv recompute hangs on later tokens; "
+                             "set routing.kv: propagate or drop, or another threshold")
         if self.threshold == "price" and (self.exits.confidence, self.exits.mode) != ("learned", "post"):
             raise ValueError(
                 "threshold price weighs a predicted gain: set exits.confidence: learned and exits.mode: post "

@@ -57,6 +57,8 @@ BAD_PARAMS = [
     ({**CHECKPOINT, "pretrain__method": "blockwise"}, "pretrain.method blockwise is of model.source native; use frozen or joint"),
     ({**CHECKPOINT, "pretrain__gradient_checkpointing": True},
      "pretrain.gradient_checkpointing runs layers again, and under method frozen with translator affine no layer is trained"),
+    ({"routing__first_exit": 1}, "routing.first_exit 1 leaves no exit before full depth of 2 blocks; give 0 to 0"),
+    ({"threshold": "budget", "routing__kv": "recompute"}, "threshold budget weighs what leaving saves, which with routing.kv recompute hangs"),
     ({"pretrain__method": "frozen"}, "pretrain.method frozen trains the exits of a checkpoint; set model.source: hf"),
 ]
 

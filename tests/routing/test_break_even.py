@@ -51,6 +51,7 @@ def test_those_laid_down_leave_at_that_exit_only():
 def test_the_break_even_share_is_where_the_line_of_times_crosses_the_plain_one():
     assert _line(1.1, 0.9)["break_even"] == pytest.approx(0.25)  # half of the tokens take off twice what asking puts on
     assert _line(0.99, 0.9)["break_even"] == 0
+    assert _line(0.99, 1.05)["break_even"] is None  # asking took no time, but leaving saved none
     assert _line(1.1, 1.1)["break_even"] is None
     assert _line(1.5, 1.3)["break_even"] is None  # 1.25 of the tokens
 

@@ -104,7 +104,7 @@ def of_checkpoint(checkpoint: Checkpoint, exits_after: Sequence[int], text: str,
 def assess(subject: Subject) -> dict[str, Any]:
     """The whole answer, as plain numbers that JSON holds."""
     model, last = subject.model, subject.model.config.num_blocks - 1
-    costs = np.array(exit_costs(model, subject.window, reads_out=False, decision_flops=0))
+    costs = np.array(exit_costs(model, subject.window, reads_out=False, decision_flops=0, kv=subject.kv))
     classifier_flops = ExitClassifier(model.config.width, subject.hidden).flops
     seconds = seconds_break_even(Executor(model, subject.kv, subject.precision), subject.batches, subject.hidden)
     quality = {name: _quality(readings) for name, readings in subject.readings.items()}
@@ -114,7 +114,7 @@ def assess(subject: Subject) -> dict[str, Any]:
                "readouts": {name: rows[exit] for name, rows in quality.items()}}
         if exit < last:
             row["break_even"] = {kind: {
-                "flops": flops_break_even(model, subject.window, exit, kind, classifier_flops),
+                "flops": flops_break_even(model, subject.window, exit, kind, classifier_flops, subject.kv),
                 "seconds": seconds[exit][kind]["break_even"], "asking_seconds": seconds[exit][kind]["asking_cost"],
             } for kind in KINDS}
         exits[f"exit_{exit}"] = row

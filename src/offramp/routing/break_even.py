@@ -26,13 +26,12 @@ LEAVING = 0.5
 """Share of the tokens that leave where the saving is timed."""
 
 
-def flops_break_even(model: Blockwise, window: int, exit: int, kind: str, classifier_flops: int) -> float | None:
+def flops_break_even(model: Blockwise, window: int, exit: int, kind: str, classifier_flops: int, kv: str = "propagate") -> float | None:
     """The share in FLOPs; None where a token that leaves costs more than one that goes to full depth unasked.
 
-    Counts as ``routing.cost.exit_costs``: layers and attention rows of ``window`` keys, keys and values of tokens that left in
-    all later layers, and readouts.
+    Counts as ``routing.cost.exit_costs``: layers and attention rows of ``window`` keys, keys and values that tokens that left owe
+    later layers (with ``kv`` recompute the least), and readouts.
     """
-    layers = sum(model.config.block_layers)
     run = sum(model.config.block_layers[: exit + 1])
     decision = classifier_flops if kind == "state" else 0
     own = [0] * exit + [int(model.exit_layer(exit) is not None)]
@@ -40,7 +39,8 @@ def flops_break_even(model: Blockwise, window: int, exit: int, kind: str, classi
                                       exit_key_value_tokens=own))
     plain = full_depth_flops(model, 1, window)
     asking = decision + (read if kind == "readout" else 0)
-    leaving = executed_flops(model, Work([1] * run, [1] * layers, run * window, decided_tokens=1), decision) + read
+    owed = sum(model.config.block_layers) if kv == "propagate" else run
+    leaving = executed_flops(model, Work([1] * run, [1] * owed, run * window, decided_tokens=1), decision) + read
     return asking / (plain + asking - leaving) if leaving <= plain else None
 
 
@@ -71,8 +71,8 @@ def seconds_break_even(executor: Executor, batches: Sequence[tuple[Tensor, Tenso
 
     Every batch (tokens and targets (B, T)) is run plainly, with every token asked and none leaving, and with LEAVING of them,
     at random, leaving, in turn. ``asking_cost`` and ``saving`` are what the second run takes more and the third less than the
-    plain one, as shares of it, medians over batches; ``break_even`` follows from the straight line through both: 0 where asking
-    took no time, None where leaving saved none of it, or where it would take more tokens than there are.
+    plain one, as shares of it, medians over batches; ``break_even`` follows from the straight line through both: None where leaving
+    saved no time, or where it would take more tokens than there are, and else 0 where asking took none.
     """
     model, device = executor.model, batches[0][0].device
     early, count = range(model.config.num_blocks - 1), batches[0][0].numel()
@@ -96,9 +96,5 @@ def seconds_break_even(executor: Executor, batches: Sequence[tuple[Tensor, Tenso
 
 def _line(asking: float, leaving: float) -> dict[str, float | None]:
     """Where a line from ``asking`` (nobody leaves) to ``leaving`` (LEAVING does) is at 1, both as shares of the plain pass."""
-    share = None
-    if asking <= 1:
-        share = 0.0
-    elif leaving < asking:
-        share = LEAVING * (asking - 1) / (asking - leaving)
+    share = max(0.0, LEAVING * (asking - 1) / (asking - leaving)) if leaving < asking else None
     return {"asking_cost": asking - 1, "saving": 1 - leaving, "break_even": share if share is None or share <= 1 else None}

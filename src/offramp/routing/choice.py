@@ -32,7 +32,7 @@ def choose_policy(threshold: float | list[float] | str, exits: Exits, model: Blo
     """
     signal, first = exit_settings.confidence, settings.first_exit
     scorer = Scorer(exits, signal, device)
-    costs = np.array(exit_costs(model, window, scorer.reads_out, scorer.flops_per_token, first))
+    costs = np.array(exit_costs(model, window, scorer.reads_out, scorer.flops_per_token, first, settings.kv))
     if threshold == "price":
         return Chosen(PricePolicy(model, scorer, settings.price, costs.tolist(), first, settings.keep_first), {"price": settings.price})
     rule: dict[str, Any] = {}

@@ -36,12 +36,13 @@ def full_depth_flops(model: Blockwise, tokens: int, window: int) -> int:
                                       attention_pairs=layers * tokens * window, readouts=[0] * last + [tokens], tokens=tokens))
 
 
-def exit_costs(model: Blockwise, window: int, reads_out: bool, decision_flops: int, first: int = 0) -> list[float]:
+def exit_costs(model: Blockwise, window: int, reads_out: bool, decision_flops: int, first: int = 0, kv: str = "propagate") -> list[float]:
     """FLOPs of a token that leaves after exit k, for every k, as shares of the plain full-depth pass.
 
-    Counts its layers, keys and values in all later ones (as ``routing.kv: propagate`` has it), one decision and
-    (``reads_out``) one readout per exit asked; exits before ``first`` are not asked. Where exits have layers of their own, a
-    readout is one of these too, and their keys and values are made at every exit asked.
+    Counts its layers, with ``routing.kv: propagate`` its keys and values in all later ones, one decision and (``reads_out``)
+    one readout per exit asked; exits before ``first`` are not asked. Where exits have layers of their own, a readout is one of
+    these too, and their keys and values are made at every exit asked. With ``recompute`` this is the least, that of a token
+    after which none of its sequence goes deeper: any other is carried through the later layers whole.
     """
     sizes = model.config
     whole, last, out = full_depth_flops(model, 1, window), sizes.num_blocks - 1, []
@@ -52,7 +53,8 @@ def exit_costs(model: Blockwise, window: int, reads_out: bool, decision_flops: i
         own = [count if model.exit_layer(place) else 0 for place, count in enumerate(readouts)]
         known = [int(place >= first and model.exit_layer(place) is not None) for place in range(last)]
         own += [0] * (last - len(own))
-        work = Work([1] * run, [1] * layers, (run + sum(own)) * window, readouts, asked, 1, own, known)
+        owed = layers if kv == "propagate" else run
+        work = Work([1] * run, [1] * owed, (run + sum(own)) * window, readouts, asked, 1, own, known)
         out.append(executed_flops(model, work, decision_flops) / whole)
     return out
 
