@@ -148,14 +148,15 @@ def test_when_all_tokens_leave_later_blocks_are_not_called():
     assert layer_saving(model, work) == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
 @pytest.mark.parametrize("groups", [None, 1])
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_reported_flops_match_what_torch_counts(share, groups):
+def test_reported_flops_match_what_torch_counts(share, groups, kv):
     model = make_model((1, 2), vocab=64, key_value_heads=groups)
     tokens, targets = torch.randint(64, (2, 4, 24), generator=torch.Generator().manual_seed(3))
     exits = torch.where(torch.rand(96, generator=torch.Generator().manual_seed(4)) < share, 0, 1)
     work = Work()
-    executor = Executor(model)
+    executor = Executor(model, kv)
     # the counter knows the plain attention kernel, not the CPU's fused one
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         executor.run(tokens, targets, GivenExits(exits), work)

@@ -8,10 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.corpus.prepare import prepare
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
+from offramp.exits.classifier import ExitClassifier
 from offramp.exits.store import Exits
 from offramp.exits.train import train_exits
 from offramp.lineage.artifact import create_artifact, open_artifact
@@ -69,9 +73,9 @@ def test_a_routed_pass_sees_the_confidences_of_cached_states(routed, signal):
     seen = []
 
     class Watching(ThresholdPolicy):
-        def leaves(self, arrivals, confidence, columns):
-            seen.append(confidence)
-            return torch.zeros(len(confidence), dtype=torch.bool)
+        def judge(self, arrivals, columns):
+            seen.append(self.scorer(arrivals.exit, arrivals.states, columns))
+            return torch.zeros(len(arrivals.index), dtype=torch.bool), seen[-1]
 
     executor = Executor(model)
     executor.run(*windows.batch(torch.arange(len(windows))), Watching(model, scorer, []))
@@ -93,6 +97,35 @@ def test_work_counts_a_readout_for_every_arriving_token_only_where_the_signal_re
     assert work.readout_tokens == (arrived + left_at_depth if policy.reads_out else tokens.numel())
 
 
+class VocabularyProducts(TorchDispatchMode):
+    """Counts the rows that are multiplied by a matrix with the vocabulary's number of columns."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.rows = size, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.mm.out) and args[1].shape[1] == self.size:
+            self.rows += len(args[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("signal, inputs", [("saturation", "both"), ("learned", "state"), ("learned", "both"), ("entropy", "both")])
+def test_signals_that_need_no_vocabulary_never_touch_the_head_and_others_read_those_still_in(routed, signal, inputs):
+    """Every token is read out where it leaves; before that only where the signal reads."""
+    model, windows, _, exits, _ = routed
+    scorer = Scorer(exits, signal, CPU)
+    if inputs == "state":  # a classifier that sees no more; what it says is of no matter here
+        scorer.inputs, scorer.reads_out, scorer.classifiers = "state", False, [ExitClassifier(16, [], 2).eval() for _ in range(2)]
+    tokens, targets = windows.batch(torch.arange(4))
+    policy, work = ThresholdPolicy(model, scorer, [0.5, 0.5]), Work()
+    with VocabularyProducts(model.config.vocab_size) as counted:
+        taken = Executor(model).run(tokens, targets, policy, work).exit
+    arrived = sum(int((taken >= exit).sum()) for exit in range(2))
+    asked = arrived + int((taken == 2).sum()) if scorer.reads_out else tokens.numel()
+    assert counted.rows == asked == work.readout_tokens
+
+
 def test_a_higher_price_never_sends_a_token_deeper_and_the_extremes_are_all_or_nothing(routed):
     model, windows, _, exits, _ = routed
     costs = exit_costs(model, 32, True, 100)
@@ -110,6 +143,34 @@ def test_a_price_asks_for_a_classifier_of_a_benefit(routed):
     model, _, _, exits, _ = routed
     with pytest.raises(UserError, match=r"price.*gain or divergence.*entropy"):
         PricePolicy(model, Scorer(exits, "entropy", CPU), 0.1, [0.3, 0.6, 1.0])
+
+
+def test_a_price_asks_each_classifier_once_and_counts_what_it_took(routed):
+    model, windows, _, exits, _ = routed
+    tokens, targets = windows.batch(torch.arange(6))
+    scorer, work, asked = Scorer(exits, "learned", CPU), Work(), []
+    for classifier in scorer.classifiers:
+        classifier.layers[0].register_forward_hook(lambda _, inputs, out: asked.append(len(inputs[0])))
+    policy = PricePolicy(model, scorer, 0.2, exit_costs(model, 32, scorer.reads_out, scorer.flops_per_token))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        taken = Executor(model).run(tokens, targets, policy, work).exit
+    assert len(taken.unique()) == 3 and sum(asked) == work.decided_tokens
+    assert executed_flops(model, work, policy.flops_per_token) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize("kv", ["propagate", "drop", "recompute"])
+def test_what_leaving_is_said_to_cost_is_what_it_costs(routed, kv):
+    """Random exits; where tokens that left are carried on for later ones, the least of it is said."""
+    model, windows, _, _, _ = routed
+    tokens, targets = windows.batch(torch.arange(6))
+    exits, work = torch.randint(3, (tokens.numel(),), generator=torch.Generator().manual_seed(0)), Work()
+    Executor(model, kv).run(tokens, targets, GivenExits(exits), work)
+    said = np.array(exit_costs(model, 32, False, 0, kv=kv))[exits.numpy()].mean()
+    spent = executed_flops(model, work) / full_depth_flops(model, tokens.numel(), 32)
+    if kv == "recompute":
+        assert said < spent
+    else:
+        assert said == pytest.approx(spent, rel=0.05)  # padding of ragged rows is executed too
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -138,7 +199,8 @@ def test_exit_costs_are_what_the_executor_counts_for_a_batch_that_leaves_there(r
 @pytest.mark.parametrize("threshold", [0.4, [0.3, 0.6], "auto", "budget", "price", "risk"])
 def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, threshold, first):
     model, windows, _, exits, _ = routed
-    params = repository_params(exits__risk__tolerance=0.6, exits__risk__delta=0.4, routing__budget=0.95, routing__first_exit=first)
+    params = repository_params(model__block_layers=[1, 2, 1], exits__risk__tolerance=0.6, exits__risk__delta=0.4, routing__budget=0.95,
+                               routing__first_exit=first)
     chosen = choose_policy(threshold, exits, model, 32, params.exits, params.routing, CPU)
     tokens, targets = windows.batch(torch.arange(4))
     taken = Executor(model).run(tokens, targets, chosen.policy).exit
@@ -194,14 +256,14 @@ def test_asking_without_letting_go_asks_every_token_at_every_exit(routed):
     assert work.decided_tokens == 2 * tokens.numel() and work.layer_tokens == [tokens.numel()] * 4
 
 
-def test_thresholds_fall_along_the_text_and_the_first_exits_can_be_barred(routed):
+def test_thresholds_fall_along_the_text_and_the_first_exits_can_be_barred(routed, monkeypatch):
     model, windows, _, exits, _ = routed
     tokens, targets = windows.batch(torch.arange(4))
     scorer = Scorer(exits, "learned", CPU)
     never = ThresholdPolicy(model, scorer, [1.0, 1.0], decay=4.0)
     position = torch.arange(32)
-    confidence = torch.full((32,), 0.97)
-    leaves = never.leaves(Arrivals(0, torch.zeros(32, 1), None, None, position, None, position, position), confidence, {})
+    monkeypatch.setattr(never, "scorer", lambda *arrivals: torch.full((32,), 0.97))
+    leaves, _ = never.judge(Arrivals(0, torch.zeros(32, 1), None, None, position, None, position, position), {})
     assert leaves.tolist() == [0.9 + 0.1 * math.exp(-4.0 * place / 32) <= 0.97 for place in range(32)]
     barred = ThresholdPolicy(model, scorer, [0.0, 0.0], first=1)
     assert (Executor(model).run(tokens, targets, barred).exit == 1).all()

@@ -49,7 +49,11 @@ class ExitClassifier(nn.Module):
 
     def costs(self, inputs: Tensor) -> Tensor:
         """Predicted costs (N, L), in the label's unit, of leaving instead of going on to each later exit."""
-        return self.centre - self.spread * self.outputs(inputs)
+        return self.as_costs(self.outputs(inputs))
+
+    def as_costs(self, outputs: Tensor) -> Tensor:
+        """What ``outputs`` (N, L) mean in the label's unit."""
+        return self.centre - self.spread * outputs
 
     @property
     def flops(self) -> int:

@@ -90,18 +90,17 @@ class ThresholdPolicy:
 
     def decide(self, arrivals: Arrivals) -> Decision:
         columns = self.columns(arrivals)
-        confidence = self.scorer(arrivals.exit, arrivals.states, columns)
-        leaves = self.leaves(arrivals, confidence, columns)
+        leaves, confidence = self.judge(arrivals, columns)
         if self.keep_first:
             leaves &= arrivals.position >= self.keep_first
         return Decision(leaves, confidence, columns.get("loss"), columns.get("argmax"))
 
-    def leaves(self, arrivals: Arrivals, confidence: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
-        """bool (N,)"""
-        threshold = self.thresholds[arrivals.exit]
-        if self.decay is None:
-            return confidence >= threshold
-        return confidence >= 0.9 * threshold + 0.1 * torch.exp(-self.decay * arrivals.since / self.model.config.window)
+    def judge(self, arrivals: Arrivals, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Who would leave, bool (N,), and the confidences (N,)."""
+        confidence, threshold = self.scorer(arrivals.exit, arrivals.states, columns), self.thresholds[arrivals.exit]
+        if self.decay is not None:
+            threshold = 0.9 * threshold + 0.1 * torch.exp(-self.decay * arrivals.since / self.model.config.window)
+        return confidence >= threshold, confidence
 
     def columns(self, arrivals: Arrivals) -> dict[str, Tensor]:
         """What the signal looks at besides the state, each (N,); with a readout also ``loss`` and ``argmax``."""
@@ -144,11 +143,14 @@ class PricePolicy(ThresholdPolicy):
         super().__init__(model, scorer, [], first, keep_first=keep_first)
         self.price, self.costs = price, costs
 
-    def leaves(self, arrivals: Arrivals, confidence: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
+    @torch.no_grad()
+    def judge(self, arrivals: Arrivals, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         exit = arrivals.exit
-        gains = self.scorer.classifiers[exit].costs(self.scorer.classifier_inputs(arrivals.states, columns))
+        classifier = self.scorer.classifiers[exit]
+        outputs = classifier.outputs(self.scorer.classifier_inputs(arrivals.states, columns))
+        gains, confidence = classifier.as_costs(outputs), self.scorer.calibrators[exit](outputs[:, -1])
         ahead = torch.tensor([cost - self.costs[exit] for cost in self.costs[exit + 1 :]], device=gains.device)
-        return (gains <= self.price * ahead).all(1)
+        return (gains <= self.price * ahead).all(1), confidence
 
 
 class FixedExit:
