@@ -9,8 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.errors import UserError
+from offramp.routing.cost import executed_flops
 from offramp.routing.decoder import Decoder
 from offramp.routing.executor import Executor, Work
 from offramp.routing.policies import GivenExits
@@ -117,3 +121,36 @@ def test_a_row_longer_than_the_window_is_refused():
         Decoder(make_model(), 1, space=8).feed(row, row, None)
     with pytest.raises(UserError, match=r"25 tokens, .* window of 24; shorten"):
         Decoder(make_model(), 1, space=25)
+
+
+def test_rows_that_go_on_are_copied_as_far_as_they_reach_not_as_far_as_they_may():
+    """Of four rows of 24 places one has left: the keys and values of the others are picked out of their 5 places each."""
+    model = make_model((1, 1))
+    decoder, copied = Decoder(model, 4), []
+    tokens = torch.randint(50, (4, 5), generator=torch.Generator().manual_seed(0))
+    decoder.feed(torch.arange(4).repeat_interleave(4), tokens[:, :4].flatten(), None)
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten.index_select.default and args[0].ndim == 4:
+                copied.append(tuple(out.shape[:2]))
+            return out
+
+    with Watch():
+        decoder.feed(torch.arange(4), tokens[:, 4], GivenExits(torch.tensor([1, 0, 1, 1])))
+    assert copied == [(3, 5), (3, 5)]
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
+def test_decoding_reports_the_flops_that_torch_counts(kv):
+    model = make_model((1, 2, 1), vocab=64)
+    text = torch.randint(64, (3, 12), generator=torch.Generator().manual_seed(3))
+    decoder, policy = Decoder(model, 3, kv), StatePolicy(model, 0.0)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        fed = [decoder.feed(torch.arange(3).repeat_interleave(4), text[:, :4].flatten(), policy)]
+        fed += [decoder.feed(torch.arange(3), text[:, place], policy) for place in range(4, 12)]
+        for step in fed:
+            decoder.logits(step.exit, step.states)
+    assert len(torch.cat([step.exit for step in fed]).unique()) == 3
+    assert executed_flops(model, decoder.work) == pytest.approx(counter.get_total_flops(), rel=0.02)

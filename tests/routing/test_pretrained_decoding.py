@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from offramp.models.pretrained import load_pretrained
-from offramp.routing.executor import Executor
+from offramp.routing.executor import Executor, Work
 from offramp.routing.generate import Speculation, decode, generate, speculate
-from offramp.routing.policies import GivenExits
+from offramp.routing.policies import FixedExit, GivenExits
 from tests.models.test_pretrained import CONFIGS, VOCAB, make_with_exit_layers, pair  # noqa: F401
 from tests.routing.test_decoder import check_pieces_equal_one_pass
 from tests.routing.test_executor import StatePolicy
@@ -64,6 +64,32 @@ def check_against_transformers(theirs, model, text):
 
 def test_routed_scores_are_those_of_transformers_layers_with_the_states_of_tokens_that_left_held(pair):  # noqa: F811
     check_against_transformers(*pair, torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(2)))
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
+def test_modules_of_the_checkpoint_run_for_as_many_tokens_as_are_reported(pair, kv):  # noqa: F811
+    """Scoring and decoding; counted by hooks on the last matrix of attention and of feed-forward of each of Transformers' layers."""
+    _, model = pair
+    text = torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(2))
+    policy, layers = HalfLeaves(model, text), [layer for block in model.blocks for layer in block]
+    ran = torch.zeros(len(layers), 2, dtype=torch.long)
+
+    def count(layer, part):
+        def hook(_module, given, _out):
+            ran[layer, part] += given[0].numel() // given[0].shape[-1]
+        return hook
+
+    for number, layer in enumerate(layers):
+        for part, module in enumerate(layer.writers):
+            module.register_forward_hook(count(number, part))
+    work = Work()
+    Executor(model, kv).run(text[:, :-1], text[:, 1:], policy, work)
+    assert ran.T.tolist() == [work.layer_tokens] * 2 and work.layer_tokens[-1] < work.tokens
+    for early in (policy, FixedExit(0)):
+        ran.zero_()
+        list(decode(model, text[:, :4].tolist(), 12, early, kv, work=(work := Work())))
+        assert ran.T.tolist() == [work.layer_tokens] * 2
+    assert work.layer_tokens == [45, 12, 12, 12, 12]  # the prompts alone go on from the first exit
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])

@@ -48,7 +48,7 @@ class Decoder:
         self.space, device = space or model.config.window, model.cos.device
         if self.space > model.config.window:
             raise UserError(
-                f"{self.space} tokens, prompt and new ones together, do not fit the model's window of {model.config.window}; "
+                f"{self.space} tokens, those of the prompt and all new ones but the last, do not fit the model's window of {model.config.window}; "
                 "shorten the prompt or ask for fewer new tokens"
             )
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
@@ -274,12 +274,13 @@ class _View:
             visible = torch.arange(self.end, device=number.device) <= reach.unsqueeze(-1)
             visible = visible.view(num_rows, 1, self.width, self.end)
             if decoder.kv == "drop":
-                known = self._rows(decoder._depth)[:, : self.end] > block
+                known = self._rows(decoder._depth) > block
                 visible = visible & known.view(num_rows, 1, 1, self.end)
             self.visible = visible
 
     def _rows(self, cache: Tensor) -> Tensor:
-        rows = cache.view(*self.shape, *cache.shape[1:])
+        """Of a cache (B * S, ...), the rows here up to the last token any query sees; cut first, since picking rows copies them."""
+        rows = cache.view(*self.shape, *cache.shape[1:])[:, : self.end]
         return rows if self.rows is None else rows.index_select(0, self.rows)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -288,6 +289,6 @@ class _View:
         if not self.dense:
             query = query.new_zeros(num_rows * self.width, *query.shape[1:]).index_copy_(0, self.slot, query)
         mask: dict[str, Any] = {"is_causal": self.causal} if self.visible is None else {"attn_mask": self.visible}
-        keys, values = (self._rows(part)[:, : self.end] for part in (keys, values))
+        keys, values = self._rows(keys), self._rows(values)
         out = attend(query.unflatten(0, (num_rows, self.width)), keys, values, **mask).flatten(0, 1)
         return out if self.dense else out.index_select(0, self.slot)
