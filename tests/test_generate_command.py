@@ -11,7 +11,7 @@ from rich.console import Console
 from offramp.cli import main
 from offramp.project import open_project
 from offramp.report.console import compare, stream
-from offramp.routing.generate import Speculation, Step, decode, generate, speculate
+from offramp.routing.generate import Sampling, Speculation, Step, decode, generate, speculate
 from offramp.routing.policies import FixedExit
 from tests.small_project import make_project
 
@@ -90,6 +90,27 @@ def test_drafts_that_were_wrong_are_layers_run(project):
     table = compare(model, len(prompt[0]), drafted, lambda work: decode(model, prompt, 12, work=work), rounds=1)
     layers = float(cells(table, 2)[0].split()[0])
     assert layers == pytest.approx(sum(works[-1].layer_tokens) / (len(prompt[0]) + 11), abs=0.05) and layers > 3
+
+
+def test_options_of_sampling_and_of_the_prompt_are_those_of_decoding(project, capsys):
+    model, prompt = project.model, [project.encode(PROMPT)]
+    policy, shared = project.policy(0.3), {"stop": {project.end_id}}
+    sampled = decode(model, prompt, 12, policy, sampling=Sampling(0.7, 0.8, 5), **shared)
+    assert run(capsys, "--threshold", "0.3", "--temperature", "0.7", "--top-p", "0.8", "--seed", "5").strip("\n") == said(project, sampled).strip("\n")
+    routed = decode(model, prompt, 12, policy, route_prompt=True, **shared)
+    assert run(capsys, "--threshold", "0.3", "--route-prompt").strip("\n") == said(project, routed).strip("\n")
+    assert run(capsys, "--colour").startswith("exit  0  1 \n")
+
+
+@pytest.mark.parametrize("options, reason", [
+    (["--top-p", "0.5"], "--top-p has no effect: without --temperature"), (["--seed", "0"], "--seed has no effect: without --temperature"),
+    (["--full", "--threshold", "0.5"], "--threshold has no effect: --full"), (["--full", "--route-prompt"], "--route-prompt has no effect: --full"),
+    (["--speculate", "0", "--full"], "--full has no effect: --speculate"), (["--draft", "3"], "--draft has no effect: without --speculate"),
+    (["--speculate", "0", "--temperature", "1"], "--temperature has no effect: --speculate"),
+])
+def test_options_that_would_have_no_effect_are_refused(project, capsys, options, reason):
+    assert main(["generate", "--prompt", PROMPT, *options]) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_figures_follow_the_text_on_request(project, capsys):

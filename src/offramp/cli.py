@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from offramp.errors import UserError, memory_for
@@ -92,11 +93,11 @@ def generate(options: argparse.Namespace) -> int:
     from offramp.report.console import compare, stream
     from offramp.routing.generate import Sampling, Speculation, decode, speculate
 
-    if options.speculate is not None and options.temperature is not None:
-        raise UserError("--speculate makes exactly the greedy tokens of full depth; leave out --temperature")
+    _check_generate(options)
     project = open_project()
     model, prompts, stop = project.model, [project.encode(options.prompt)], {project.end_id} - {None}
-    sampling = Sampling(options.temperature, options.top_p, options.seed) if options.temperature is not None else None
+    given = {name: value for name, value in (("top_p", options.top_p), ("seed", options.seed)) if value is not None}
+    sampling = Sampling(options.temperature, **given) if options.temperature is not None else None
 
     def full(work=None):
         return decode(model, prompts, options.tokens, sampling=sampling, stop=stop, work=work)
@@ -104,7 +105,8 @@ def generate(options: argparse.Namespace) -> int:
     drafting: list[Speculation] = []
     if options.speculate is not None:
         def early(work=None):
-            drafting.append(Speculation(options.speculate, options.draft))  # each run finds out anew whether drafts pay
+            length = {} if options.draft is None else {"length": options.draft}
+            drafting.append(Speculation(options.speculate, **length))  # each run finds out anew whether drafts pay
             return speculate(model, prompts, options.tokens, drafting[-1], stop, work)
     elif options.full:
         early = full
@@ -124,6 +126,21 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_generate(options: argparse.Namespace) -> None:
+    greedy = ("temperature", "top_p", "seed", "threshold", "route_prompt", "full")
+    _refuse_idle(options, options.speculate is not None, greedy, "--speculate makes the greedy tokens of full depth")
+    _refuse_idle(options, options.full, ("threshold", "route_prompt"), "--full lets nobody leave")
+    _refuse_idle(options, options.temperature is None, ("top_p", "seed"), "without --temperature nothing is drawn")
+    _refuse_idle(options, options.speculate is None, ("draft",), "without --speculate nothing is drafted")
+
+
+def _refuse_idle(options: argparse.Namespace, applies: bool, names: Sequence[str], reason: str) -> None:
+    """UserError for the first of the options ``names`` that was given, where they have no effect."""
+    given = [name for name in names if getattr(options, name) is not None and getattr(options, name) is not False]
+    if applies and given:
+        raise UserError(f"--{given[0].replace('_', '-')} has no effect: {reason}; leave it out")
+
+
 def suitability(options: argparse.Namespace) -> int:
     """Print whether early exit is worth it, for the project's model or for a checkpoint as it is."""
     from rich.console import Console
@@ -135,6 +152,9 @@ def suitability(options: argparse.Namespace) -> int:
     from offramp.project import open_project
     from offramp.runtime import setup
 
+    of_model = ("exits_after", "text", "gguf_file", "revision", "window")
+    _refuse_idle(options, options.model is None, of_model, "without --model the project's own model is measured, on its states")
+    _refuse_idle(options, options.model is not None, ("states",), "--model is measured on --text")
     sizes = {"tokens": options.tokens, "rounds": options.rounds, "batch_size": options.batch_size}
     if options.model is None:
         project = open_project()
@@ -149,7 +169,7 @@ def suitability(options: argparse.Namespace) -> int:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--text {options.text} cannot be read ({error}); give a file of UTF-8 text") from None
         checkpoint = Checkpoint(options.model, options.gguf_file, options.revision)
-        subject = of_checkpoint(checkpoint, options.exits_after, text, setup("auto", os.cpu_count() or 1), options.window, **sizes)
+        subject = of_checkpoint(checkpoint, options.exits_after, text, setup("auto", os.cpu_count() or 1), options.window or 128, **sizes)
     found = assess(subject)
     if options.json:
         print(json.dumps(found, indent=2))
@@ -259,15 +279,15 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--json", action="store_true", help="print JSON")
     write = command("generate", generate, "continue a prompt; who leaves early is what params.yaml says", "--tokens or the prompt")
     write.add_argument("--prompt", required=True, help="text to continue")
-    write.add_argument("--tokens", type=int, default=64, help="most new tokens (64)")
+    write.add_argument("--tokens", type=_count, default=64, help="most new tokens (64)")
     write.add_argument("--threshold", type=float, nargs="+", help="another threshold than params.yaml's, 0 to 1, or one per exit")
     write.add_argument("--full", action="store_true", help="full depth: nobody leaves")
     write.add_argument("--route-prompt", action="store_true", help="let the prompt's tokens leave early too, as in evaluation")
     write.add_argument("--speculate", type=int, metavar="EXIT", help="this exit drafts, full depth verifies: its greedy tokens, sooner")
-    write.add_argument("--draft", type=int, default=4, help="most tokens of a draft (4)")
+    write.add_argument("--draft", type=_count, help="most tokens of a draft (4)")
     write.add_argument("--temperature", type=float, help="sample instead of taking the likeliest token")
-    write.add_argument("--top-p", type=float, default=1.0, help="sample from the fewest tokens with this probability (1)")
-    write.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    write.add_argument("--top-p", type=float, help="sample from the fewest tokens with this probability (1)")
+    write.add_argument("--seed", type=int, help="of the sampling (0)")
     write.add_argument("--colour", action="store_true", help="colour every token by the exit that predicted it")
     write.add_argument("--stats", action="store_true", help="then print depth used, tokens/s and speed against full depth")
     fits = command("suitability", suitability, "whether early exit is worth it: agreement, oracle bounds, break-even and advice",
@@ -278,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     fits.add_argument("--revision", help="commit, branch or tag on the hub")
     fits.add_argument("--exits-after", type=int, nargs="+", metavar="LAYERS", help="of --model: layers after which an exit would stand")
     fits.add_argument("--text", type=Path, help="of --model: UTF-8 text like that to be run")
-    fits.add_argument("--window", type=_count, default=128, help="of --model: tokens per sequence (128)")
+    fits.add_argument("--window", type=_count, help="of --model: tokens per sequence (128)")
     fits.add_argument("--tokens", type=_count, default=16384, help="most tokens that quality is measured on (16384)")
     fits.add_argument("--rounds", type=_count, default=5, help="batches timed (5)")
     fits.add_argument("--batch-size", type=_count, help="sequences of a timed batch (routing.batch_size; 4 with --model)")

@@ -166,10 +166,12 @@ def test_sampling_repeats_with_its_seed_and_follows_the_softmax():
 
 
 @pytest.mark.parametrize("ask, message", [
-    (lambda model: Sampling(temperature=0.0), r"temperature = 0\.0: give a positive number"),
+    (lambda model: Sampling(temperature=0.0), r"temperature = 0\.0: give a number from 1e-06 on"),
+    (lambda model: Sampling(seed=2**63), "seed = 9223372036854775808: give a whole number from 0"),
+    (lambda model: Speculation(exit=0, length=0), "length = 0: a draft has at least one token"),
     (lambda model: Sampling(top_p=1.5), r"top_p = 1\.5"),
     (lambda model: next(decode(model, [[]], 5)), "prompt is empty"),
-    (lambda model: next(decode(model, [[1] * 20], 5)), r"25 tokens, .* window of 24"),
+    (lambda model: next(decode(model, [[1] * 20], 6)), r"25 tokens, .* window of 24"),
     (lambda model: next(speculate(model, [[1]], 5, Speculation(exit=1))), "exit 1 is not one of 0 to 0"),
 ])
 def test_what_cannot_be_done_is_said(ask, message):

@@ -294,7 +294,7 @@ def threshold_curve(executor: Executor, windows: TokenWindows, states: States, s
             run = run_split(executor, windows, chosen, None, settings.batch_size, device, exits, f"curve, {name} {fraction}")
             here.append(_curve_row(name, fraction, run, target, full_argmax, model, whole, scorers.get(name), exits))
             if name in scorers:
-                here[-1]["threshold"] = float(score[0][exits == 0].min())
+                here[-1]["threshold"] = float(score[0][exits == 0].min()) if counts[0] else None
         nll = {row["signal"]: np.log(row["ppl"]) for row in here}
         for row in here:
             row["headroom"] = float((nll["random"] - nll[row["signal"]]) / (nll["random"] - nll["gain_oracle"]))

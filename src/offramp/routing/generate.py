@@ -19,6 +19,9 @@ from offramp.routing.decoder import Decoder, Fed
 from offramp.routing.executor import Policy, Work
 from offramp.routing.policies import FixedExit
 
+COLDEST = 1e-6
+"""Least temperature: logits divided by it are still finite, and all but ties are decided."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -30,10 +33,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"temperature = {self.temperature}: give a positive number, or none for greedy decoding")
+        if not self.temperature >= COLDEST:
+            raise UserError(f"temperature = {self.temperature}: give a number from {COLDEST} on, or none for greedy decoding")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p = {self.top_p}: give a share above 0 and at most 1")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed = {self.seed}: give a whole number from 0 to 2^63 - 1")
 
 
 @dataclass
@@ -70,8 +75,8 @@ def decode(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: int, 
            work: Work | None = None) -> Iterator[Step]:
     """Continue every prompt by up to ``new_tokens`` tokens, or to one of ``stop``; greedily without ``sampling``.
 
-    ``policy`` says who leaves early (None: nobody), of the prompt's tokens only with ``route_prompt``; ``work`` counts what
-    is executed. UserError for an empty prompt and where a prompt and its new tokens do not fit the model's window.
+    Prompt and new tokens but the last, which is never read, must fit the model's window. ``policy`` says who leaves early (None: nobody), of the prompt's tokens only with ``route_prompt``; ``work`` counts what
+    is executed. UserError for an empty prompt and where they do not fit.
     """
     decoder = _start(model, prompts, new_tokens, kv, work)
     choose = _Chooser(sampling, decoder.lengths.device)
@@ -113,6 +118,10 @@ class Speculation:
     """Tokens made per row and cycle."""
 
     PLAIN_STEPS, TRIAL, RECENT = 2, 3, 8
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UserError(f"length = {self.length}: a draft has at least one token")
 
     def count(self, drafted: int, accepted: int) -> None:
         """Twice as many tokens after a cycle whose drafts were all right, one fewer after another."""
@@ -210,7 +219,7 @@ def _start(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: int, 
         raise UserError("a prompt is empty; give at least one token to continue")
     if new_tokens < 1:
         raise UserError(f"new_tokens = {new_tokens}: ask for at least one")
-    decoder = Decoder(model, len(prompts), kv, max(map(len, prompts)) + new_tokens)
+    decoder = Decoder(model, len(prompts), kv, max(map(len, prompts)) + new_tokens - 1)
     if work is not None:
         decoder.work = work
     return decoder
