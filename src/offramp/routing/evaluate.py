@@ -210,9 +210,10 @@ class Evaluation:
             batch_text = tuple(part.to(self.device) for part in self.windows.batch(batch))
             given = GivenExits(taken[batch].flatten().to(self.device))
             policies = {"plain": None, "routed": self.policy, "skipping": given, "asking": NobodyLeaves(self.policy)}
-            if not number:  # warm up
+            if not number:  # warm up; all but the plain pass on one sequence: what is made once does not grow with the batch
+                self.executor.run(*batch_text, None)
                 for policy in policies.values():
-                    self.executor.run(*batch_text, policy)
+                    self.executor.run(*(part[:1] for part in batch_text), policy)
             turn = number % len(arms)
             for name in (*list(arms)[turn:], *list(arms)[:turn]):
                 arms[name].append(pass_seconds(self.executor, batch_text, policies[name], asked if name == "asking" else None))
