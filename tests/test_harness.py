@@ -21,6 +21,7 @@ from lm_eval.tasks import TaskManager
 from offramp.cli import main
 from offramp.errors import UserError
 from offramp.harness import RoutedLM
+from offramp.project import open_project
 from offramp.routing.executor import Executor
 from offramp.routing.generate import decode, generate
 from tests.conftest import REPOSITORY
@@ -93,6 +94,30 @@ def test_what_the_model_would_say_is_greedy(routed, full):
         other = [*said.tokens[:3], (said.tokens[3] + 1) % 400]
         found = lm._loglikelihood_tokens([("", context, said.tokens), ("", context, other)], disable_tqdm=True)
         assert [greedy for _, greedy in found] == [True, False]
+
+
+def test_a_context_of_whitespace_is_an_empty_one_and_what_is_scored_is_all_after_the_end_token(routed):
+    """lm_eval moves the whitespace to the continuation, which leaves the context without tokens."""
+    ask = lambda *pairs: routed.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)  # noqa: E731
+    assert ask((" ", "Fellow citizens"), ("\n", "Congress")) == ask(("", " Fellow citizens"), ("", "\nCongress"))
+    assert all(log_p < -1 for log_p, _ in ask((" ", "a"), (" ", "Fellow citizens")))
+
+
+def test_a_continuation_without_a_token_of_its_own_is_refused_by_its_texts(routed):
+    """The last token of a context may take up all that follows."""
+    with pytest.raises(UserError, match=r"the continuation of \('Fellow', 's'\) has no token of its own"):
+        routed._loglikelihood_tokens([(("Fellow", "s"), [5, 6], [])], disable_tqdm=True)
+
+
+def test_batch_sizes_are_given_as_to_lm_eval(project):
+    found = [RoutedLM(str(project), batch_size=given).batch_size for given in ("auto", "auto:4", "8", 3)]
+    assert found == [*[open_project(project).params.routing.batch_size] * 2, 8, 3]
+
+
+@pytest.mark.parametrize("given", [0, "0", "-2", "many"])
+def test_a_batch_size_that_is_none_is_refused(project, given):
+    with pytest.raises(UserError, match=f"batch_size = {given!r}: give a number of at least 1, or auto"):
+        RoutedLM(str(project), batch_size=given)
 
 
 def test_a_whole_text_is_scored_once_per_token_in_windows(routed):

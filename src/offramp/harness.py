@@ -53,7 +53,7 @@ class RoutedLM(TemplateLM):
         self.model, self._device = self.project.model, self.project.device
         self.policy = None if full else self.project.policy(threshold)
         self.kv = self.project.params.routing.kv
-        self.batch_size = self.project.params.routing.batch_size if batch_size == "auto" else int(batch_size)
+        self.batch_size = _batch_size(batch_size, self.project.params.routing.batch_size)
         self.executor = Executor(self.model, self.kv, self.project.params.collect.precision)
         self.exits_taken = np.zeros(self.model.config.num_blocks, np.int64)
 
@@ -80,8 +80,15 @@ class RoutedLM(TemplateLM):
                               **kwargs: Any) -> list[tuple[float, bool]]:
         """Log-probability of every continuation, and whether all of its tokens are the most likely ones, each where it left.
 
-        Requests are (texts, context tokens, continuation tokens); contexts too long for the window lose their beginning.
+        Requests are (texts, context tokens, continuation tokens); contexts too long for the window lose their beginning. Where a
+        context is all whitespace, lm_eval counts that as continuation: the end token then stands before it, as before texts
+        without context.
         """
+        for given, _, continuation in requests:
+            if not continuation:  # log-probability 0 would say that it is certain
+                raise UserError(f"the continuation of {given!r} has no token of its own: the tokenizer joins it to the last one of its "
+                                "context; leave such rows out, or choose another task")
+        requests = [(given, context or [self.prefix_token_id], continuation) for given, context, continuation in requests]
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
         if longest > self.max_length:
             raise UserError(f"a continuation of {longest} tokens does not fit the model's window of {self.max_length}; choose another "
@@ -162,6 +169,15 @@ class RoutedLM(TemplateLM):
     def _report(self) -> None:
         shares = self.exits_taken / max(1, self.exits_taken.sum())
         log.info("tokens by exit so far: %s", ", ".join(f"{share:.1%} at exit {exit}" for exit, share in enumerate(shares)))
+
+
+def _batch_size(given: int | str, ours: int) -> int:
+    """lm_eval's ``auto``, with or without how often it is to be tried out (``auto:4``), is the project's own."""
+    if str(given).partition(":")[0] == "auto":
+        return ours
+    if not str(given).isdecimal() or not int(given):
+        raise UserError(f"batch_size = {given!r}: give a number of at least 1, or auto for routing.batch_size of params.yaml")
+    return int(given)
 
 
 def _before(text: str, until: Sequence[str]) -> str | None:
