@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from offramp.corpus.token_bytes import bits_per_byte, token_bytes
 from offramp.corpus.tokenizer import Encoder, train_tokenizer
 from offramp.params import TokenizerParams
+from tests.models.checkpoints import make_tokenizer
 
 TEXTS = ["The café is näive, and the state of the Union is strong.\n\n  Twice — 日本.", "and so on, and so forth"]
 SMOLLM2 = Path(__file__).resolve().parents[2] / "build/smollm2/tokenizer.json"
@@ -34,6 +35,14 @@ def test_characters_add_up_and_unknown_ones_are_not_guessed():
 def test_lowercased_words_have_no_bytes_and_no_bits_per_byte():
     words = train_tokenizer(TokenizerParams(kind="word", vocab_size=300, min_count=1), TEXTS)
     assert bits_per_byte(3.0, token_bytes(words, "word")[Encoder(words, "word")("and so on,")].sum()) is None
+
+
+def test_added_tokens_are_written_as_text_not_as_bytes():
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["naïve — 日本"])
+    ids = Encoder(tokenizer, "pretrained")("the naïve — 日本")
+    assert tokenizer.id_to_token(ids[-1]) == "naïve — 日本"
+    assert token_bytes(tokenizer, "pretrained")[ids].sum() == len("the naïve — 日本".encode())
 
 
 @pytest.mark.skipif(not SMOLLM2.is_file(), reason="build/smollm2 is not there; `make smollm2` makes it")

@@ -21,7 +21,8 @@ def token_bytes(tokenizer: Tokenizer, kind: str) -> np.ndarray:
     That is every ``<unk>``, and with lowercased words (kind ``word``) everything.
     """
     entries = tokenizer.get_vocab(with_added_tokens=True)
-    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special} | {END}
+    added = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
+    special = {content for content, is_special in added.items() if is_special} | {END}
     by_byte = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
     out = np.zeros(max(entries.values()) + 1)
     for entry, id in entries.items():
@@ -29,8 +30,8 @@ def token_bytes(tokenizer: Tokenizer, kind: str) -> np.ndarray:
             out[id] = math.nan
         elif entry in special:
             out[id] = 0
-        elif by_byte:  # every character of the entry is one byte
-            out[id] = len(entry)
+        elif by_byte:  # every character of the entry is one byte, but for added tokens, which are written as text
+            out[id] = len(entry.encode() if entry in added else entry)
         else:
             out[id] = 1 if BYTE.fullmatch(entry) else len(entry.replace("▁", " ").encode())
     return out
