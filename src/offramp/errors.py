@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""How torch's allocators put it, of GPUs and of the CPU."""
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+"""How torch's allocators put it, of GPUs and of the CPU, and the system, where a file cannot be mapped."""
 
 
 class UserError(Exception):
     """Wrong input: the message names the key or file, the value and the remedy. Shown without a traceback."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that an allocation failed: nothing is wrong with what was to be held."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
 def require_heads(width: int, heads: int) -> None:
@@ -27,8 +32,8 @@ def memory_for(what: str, lower: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        said = (str(error).splitlines() or ["no memory"])[0]
-        if not isinstance(error, MemoryError) and not any(words in said for words in OUT_OF_MEMORY):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not out_of_memory(error):
             raise
+        said = (str(error).splitlines() or ["no memory"])[0]
         raise UserError(f"{what} ran out of memory ({said}); lower {lower}") from error
