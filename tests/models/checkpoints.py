@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import gguf
+import numpy as np
 import torch
+from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -33,3 +37,42 @@ def save_checkpoint(folder: Path, vocab_size: int = 300, text: str = TEXT, **cha
     model.save_pretrained(folder)
     make_tokenizer(vocab_size, text).save(str(folder / "tokenizer.json"))
     return folder
+
+
+GGUF_NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+              "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+              "post_attention_layernorm": "ffn_norm"}
+WHOLE = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight", "model.norm.weight": "output_norm.weight"}
+
+
+def save_gguf(file: Path, folder: Path, with_tokenizer: bool = True) -> Path:
+    """The Llama that ``save_checkpoint`` wrote to ``folder``, as one GGUF file in fp32."""
+    config, tokenizer = LlamaConfig.from_pretrained(folder), json.loads((folder / "tokenizer.json").read_text())["model"]
+    writer = gguf.GGUFWriter(str(file), "llama")
+    for add, value in ((writer.add_block_count, config.num_hidden_layers), (writer.add_context_length, config.max_position_embeddings),
+                       (writer.add_embedding_length, config.hidden_size), (writer.add_feed_forward_length, config.intermediate_size),
+                       (writer.add_head_count, config.num_attention_heads), (writer.add_head_count_kv, config.num_key_value_heads),
+                       (writer.add_layer_norm_rms_eps, config.rms_norm_eps), (writer.add_vocab_size, config.vocab_size),
+                       (writer.add_rope_dimension_count, config.head_dim), (writer.add_rope_freq_base, 10_000.0)):
+        add(value)
+    if with_tokenizer:
+        tokens = sorted(tokenizer["vocab"], key=tokenizer["vocab"].get)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(tokens)
+        writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(tokens) - 1))
+        writer.add_token_merges([" ".join(pair) for pair in tokenizer["merges"]])
+        writer.add_eos_token_id(0)
+    heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        if name in WHOLE:
+            writer.add_tensor(WHOLE[name], weight)
+            continue
+        layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+        if part in heads:  # llama.cpp turns neighbouring dimensions of a head, Transformers its halves
+            weight = weight.reshape(heads[part], 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+        writer.add_tensor(f"blk.{layer}.{GGUF_NAMES[part]}.weight", np.ascontiguousarray(weight))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from offramp.checkpoint import Checkpoint, read_config
+from offramp.checkpoint import Checkpoint, gguf_tokenizer, read_config
 from offramp.errors import UserError
 from offramp.models.pretrained import load_weights
 
@@ -27,9 +27,9 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         raise UserError(f"{gguf}: no such file; give a GGUF file")
     checkpoint = Checkpoint(str(gguf.parent), gguf.name)
     read_config(checkpoint)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **checkpoint.options)
+    tokenizer = gguf_tokenizer(checkpoint)
     loaded = load_weights(*checkpoint)
     del loaded.config.quantization_config  # a model marked as quantised cannot be saved, and these weights no longer are
     with torch.device("meta"):

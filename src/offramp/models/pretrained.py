@@ -10,14 +10,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from offramp.checkpoint import Checkpoint, check_cut, first_line, read_config
-from offramp.errors import UserError
+from offramp.checkpoint import Checkpoint, check_cut, check_weights, first_line, read_config
+from offramp.errors import UserError, out_of_memory
 from offramp.models.blockwise import Blockwise
 from offramp.nn.pretrained_layers import LAYERS, identity_copy
 from offramp.nn.translators import BLOCK, make_translator
@@ -150,7 +151,10 @@ def rotary_tables(decoder: nn.Module, window: int) -> tuple[Tensor, Tensor]:
 
 
 def load_weights(name_or_path: str, gguf_file: str | None = None, revision: str | None = None) -> PreTrainedModel:
-    """Transformers' own model of a checkpoint, in fp32; UserError where weights are pickled, damaged or missing."""
+    """Transformers' own model of a checkpoint, in fp32.
+
+    UserError where weights are pickled, damaged, missing or not finite, or do not fit into memory.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -159,17 +163,27 @@ def load_weights(name_or_path: str, gguf_file: str | None = None, revision: str 
         disable_progress_bar()
     formats = {} if checkpoint.gguf_file else {"use_safetensors": True}
     try:
+        check_weights(checkpoint)
         model, found = AutoModelForCausalLM.from_pretrained(
             checkpoint.name_or_path, dtype=torch.float32, output_loading_info=True, **formats, **checkpoint.options)
-    except SafetensorError as error:
-        raise UserError(f"{checkpoint}: its safetensors file is damaged ({error}); fetch or save it again") from None
-    except OSError as error:
-        raise UserError(f"{checkpoint}: no safetensors weights there, and pickled ones are not read ({first_line(error)})") from None
-    except (RuntimeError, ValueError, ImportError) as error:
-        raise UserError(f"{checkpoint}: its weights cannot be loaded: {first_line(error)}") from None
+    except (MemoryError, RuntimeError, OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(f"{checkpoint}: {_why_not_loaded(error)}") from None
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{checkpoint}: {len(missing)} weights are missing, {missing[0]} for one; fetch or save it again")
+    for name, weight in model.named_parameters():
+        if not all(map(isfinite, weight.detach().aminmax())):
+            raise UserError(f"{checkpoint}: its weights are not finite numbers, {name} for one; fetch or save it again")
     return model
+
+
+def _why_not_loaded(error: Exception) -> str:
+    if out_of_memory(error):
+        return f"loading its weights ran out of memory ({first_line(error) or 'no memory'}); choose a smaller checkpoint"
+    if isinstance(error, SafetensorError):
+        return f"its safetensors file is damaged ({error}); fetch or save it again"
+    if isinstance(error, OSError):
+        return f"no safetensors weights there, and pickled ones are not read ({first_line(error)})"
+    return f"its weights cannot be loaded: {first_line(error)}"
 
 
 def empty_model(theirs: Any, config: PretrainedConfig) -> PretrainedLM:
