@@ -28,7 +28,10 @@ def save_model(model: Blockwise, folder: Path, base_trained: bool = True) -> Non
     config = model.config.to_json()
     if isinstance(model, PretrainedLM):
         if base_trained:
-            read_config(model.config.checkpoint).to_json_file(folder / THEIRS)
+            theirs = read_config(model.config.checkpoint)
+            if model.head is not None:  # files may hold a head that the configuration says is the embedding
+                theirs.tie_word_embeddings = False
+            theirs.to_json_file(folder / THEIRS)
         else:
             config["checkpoint"] = weight_digests(model.config.checkpoint)
     kept = model if base_trained else model.translators
@@ -36,10 +39,10 @@ def save_model(model: Blockwise, folder: Path, base_trained: bool = True) -> Non
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
-def load_model(lm: Artifact) -> Blockwise:
-    """The model of an ``lm`` artifact, on the CPU, in evaluation mode."""
+def load_model(lm: Artifact, root: Path = Path()) -> Blockwise:
+    """The model of an ``lm`` artifact, on the CPU, in evaluation mode; a relative path of its checkpoint starts at ``root``."""
     config = json.loads(lm.file(CONFIG).read_text())
-    return (_pretrained(lm, config) if "name_or_path" in config else _native(lm, config)).eval()
+    return (_pretrained(lm, config, root) if "name_or_path" in config else _native(lm, config)).eval()
 
 
 def _native(lm: Artifact, config: dict[str, Any]) -> BlockwiseLM:
@@ -48,7 +51,7 @@ def _native(lm: Artifact, config: dict[str, Any]) -> BlockwiseLM:
     return model
 
 
-def _pretrained(lm: Artifact, values: dict[str, Any]) -> PretrainedLM:
+def _pretrained(lm: Artifact, values: dict[str, Any], root: Path) -> PretrainedLM:
     """UserError where the checkpoint is not the one that ``lm`` was made from."""
     digests = values.pop("checkpoint", None)
     config = PretrainedConfig.from_json(values)
@@ -59,10 +62,11 @@ def _pretrained(lm: Artifact, values: dict[str, Any]) -> PretrainedLM:
         model = empty_model(CONFIG_MAPPING[theirs["model_type"]].from_dict(theirs), config)
         _fill(model, lm, assign=True)
         return model
-    if weight_digests(config.checkpoint) != digests:
-        raise UserError(f"{config.checkpoint}: its weights are not those that {lm.path} was made from; "
+    checkpoint = config.checkpoint.under(root)
+    if weight_digests(checkpoint) != digests:
+        raise UserError(f"{checkpoint}: its weights are not those that {lm.path} was made from; "
                         "restore them, or run `dvc repro`")
-    model = PretrainedLM(load_weights(*config.checkpoint), config)
+    model = PretrainedLM(load_weights(*checkpoint), config)
     _fill(model.translators, lm)
     return model
 
