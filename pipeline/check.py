@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offramp.checkpoint import Checkpoint, check_cut, load_tokenizer, read_config
+from offramp.checkpoint import Checkpoint, check_cut, check_weights, load_tokenizer, read_config
 from offramp.checkpoint import fingerprint as fingerprint_weights
 from offramp.corpus.fingerprint import fingerprint
 from offramp.lineage.artifact import write_json
@@ -35,6 +35,7 @@ def _checked(params: Declared) -> Checkpoint:
     config = read_config(checkpoint)
     check_cut(config, checkpoint, params.model.exits_after, params.window)
     load_tokenizer(checkpoint, config)
+    check_weights(checkpoint)
     return checkpoint
 
 
