@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 
 import pytest
@@ -117,6 +118,12 @@ def test_figures_follow_the_text_on_request(project, capsys):
     out = run(capsys, "--speculate", "0", "--stats")
     assert re.search(r"[\d.]+x the speed of full depth by the clock", out.replace("\n", " "))
     assert re.search(r"\d+ of \d+ drafted tokens were right; drafting (paid and stayed on|did not pay and was given up)", out)
+
+
+def test_a_prompt_in_another_encoding_is_refused(project, capsys):
+    """Bytes of a command line that are not UTF-8 reach a program as lone surrogates."""
+    assert main(["generate", "--prompt", os.fsdecode(b"caf\xe9")]) == 2
+    assert r"the prompt is not valid UTF-8 text: '\udce9' is no character" in capsys.readouterr().err
 
 
 def test_it_is_said_what_cannot_be_done(project, capsys):

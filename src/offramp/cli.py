@@ -95,7 +95,7 @@ def generate(options: argparse.Namespace) -> int:
 
     _check_generate(options)
     project = open_project()
-    model, prompts, stop = project.model, [project.encode(options.prompt)], {project.end_id} - {None}
+    model, prompts, stop = project.model, [project.encode_prompt(options.prompt)], project.stop_ids
     given = {name: value for name, value in (("top_p", options.top_p), ("seed", options.seed)) if value is not None}
     sampling = Sampling(options.temperature, **given) if options.temperature is not None else None
 

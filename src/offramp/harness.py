@@ -6,7 +6,8 @@ does the same; in Python, importing this module is enough for ``lm_eval.simple_e
 packages of ``pip install 'offramp[eval]'``.
 
 Likelihoods come from one routed pass over context and continuation, in which the context's tokens may leave early too, as in
-evaluation, in ``collect.precision``. Generation is that of ``offramp generate``: fp32, prompts run at full depth.
+evaluation, in ``collect.precision``. Generation is that of ``offramp generate``: fp32, prompts run at full depth. But no text begins
+with the token that some tokenizers put before every text (``<s>``), as in lm_eval, whose ``add_bos_token`` is off by default.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class RoutedLM(TemplateLM):
         return np.bincount(owners, found, len(requests)).tolist() if owners else [0.0] * len(requests)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What follows every context, up to one of the strings ``until``, the end token, or ``max_gen_toks`` tokens."""
+        """What follows every context, up to one of the strings ``until``, a token that ends texts, or ``max_gen_toks`` tokens."""
         out: dict[int, str] = {}
         settings = [normalize_gen_kwargs(request.args[1], min(256, self.max_length // 2)) for request in requests]
         prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
@@ -146,7 +147,7 @@ class RoutedLM(TemplateLM):
             log.warning("generation settings that are not supported have no effect: %s", ", ".join(sorted(unknown)))
         sampling = Sampling(float(settings.get("temperature", 1.0)), float(settings.get("top_p", 1.0))) if settings["do_sample"] else None
         prompts = [prompt[-(self.max_length - new_tokens) :] for prompt in prompts]
-        ends = {self.project.end_id} - {None}
+        ends = self.project.stop_ids
         made: list[list[int]] = [[] for _ in prompts]
         texts: dict[int, str] = {}
         for step in decode(self.model, prompts, new_tokens, self.policy, self.kv, sampling, ends):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -48,6 +50,25 @@ class Project:
         """The token that ends a text, if there is one."""
         return self.data.meta["end_id"]
 
+    @property
+    def stop_ids(self) -> set[int]:
+        """The tokens at which generation ends: of a checkpoint there may be several."""
+        return set(self.data.meta.get("stop_ids", [self.end_id])) - {None}
+
+    @cached_property
+    def opening(self) -> list[int]:
+        """What the tokenizer puts before every text, where it does: the ``<s>`` of Llama."""
+        begun = self.tokenizer.encode("a", add_special_tokens=True)
+        return [id for id, _ in takewhile(itemgetter(1), zip(begun.ids, begun.special_tokens_mask))]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The tokens of a text to be continued, which begins as texts under Transformers do."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the prompt is not valid UTF-8 text: {text[error.start : error.end]!r} is no character; give it in UTF-8") from None
+        return [*self.opening, *self.encode(text)]
+
     def encode(self, text: str) -> list[int]:
         return self.encoder(text).tolist()
 
@@ -75,4 +96,4 @@ def open_project(root: Path = Path(".")) -> Project:
     device = setup(params.runtime.device, params.runtime.threads)
     data = open_artifact(root / "data", "data")
     lm = open_artifact(root / "models/lm", "lm", inputs={"data": data})
-    return Project(root, params, data, lm, load_model(lm).to(device), device)
+    return Project(root, params, data, lm, load_model(lm, root).to(device), device)

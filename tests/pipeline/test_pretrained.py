@@ -13,13 +13,18 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from offramp.analysis.low_rank import readout_inputs
+from offramp.cli import main
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
 from offramp.lineage.artifact import open_artifact
 from offramp.params import load_params
+from offramp.project import Project, open_project
+from offramp.routing.generate import decode, generate
 from offramp.states.store import States
 from tests.conftest import REPOSITORY
 from tests.models.checkpoints import save_checkpoint
@@ -89,6 +94,96 @@ def test_low_rank_readouts_of_a_checkpoint_are_refused(project):
     states = States(open_artifact(project / "states/test", "states"))
     with pytest.raises(UserError, match="holds states of a checkpoint, whose readouts are not kept with them"):
         readout_inputs(states, 0, 100)
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda weights: weights.write_bytes(weights.read_bytes()[:-100]), "its safetensors file is damaged"),
+    (lambda weights: weights.unlink(), "no safetensors weights there"),
+    (lambda weights: weights.rename(weights.with_name("pytorch_model.bin")), "no safetensors weights there, and pickled ones are not read"),
+])
+def test_weights_that_cannot_be_read_are_refused_by_the_check(project, tmp_path, spoil, message):
+    """Before DVC deletes the model that was made from them."""
+    folder = shutil.copytree(project, tmp_path / "copy")
+    spoil(folder / "tiny/model.safetensors")
+    with pytest.raises(UserError, match=message):
+        run(folder, "check")
+
+
+def edit(file: Path, **changes) -> None:
+    values = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(values | changes))
+
+
+PROMPT = "Fellow citizens"
+
+
+@pytest.fixture
+def begun_and_ended(project, tmp_path) -> tuple[Path, int]:
+    """A copy whose tokenizer puts its token 0 before every text, and a token that its model goes on to after ``PROMPT``."""
+    folder = shutil.copytree(project, tmp_path / "copy")
+    tokenizer = Tokenizer.from_file(str(folder / "tiny/tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 0)])
+    tokenizer.save(str(folder / "tiny/tokenizer.json"))
+    return folder, list(dict.fromkeys(_continue(folder, eos_token_id=None)))[2]
+
+
+def _continue(folder: Path, **settings) -> list[int]:
+    """What Transformers itself makes of ``PROMPT``."""
+    ids = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tiny/tokenizer.json"))(PROMPT, return_tensors="pt")["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(folder / "tiny", dtype=torch.float32)
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
+    return made[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("told_by", ["config.json", "generation_config.json"])
+def test_generation_begins_and_ends_as_under_transformers(begun_and_ended, told_by):
+    """Ends may be several, and generation_config.json may name others than end documents."""
+    folder, end = begun_and_ended
+    (folder / "tiny/generation_config.json").unlink()
+    edit(folder / "tiny" / told_by, eos_token_id=[399, end])
+    run(folder, "check", "prepare", "pretrain")
+    opened = open_project(folder)
+    assert opened.stop_ids == {399, end} and opened.end_id == (399 if told_by == "config.json" else 0)
+    assert opened.encode_prompt(PROMPT) == [0, *opened.encode(PROMPT)]
+    (made,) = generate(decode(opened.model, [opened.encode_prompt(PROMPT)], 12, stop=opened.stop_ids), 1)
+    assert made.tokens == _continue(folder) and made.tokens[-1] == end and 1 < len(made.tokens) < 12
+
+
+def test_the_commands_run_on_a_checkpoint(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    opened = open_project()
+    for options in ([], ["--speculate", "0"]):
+        assert main(["generate", "--prompt", PROMPT, "--tokens", "8", "--full", *options]) == 0
+        (made,) = generate(decode(opened.model, [opened.encode(PROMPT)], 8, stop=opened.stop_ids), 1)
+        said = opened.decode(opened.encode(PROMPT)[-1], made.tokens)
+        assert capsys.readouterr().out.rstrip("\ufffd\n") == said.rstrip("\ufffd\n")  # a last character that is not whole is not shown
+
+
+def test_the_harness_runs_on_a_checkpoint_from_another_folder(project, tmp_path, monkeypatch):
+    instance = pytest.importorskip("lm_eval.api.instance", reason="lm_eval is not installed (pip install 'offramp[eval]')").Instance
+    from offramp.harness import RoutedLM
+
+    monkeypatch.chdir(tmp_path)
+    lm = RoutedLM(str(project), full=True, batch_size=2)
+    pairs = [(PROMPT, " Senate"), ("\n", "The union")]
+    found = lm.loglikelihood([instance("loglikelihood", {}, pair, place) for place, pair in enumerate(pairs)], disable_tqdm=True)
+    theirs = AutoModelForCausalLM.from_pretrained(project / "tiny", dtype=torch.float32)
+    for (context, continuation), (log_p, _) in zip(pairs, found):
+        before, whole = (lm.tok_encode(text) for text in (context.rstrip(), context + continuation))
+        tokens = torch.tensor([whole if before else [lm.eot_token_id, *whole]])
+        scored = len(whole) - len(before)
+        with torch.no_grad():
+            each = theirs(tokens).logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[0, -scored:]
+        assert log_p == pytest.approx(each.sum().item(), rel=1e-4)
+    (text,) = lm.generate_until([instance("generate_until", {}, (PROMPT, {"max_gen_toks": 8, "until": ["\x00"]}), 0)], disable_tqdm=True)
+    assert text == lm.project.decode(lm.tok_encode(PROMPT)[-1], _greedy(lm.project, 8))
+
+
+def _greedy(opened: Project, count: int) -> list[int]:
+    (made,) = generate(decode(opened.model, [opened.encode(PROMPT)], count, stop=opened.stop_ids), 1)
+    return [token for token in made.tokens if token not in opened.stop_ids]
 
 
 def test_another_checkpoint_in_the_same_place_is_noticed(project, tmp_path):

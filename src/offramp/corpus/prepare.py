@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from offramp.checkpoint import Checkpoint, end_token, load_tokenizer, read_config
+from offramp.checkpoint import Checkpoint, end_token, load_tokenizer, read_config, stop_tokens
 from offramp.corpus.sources import Piece, joined, open_source
 from offramp.corpus.split import SPLITS, assign, survey
 from offramp.corpus.store import Stream, token_dtype, write_streams
@@ -50,11 +50,11 @@ def prepare(
     def progress(task: str) -> Iterator[Piece]:
         return _progress(source, task, characters)
 
-    pieces, unknown_id = progress("encode"), None
+    pieces, unknown_id, more = progress("encode"), None, {}
     if tokenizer.kind == "pretrained":
         theirs = read_config(checkpoint)
         used, vocab_size, end_id = load_tokenizer(checkpoint, theirs), theirs.vocab_size, end_token(theirs)
-        pieces = joined(pieces, WHOLE)
+        pieces, more = joined(pieces, WHOLE), {"stop_ids": stop_tokens(checkpoint, theirs)}
     else:
         train_texts = (piece.text for piece in progress("tokenizer") if splits[piece.document] == train)
         used = train_tokenizer(tokenizer, train_texts)
@@ -73,6 +73,7 @@ def prepare(
             "unknown_id": unknown_id,
             "kind": tokenizer.kind,
             "splits": {split: stream.counts(window) for split, stream in streams.items()},
+            **more,
         }
     return open_artifact(out, "data", verify=False)
 
