@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -18,6 +20,8 @@ def test_an_allocation_that_cannot_be_had_names_what_to_lower():
         torch.empty(2**48)
     with pytest.raises(UserError, match="ran out of memory"), memory_for("offramp", "--tokens"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(UserError, match="ran out of memory"), memory_for("stage collect", "collect.batch_size"):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))  # of a file that cannot be mapped
 
 
 def test_other_failures_are_left_as_they_are():

@@ -182,6 +182,8 @@ def load_tokenizer(checkpoint: Checkpoint, config: Any) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more specific
             raise UserError(f"{file} is not a readable tokenizer ({first_line(error)}); fetch or save it again") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     tokenizer = _without_unknown_specials(tokenizer, config.vocab_size)
     largest = max(tokenizer.get_vocab().values(), default=None)
     if largest is None:
@@ -189,8 +191,6 @@ def load_tokenizer(checkpoint: Checkpoint, config: Any) -> Tokenizer:
     if largest >= config.vocab_size:
         raise UserError(f"{checkpoint}: its tokenizer has token ids up to {largest}, its model a vocabulary of "
                         f"{config.vocab_size}: they do not belong together")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     return tokenizer
 
 
@@ -201,6 +201,8 @@ def gguf_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast:
     try:
         return AutoTokenizer.from_pretrained(checkpoint.name_or_path, **checkpoint.options)
     except Exception as error:  # where keys are missing, whatever they lead to
+        if out_of_memory(error):
+            raise
         raise UserError(f"{checkpoint}: {checkpoint.gguf_file} has no tokenizer that can be read "
                         f"({first_line(error) or type(error).__name__}); give a GGUF file with its tokenizer in it") from None
 

@@ -144,6 +144,7 @@ def test_generation_begins_and_ends_as_under_transformers(begun_and_ended, told_
     (folder / "tiny/generation_config.json").unlink()
     edit(folder / "tiny" / told_by, eos_token_id=[399, end])
     run(folder, "check", "prepare", "pretrain")
+    assert told_by in json.loads((folder / "build/corpus.json").read_text())["tokenizer"]  # what makes DVC prepare anew
     opened = open_project(folder)
     assert opened.stop_ids == {399, end} and opened.end_id == (399 if told_by == "config.json" else 0)
     assert opened.encode_prompt(PROMPT) == [0, *opened.encode(PROMPT)]
