@@ -66,7 +66,8 @@ class Project:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"the prompt is not valid UTF-8 text: {text[error.start : error.end]!r} is no character; give it in UTF-8") from None
+            wrong = text[error.start : error.end]
+            raise UserError(f"the prompt is not valid UTF-8 text: {wrong!r} is no character; give it in UTF-8") from None
         return [*self.opening, *self.encode(text)]
 
     def encode(self, text: str) -> list[int]:
