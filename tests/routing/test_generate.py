@@ -177,3 +177,11 @@ def test_sampling_repeats_with_its_seed_and_follows_the_softmax():
 def test_what_cannot_be_done_is_said(ask, message):
     with pytest.raises(UserError, match=message):
         ask(make_model((1, 2)))
+
+
+def test_prompt_and_new_tokens_may_fill_the_window_and_one_more():
+    """The last token is made, and never read."""
+    model, prompt = make_model((1, 1)), [[1] * 20]
+    plain = generate(decode(model, prompt, 5), 1)[0].tokens
+    assert len(plain) == 5
+    assert generate(speculate(model, prompt, 5, Speculation(exit=0, confidence=0.0)), 1)[0].tokens == plain
