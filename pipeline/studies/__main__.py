@@ -8,7 +8,7 @@ from pathlib import Path
 
 from offramp.errors import UserError
 
-NOT_STUDIES = ("findings", "ledger", "zoo")
+NOT_STUDIES = ("code", "findings", "ledger", "zoo")
 
 
 def studies() -> list[str]:
