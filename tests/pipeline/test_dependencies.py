@@ -1,8 +1,9 @@
-"""dvc.yaml declares exactly what each stage imports, reads and writes."""
+"""dvc.yaml declares exactly what each stage imports, reads and writes; studies declare their imports by a file of digests."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -10,17 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import grimp
 import pytest
 from ruamel.yaml import YAML
 
 from offramp.params import Declared, load_params
+from pipeline.studies.code import CODE, code_of, import_graph, write_code
 from tests.conftest import REPOSITORY
 
 STAGES = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 OUTPUTS = ("outs", "metrics", "plots")
-NOT_CODE_OF_A_RESULT = {"offramp.params", "offramp.errors"}
-"""Schema and error type: they decide whether a run starts, never what it computes."""
 
 
 def names(entries):
@@ -34,23 +33,14 @@ def expand(dependency):
 
 @pytest.fixture(scope="module")
 def graph():
-    sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "src")]
-    return grimp.build_graph("offramp", "pipeline", cache_dir=None)
-
-
-def file_of(module):
-    path = Path(*module.split("."))
-    path = path if path.parts[0] == "pipeline" else Path("src") / path
-    return (path / "__init__.py" if (REPOSITORY / path).is_dir() else path.with_suffix(".py")).as_posix()
+    return import_graph()
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_code_dependencies_are_the_import_closure(stage, graph):
     """Lazy imports inside functions count too."""
-    imported = graph.find_upstream_modules(f"pipeline.{stage}") - NOT_CODE_OF_A_RESULT
-    wanted = {file_of(module) for module in imported} | {f"pipeline/{stage}.py"}
     declared = {file for dependency in names(STAGES[stage]["deps"]) for file in expand(dependency) if file.endswith(".py")}
-    assert declared == wanted
+    assert declared == set(code_of(f"pipeline.{stage}", graph, REPOSITORY))
 
 
 ROOMS = [{"corpus", "nn"}, {"models"}, {"states"}, {"exits"}, {"training", "routing"}, {"analysis"}, {"report"}]
@@ -139,9 +129,51 @@ def test_plots_and_metrics_of_dvc_exist_after_a_run(project):
 STUDIES = YAML(typ="safe").load((REPOSITORY / "pipeline/studies/dvc.yaml").read_text())["stages"]
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_code_dependencies_of_studies_are_the_import_closure(study, graph):
-    name = study.removesuffix("_pangram")  # a second stage of the same study, on the text that its seed read
-    imported = graph.find_upstream_modules(f"pipeline.studies.{name}") - NOT_CODE_OF_A_RESULT
-    wanted = {file_of(module) for module in imported} | {f"pipeline/studies/{name}.py"}
-    assert {file for file in names(STUDIES[study]["deps"]) if file.endswith(".py")} == wanted
+def study_of(stage):
+    """Its module, which a second stage of the same study, on the text that its seed read, shares with the first."""
+    return STUDIES[stage]["cmd"].split()[2].removeprefix("pipeline.studies.")
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STUDIES if stage != "code"])
+def test_stages_of_studies_depend_on_the_code_of_their_module(stage):
+    """On its digests alone: modules listed in dvc.yaml would cost every dvc command time."""
+    code = [file for file in names(STUDIES[stage]["deps"]) if file.endswith(".py") or Path(file).is_relative_to(CODE)]
+    assert code == [f"{CODE}/{study_of(stage)}.json"]
+
+
+def test_code_of_every_study_is_written_each_time():
+    """As an uncached output: `dvc pull` must not ask for what only the studies make."""
+    assert STUDIES["code"]["always_changed"] and STUDIES["code"]["outs"] == [{CODE.as_posix(): {"cache": False}}]
+
+
+@pytest.fixture
+def sources(tmp_path):
+    for folder in ("src", "pipeline"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    return tmp_path
+
+
+def test_code_of_a_study_is_the_digest_of_every_module_it_imports(graph, sources):
+    written = write_code(graph, sources)
+    assert {path.stem for path in written.iterdir()} == {study_of(stage) for stage in STUDIES} - {"code"}
+    for path in written.iterdir():
+        module = f"pipeline.studies.{path.stem}"
+        imported = {module, *graph.find_upstream_modules(module)} - {"offramp.params", "offramp.errors"}
+        files = [f"{name.replace('.', '/')}.py" for name in imported]
+        files = sorted(file if file.startswith("pipeline/") else f"src/{file}" for file in files)
+        digests = {file: hashlib.sha256((REPOSITORY / file).read_bytes()).hexdigest() for file in files}
+        assert path.read_text() == json.dumps(digests, indent=2) + "\n"
+
+
+def test_a_module_changes_the_code_of_the_studies_that_import_it(graph, sources):
+    def written():
+        return {path.stem: path.read_text() for path in write_code(graph, sources).iterdir()}
+
+    module, before = "src/offramp/nn/memory.py", written()
+    assert written() == before
+    with (sources / module).open("a") as file:
+        file.write("# changed\n")
+    after = written()
+    importing = {study for study, code in before.items() if module in json.loads(code)}
+    assert "segment_memory" in importing and importing < before.keys()
+    assert {study for study in before if before[study] != after[study]} == importing
