@@ -13,7 +13,7 @@ TRAININGS = {
     "checkpoint": (pretrained.make_trainer, {"method": "joint", "layer_dropout": 0.5}),
     "bf16": (pretrained.make_trainer, {"method": "joint", "precision": "bf16"}),
     "adapters": (pretrained.make_trainer, {"method": "joint", "lora": {"rank": 2, "alpha": 4}}),
-    "exits' own layers": (pretrained.make_trainer, {"translator": "block", "method": "frozen"}),
+    "exits' own layers": (pretrained.make_trainer, {"translator": "block", "method": "frozen", "frozen__translator": "block"}),
 }
 
 
