@@ -52,8 +52,12 @@ class Project:
 
     @property
     def stop_ids(self) -> set[int]:
-        """The tokens at which generation ends: of a checkpoint there may be several."""
-        return set(self.data.meta.get("stop_ids", [self.end_id])) - {None}
+        """The tokens at which generation ends: of a checkpoint there may be several. UserError where its data does not say."""
+        if self.kind != "pretrained":
+            return {self.end_id} - {None}
+        if "stop_ids" not in self.data.meta:
+            raise UserError(f"{self.data.path} does not say at which tokens the checkpoint's texts end; run `dvc repro` to make it again")
+        return set(self.data.meta["stop_ids"])
 
     @cached_property
     def opening(self) -> list[int]:

@@ -152,6 +152,13 @@ def test_generation_begins_and_ends_as_under_transformers(begun_and_ended, told_
     assert made.tokens == _continue(folder) and made.tokens[-1] == end and 1 < len(made.tokens) < 12
 
 
+def test_data_that_does_not_say_where_texts_end_is_refused(project):
+    opened = open_project(project)
+    del opened.data.meta["stop_ids"]
+    with pytest.raises(UserError, match=r"data does not say at which tokens the checkpoint's texts end; run `dvc repro`"):
+        _ = opened.stop_ids
+
+
 def test_the_commands_run_on_a_checkpoint(project, monkeypatch, capsys):
     monkeypatch.chdir(project)
     opened = open_project()
