@@ -12,18 +12,37 @@ from rich.table import Table
 
 from benchmarks.measure import Skipped
 from benchmarks.readme import write_tables
-from offramp.lineage.artifact import write_json
-from offramp.runtime import setup
+from offramp.artifacts.files import write_json
+from offramp.machine.device import setup
 
-NAMES = ("quality", "routing", "decoding", "economize_decoding", "perplexity", "propagation", "collect", "statistics", "exit_training",
-         "thresholds_sweep", "threshold", "low_rank", "seed003", "ensemble", "context_vectors", "key_values", "smollm2")
+NAMES = (
+    "quality",
+    "routing",
+    "decoding",
+    "economize_decoding",
+    "perplexity",
+    "propagation",
+    "collect",
+    "statistics",
+    "exit_training",
+    "thresholds_sweep",
+    "threshold",
+    "low_rank",
+    "seed003",
+    "ensemble",
+    "context_vectors",
+    "key_values",
+    "smollm2",
+)
 OUT = Path("metrics/benchmarks.json")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"from {', '.join(NAMES)}; default: all")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; one is steadier on a busy machine")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="CPU threads; one is steadier on a busy machine"
+    )
     given = parser.parse_args()
     setup("cpu", given.threads)  # as every stage does
     console, table = Console(), Table("benchmark", "value", "unit", "bar", "met", expand=True)
@@ -34,7 +53,11 @@ def main() -> None:
                 record = row.record()
                 save(record)
                 met = {True: "yes", False: "[red]no", None: ""}[record["met"]]
-                sure = "" if record["interval"] is None else " [dim]({:.3g} to {:.3g})".format(*record["interval"])
+                sure = (
+                    ""
+                    if record["interval"] is None
+                    else " [dim]({:.3g} to {:.3g})".format(*record["interval"])
+                )
                 table.add_row(row.name, f"{row.value:.3g}{sure}", row.unit, row.bar or "", met)
                 table.add_row(f"  [dim]{row.held_against}", end_section=True)
         except Skipped as reason:

@@ -35,14 +35,34 @@ def run() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         ours = lambda: collect(model, windows, Path(folder) / "states")  # noqa: E731
         times, bare = in_turn(ours, lambda: forward(model, windows, [model.config.num_blocks - 1]), PAIRS)
-        yield Row("collect_over_forward", median_ratio(bare, times), "x tokens/s", ">= 0.85",
-                  "all blocks and the logits of the last exit, default model, same batches, nothing kept or written", PAIRS)
-        times, bare = in_turn(ours, lambda: forward(model, windows, list(range(model.config.num_blocks))), PAIRS)
-        yield Row("collect_over_forward_all_exits", median_ratio(bare, times), "x tokens/s", None,
-                  "all blocks and the logits of every exit (which collect needs), nothing kept or written", PAIRS)
+        yield Row(
+            "collect_over_forward",
+            median_ratio(bare, times),
+            "x tokens/s",
+            ">= 0.85",
+            "all blocks and the logits of the last exit, default model, same batches, nothing kept or written",
+            PAIRS,
+        )
+        times, bare = in_turn(
+            ours, lambda: forward(model, windows, list(range(model.config.num_blocks))), PAIRS
+        )
+        yield Row(
+            "collect_over_forward_all_exits",
+            median_ratio(bare, times),
+            "x tokens/s",
+            None,
+            "all blocks and the logits of every exit (which collect needs), nothing kept or written",
+            PAIRS,
+        )
     small, large = (memory(windows) for windows in (800, 8000))
-    yield Row("collect_memory_10x_tokens", large / small, "x added memory", "<= 1.25",
-              f"800 windows of 128 tokens ({small:.0f} MiB added); 8000 measured, a small model, default shards", 1)
+    yield Row(
+        "collect_memory_10x_tokens",
+        large / small,
+        "x added memory",
+        "<= 1.25",
+        f"800 windows of 128 tokens ({small:.0f} MiB added); 8000 measured, a small model, default shards",
+        1,
+    )
     yield from pretrained_rows(*smollm2((10, 20), 128), "SmolLM2-135M", 2, ROUNDS)
 
 
@@ -50,13 +70,18 @@ def collect(model: BlockwiseLM, windows: RandomWindows, path: Path) -> None:
     collect_states(model, windows, path, SETTINGS, {}, {}, torch.device("cpu"))
 
 
-def pretrained_rows(base: PreTrainedModel, lm: PretrainedLM, name: str, windows: int, rounds: int) -> Iterator[Row]:
+def pretrained_rows(
+    base: PreTrainedModel, lm: PretrainedLM, name: str, windows: int, rounds: int
+) -> Iterator[Row]:
     """Of a checkpoint, one batch of windows at a time; without the readout matrices, which are written once per artifact."""
     text, last = RandomWindows(windows, lm.config.window, lm.config.vocab_size), lm.config.num_blocks - 1
     with tempfile.TemporaryDirectory() as folder:
-        works = {"collect": lambda: collect_batch(lm, text, Path(folder)), "forward": lambda: forward(lm, text, [last]),
-                 "all exits": lambda: forward(lm, text, list(range(last + 1))),
-                 "hidden states": lambda: hidden_states_loop(base, lm, text, Path(folder) / "loop.safetensors")}
+        works = {
+            "collect": lambda: collect_batch(lm, text, Path(folder)),
+            "forward": lambda: forward(lm, text, [last]),
+            "all exits": lambda: forward(lm, text, list(range(last + 1))),
+            "hidden states": lambda: hidden_states_loop(base, lm, text, Path(folder) / "loop.safetensors"),
+        }
         for work in works.values():
             work()
         times = dict(zip(works, in_rounds(list(works.values()), rounds)))
@@ -64,13 +89,34 @@ def pretrained_rows(base: PreTrainedModel, lm: PretrainedLM, name: str, windows:
     share = whole / (whole + sum(lm.readout_flops(exit) for exit in range(last)))
     size = f"{name}, {exits} exits, {windows} windows of {text.window}, states in fp16 and columns written"
     for suffix, rival, bar, against in (
-        ("forward", "forward", ">= 0.85", f"all layers and the logits of the last exit, {share:.2f} of the FLOPs that collect needs"),
-        ("forward_all_exits", "all exits", None, "all layers and the logits of every exit, which collect needs"),
-        ("hidden_states_loop", "hidden states", None, "Transformers with output_hidden_states=True, the same statistics from full "
-         "logits with the textbook formulas, exit by exit, the same states written in fp16"),
+        (
+            "forward",
+            "forward",
+            ">= 0.85",
+            f"all layers and the logits of the last exit, {share:.2f} of the FLOPs that collect needs",
+        ),
+        (
+            "forward_all_exits",
+            "all exits",
+            None,
+            "all layers and the logits of every exit, which collect needs",
+        ),
+        (
+            "hidden_states_loop",
+            "hidden states",
+            None,
+            "Transformers with output_hidden_states=True, the same statistics from full "
+            "logits with the textbook formulas, exit by exit, the same states written in fp16",
+        ),
     ):
-        yield Row(f"collect_smollm2_over_{suffix}", median_ratio(times[rival], times["collect"]), "x tokens/s", bar,
-                  f"{against}; {size}", rounds)
+        yield Row(
+            f"collect_smollm2_over_{suffix}",
+            median_ratio(times[rival], times["collect"]),
+            "x tokens/s",
+            bar,
+            f"{against}; {size}",
+            rounds,
+        )
 
 
 def collect_batch(model: Blockwise, windows: RandomWindows, folder: Path) -> Mapping[str, object]:
@@ -84,14 +130,28 @@ def collect_batch(model: Blockwise, windows: RandomWindows, folder: Path) -> Map
 
 
 @torch.no_grad()
-def hidden_states_loop(base: PreTrainedModel, lm: PretrainedLM, windows: RandomWindows, file: Path) -> list[dict[str, Tensor]]:
+def hidden_states_loop(
+    base: PreTrainedModel, lm: PretrainedLM, windows: RandomWindows, file: Path
+) -> list[dict[str, Tensor]]:
     """As one does without Offramp: per exit of ``lm`` the statistics of all windows in one batch."""
     tokens, targets = windows.batch(torch.arange(len(windows)))
     found = base.base_model(tokens, output_hidden_states=True, use_cache=False)
     states = [found.hidden_states[layers] for layers in lm.config.exits_after]
-    normed = [*(base.base_model.norm(state) for state in states), found.last_hidden_state]  # the last one it has normed
-    save_file({str(exit): state.half().contiguous() for exit, state in enumerate([*states, found.last_hidden_state])}, file)
-    return [textbook(state.flatten(0, 1), base.get_output_embeddings().weight, targets.flatten()) for state in normed]
+    normed = [
+        *(base.base_model.norm(state) for state in states),
+        found.last_hidden_state,
+    ]  # the last one it has normed
+    save_file(
+        {
+            str(exit): state.half().contiguous()
+            for exit, state in enumerate([*states, found.last_hidden_state])
+        },
+        file,
+    )
+    return [
+        textbook(state.flatten(0, 1), base.get_output_embeddings().weight, targets.flatten())
+        for state in normed
+    ]
 
 
 @torch.no_grad()

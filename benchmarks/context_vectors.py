@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Row, added_memory, in_turn, median_ratio
-from offramp.models.context_stream import Recurrence, parallel, previous_contexts, sequential
-from offramp.models.context_vector import ContextVectorConfig, ContextVectorLM
-from offramp.states.contexts import write_contexts
+from offramp.systems.context_states import write_contexts
+from offramp.systems.context_stream import Recurrence, parallel, previous_contexts, sequential
+from offramp.systems.context_vector import ContextVectorConfig, ContextVectorLM
 
 VOCABULARY, LAYERS, PAIRS = 1024, 6, 5
 SIZES = {"published": (768, 1000), "study": (48, 4000)}
@@ -28,11 +28,18 @@ def run() -> Iterator[Row]:
             net = model(width, token_input)
             tokens, begins = stream(steps)
             recurrence, x = Recurrence(net.context_block), torch.zeros(steps, 1, width)
-            ours, bare = in_turn(lambda: list(sequential(net, tokens, begins)), lambda: products(recurrence, x), PAIRS)  # noqa: B023
-            yield Row(f"context_step_over_products_{name}_{token_input}", median_ratio(ours, bare), "x time",
-                      "<= 1.25" if name == "published" else None,
-                      f"the bare matrix products: of the tokens at once, of the context one token after the other; width {width}, "
-                      f"{LAYERS} layers, {steps} steps of one document", PAIRS)
+            ours, bare = in_turn(
+                lambda: list(sequential(net, tokens, begins)), lambda: products(recurrence, x), PAIRS
+            )
+            yield Row(
+                f"context_step_over_products_{name}_{token_input}",
+                median_ratio(ours, bare),
+                "x time",
+                "<= 1.25" if name == "published" else None,
+                f"the bare matrix products: of the tokens at once, of the context one token after the other; width {width}, "
+                f"{LAYERS} layers, {steps} steps of one document",
+                PAIRS,
+            )
     yield parallel_cache()
     yield memory()
 
@@ -51,7 +58,10 @@ def stream(tokens: int) -> tuple[Tensor, Tensor]:
 def products(recurrence: Recurrence, x: Tensor) -> None:
     """The matrix products that no recurrence can do without, into buffers: of tokens x (T, 1, E) all at once, then step by step
     each layer's matrix times a context."""
-    works = [(torch.zeros(1, len(step.matrix)), step.matrix, torch.empty(1, step.matrix.shape[1])) for step in recurrence.steps]
+    works = [
+        (torch.zeros(1, len(step.matrix)), step.matrix, torch.empty(1, step.matrix.shape[1]))
+        for step in recurrence.steps
+    ]
     with torch.inference_mode():
         for step in recurrence.steps:
             if step.token_weight is not None:
@@ -66,13 +76,23 @@ def parallel_cache() -> Row:
     net, (tokens, begins) = model(width), stream(length)
     contexts = torch.cat([outputs[-1] for outputs in sequential(net, tokens, begins)])
     with TemporaryDirectory() as folder:
+
         def cache(parts: Iterator[list[Tensor]], name: str) -> None:
             write_contexts(Path(folder, name), tokens, begins, parts, {})
 
-        by_pass, by_step = in_turn(lambda: cache(parallel(net, tokens, previous_contexts(contexts, begins)), "parallel"),
-                                   lambda: cache(sequential(net, tokens, begins), "sequential"), 3)
-    return Row("context_parallel_cache", median_ratio(by_step, by_pass), "x speed", ">= 10",
-               f"the recurrence; {length} tokens of one document, width {width}, {LAYERS} layers, written to disk by both", 3)
+        by_pass, by_step = in_turn(
+            lambda: cache(parallel(net, tokens, previous_contexts(contexts, begins)), "parallel"),
+            lambda: cache(sequential(net, tokens, begins), "sequential"),
+            3,
+        )
+    return Row(
+        "context_parallel_cache",
+        median_ratio(by_step, by_pass),
+        "x speed",
+        ">= 10",
+        f"the recurrence; {length} tokens of one document, width {width}, {LAYERS} layers, written to disk by both",
+        3,
+    )
 
 
 def memory() -> Row:
@@ -82,15 +102,22 @@ def memory() -> Row:
         return added_memory(
             "from pathlib import Path; from tempfile import TemporaryDirectory\n"
             "from benchmarks.context_vectors import model, stream\n"
-            "from offramp.models.context_stream import parallel\n"
-            "from offramp.states.contexts import write_contexts\n"
+            "from offramp.systems.context_stream import parallel\n"
+            "from offramp.systems.context_states import write_contexts\n"
             f"net, folder = model({width}), TemporaryDirectory()\n"
             f"def cache(tokens):\n    given = stream(tokens)\n"
             f"    write_contexts(Path(folder.name, 'c'), *given, parallel(net, given[0], torch.zeros(tokens, {width})), {{}})\n"
             "cache(100)\n",
-            f"cache({tokens})")
+            f"cache({tokens})",
+        )
 
     small, large = (statistics.median(added(times * length) for _ in range(3)) for times in (10, 40))
     contexts = 30 * length * width * 4 / 2**20  # of one layer, float32: what phase 1 holds anyway
-    return Row("context_cache_memory_4x_tokens", (large - contexts) / small, "x added memory", "<= 1.25",
-               f"a cache of a quarter of the tokens ({small:.0f} MiB added), without the contexts of one layer that are its input", 3)
+    return Row(
+        "context_cache_memory_4x_tokens",
+        (large - contexts) / small,
+        "x added memory",
+        "<= 1.25",
+        f"a cache of a quarter of the tokens ({small:.0f} MiB added), without the contexts of one layer that are its input",
+        3,
+    )

@@ -44,70 +44,143 @@ def run() -> Iterator[Row]:
     yield from drafting(base, lm, prompts(1, PROMPT), NEW, 1)
 
 
-def rows(base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int) -> Iterator[Row]:
+def rows(
+    base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int
+) -> Iterator[Row]:
     """Of two exits, and speculation from the later one; ``texts`` are prompts of equal length."""
     batch, kept = f"batch{len(texts)}", Speculation(exit=1)
     list(speculate(lm, texts, new, kept))  # its trial, over before anything is timed
-    times = seconds_by_variant({
-        "transformers": lambda count: transformers_decode(base, texts, count),
-        "full": lambda count: list(decode(lm, texts, count)),
-        "never": lambda count: list(decode(lm, texts, count, nobody_leaves(lm))),
-        "speculation": lambda count: list(speculate(lm, texts, count, kept)),
-    }, new, rounds)
+    times = seconds_by_variant(
+        {
+            "transformers": lambda count: transformers_decode(base, texts, count),
+            "full": lambda count: list(decode(lm, texts, count)),
+            "never": lambda count: list(decode(lm, texts, count, nobody_leaves(lm))),
+            "speculation": lambda count: list(speculate(lm, texts, count, kept)),
+        },
+        new,
+        rounds,
+    )
     ratio = lambda rival, ours: median_ratio(times[rival], times[ours])  # noqa: E731
     size = in_words(texts, new)
     theirs = f"Transformers' generate, {speed(times['transformers'], texts, new)}; {size}"
     yield Row(f"decode_full_depth_{batch}", ratio("transformers", "full"), "x speed", None, theirs, rounds)
-    yield Row(f"decode_never_exits_{batch}", ratio("transformers", "never"), "x speed", ">= 0.97",
-              f"{theirs}; a linear classifier asked at both exits lets nobody leave", rounds)
+    yield Row(
+        f"decode_never_exits_{batch}",
+        ratio("transformers", "never"),
+        "x speed",
+        ">= 0.97",
+        f"{theirs}; a linear classifier asked at both exits lets nobody leave",
+        rounds,
+    )
     plain = f"our own plain decoding, {speed(times['full'], texts, new)}; {size}"
-    state = "drafting has switched itself off" if not kept.pays else f"{kept.accepted} of {kept.drafted} drafted tokens accepted"
-    yield Row(f"decode_speculation_{batch}", ratio("full", "speculation"), "x speed", ">= 0.97",
-              f"{plain}; one Speculation kept over texts, drafting after {EXITS[1]} layers: {state}", rounds)
+    state = (
+        "drafting has switched itself off"
+        if not kept.pays
+        else f"{kept.accepted} of {kept.drafted} drafted tokens accepted"
+    )
+    yield Row(
+        f"decode_speculation_{batch}",
+        ratio("full", "speculation"),
+        "x speed",
+        ">= 0.97",
+        f"{plain}; one Speculation kept over texts, drafting after {EXITS[1]} layers: {state}",
+        rounds,
+    )
     for exit, depth, bar in ((1, "two_thirds", ">= 0.95"), (0, "one_third", ">= 0.85")):
         shallow = cut_off(base, lm, sum(lm.config.block_layers[: exit + 1]))
-        times = seconds_by_variant({
-            "cut off": lambda count: list(decode(shallow, texts, count)),  # noqa: B023
-            "forced": lambda count: list(decode(lm, texts, count, FixedExit(exit))),  # noqa: B023
-            "prompt too": lambda count: list(decode(lm, texts, count, FixedExit(exit), route_prompt=True)),  # noqa: B023
-        }, new, rounds)
-        shorter = (f"plain decoding of the first {shallow.config.block_layers[0]} of {sum(lm.config.block_layers)} layers, prompt "
-                   f"included, {speed(times['cut off'], texts, new)}; {size}")
-        yield Row(f"decode_forced_{depth}_{batch}", ratio("cut off", "forced"), "x speed", bar,
-                  f"{shorter}; ours runs the prompt at full depth", rounds)
-        yield Row(f"decode_forced_{depth}_prompt_too_{batch}", ratio("cut off", "prompt too"), "x speed", bar,
-                  f"{shorter}; ours lets the prompt leave early too", rounds)
+        times = seconds_by_variant(
+            {
+                "cut off": lambda count: list(decode(shallow, texts, count)),  # noqa: B023
+                "forced": lambda count: list(decode(lm, texts, count, FixedExit(exit))),  # noqa: B023
+                "prompt too": lambda count: list(
+                    decode(lm, texts, count, FixedExit(exit), route_prompt=True)
+                ),
+            },
+            new,
+            rounds,
+        )
+        shorter = (
+            f"plain decoding of the first {shallow.config.block_layers[0]} of {sum(lm.config.block_layers)} layers, prompt "
+            f"included, {speed(times['cut off'], texts, new)}; {size}"
+        )
+        yield Row(
+            f"decode_forced_{depth}_{batch}",
+            ratio("cut off", "forced"),
+            "x speed",
+            bar,
+            f"{shorter}; ours runs the prompt at full depth",
+            rounds,
+        )
+        yield Row(
+            f"decode_forced_{depth}_prompt_too_{batch}",
+            ratio("cut off", "prompt too"),
+            "x speed",
+            bar,
+            f"{shorter}; ours lets the prompt leave early too",
+            rounds,
+        )
 
 
-def drafting(base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int) -> Iterator[Row]:
+def drafting(
+    base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int
+) -> Iterator[Row]:
     """Of one text whose every generation tries out drafting anew."""
-    times = seconds_by_variant({
-        "assistant": lambda count: transformers_decode(base, texts, count, assistant_early_exit=EXITS[1], num_assistant_tokens=3),
-        "ours": lambda count: list(speculate(lm, texts, count, Speculation(exit=1))),
-        "full": lambda count: list(decode(lm, texts, count)),
-    }, new, rounds)
+    times = seconds_by_variant(
+        {
+            "assistant": lambda count: transformers_decode(
+                base, texts, count, assistant_early_exit=EXITS[1], num_assistant_tokens=3
+            ),
+            "ours": lambda count: list(speculate(lm, texts, count, Speculation(exit=1))),
+            "full": lambda count: list(decode(lm, texts, count)),
+        },
+        new,
+        rounds,
+    )
     size = f"a new Speculation, its trial of drafting included; {in_words(texts, new)}"
-    yield Row("decode_speculation_trial", median_ratio(times["full"], times["ours"]), "x speed", None,
-              f"our own plain decoding, {speed(times['full'], texts, new)}; {size}", rounds)
-    yield Row("decode_speculation_over_assistant_early_exit", median_ratio(times["assistant"], times["ours"]), "x speed", None,
-              f"Transformers' generate with assistant_early_exit {EXITS[1]} and 3 drafted tokens, "
-              f"{speed(times['assistant'], texts, new)}; {size}", rounds)
+    yield Row(
+        "decode_speculation_trial",
+        median_ratio(times["full"], times["ours"]),
+        "x speed",
+        None,
+        f"our own plain decoding, {speed(times['full'], texts, new)}; {size}",
+        rounds,
+    )
+    yield Row(
+        "decode_speculation_over_assistant_early_exit",
+        median_ratio(times["assistant"], times["ours"]),
+        "x speed",
+        None,
+        f"Transformers' generate with assistant_early_exit {EXITS[1]} and 3 drafted tokens, "
+        f"{speed(times['assistant'], texts, new)}; {size}",
+        rounds,
+    )
 
 
 def seconds_by_variant(variants: Mapping[str, Variant], new: int, rounds: int) -> dict[str, list[float]]:
     """Of ``new`` tokens, in turn, after a few unmeasured ones."""
     for variant in variants.values():
         variant(2)
-    return dict(zip(variants, in_rounds([lambda variant=variant: variant(new) for variant in variants.values()], rounds)))
+    return dict(
+        zip(
+            variants,
+            in_rounds([lambda variant=variant: variant(new) for variant in variants.values()], rounds),
+        )
+    )
 
 
-def transformers_decode(base: PreTrainedModel, texts: Sequence[Sequence[int]], new: int, **options: int) -> Tensor:
+def transformers_decode(
+    base: PreTrainedModel, texts: Sequence[Sequence[int]], new: int, **options: int
+) -> Tensor:
     """The new tokens (B, N) of Transformers' greedy ``generate``, which nothing ends early."""
     from transformers import GenerationConfig
 
-    base.generation_config = GenerationConfig(pad_token_id=0)  # the checkpoint's own names tokens that end a text
+    base.generation_config = GenerationConfig(
+        pad_token_id=0
+    )  # the checkpoint's own names tokens that end a text
     tokens = torch.tensor(texts)
-    out = base.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=new, **options)
+    out = base.generate(
+        tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=new, **options
+    )
     return out[:, tokens.shape[1] :]
 
 

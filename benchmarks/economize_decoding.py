@@ -32,25 +32,41 @@ def run() -> Iterator[Row]:
     except PackageNotFoundError:
         found = "none"
     if found != VERSION:
-        raise Skipped(f"it compares with economize {VERSION}, and found {found}; run `pip install -e '.[bench]'`")
+        raise Skipped(
+            f"it compares with economize {VERSION}, and found {found}; run `pip install -e '.[bench]'`"
+        )
     base, lm = smollm2(EXITS, PROMPT + NEW)
     for batch in BATCHES:
         yield from rows(base, lm, prompts(batch, PROMPT), NEW, ROUNDS)
 
 
-def rows(base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int) -> Iterator[Row]:
+def rows(
+    base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int
+) -> Iterator[Row]:
     import economize
     from economize.techniques.dynamic_depth import CalmConfig
 
-    for name, policy, layers, threshold in (("never_exits", nobody_leaves(lm), EXITS[0], 1.0),
-                                            ("forced_two_thirds", FixedExit(1), EXITS[1], 0.0),
-                                            ("forced_one_third", FixedExit(0), EXITS[0], 0.0)):
+    for name, policy, layers, threshold in (
+        ("never_exits", nobody_leaves(lm), EXITS[0], 1.0),
+        ("forced_two_thirds", FixedExit(1), EXITS[1], 0.0),
+        ("forced_one_third", FixedExit(0), EXITS[0], 0.0),
+    ):
         theirs = economize.apply(base, CalmConfig(confidence="state", threshold=threshold, min_layer=layers))
-        times = seconds_by_variant({
-            "economize": lambda count: theirs.decode_batch([torch.tensor(text) for text in texts], count),  # noqa: B023
-            "ours": lambda count: list(decode(lm, texts, count, policy)),  # noqa: B023
-        }, new, rounds)
+        times = seconds_by_variant(
+            {
+                "economize": lambda count: theirs.decode_batch([torch.tensor(text) for text in texts], count),  # noqa: B023
+                "ours": lambda count: list(decode(lm, texts, count, policy)),  # noqa: B023
+            },
+            new,
+            rounds,
+        )
         theirs.detach()
-        yield Row(f"decode_{name}_over_economize_batch{len(texts)}", median_ratio(times["economize"], times["ours"]), "x speed", None,
-                  f"economize {VERSION}, CALM with state confidence, threshold {threshold:g} from layer {layers} on, "
-                  f"{speed(times['economize'], texts, new)}; ours {speed(times['ours'], texts, new)}; {in_words(texts, new)}", rounds)
+        yield Row(
+            f"decode_{name}_over_economize_batch{len(texts)}",
+            median_ratio(times["economize"], times["ours"]),
+            "x speed",
+            None,
+            f"economize {VERSION}, CALM with state confidence, threshold {threshold:g} from layer {layers} on, "
+            f"{speed(times['economize'], texts, new)}; ours {speed(times['ours'], texts, new)}; {in_words(texts, new)}",
+            rounds,
+        )

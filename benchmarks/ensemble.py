@@ -9,9 +9,9 @@ from torch import Tensor
 
 from benchmarks.measure import Row, in_turn, median_ratio
 from offramp.models.native import BlockwiseLM, ModelConfig
-from offramp.training.ensemble import AS_PUBLISHED, Ensemble, fit
-from offramp.training.objectives import named
-from pipeline.studies._arms import run_arms
+from offramp.systems.ensemble import AS_PUBLISHED, Ensemble, fit
+from offramp.systems.objectives import named
+from studies.common.arms import run_arms
 
 SEEDS, VOCABULARY, WINDOW, BATCH = (0, 1, 2, 3, 4), 97, 64, 16
 """As in the studies of seed 001."""
@@ -26,10 +26,18 @@ def run() -> Iterator[Row]:
     try:
         torch.set_num_threads(1)  # of a process that trains an arm
         for layers in LAYERS:
-            together, one_by_one = in_turn(lambda: train_together(layers), lambda: train_one_by_one(layers), PAIRS)  # noqa: B023
-            yield Row(f"ensemble_{layers}_layer{'s' if layers > 1 else ''}", median_ratio(one_by_one, together), "x speed", None,
-                      f"one seed after the other, one thread; {len(SEEDS)} seeds of {layers} layers of width 64, batches of "
-                      f"{BATCH} x {WINDOW}", PAIRS)
+            together, one_by_one = in_turn(
+                lambda: train_together(layers), lambda: train_one_by_one(layers), PAIRS
+            )
+            yield Row(
+                f"ensemble_{layers}_layer{'s' if layers > 1 else ''}",
+                median_ratio(one_by_one, together),
+                "x speed",
+                None,
+                f"one seed after the other, one thread; {len(SEEDS)} seeds of {layers} layers of width 64, batches of "
+                f"{BATCH} x {WINDOW}",
+                PAIRS,
+            )
     finally:
         torch.set_num_threads(threads)
     yield processes(threads)
@@ -48,8 +56,13 @@ def batches(members: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def train_together(layers: int, updates: int = UPDATES) -> None:
     ensemble = Ensemble(lambda seed: build(layers), SEEDS)
-    fit(ensemble, batches(len(SEEDS)), named("final", layers), lambda members: torch.zeros(len(members)),
-        looks=[updates])
+    fit(
+        ensemble,
+        batches(len(SEEDS)),
+        named("final", layers),
+        lambda members: torch.zeros(len(members)),
+        looks=[updates],
+    )
 
 
 def train_one_by_one(layers: int, updates: int = UPDATES) -> None:
@@ -58,7 +71,9 @@ def train_one_by_one(layers: int, updates: int = UPDATES) -> None:
     for seed in SEEDS:
         torch.manual_seed(seed)
         model = build(layers)
-        optimiser = torch.optim.AdamW(model.parameters(), AS_PUBLISHED.learning_rate, weight_decay=0.01, fused=True)
+        optimiser = torch.optim.AdamW(
+            model.parameters(), AS_PUBLISHED.learning_rate, weight_decay=0.01, fused=True
+        )
         for _, (tokens, targets) in zip(range(updates), batches(1)):
             optimiser.zero_grad(set_to_none=True)
             objective.loss(model, tokens[0], targets[0], ())[0].backward()
@@ -80,6 +95,12 @@ def processes(threads: int) -> Row:
 
     ours, theirs = in_turn(by_processes, by_threads, 1)
     torch.set_num_threads(threads)
-    return Row("ensemble_processes", median_ratio(theirs, ours), "x speed", ">= 1",
-               f"arm after arm and seed after seed with {threads} threads; {ARMS} arms of {len(SEEDS)} seeds, {layers} layers, "
-               f"{ARM_UPDATES} updates, {threads} processes of one thread", 1)
+    return Row(
+        "ensemble_processes",
+        median_ratio(theirs, ours),
+        "x speed",
+        ">= 1",
+        f"arm after arm and seed after seed with {threads} threads; {ARMS} arms of {len(SEEDS)} seeds, {layers} layers, "
+        f"{ARM_UPDATES} updates, {threads} processes of one thread",
+        1,
+    )

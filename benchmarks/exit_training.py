@@ -27,11 +27,20 @@ def run() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "states"
         collect(model, windows, path)
-        times, plain = in_turn(lambda: fit_from_cache(path, EPOCHS),
-                               lambda: naive.train_classifier(model, 0, hidden, targets, BATCH, EPOCHS, 1e-3), PAIRS)
-    yield Row("exit_training_from_cache", median_ratio(plain, times), "x speed", ">= 50",
-              f"block and full logits ({VOCAB} entries, width 64) run again in every epoch; {EPOCHS} epochs of "
-              f"{len(windows)} windows of {WINDOW} in batches of {BATCH}; ours reads the states artifact from disk", PAIRS)
+        times, plain = in_turn(
+            lambda: fit_from_cache(path, EPOCHS),
+            lambda: naive.train_classifier(model, 0, hidden, targets, BATCH, EPOCHS, 1e-3),
+            PAIRS,
+        )
+    yield Row(
+        "exit_training_from_cache",
+        median_ratio(plain, times),
+        "x speed",
+        ">= 50",
+        f"block and full logits ({VOCAB} entries, width 64) run again in every epoch; {EPOCHS} epochs of "
+        f"{len(windows)} windows of {WINDOW} in batches of {BATCH}; ours reads the states artifact from disk",
+        PAIRS,
+    )
     yield convergence()
 
 
@@ -39,14 +48,24 @@ def convergence() -> Row:
     """Seconds until a classifier of the size of the seeds' states has converged, early stopping included."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(TOKENS, WIDTH, generator=generator)
-    labels = (inputs[:, :4].prod(1) + inputs[:, 4] + 0.5 * torch.randn(TOKENS, generator=generator)).unsqueeze(1)
+    labels = (
+        inputs[:, :4].prod(1) + inputs[:, 4] + 0.5 * torch.randn(TOKENS, generator=generator)
+    ).unsqueeze(1)
     fit, select = slice(0, TOKENS * 3 // 4), slice(TOKENS * 3 // 4, TOKENS)
 
     def work() -> None:
-        found = fit_classifier((inputs[fit], labels[fit]), (inputs[select], labels[select]), "gain", [128], 8e-3, 4096, 200, 2, 0)
+        found = fit_classifier(
+            (inputs[fit], labels[fit]), (inputs[select], labels[select]), "gain", [128], 8e-3, 4096, 200, 2, 0
+        )
         if not found.converged:
             raise RuntimeError("the fit did not converge, so its time says nothing")
 
     times = sorted(seconds(work) for _ in range(PAIRS))
-    return Row("exit_fit_to_convergence", times[len(times) // 2], "s", "<= 10",
-               f"MLP-2 on {TOKENS} x {WIDTH} states, until the selection loss no longer falls at any learning rate", PAIRS)
+    return Row(
+        "exit_fit_to_convergence",
+        times[len(times) // 2],
+        "s",
+        "<= 10",
+        f"MLP-2 on {TOKENS} x {WIDTH} states, until the selection loss no longer falls at any learning rate",
+        PAIRS,
+    )

@@ -26,7 +26,9 @@ class RandomWindows:
         self.window, self.vocab_size = window, vocab_size
         share = 1 / (np.arange(vocab_size) + 2.7)
         uniform = np.random.default_rng(seed).random(count * window + 1)
-        self._stream = torch.from_numpy(np.searchsorted(np.cumsum(share / share.sum()), uniform)).clamp_max(vocab_size - 1)
+        self._stream = torch.from_numpy(np.searchsorted(np.cumsum(share / share.sum()), uniform)).clamp_max(
+            vocab_size - 1
+        )
 
     def __len__(self) -> int:
         return (len(self._stream) - 1) // self.window
@@ -41,11 +43,20 @@ class RandomWindows:
         return np.repeat(indices.numpy()[:, None] // 16, self.window, axis=1)
 
 
-def model(vocab_size: int, window: int, width: int, heads: int, ffn_width: int, block_layers: tuple[int, ...],
-          **others) -> BlockwiseLM:
+def model(
+    vocab_size: int,
+    window: int,
+    width: int,
+    heads: int,
+    ffn_width: int,
+    block_layers: tuple[int, ...],
+    **others,
+) -> BlockwiseLM:
     """An untrained model, the same every time."""
     torch.manual_seed(0)
-    return BlockwiseLM(ModelConfig(vocab_size, window, width, heads, ffn_width, block_layers, **others)).eval()
+    return BlockwiseLM(
+        ModelConfig(vocab_size, window, width, heads, ffn_width, block_layers, **others)
+    ).eval()
 
 
 def default_model() -> BlockwiseLM:
@@ -54,9 +65,18 @@ def default_model() -> BlockwiseLM:
 
     params, prepared = load_params("pretrain", ROOT), load_params("prepare", ROOT)
     sizes = params.model
-    return model(prepared.tokenizer.vocab_size, prepared.window, sizes.width, sizes.heads, sizes.ffn_width,
-                 tuple(sizes.block_layers), norm=sizes.norm, tied=sizes.tied, key_value_heads=sizes.key_value_heads,
-                 heads_per_exit=params.pretrain.head == "per_block")
+    return model(
+        prepared.tokenizer.vocab_size,
+        prepared.window,
+        sizes.width,
+        sizes.heads,
+        sizes.ffn_width,
+        tuple(sizes.block_layers),
+        norm=sizes.norm,
+        tied=sizes.tied,
+        key_value_heads=sizes.key_value_heads,
+        heads_per_exit=params.pretrain.head == "per_block",
+    )
 
 
 def compute_bound_model() -> BlockwiseLM:

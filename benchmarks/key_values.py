@@ -22,9 +22,21 @@ TOKENS, LENGTH, SHARES, PAIRS = 4096, 128, (0.5, 0.9), 15
 @torch.no_grad()
 def run() -> Iterator[Row]:
     lm = compute_bound_model()
-    yield from rows("native", f"{COMPUTE_BOUND}, 8 layers left", [layer for block in lm.blocks[1:] for layer in block], lm.cos, lm.sin)
+    yield from rows(
+        "native",
+        f"{COMPUTE_BOUND}, 8 layers left",
+        [layer for block in lm.blocks[1:] for layer in block],
+        lm.cos,
+        lm.sin,
+    )
     lm = smollm2((10, 20), LENGTH)[1]
-    yield from rows("smollm2", "SmolLM2, 20 layers left", [layer for block in lm.blocks[1:] for layer in block], lm.cos, lm.sin)
+    yield from rows(
+        "smollm2",
+        "SmolLM2, 20 layers left",
+        [layer for block in lm.blocks[1:] for layer in block],
+        lm.cos,
+        lm.sin,
+    )
 
 
 def rows(name: str, size: str, layers: Sequence[Any], cos: Tensor, sin: Tensor) -> Iterator[Row]:
@@ -38,7 +50,9 @@ def rows(name: str, size: str, layers: Sequence[Any], cos: Tensor, sin: Tensor) 
 
         def by_layer() -> tuple[Tensor, Tensor]:
             for layer in layers:
-                made = layer.keys_values(layer.attention_input(x.view(-1, LENGTH, x.shape[1])), cos[:LENGTH], sin[:LENGTH])
+                made = layer.keys_values(
+                    layer.attention_input(x.view(-1, LENGTH, x.shape[1])), cos[:LENGTH], sin[:LENGTH]
+                )
             return made[0].flatten(0, 1), made[1].flatten(0, 1)
 
         def stacked() -> tuple[Tensor, Tensor]:
@@ -46,11 +60,21 @@ def rows(name: str, size: str, layers: Sequence[Any], cos: Tensor, sin: Tensor) 
             turn = cos[position[here]], sin[position[here]]  # noqa: B023
             for layer, parts in zip(layers, of_gone):
                 own = layer.keys_values(layer.attention_input(x[here]), *turn)  # noqa: B023
-                made = tuple(part.new_empty(TOKENS, *part.shape[1:]).index_copy_(0, gone, part).index_copy_(0, here, mine)  # noqa: B023
-                             for part, mine in zip(parts, own))
+                made = tuple(
+                    part.new_empty(TOKENS, *part.shape[1:])
+                    .index_copy_(0, gone, part)
+                    .index_copy_(0, here, mine)  # noqa: B023
+                    for part, mine in zip(parts, own)
+                )
             return made
 
         for one, other in zip(by_layer(), stacked()):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
-        yield Row(f"stacked_key_values_{name}_{100 * share:.0f}", median_ratio(*reversed(in_turn(by_layer, stacked, PAIRS))), "x time", None,
-                  f"a row's keys and values in one product a layer; {share:.0%} of {TOKENS} tokens left, {size}", PAIRS)
+        yield Row(
+            f"stacked_key_values_{name}_{100 * share:.0f}",
+            median_ratio(*reversed(in_turn(by_layer, stacked, PAIRS))),
+            "x time",
+            None,
+            f"a row's keys and values in one product a layer; {share:.0%} of {TOKENS} tokens left, {size}",
+            PAIRS,
+        )

@@ -24,14 +24,35 @@ def run() -> Iterator[Row]:
     targets = torch.randint(VOCAB, (TOKENS,), generator=generator)
     size = f"{len(VARIANTS)} variants, ranks {', '.join(map(str, RANKS))}, width {WIDTH}, vocabulary {VOCAB}"
     for name, rival, tokens, bar, against in (
-        ("per_rank", one_pass_per_rank, TOKENS, None, "our fastest readout pass, run once for every variant and rank"),
-        ("textbook", textbook, TEXTBOOK_TOKENS, None, "full logits, softmax, top-2 and correlation for every variant and rank"),
+        (
+            "per_rank",
+            one_pass_per_rank,
+            TOKENS,
+            None,
+            "our fastest readout pass, run once for every variant and rank",
+        ),
+        (
+            "textbook",
+            textbook,
+            TEXTBOOK_TOKENS,
+            None,
+            "full logits, softmax, top-2 and correlation for every variant and rank",
+        ),
     ):
         arguments = (matrix, fit, inputs[:tokens], targets[:tokens])
-        ours, others = in_turn(lambda: rank_sweep(*arguments, RANKS, VARIANTS),  # noqa: B023
-                               lambda: rival(*arguments), PAIRS)  # noqa: B023
-        yield Row(f"low_rank_sweep_over_{name}", median_ratio(others, ours), "x speed", bar,
-                  f"{against}; {size}, {tokens} tokens", PAIRS)
+        ours, others = in_turn(
+            lambda: rank_sweep(*arguments, RANKS, VARIANTS),  # noqa: B023
+            lambda: rival(*arguments),
+            PAIRS,
+        )
+        yield Row(
+            f"low_rank_sweep_over_{name}",
+            median_ratio(others, ours),
+            "x speed",
+            bar,
+            f"{against}; {size}, {tokens} tokens",
+            PAIRS,
+        )
     yield memory()
 
 
@@ -52,20 +73,35 @@ def textbook(matrix: Tensor, fit: Tensor, inputs: Tensor, targets: Tensor) -> No
             torch.corrcoef(torch.stack([exact.flatten(), logits.flatten()]))
             (logits - exact).square().mean()
             top = logits.topk(2, dim=1).values
-            (logits.softmax(1).amax(1), top[:, 0], top[:, 0] - logits.mean(1), top[:, 0] - top[:, 1],
-             (logits.argmax(1) == exact.argmax(1)).float().mean(), logits.log_softmax(1).gather(1, targets.unsqueeze(1)))
+            (
+                logits.softmax(1).amax(1),
+                top[:, 0],
+                top[:, 0] - logits.mean(1),
+                top[:, 0] - top[:, 1],
+                (logits.argmax(1) == exact.argmax(1)).float().mean(),
+                logits.log_softmax(1).gather(1, targets.unsqueeze(1)),
+            )
 
 
 def memory() -> Row:
     """What grows with the tokens and what grows with the vocabulary, each at full size while the other is small."""
+
     def added(tokens: int, vocab: int) -> float:
-        setup = ("from offramp.analysis.low_rank import rank_sweep\n"
-                 f"draw = lambda tokens: (torch.randn({vocab}, 64), torch.randn(256, 64), torch.randn(tokens, 64), "
-                 f"torch.randint({vocab}, (tokens,)))\n"
-                 f"rank_sweep(*draw(64), [1, 2]); arguments = draw({tokens})")
+        setup = (
+            "from offramp.analysis.low_rank import rank_sweep\n"
+            f"draw = lambda tokens: (torch.randn({vocab}, 64), torch.randn(256, 64), torch.randn(tokens, 64), "
+            f"torch.randint({vocab}, (tokens,)))\n"
+            f"rank_sweep(*draw(64), [1, 2]); arguments = draw({tokens})"
+        )
         return added_memory(setup, f"rank_sweep(*arguments, {RANKS})")
 
     many_tokens, many_words = added(2**20, 256), added(1024, 69830)
-    return Row("low_rank_sweep_memory", many_tokens + many_words, "MiB added", "<= 3072",
-               f"1M tokens x 69830 entries; the sum of 1M tokens x 256 ({many_tokens:.0f}) and 1024 tokens x 69830 "
-               f"({many_words:.0f}); 4 variants, {len(RANKS)} ranks", 1)
+    return Row(
+        "low_rank_sweep_memory",
+        many_tokens + many_words,
+        "MiB added",
+        "<= 3072",
+        f"1M tokens x 69830 entries; the sum of 1M tokens x 256 ({many_tokens:.0f}) and 1024 tokens x 69830 "
+        f"({many_words:.0f}); 4 variants, {len(RANKS)} ranks",
+        1,
+    )

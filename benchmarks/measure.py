@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.analysis.bootstrap import interval
+from offramp.states.resampling import interval
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +39,13 @@ class Row:
         if self.bar:
             relation, bound = self.bar.split()
             met = self.value <= float(bound) if relation == "<=" else self.value >= float(bound)
-        return {**asdict(self), "value": float(self.value), "interval": getattr(self.value, "interval", None), "met": met, "machine": machine()}
+        return {
+            **asdict(self),
+            "value": float(self.value),
+            "interval": getattr(self.value, "interval", None),
+            "met": met,
+            "machine": machine(),
+        }
 
 
 class Median(float):
@@ -65,11 +71,17 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = names[0] if names else model
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (f"{platform.system()} {platform.machine()}, {model} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-            f"torch {torch.__version__}{load}")
+    return (
+        f"{platform.system()} {platform.machine()}, {model} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}{load}"
+    )
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -78,7 +90,9 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(first: Callable[[], Any], second: Callable[[], Any], pairs: int) -> tuple[list[float], list[float]]:
+def in_turn(
+    first: Callable[[], Any], second: Callable[[], Any], pairs: int
+) -> tuple[list[float], list[float]]:
     """Seconds of two pieces of work, alternating and changing who begins, after one unmeasured run of each."""
     first(), second()
     a, b = in_rounds((first, second), pairs)
@@ -105,7 +119,7 @@ def added_memory(setup: str, work: str) -> float:
     code = f"""
 import gc, re, torch
 import benchmarks
-from offramp.runtime import setup
+from offramp.machine.device import setup
 setup("cpu", {torch.get_num_threads()})
 {setup}
 gc.collect()

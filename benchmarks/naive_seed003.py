@@ -31,8 +31,9 @@ def block_loss(model: BlockwiseLM, block: int, hidden: Tensor, targets: Tensor) 
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
-def train_block(model: BlockwiseLM, block: int, hidden: Tensor, targets: Tensor, batch_size: int, steps: int,
-                rate: float) -> None:
+def train_block(
+    model: BlockwiseLM, block: int, hidden: Tensor, targets: Tensor, batch_size: int, steps: int, rate: float
+) -> None:
     parameters = [*model.blocks[block].parameters(), model.readout_matrix(block)]
     for parameter in model.parameters():
         parameter.requires_grad_(any(parameter is mine for mine in parameters))
@@ -55,8 +56,9 @@ def block_nll(model: BlockwiseLM, block: int, hidden: Tensor, targets: Tensor, b
     return sum(block_loss(model, block, x, y).item() for x, y in batches) / targets.numel()
 
 
-def train_classifier(model: BlockwiseLM, block: int, hidden: Tensor, targets: Tensor, batch_size: int, epochs: int,
-                     rate: float) -> nn.Linear:
+def train_classifier(
+    model: BlockwiseLM, block: int, hidden: Tensor, targets: Tensor, batch_size: int, epochs: int, rate: float
+) -> nn.Linear:
     """Linear classifier of "the block's prediction is correct", from the block run again in every epoch."""
     classifier = nn.Linear(model.config.width, 1)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=rate)
@@ -74,8 +76,15 @@ def train_classifier(model: BlockwiseLM, block: int, hidden: Tensor, targets: Te
 
 
 @torch.no_grad()
-def hard_tokens(model: BlockwiseLM, block: int, classifier: nn.Linear, hidden: Tensor, targets: Tensor, batch_size: int,
-                ratio: float) -> tuple[Tensor, Tensor, float]:
+def hard_tokens(
+    model: BlockwiseLM,
+    block: int,
+    classifier: nn.Linear,
+    hidden: Tensor,
+    targets: Tensor,
+    batch_size: int,
+    ratio: float,
+) -> tuple[Tensor, Tensor, float]:
     """Outputs (B', T, D) and targets of the least confident ``ratio`` of tokens, repacked, and the threshold."""
     states, confidences = [], []
     for x in hidden.split(batch_size):
@@ -87,12 +96,22 @@ def hard_tokens(model: BlockwiseLM, block: int, classifier: nn.Linear, hidden: T
     threshold = float(np.quantile(confidence.numpy(), ratio))
     hard, window = confidence < threshold, hidden.shape[1]
     rows = int(hard.sum()) // window
-    return x[hard][: rows * window].view(rows, window, -1), targets[hard][: rows * window].view(rows, window), threshold
+    return (
+        x[hard][: rows * window].view(rows, window, -1),
+        targets[hard][: rows * window].view(rows, window),
+        threshold,
+    )
 
 
 @torch.no_grad()
-def evaluate(model: BlockwiseLM, classifier: nn.Linear, threshold: float, hidden: Tensor, targets: Tensor,
-             batch_size: int) -> Evaluated:
+def evaluate(
+    model: BlockwiseLM,
+    classifier: nn.Linear,
+    threshold: float,
+    hidden: Tensor,
+    targets: Tensor,
+    batch_size: int,
+) -> Evaluated:
     """Two blocks, both run on every token; a token takes the logits of block 0 where its confidence suffices."""
     exits, losses = [], []
     for x, y in zip(hidden.split(batch_size), targets.split(batch_size)):

@@ -20,22 +20,38 @@ PAIRS = 5
 
 def run() -> Iterator[Row]:
     yield row("native", compute_bound_model(), 4, 128, COMPUTE_BOUND, PAIRS)
-    yield row("smollm2", smollm2((10, 20), 64)[1], 4, 64, "SmolLM2-135M, exits after 10 and 20 of 30 layers", PAIRS)
+    yield row(
+        "smollm2", smollm2((10, 20), 64)[1], 4, 64, "SmolLM2-135M, exits after 10 and 20 of 30 layers", PAIRS
+    )
 
 
 def row(name: str, lm: Blockwise, windows: int, length: int, size: str, pairs: int) -> Row:
     tokens, targets = RandomWindows(windows, length, lm.config.vocab_size).batch(torch.arange(windows))
     policy, executor = half_leave(lm, tokens), Executor(lm)
     whole, steps = executor.run(tokens, targets, policy), token_by_token(lm, tokens, targets, policy)
-    differ, apart = float((whole.exit != steps[0]).float().mean()), float((whole.loss - steps[1]).abs().mean())
+    differ, apart = (
+        float((whole.exit != steps[0]).float().mean()),
+        float((whole.loss - steps[1]).abs().mean()),
+    )
     if differ > 0.01 or apart > 0.01:
-        raise RuntimeError(f"the two ways score differently ({differ:.2%} of the exits, {apart:.3f} nats per token), so their times say nothing")
-    parallel, sequential = in_turn(lambda: executor.run(tokens, targets, policy),
-                                   lambda: token_by_token(lm, tokens, targets, policy), pairs)
+        raise RuntimeError(
+            f"the two ways score differently ({differ:.2%} of the exits, {apart:.3f} nats per token), so their times say nothing"
+        )
+    parallel, sequential = in_turn(
+        lambda: executor.run(tokens, targets, policy),
+        lambda: token_by_token(lm, tokens, targets, policy),
+        pairs,
+    )
     counts = whole.exit.flatten().bincount(minlength=lm.config.num_blocks).tolist()
-    return Row(f"routed_perplexity_{name}", median_ratio(sequential, parallel), "x speed", None,
-               f"one token of each of {windows} windows of {length} per pass, keys and values kept; "
-               f"{', '.join(map(str, counts))} tokens leave, {differ:.2%} of them elsewhere, mean difference of the losses {apart:.0e} nats, {size}", pairs)
+    return Row(
+        f"routed_perplexity_{name}",
+        median_ratio(sequential, parallel),
+        "x speed",
+        None,
+        f"one token of each of {windows} windows of {length} per pass, keys and values kept; "
+        f"{', '.join(map(str, counts))} tokens leave, {differ:.2%} of them elsewhere, mean difference of the losses {apart:.0e} nats, {size}",
+        pairs,
+    )
 
 
 def half_leave(lm: Blockwise, tokens: Tensor) -> Policy:
@@ -50,9 +66,16 @@ def half_leave(lm: Blockwise, tokens: Tensor) -> Policy:
 @torch.no_grad()
 def token_by_token(lm: Blockwise, tokens: Tensor, targets: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
     """Exits and losses in nats, each (B, T), of tokens (B, T) fed one column at a time."""
-    decoder, rows, exits, losses = Decoder(lm, len(tokens), space=tokens.shape[1]), torch.arange(len(tokens)), [], []
+    decoder, rows, exits, losses = (
+        Decoder(lm, len(tokens), space=tokens.shape[1]),
+        torch.arange(len(tokens)),
+        [],
+        [],
+    )
     for column, wanted in zip(tokens.T, targets.T):
         fed = decoder.feed(rows, column, policy)
         exits.append(fed.exit)
-        losses.append(torch.nn.functional.cross_entropy(decoder.logits(fed.exit, fed.states), wanted, reduction="none"))
+        losses.append(
+            torch.nn.functional.cross_entropy(decoder.logits(fed.exit, fed.states), wanted, reduction="none")
+        )
     return torch.stack(exits, 1), torch.stack(losses, 1)

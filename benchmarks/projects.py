@@ -60,8 +60,13 @@ def set_params(path: Path, settings: Mapping[str, Any]) -> None:
 
 def environment(root: Path) -> dict[str, str]:
     """For commands of the checkout ``root`` with this Python."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(root / "src"),
-            "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(root / "src"),
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
 
 
 def _run(folder: Path, *command: str) -> str:

@@ -24,24 +24,33 @@ from torch import Tensor
 
 from benchmarks.measure import ROOT, Median, Row, seconds
 from benchmarks.projects import made
-from offramp.analysis.bootstrap import DocumentSums
+from offramp.artifacts.artifact import open_artifact
+from offramp.artifacts.files import write_text
 from offramp.corpus.token_bytes import bits_per_byte, token_bytes
 from offramp.corpus.tokenizer import open_tokenizer
 from offramp.corpus.windows import TokenWindows
 from offramp.exits.signals import LEARNED
 from offramp.exits.store import Exits
-from offramp.lineage.artifact import open_artifact, write_text
 from offramp.models.store import load_model
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
 from offramp.routing.evaluate import run_split, spread_windows
 from offramp.routing.executor import Executor, Policy
 from offramp.routing.policies import FixedExit, Scorer, ThresholdPolicy
 from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds
+from offramp.states.resampling import DocumentSums
 
 MODELS: dict[str, dict[str, Any]] = {
-    "joint": {"pretrain.method": "joint", "model.width": 256, "model.ffn_width": 1024, "model.block_layers": [2, 2, 2, 2, 2, 2],
-              "model.key_value_heads": 1, "pretrain.exit_weights": [0.05, 0.1, 0.25, 0.25, 0.15, 0.2],
-              "pretrain.steps": 500, "pretrain.learning_rate": 2.5e-3, "pretrain.evaluate_windows": 200},
+    "joint": {
+        "pretrain.method": "joint",
+        "model.width": 256,
+        "model.ffn_width": 1024,
+        "model.block_layers": [2, 2, 2, 2, 2, 2],
+        "model.key_value_heads": 1,
+        "pretrain.exit_weights": [0.05, 0.1, 0.25, 0.25, 0.15, 0.2],
+        "pretrain.steps": 500,
+        "pretrain.learning_rate": 2.5e-3,
+        "pretrain.evaluate_windows": 200,
+    },
     "tuned": {"pretrain.method": "joint"},
     "raw": {"pretrain.method": "final", "pretrain.head": "shared"},
 }
@@ -57,8 +66,23 @@ MOST_RISE = 0.01
 """In perplexity; a choice that keeps it on calibration text and breaks it on test text counts as full depth, 1.0x."""
 LEVEL, DRAWS = 0.95, 10_000
 """With that certainty a choice must keep ``MOST_RISE`` on calibration text: a one-sided bound from resampled documents."""
-COLUMNS = ("model", "signal", "first_exit", "budget", "shallow_ratio", "ppl", "ppl_increase", "agreement", "bits_per_byte", "flop_saving", "wall_saving",
-           "calibration_windows", "calibration_ppl_increase", "calibration_ppl_increase_high", "calibration_flop_saving")
+COLUMNS = (
+    "model",
+    "signal",
+    "first_exit",
+    "budget",
+    "shallow_ratio",
+    "ppl",
+    "ppl_increase",
+    "agreement",
+    "bits_per_byte",
+    "flop_saving",
+    "wall_saving",
+    "calibration_windows",
+    "calibration_ppl_increase",
+    "calibration_ppl_increase_high",
+    "calibration_flop_saving",
+)
 
 
 def run() -> Iterator[Row]:
@@ -67,7 +91,9 @@ def run() -> Iterator[Row]:
         pareto = Pareto(made(model, settings, "train_exits"))
         found = [{"model": model, **row} for row in pareto.rows()]
         rows += found
-        static, signals = ([row for row in found if (row["budget"] is None) == fixed] for fixed in (True, False))
+        static, signals = (
+            [row for row in found if (row["budget"] is None) == fixed] for fixed in (True, False)
+        )
         best, fixed = cheapest(signals), cheapest(static)
         speeds = []
         for row in (best, fixed):
@@ -75,47 +101,82 @@ def run() -> Iterator[Row]:
             speeds.append(Median.of(1 / time for time in times))
             if row:
                 row["wall_saving"] = 1 - statistics.median(times)
-        lines = [",".join(COLUMNS), *(",".join("" if row[key] is None else str(row[key]) for key in COLUMNS) for row in rows)]
+        lines = [
+            ",".join(COLUMNS),
+            *(",".join("" if row[key] is None else str(row[key]) for key in COLUMNS) for row in rows),
+        ]
         write_text(ROOT / "metrics/plots/pareto.csv", "\n".join(lines) + "\n")
         met = best is not None and best["ppl_increase"] <= MOST_RISE
-        yield Row(f"quality_speed_at_1_percent_{model}", speeds[0] if met else 1.0, "x speed",
-                  ">= 1.2" if model == "joint" else None,
-                  f"full depth of the same model ({pareto.words}); of {len(signals)} signals and budgets the one that saves most FLOPs on "
-                  f"calibration documents of its own at no more than 1 % more perplexity there (one-sided 95 %); on test text: {told(best)}",
-                  RETIMED if best else 0)
-        yield Row(f"static_speed_at_1_percent_{model}", speeds[1], "x speed", None,
-                  f"the same, for everybody leaving at one exit: {told(fixed)}", RETIMED if fixed else 0)
+        yield Row(
+            f"quality_speed_at_1_percent_{model}",
+            speeds[0] if met else 1.0,
+            "x speed",
+            ">= 1.2" if model == "joint" else None,
+            f"full depth of the same model ({pareto.words}); of {len(signals)} signals and budgets the one that saves most FLOPs on "
+            f"calibration documents of its own at no more than 1 % more perplexity there (one-sided 95 %); on test text: {told(best)}",
+            RETIMED if best else 0,
+        )
+        yield Row(
+            f"static_speed_at_1_percent_{model}",
+            speeds[1],
+            "x speed",
+            None,
+            f"the same, for everybody leaving at one exit: {told(fixed)}",
+            RETIMED if fixed else 0,
+        )
 
 
 class Pareto:
     """A project's model and exit classifiers, and what each policy gains and costs."""
 
     def __init__(self, root: Path):
-        data, lm, classifiers = (open_artifact(root / path, kind) for path, kind in (("data", "data"), ("models/lm", "lm"), ("models/exits", "exits")))
+        data, lm, classifiers = (
+            open_artifact(root / path, kind)
+            for path, kind in (("data", "data"), ("models/lm", "lm"), ("models/exits", "exits"))
+        )
         self.exits, self.executor = Exits(classifiers), Executor(load_model(lm))
         windows = TokenWindows(data, "test")
         self.window, sizes = windows.window, self.executor.model.config
         self.test = Held(self.executor, windows, spread_windows(len(windows), WINDOWS))
         number, tokens = np.unique(self.exits.held_out(LEARNED, "guarantee")["sequence"], return_counts=True)
-        whole = torch.from_numpy(number[tokens == windows.window].astype(np.int64))  # without windows that two parts share
+        whole = torch.from_numpy(
+            number[tokens == windows.window].astype(np.int64)
+        )  # without windows that two parts share
         calibration = TokenWindows(data, "calibration")
-        self.some, self.all = Held(self.executor, calibration, whole[spread_windows(len(whole), WINDOWS)]), Held(self.executor, calibration, whole)
+        self.some, self.all = (
+            Held(self.executor, calibration, whole[spread_windows(len(whole), WINDOWS)]),
+            Held(self.executor, calibration, whole),
+        )
         self.num_bytes = float(token_bytes(open_tokenizer(data), data.meta["kind"])[self.test.target].sum())
-        method = lm.params["pretrain.method"] if "pretrain.method" in lm.params else lm.params["pretrain"]["method"]
+        method = (
+            lm.params["pretrain.method"]
+            if "pretrain.method" in lm.params
+            else lm.params["pretrain"]["method"]
+        )
         self.words = f"{method}, {'+'.join(map(str, sizes.block_layers))} layers of width {sizes.width}"
 
     def rows(self) -> list[dict[str, Any]]:
         """Everybody at each exit, every signal at every budget of the grid, and finer budgets of the best signal."""
         model = self.executor.model
-        rows = [self.row(f"everybody at exit {exit}", None, FixedExit(exit), self.some) for exit in range(model.config.num_blocks - 1)]
+        rows = [
+            self.row(f"everybody at exit {exit}", None, FixedExit(exit), self.some)
+            for exit in range(model.config.num_blocks - 1)
+        ]
         grid = []
         for signal in self.exits.config["signals"]:
             for first in sorted({0, (model.config.num_blocks - 1) // 2} if signal == LEARNED else {0}):
-                grid += [self.row(signal, budget, policy, self.some) for budget in BUDGETS if (policy := self.policy(signal, first, budget))]
+                grid += [
+                    self.row(signal, budget, policy, self.some)
+                    for budget in BUDGETS
+                    if (policy := self.policy(signal, first, budget))
+                ]
         best = cheapest(grid)
         if best is None:
             return rows + grid
-        kept, broken = best["budget"], max((budget for budget in BUDGETS if budget < best["budget"]), default=0.0)
+        kept, broken = (
+            best["budget"],
+            max((budget for budget in BUDGETS if budget < best["budget"]), default=0.0),
+        )
         for _ in range(HALVINGS):
             budget = (kept + broken) / 2
             policy = self.policy(best["signal"], best["first_exit"], budget)
@@ -133,15 +194,33 @@ class Pareto:
         costs = np.array(exit_costs(model, self.window, scorer.reads_out, scorer.flops_per_token, first))
         if budget <= costs[first]:
             return None
-        return ThresholdPolicy(model, scorer, [NOBODY] * first + budget_thresholds(held_out.after(first), costs[first:], budget), first)
+        return ThresholdPolicy(
+            model,
+            scorer,
+            [NOBODY] * first + budget_thresholds(held_out.after(first), costs[first:], budget),
+            first,
+        )
 
     def row(self, name: str, budget: float | None, policy: Policy, calibration: Held) -> dict[str, Any]:
-        found, before = self.test.run(policy, f"{name} {budget}"), calibration.run(policy, f"{name} {budget}, calibration")
+        found, before = (
+            self.test.run(policy, f"{name} {budget}"),
+            calibration.run(policy, f"{name} {budget}, calibration"),
+        )
         return {
-            "signal": name, "first_exit": policy.first, "budget": budget, "policy": policy, **found,
-            "bits_per_byte": bits_per_byte(float(np.log(found["ppl"])) * len(self.test.target), self.num_bytes),
-            "wall_saving": 1 - statistics.median(self.times(policy, PAIRS)), "calibration_windows": len(calibration.chosen),
-            **{f"calibration_{key}": before[key] for key in ("ppl_increase", "ppl_increase_high", "flop_saving")},
+            "signal": name,
+            "first_exit": policy.first,
+            "budget": budget,
+            "policy": policy,
+            **found,
+            "bits_per_byte": bits_per_byte(
+                float(np.log(found["ppl"])) * len(self.test.target), self.num_bytes
+            ),
+            "wall_saving": 1 - statistics.median(self.times(policy, PAIRS)),
+            "calibration_windows": len(calibration.chosen),
+            **{
+                f"calibration_{key}": before[key]
+                for key in ("ppl_increase", "ppl_increase_high", "flop_saving")
+            },
         }
 
     def times(self, policy: Policy, pairs: int) -> list[float]:
@@ -164,20 +243,30 @@ class Held:
         """``chosen`` (N,) are the numbers of the windows."""
         self.executor, self.windows, self.chosen = executor, windows, chosen
         self.documents = windows.documents(chosen)[:, 0]  # (N,) of the windows' first tokens
-        self.target = torch.cat([windows.batch(part)[1].flatten() for part in self.chosen.split(BATCH)]).numpy()
-        self.full = run_split(executor, windows, self.chosen, None, BATCH, torch.device("cpu"), name="full depth")
+        self.target = torch.cat(
+            [windows.batch(part)[1].flatten() for part in self.chosen.split(BATCH)]
+        ).numpy()
+        self.full = run_split(
+            executor, windows, self.chosen, None, BATCH, torch.device("cpu"), name="full depth"
+        )
 
     def run(self, policy: Policy, name: str) -> dict[str, float]:
-        routed = run_split(self.executor, self.windows, self.chosen, policy, BATCH, torch.device("cpu"), name=name)
+        routed = run_split(
+            self.executor, self.windows, self.chosen, policy, BATCH, torch.device("cpu"), name=name
+        )
         model = self.executor.model
         nll, reference = (float(part.loss.mean(dtype=np.float64)) for part in (routed, self.full))
         rises = (routed.loss - self.full.loss).reshape(len(self.chosen), -1).mean(1, dtype=np.float64)
         high = np.quantile(DocumentSums(self.documents, {"rise": rises}).resample(DRAWS, 0)["rise"], LEVEL)
         flops = executed_flops(model, routed.work, policy.flops_per_token)
-        return {"shallow_ratio": float((routed.exit < model.config.num_blocks - 1).mean()), "ppl": float(np.exp(nll)),
-                "ppl_increase": float(np.exp(nll - reference) - 1), "ppl_increase_high": float(np.exp(high) - 1),
-                "agreement": float((routed.argmax == self.full.argmax).mean()),
-                "flop_saving": 1 - flops / full_depth_flops(model, len(self.target), self.windows.window)}
+        return {
+            "shallow_ratio": float((routed.exit < model.config.num_blocks - 1).mean()),
+            "ppl": float(np.exp(nll)),
+            "ppl_increase": float(np.exp(nll - reference) - 1),
+            "ppl_increase_high": float(np.exp(high) - 1),
+            "agreement": float((routed.argmax == self.full.argmax).mean()),
+            "flop_saving": 1 - flops / full_depth_flops(model, len(self.target), self.windows.window),
+        }
 
 
 def keeps(row: dict[str, Any]) -> bool:
@@ -194,5 +283,7 @@ def told(row: dict[str, Any] | None) -> str:
         return "none loses that little"
     budget = "" if row["budget"] is None else f" within {row['budget']:.1%} of the FLOPs"
     later = f" from exit {row['first_exit']} on" if row["first_exit"] and row["budget"] else ""
-    return (f"{row['signal']}{later}{budget}, {row['shallow_ratio']:.0%} leave, {row['flop_saving']:.0%} of the FLOPs and "
-            f"{row['wall_saving']:.0%} of the time saved, perplexity {row['ppl_increase']:+.2%}")
+    return (
+        f"{row['signal']}{later}{budget}, {row['shallow_ratio']:.0%} leave, {row['flop_saving']:.0%} of the FLOPs and "
+        f"{row['wall_saving']:.0%} of the time saved, perplexity {row['ppl_increase']:+.2%}"
+    )

@@ -30,7 +30,9 @@ def run() -> Iterator[Row]:
     yield from rows(lm, FEW, FEW_SHARES, FEW_PAIRS, None, f"_{FEW}_windows")
 
 
-def rows(lm: Blockwise, windows: int, shares: Sequence[float], pairs: int, bar: str | None, suffix: str = "") -> Iterator[Row]:
+def rows(
+    lm: Blockwise, windows: int, shares: Sequence[float], pairs: int, bar: str | None, suffix: str = ""
+) -> Iterator[Row]:
     """Of a model with three exits; ``bar`` is for shares from 50 % on."""
     tokens, targets = RandomWindows(windows, 128, 8192).batch(torch.arange(windows))
     size = f"{COMPUTE_BOUND}, {windows} windows of 128"
@@ -45,13 +47,26 @@ def rows(lm: Blockwise, windows: int, shares: Sequence[float], pairs: int, bar: 
         executor.run(tokens, targets, policy, work)
         routed, full = in_turn(lambda: executor.run(tokens, targets, policy), plain, pairs)  # noqa: B023
         if share == 0:
-            yield Row(f"routed_nothing_exits{suffix}", median_ratio(full, routed), "x speed", ">= 0.97", f"blocks and last readout, no exits, {size}", pairs)
+            yield Row(
+                f"routed_nothing_exits{suffix}",
+                median_ratio(full, routed),
+                "x speed",
+                ">= 0.97",
+                f"blocks and last readout, no exits, {size}",
+                pairs,
+            )
             continue
         flop_saving = 1 - executed_flops(lm, work) / full_depth_flops(lm, tokens.numel(), tokens.shape[1])
         saved = [1 - ours / whole for ours, whole in zip(routed, full)]
-        yield Row(f"routed_{100 * share:.0f}_exit{suffix}", Median.of(part / flop_saving for part in saved), "wall / flop saving",
-                  bar if share >= 0.5 else None, f"flop_saving {flop_saving:.3f}, wall_saving {statistics.median(saved):.3f} when "
-                  f"{share:.0%} leave at random, half at each of 2 exits, {size}", pairs)
+        yield Row(
+            f"routed_{100 * share:.0f}_exit{suffix}",
+            Median.of(part / flop_saving for part in saved),
+            "wall / flop saving",
+            bar if share >= 0.5 else None,
+            f"flop_saving {flop_saving:.3f}, wall_saving {statistics.median(saved):.3f} when "
+            f"{share:.0%} leave at random, half at each of 2 exits, {size}",
+            pairs,
+        )
 
 
 def random_exits(tokens: int, share: float) -> Tensor:

@@ -15,9 +15,9 @@ from benchmarks import naive_seed003 as naive
 from benchmarks.collect import collect
 from benchmarks.inputs import RandomWindows, model
 from benchmarks.measure import Row, median_ratio, seconds
+from offramp.artifacts.artifact import open_artifact
 from offramp.exits.classifier import ExitClassifier, fit_classifier
 from offramp.exits.labels import label
-from offramp.lineage.artifact import open_artifact
 from offramp.models.native import BlockwiseLM
 from offramp.params import Pretrain, load_params
 from offramp.routing.executor import Arrivals, Decision, Executor
@@ -34,17 +34,32 @@ PAIRS = 2
 def run() -> Iterator[Row]:
     train = RandomWindows(int(WINDOWS * SHARE), WINDOW, VOCAB)
     held_out = RandomWindows(int(WINDOWS * SHARE / 5), WINDOW, VOCAB, seed=1)
-    plain, ours = zip(*((naive_path(seed_model(), train, held_out), our_path(seed_model(), train, held_out)) for _ in range(PAIRS)))
+    plain, ours = zip(
+        *(
+            (naive_path(seed_model(), train, held_out), our_path(seed_model(), train, held_out))
+            for _ in range(PAIRS)
+        )
+    )
     against = (
         f"the seed's way (full logits; model run again in each of {EPOCHS} exit-classifier epochs, for hard tokens, and every "
         f"block on every token in evaluation): {len(train)} of 10,000 windows of 32, vocabulary {VOCAB}, width 64, 2+2 layers; "
         "per block as many steps as one epoch has"
     )
-    parts = {"end_to_end": sum, "pretraining": lambda took: took[0], "exits_and_evaluation": lambda took: took[1]}
+    parts = {
+        "end_to_end": sum,
+        "pretraining": lambda took: took[0],
+        "exits_and_evaluation": lambda took: took[1],
+    }
     for part, of in parts.items():
         slow, fast = [of(took) for took in plain], [of(took) for took in ours]
-        yield Row(f"seed003_{part}", median_ratio(slow, fast), "x speed", ">= 8" if part == "end_to_end" else None,
-                  f"{against}; naive {np.median(slow):.1f} s, ours {np.median(fast):.1f} s", PAIRS)
+        yield Row(
+            f"seed003_{part}",
+            median_ratio(slow, fast),
+            "x speed",
+            ">= 8" if part == "end_to_end" else None,
+            f"{against}; naive {np.median(slow):.1f} s, ours {np.median(fast):.1f} s",
+            PAIRS,
+        )
 
 
 def seed_model() -> BlockwiseLM:
@@ -56,10 +71,25 @@ def settings(steps: int) -> Pretrain:
     from benchmarks.measure import ROOT
 
     values = load_params("pretrain", ROOT).pretrain.model_dump()
-    values |= {"method": "blockwise", "head": "shared", "steps": steps, "batch_size": BATCH, "learning_rate": 1e-3,
-               "schedule": "constant", "warmup_steps": 1, "evaluate_every": steps, "evaluate_windows": 10**6}
-    values["blockwise"] |= {"context": "repack", "tokens": "hard", "hard_ratio": 0.5, "hard_signal": "max_prob",
-                            "embedding": "frozen", "later_rate": 0.1}
+    values |= {
+        "method": "blockwise",
+        "head": "shared",
+        "steps": steps,
+        "batch_size": BATCH,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "warmup_steps": 1,
+        "evaluate_every": steps,
+        "evaluate_windows": 10**6,
+    }
+    values["blockwise"] |= {
+        "context": "repack",
+        "tokens": "hard",
+        "hard_ratio": 0.5,
+        "hard_signal": "max_prob",
+        "embedding": "frozen",
+        "later_rate": 0.1,
+    }
     return Pretrain(**values)
 
 
@@ -85,7 +115,9 @@ def our_path(model: BlockwiseLM, train: RandomWindows, held_out: RandomWindows) 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         params = settings(2 * steps_per_epoch(train))
-        trainer = Pretrainer(model, train, held_out, params, Snapshots(root / "snapshots", 1e9), torch.device("cpu"))
+        trainer = Pretrainer(
+            model, train, held_out, params, Snapshots(root / "snapshots", 1e9), torch.device("cpu")
+        )
 
         def route() -> None:
             collect(model, train, root / "states")
@@ -104,7 +136,9 @@ def fit_from_cache(path: Path, epochs: int) -> tuple[ExitClassifier, Tensor]:
     states = States(open_artifact(path, "states", verify=False))
     inputs, labels = states.hidden(0), torch.from_numpy(label(states, 0, "correct", 0.0))
     few = slice(0, 2048)
-    fit = fit_classifier((inputs, labels), (inputs[few], labels[few]), "correct", [], 1e-3, BATCH * WINDOW, epochs, epochs, 0)
+    fit = fit_classifier(
+        (inputs, labels), (inputs[few], labels[few]), "correct", [], 1e-3, BATCH * WINDOW, epochs, epochs, 0
+    )
     return fit.classifier, inputs
 
 

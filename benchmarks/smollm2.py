@@ -19,7 +19,13 @@ from benchmarks.measure import ROOT, Row, Skipped
 from benchmarks.projects import FOLDER, cloned, environment, set_params
 
 OVERRIDES = "dvc exp run -S model.source=hf "
-JOINT = {"pretrain.method": "joint", "pretrain.gradient_checkpointing": True, "pretrain.steps": 4, "pretrain.evaluate_every": 2, "pretrain.evaluate_windows": 2}
+JOINT = {
+    "pretrain.method": "joint",
+    "pretrain.gradient_checkpointing": True,
+    "pretrain.steps": 4,
+    "pretrain.evaluate_every": 2,
+    "pretrain.evaluate_windows": 2,
+}
 """Adam has both its moments after the first step, and the second look may find better weights than the first."""
 
 MEASURED = """
@@ -53,7 +59,14 @@ def run() -> Iterator[Row]:
     yield Row("smollm2_memory", most, "GB", "<= 3", f"{held}: the largest process", 1)
     set_params(clone / "params.yaml", JOINT)
     _, most = used(clone, ["python", "-m", "pipeline.pretrain"])
-    yield Row("smollm2_joint_memory", most, "GB", "<= 3", "pretraining all weights jointly in fp32 with gradient checkpointing, 8 windows of 256 tokens a step", 1)
+    yield Row(
+        "smollm2_joint_memory",
+        most,
+        "GB",
+        "<= 3",
+        "pretraining all weights jointly in fp32 with gradient checkpointing, 8 windows of 256 tokens a step",
+        1,
+    )
 
 
 def used(folder: Path, command: Sequence[str]) -> tuple[float, float]:
@@ -66,7 +79,13 @@ def used(folder: Path, command: Sequence[str]) -> tuple[float, float]:
     log = folder / ".dvc/output.txt"
     with log.open("w", encoding="utf-8") as output:
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", MEASURED, *command], cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=output)
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, *command],
+            cwd=folder,
+            env=environment(folder),
+            stdout=subprocess.PIPE,
+            stderr=output,
+        )
         seconds = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command[:3])} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")

@@ -28,14 +28,29 @@ def run() -> Iterator[Row]:
         bare = fastest([blocked_product(hidden, matrix, *blocks) for blocks in BLOCKS])
         times, product = in_turn(ours, bare, pairs=9)
         size = f"{tokens} x {vocab}, width {width}"
-        yield Row(f"statistics_over_product_{name}", median_ratio(times, product), "x time", "<= 2.0",
-                  f"the bare blocked matrix product, {size}, into one buffer, the fastest of {len(BLOCKS)} block sizes", 9)
+        yield Row(
+            f"statistics_over_product_{name}",
+            median_ratio(times, product),
+            "x time",
+            "<= 2.0",
+            f"the bare blocked matrix product, {size}, into one buffer, the fastest of {len(BLOCKS)} block sizes",
+            9,
+        )
         piece = slice(0, min(tokens, 2048))
         part, wanted = hidden[piece], targets[piece]
-        times, plain = in_turn(lambda: token_statistics([part], [readout], wanted),  # noqa: B023
-                               lambda: textbook(part, matrix, wanted), pairs=5)  # noqa: B023
-        yield Row(f"statistics_speedup_{name}", median_ratio(plain, times), "x speed", ">= 4",
-                  f"full logits, log-softmax, entropy and top-2 of {len(part)} tokens at once, {vocab} entries, width {width}", 5)
+        times, plain = in_turn(
+            lambda: token_statistics([part], [readout], wanted),  # noqa: B023
+            lambda: textbook(part, matrix, wanted),
+            pairs=5,
+        )
+        yield Row(
+            f"statistics_speedup_{name}",
+            median_ratio(plain, times),
+            "x speed",
+            ">= 4",
+            f"full logits, log-softmax, entropy and top-2 of {len(part)} tokens at once, {vocab} entries, width {width}",
+            5,
+        )
     yield from memory()
 
 
@@ -66,9 +81,14 @@ def textbook(hidden: Tensor, matrix: Tensor, targets: Tensor) -> dict[str, Tenso
     top = logits.topk(2, dim=1)
     loss = -log_p.gather(1, targets.unsqueeze(1)).squeeze(1)
     return {
-        "max_prob": p.amax(1), "max_logit": top.values[:, 0], "mean_logit": logits.mean(1),
-        "margin": top.values[:, 0] - top.values[:, 1], "entropy": -(p * log_p).sum(1), "argmax": top.indices[:, 0],
-        "loss": loss, "correct_prob": torch.exp(-loss),
+        "max_prob": p.amax(1),
+        "max_logit": top.values[:, 0],
+        "mean_logit": logits.mean(1),
+        "margin": top.values[:, 0] - top.values[:, 1],
+        "entropy": -(p * log_p).sum(1),
+        "argmax": top.indices[:, 0],
+        "loss": loss,
+        "correct_prob": torch.exp(-loss),
     }
 
 
@@ -82,8 +102,24 @@ def memory() -> Iterator[Row]:
         )
 
     # A few MiB, of which the allocator's habits are a part: medians over fresh processes.
-    small, tokens, vocab = (statistics.median(added(*size) for _ in range(PROCESSES)) for size in ((8192, 16384), (32768, 16384), (8192, 65536)))
+    small, tokens, vocab = (
+        statistics.median(added(*size) for _ in range(PROCESSES))
+        for size in ((8192, 16384), (32768, 16384), (8192, 65536))
+    )
     for name, larger in (("tokens", tokens), ("vocabulary", vocab)):
-        yield Row(f"statistics_memory_4x_{name}", larger / small, "x added memory", "<= 1.25",
-                  f"the same with a quarter of the {name} ({small:.0f} MiB added)", PROCESSES)
-    yield Row("statistics_memory_full", added(2**20, 69830), "MiB added", "<= 3072", "1M tokens x 69830 entries, width 64, one real pass", 1)
+        yield Row(
+            f"statistics_memory_4x_{name}",
+            larger / small,
+            "x added memory",
+            "<= 1.25",
+            f"the same with a quarter of the {name} ({small:.0f} MiB added)",
+            PROCESSES,
+        )
+    yield Row(
+        "statistics_memory_full",
+        added(2**20, 69830),
+        "MiB added",
+        "<= 3072",
+        "1M tokens x 69830 entries, width 64, one real pass",
+        1,
+    )

@@ -24,7 +24,14 @@ def run() -> Iterator[Row]:
         raise Skipped("the pipeline has not been run in this checkout; run `make repro` first")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "checkout"
-        shutil.copytree(here, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".benchmarks", "mlruns", "mlartifacts", "mlflow.db", "__pycache__"))
+        shutil.copytree(
+            here,
+            copy,
+            symlinks=True,
+            ignore=shutil.ignore_patterns(
+                ".venv", ".benchmarks", "mlruns", "mlartifacts", "mlflow.db", "__pycache__"
+            ),
+        )
         output: list[str] = []
 
         def rerun(threshold: str) -> None:
@@ -37,4 +44,11 @@ def run() -> Iterator[Row]:
         rerun(NEW[0])
         took = seconds(lambda: rerun(NEW[1]))
         ran = [line.split("'")[1] for line in output[1].splitlines() if line.startswith("Running stage")]
-    yield Row("threshold_rerun", took, "s", "<= 25", f"one run, default data and model; stages run: {', '.join(ran)}", 1)
+    yield Row(
+        "threshold_rerun",
+        took,
+        "s",
+        "<= 25",
+        f"one run, default data and model; stages run: {', '.join(ran)}",
+        1,
+    )

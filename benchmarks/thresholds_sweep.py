@@ -26,12 +26,23 @@ def one_by_one(confidence: np.ndarray, values: dict[str, np.ndarray], thresholds
 def run() -> Iterator[Row]:
     generator = np.random.default_rng(0)
     confidence = generator.random((EXITS - 1, TOKENS), dtype=np.float32)
-    values = {"loss": generator.random((EXITS, TOKENS), dtype=np.float32),
-              "agreement": generator.random((EXITS, TOKENS), dtype=np.float32) < 0.9}
+    values = {
+        "loss": generator.random((EXITS, TOKENS), dtype=np.float32),
+        "agreement": generator.random((EXITS, TOKENS), dtype=np.float32) < 0.9,
+    }
     thresholds, few = np.linspace(0, 1, THRESHOLDS), np.linspace(0, 1, NAIVE)
-    times, loop = in_turn(lambda: sweep(confidence, values, thresholds),
-                          lambda: one_by_one(confidence, values, few), PAIRS)
-    work = f"{THRESHOLDS} thresholds, {TOKENS} tokens, {EXITS} exits: exit shares, mean loss and mean agreement"
+    times, loop = in_turn(
+        lambda: sweep(confidence, values, thresholds), lambda: one_by_one(confidence, values, few), PAIRS
+    )
+    work = (
+        f"{THRESHOLDS} thresholds, {TOKENS} tokens, {EXITS} exits: exit shares, mean loss and mean agreement"
+    )
     yield Row("threshold_sweep", statistics.median(times), "s", "<= 2", work, PAIRS)
-    yield Row("threshold_sweep_speed", median_ratio([t * THRESHOLDS / NAIVE for t in loop], times), "x speed", None,
-              f"one threshold after the other, timed on {NAIVE} of them and scaled; {work}", PAIRS)
+    yield Row(
+        "threshold_sweep_speed",
+        median_ratio([t * THRESHOLDS / NAIVE for t in loop], times),
+        "x speed",
+        None,
+        f"one threshold after the other, timed on {NAIVE} of them and scaled; {work}",
+        PAIRS,
+    )

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from offramp.artifacts.artifact import Artifact, open_artifact
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
-from offramp.lineage.artifact import Artifact, open_artifact
+from offramp.machine.device import setup
 from offramp.models.store import load_model
 from offramp.params import Declared
 from offramp.routing.executor import Executor
-from offramp.runtime import setup
 from offramp.states.store import States
 
 
@@ -35,7 +35,9 @@ def open_routing_inputs(params: Declared, root: Path) -> RoutingInputs:
     exits = open_artifact(root / "models/exits", "exits")
     collected = open_artifact(root / "states/test", "states", inputs={"data": data, "lm": lm})
     if exits.meta["lm"] != lm.digest:
-        raise UserError(f"{exits.path} was trained on states of another model than {lm.path}; run `dvc repro`")
+        raise UserError(
+            f"{exits.path} was trained on states of another model than {lm.path}; run `dvc repro`"
+        )
     states = States(collected)
     device = setup(params.runtime.device, params.runtime.threads)
     executor = Executor(load_model(lm).to(device), params.routing.kv, states.precision)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from offramp.errors import UserError, memory_for
-from offramp.lineage.artifact import write_text
 from offramp.params import Declared, load_params
 
 MEMORY = "window or corpus"
 """What the memory of a stage that runs no model grows with."""
 
 
-def stage(name: str, run: Callable[[Declared, Path], None], shared: bool = False, memory: str = MEMORY) -> Callable[[], None]:
+def stage(
+    name: str, run: Callable[[Declared, Path], None], shared: bool = False, memory: str = MEMORY
+) -> Callable[[], None]:
     """The ``main`` of a stage: ``run(params, root)`` with the parameters dvc.yaml declares for it.
 
     Where ``runtime.launcher`` starts several processes, all of them run a ``shared`` stage and the first alone any other.
@@ -40,12 +38,3 @@ def stage(name: str, run: Callable[[Declared, Path], None], shared: bool = False
             sys.exit(2)
 
     return main
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as CSV, atomically; None becomes an empty cell."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, out.getvalue())

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offramp.checkpoint import Checkpoint, check_cut, check_weights, load_tokenizer, read_config
-from offramp.checkpoint import fingerprint as fingerprint_weights
+from offramp.artifacts.files import write_json
+from offramp.checkpoints.checkpoint import Checkpoint, check_cut, check_weights, load_tokenizer, read_config
+from offramp.checkpoints.checkpoint import fingerprint as fingerprint_weights
 from offramp.corpus.fingerprint import fingerprint
-from offramp.lineage.artifact import write_json
 from offramp.params import Declared
 from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
-    precisions = {"pretrain.precision": params.pretrain.precision, "collect.precision": params.collect.precision}
-    if params.runtime.device not in ("auto", "cpu") or "bf16" in precisions.values():  # importing torch takes seconds
-        from offramp.runtime import require_precision, setup
+    precisions = {
+        "pretrain.precision": params.pretrain.precision,
+        "collect.precision": params.collect.precision,
+    }
+    if (
+        params.runtime.device not in ("auto", "cpu") or "bf16" in precisions.values()
+    ):  # importing torch takes seconds
+        from offramp.machine.device import require_precision, setup
 
         device = setup(params.runtime.device, params.runtime.threads)
         for parameter, precision in precisions.items():

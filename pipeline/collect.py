@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from offramp.artifacts.artifact import open_artifact
+from offramp.artifacts.files import write_csv, write_json
 from offramp.corpus.windows import TokenWindows
-from offramp.lineage.artifact import open_artifact, write_json
+from offramp.machine.device import setup
+from offramp.machine.processes import join
 from offramp.models.store import load_model
-from offramp.parallel import join
 from offramp.params import Declared
-from offramp.runtime import setup
 from offramp.states.collect import collect_states, loss_histogram, summarise
 from offramp.states.store import States
-from pipeline._stage import stage, write_csv
+from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
@@ -21,8 +22,16 @@ def run(params: Declared, root: Path) -> None:
     processes = join(setup(params.runtime.device, params.runtime.threads))
     model = load_model(lm)
     collected = {
-        split: collect_states(model, TokenWindows(data, split), root / "states" / split, params.collect, params.to_json(),
-                              {"data": data, "lm": lm}, processes.device, processes)
+        split: collect_states(
+            model,
+            TokenWindows(data, split),
+            root / "states" / split,
+            params.collect,
+            params.to_json(),
+            {"data": data, "lm": lm},
+            processes.device,
+            processes,
+        )
         for split in ("calibration", "test")
     }
     processes.leave()

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offramp.checkpoint import Checkpoint
+from offramp.artifacts.files import write_json
+from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.corpus.prepare import corpus_metrics, prepare
-from offramp.lineage.artifact import write_json
 from offramp.params import Declared
 from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
-    data = prepare(params.corpus, params.tokenizer, params.window, root / "data", params.to_json(), root, Checkpoint.of(params.model))
+    data = prepare(
+        params.corpus,
+        params.tokenizer,
+        params.window,
+        root / "data",
+        params.to_json(),
+        root,
+        Checkpoint.of(params.model),
+    )
     write_json(root / "metrics" / "corpus.json", corpus_metrics(data))
 
 

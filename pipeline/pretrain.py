@@ -7,32 +7,48 @@ from pathlib import Path
 
 import torch
 
-from offramp.checkpoint import Checkpoint, weight_digests
+from offramp.artifacts.artifact import create_artifact, open_artifact
+from offramp.artifacts.files import write_csv, write_json
+from offramp.checkpoints.checkpoint import Checkpoint, weight_digests
 from offramp.corpus.windows import TokenWindows
-from offramp.lineage.artifact import create_artifact, open_artifact, write_json
+from offramp.machine.device import seed_all, setup
+from offramp.machine.processes import join
 from offramp.models.build import build_model
 from offramp.models.store import save_model
-from offramp.parallel import join
 from offramp.params import Declared
-from offramp.runtime import seed_all, setup
 from offramp.training.pretrain import Pretrainer, num_parameters
 from offramp.training.snapshots import Snapshots, code_digest, snapshot_key
-from pipeline._stage import stage, write_csv
+from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
     data = open_artifact(root / "data", "data")
-    processes = join(setup(params.runtime.device, params.runtime.threads, spare_memory=params.pretrain.gradient_checkpointing))
+    processes = join(
+        setup(
+            params.runtime.device, params.runtime.threads, spare_memory=params.pretrain.gradient_checkpointing
+        )
+    )
     train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")
     seed_all(params.pretrain.seed)
     settings, model = params.pretrain, build_model(params.model, params.pretrain, data.meta)
     source = root / "src/offramp"
     rooms = ("corpus", "nn", "models", "states", "training")
     weights = weight_digests(Checkpoint.of(params.model)) if params.model.source == "hf" else {}
-    key = snapshot_key({"checkpoint": weights, "params": params.to_json(), "data": data.digest, "threads": params.runtime.threads,
-                        "device": processes.device.type, "processes": processes.count, "torch": torch.__version__,
-                        "code": code_digest(*(source / room for room in rooms))})
-    snapshots = Snapshots(Path(os.environ.get("DVC_ROOT", root)) / ".resume" / key, params.runtime.snapshot_seconds)
+    key = snapshot_key(
+        {
+            "checkpoint": weights,
+            "params": params.to_json(),
+            "data": data.digest,
+            "threads": params.runtime.threads,
+            "device": processes.device.type,
+            "processes": processes.count,
+            "torch": torch.__version__,
+            "code": code_digest(*(source / room for room in rooms)),
+        }
+    )
+    snapshots = Snapshots(
+        Path(os.environ.get("DVC_ROOT", root)) / ".resume" / key, params.runtime.snapshot_seconds
+    )
 
     result = Pretrainer(model, train, calibration, settings, snapshots, processes.device, processes).run()
     processes.leave()
@@ -45,11 +61,19 @@ def run(params: Declared, root: Path) -> None:
         out.meta.update(parameters=num_parameters(model), hardness_thresholds=result.thresholds)
     write_csv(root / "metrics/plots/learning_curves.csv", tuple(result.curve[0]), result.curve)
     tokens = sum(int(phase["steps"]) for phase in result.best.values()) * settings.batch_size * train.window
-    write_json(root / "metrics/pretrain.json", {"parameters": num_parameters(model), "tokens_seen": tokens, **result.best})
+    write_json(
+        root / "metrics/pretrain.json",
+        {"parameters": num_parameters(model), "tokens_seen": tokens, **result.best},
+    )
     snapshots.delete()
 
 
-main = stage("pretrain", run, shared=True, memory="pretrain.batch_size, window or the model's sizes, or set pretrain.gradient_checkpointing: true")
+main = stage(
+    "pretrain",
+    run,
+    shared=True,
+    memory="pretrain.batch_size, window or the model's sizes, or set pretrain.gradient_checkpointing: true",
+)
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offramp.lineage.artifact import open_artifact
+from offramp.artifacts.artifact import open_artifact
 from offramp.params import Declared
 from offramp.report.page import build_report
 from pipeline._stage import stage

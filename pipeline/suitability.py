@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from offramp.analysis.suitability import assess, of_states
-from offramp.lineage.artifact import open_artifact, write_json
+from offramp.artifacts.artifact import open_artifact
+from offramp.artifacts.files import write_json
+from offramp.machine.device import setup
 from offramp.models.store import load_model
 from offramp.params import Declared
-from offramp.runtime import setup
 from pipeline._stage import stage
 
 

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import torch
 
+from offramp.artifacts.files import write_csv
 from offramp.exits.store import Exits
 from offramp.params import Declared
 from offramp.routing.evaluate import all_scorers, threshold_curve
 from pipeline._inputs import open_routing_inputs
-from pipeline._stage import stage, write_csv
+from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
     inputs = open_routing_inputs(params, root)
     scorers = all_scorers(Exits(inputs.exits), torch.device("cpu"))
-    rows = threshold_curve(inputs.executor, inputs.windows, inputs.states, scorers, params.routing, inputs.device)
+    rows = threshold_curve(
+        inputs.executor, inputs.windows, inputs.states, scorers, params.routing, inputs.device
+    )
     write_csv(root / "metrics/plots/threshold_curve.csv", tuple(rows[0]), rows)
 
 

@@ -6,13 +6,15 @@ and never fails for want of a tracking store: the results are already on disk.
 
 from pathlib import Path
 
-from offramp.lineage.tracking import track
 from offramp.params import Declared
+from offramp.report.headline import headline_sentence, print_headline
+from offramp.tracking.tracking import track
 from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
-    track(root)
+    print_headline(root)
+    track(root, headline_sentence(root))
 
 
 main = stage("track", run)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from offramp.artifacts.artifact import open_artifact
+from offramp.artifacts.files import write_csv, write_json
 from offramp.exits.store import Exits
 from offramp.exits.train import train_exits
-from offramp.lineage.artifact import open_artifact, write_json
+from offramp.machine.device import setup
 from offramp.params import Declared
 from offramp.routing.thresholds import threshold_table
-from offramp.runtime import setup
 from offramp.states.store import States
-from pipeline._stage import stage, write_csv
+from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
     calibration = open_artifact(root / "states/calibration", "states")
     setup("cpu", params.runtime.threads)
-    exits, metrics, curve = train_exits(States(calibration), params.exits, root / "models/exits", params.to_json())
+    exits, metrics, curve = train_exits(
+        States(calibration), params.exits, root / "models/exits", params.to_json()
+    )
     write_json(root / "metrics/exits.json", metrics)
     write_csv(root / "metrics/plots/exit_fit.csv", ("exit", "epoch", "fit_loss", "select_loss"), curve)
     rows = threshold_table(Exits(exits))

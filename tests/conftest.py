@@ -10,6 +10,7 @@ import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
+pytest_plugins = ["tests.fixtures.tracked_project", "tests.fixtures.pipeline_run"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -45,7 +46,7 @@ def repository_params(**changes: Any):
     import tempfile
 
     from offramp.params import read_params
-    from tests.reduce_params import reduce_params
+    from tests.fixtures.reduce_params import reduce_params
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
@@ -70,6 +71,14 @@ def data(addresses, tmp_path_factory):
     """A prepared ``data`` artifact: BPE, windows of 32, ten documents (6 / 2 / 2)."""
     from offramp.corpus.prepare import prepare
 
-    params = repository_params(corpus__source="files", corpus__paths=[str(addresses)], corpus__calibration_fraction=0.2,
-                               corpus__test_fraction=0.2, tokenizer__vocab_size=400, window=32)
-    return prepare(params.corpus, params.tokenizer, params.window, tmp_path_factory.mktemp("data") / "data", {})
+    params = repository_params(
+        corpus__source="files",
+        corpus__paths=[str(addresses)],
+        corpus__calibration_fraction=0.2,
+        corpus__test_fraction=0.2,
+        tokenizer__vocab_size=400,
+        window=32,
+    )
+    return prepare(
+        params.corpus, params.tokenizer, params.window, tmp_path_factory.mktemp("data") / "data", {}
+    )

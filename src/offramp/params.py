@@ -17,7 +17,17 @@ from ruamel.yaml import YAML, YAMLError
 
 from offramp.errors import UserError
 
-SIGNALS = ("learned", "max_prob", "margin_prob", "margin", "entropy", "max_logit", "max_minus_mean", "saturation", "patience")
+SIGNALS = (
+    "learned",
+    "max_prob",
+    "margin_prob",
+    "margin",
+    "entropy",
+    "max_logit",
+    "max_minus_mean",
+    "saturation",
+    "patience",
+)
 ORACLES = ("correct_prob",)
 JOINT_LABELS = ("correct", "distill", "loss")
 """Labels that need no deeper exit than the one they belong to, so a classifier can learn them during pretraining."""
@@ -51,7 +61,9 @@ class Corpus(Section):
         if self.source == "files" and not self.paths:
             raise ValueError("source files needs paths: a list of text files or folders")
         if self.calibration_fraction + self.test_fraction >= 1:
-            raise ValueError("calibration_fraction + test_fraction leave nothing to train on; their sum must be below 1")
+            raise ValueError(
+                "calibration_fraction + test_fraction leave nothing to train on; their sum must be below 1"
+            )
         return self
 
 
@@ -85,15 +97,21 @@ class Model(Section):
                 "(rotary attention needs an even width per head)"
             )
         if self.key_value_heads and self.heads % self.key_value_heads:
-            raise ValueError(f"key_value_heads {self.key_value_heads} does not divide heads = {self.heads}; each is shared by as many heads")
+            raise ValueError(
+                f"key_value_heads {self.key_value_heads} does not divide heads = {self.heads}; each is shared by as many heads"
+            )
         return self
 
     @model_validator(mode="after")
     def _named(self) -> Model:
         if self.source == "hf" and not self.name_or_path:
-            raise ValueError("source hf needs name_or_path: the folder of a checkpoint, or its name on the Hugging Face hub")
+            raise ValueError(
+                "source hf needs name_or_path: the folder of a checkpoint, or its name on the Hugging Face hub"
+            )
         if self.source == "hf" and not self.exits_after:
-            raise ValueError("source hf needs exits_after: the numbers of layers after which an exit stands, e.g. [10, 20]")
+            raise ValueError(
+                "source hf needs exits_after: the numbers of layers after which an exit stands, e.g. [10, 20]"
+            )
         if any(later <= earlier for earlier, later in pairwise(self.exits_after)):
             raise ValueError(f"exits_after = {self.exits_after} is not increasing")
         return self
@@ -104,7 +122,9 @@ class Model(Section):
 
     def sizes(self) -> dict[str, Any]:
         """What the configuration of the native model takes from here."""
-        return self.model_dump(include={"width", "heads", "key_value_heads", "ffn_width", "block_layers", "norm", "tied"})
+        return self.model_dump(
+            include={"width", "heads", "key_value_heads", "ffn_width", "block_layers", "norm", "tied"}
+        )
 
 
 class Blockwise(Section):
@@ -119,7 +139,9 @@ class Blockwise(Section):
     @model_validator(mode="after")
     def _repack_needs_hard(self) -> Blockwise:
         if self.context == "repack" and self.tokens == "all":
-            raise ValueError("context repack packs hard tokens into new sequences; set tokens: hard or context: keep")
+            raise ValueError(
+                "context repack packs hard tokens into new sequences; set tokens: hard or context: keep"
+            )
         return self
 
 
@@ -254,9 +276,13 @@ class Params(Section):
                 "tokens of its own tokenizer, kind pretrained, and the native model any other"
             )
         if pretrained and pretrain.method not in ("frozen", "joint"):
-            raise ValueError(f"pretrain.method {pretrain.method} is of model.source native; use frozen or joint for a checkpoint")
+            raise ValueError(
+                f"pretrain.method {pretrain.method} is of model.source native; use frozen or joint for a checkpoint"
+            )
         if pretrained and pretrain.joint_classifier:
-            raise ValueError("pretrain.joint_classifier is of model.source native; set it to null for a checkpoint")
+            raise ValueError(
+                "pretrain.joint_classifier is of model.source native; set it to null for a checkpoint"
+            )
         if not pretrained and pretrain.method == "frozen":
             raise ValueError("pretrain.method frozen trains the exits of a checkpoint; set model.source: hf")
         blockwise = pretrain.method == "blockwise"
@@ -270,61 +296,95 @@ class Params(Section):
         if not blockwise and not pretrained and pretrain.head == "frozen":
             raise ValueError("pretrain.head frozen belongs to method blockwise; use shared or per_block")
         if pretrain.method == "final" and pretrain.head == "per_block" and blocks > 1:
-            raise ValueError("pretrain.method final never trains the earlier heads; set pretrain.head: shared")
+            raise ValueError(
+                "pretrain.method final never trains the earlier heads; set pretrain.head: shared"
+            )
         if blockwise and model.tied and pretrain.head == "shared" and blocks > 1:
             raise ValueError(
                 "pretrain.head shared with model.tied would let later blocks move the embedding that frozen blocks "
                 "read; set model.tied: false, or pretrain.head: per_block or frozen"
             )
         if blockwise and model.tied and pretrain.blockwise.embedding == "frozen":
-            raise ValueError("pretrain.blockwise.embedding frozen would freeze the tied readout too; set model.tied: false")
+            raise ValueError(
+                "pretrain.blockwise.embedding frozen would freeze the tied readout too; set model.tied: false"
+            )
         if self.exits.confidence == "patience" and blocks < 3:
             raise ValueError(
                 f"exits.confidence patience compares successive exits, so it needs at least 3 blocks; there are {blocks}"
             )
         if self.routing.first_exit >= blocks - 1:
-            raise ValueError(f"routing.first_exit {self.routing.first_exit} leaves no exit before full depth of {blocks} blocks; "
-                             f"give 0 to {blocks - 2}")
+            raise ValueError(
+                f"routing.first_exit {self.routing.first_exit} leaves no exit before full depth of {blocks} blocks; "
+                f"give 0 to {blocks - 2}"
+            )
         if self.routing.keep_first >= self.window:
-            raise ValueError(f"routing.keep_first {self.routing.keep_first} keeps all tokens of a window of {self.window}; give less")
+            raise ValueError(
+                f"routing.keep_first {self.routing.keep_first} keeps all tokens of a window of {self.window}; give less"
+            )
         if self.routing.first_exit and self.exits.confidence == "patience":
-            raise ValueError("exits.confidence patience compares all exits from the first on; set routing.first_exit: 0")
+            raise ValueError(
+                "exits.confidence patience compares all exits from the first on; set routing.first_exit: 0"
+            )
         if isinstance(self.threshold, list) and len(self.threshold) != blocks - 1:
-            raise ValueError(f"threshold {self.threshold} has {len(self.threshold)} values; give one for each of the {blocks - 1} exits "
-                             "before full depth, or a single number")
+            raise ValueError(
+                f"threshold {self.threshold} has {len(self.threshold)} values; give one for each of the {blocks - 1} exits "
+                "before full depth, or a single number"
+            )
         if isinstance(self.threshold, str) and self.routing.decay:
-            raise ValueError(f"threshold {self.threshold} is found for all positions alike; with routing.decay give a number")
+            raise ValueError(
+                f"threshold {self.threshold} is found for all positions alike; with routing.decay give a number"
+            )
         if self.threshold in ("budget", "price") and self.routing.kv == "recompute":
-            raise ValueError(f"threshold {self.threshold} weighs what leaving saves, which with routing.kv recompute hangs on later tokens; "
-                             "set routing.kv: propagate or drop, or another threshold")
+            raise ValueError(
+                f"threshold {self.threshold} weighs what leaving saves, which with routing.kv recompute hangs on later tokens; "
+                "set routing.kv: propagate or drop, or another threshold"
+            )
         if self.threshold == "price" and (self.exits.confidence, self.exits.mode) != ("learned", "post"):
             raise ValueError(
                 "threshold price weighs a predicted gain: set exits.confidence: learned and exits.mode: post "
                 f"(now {self.exits.confidence}, {self.exits.mode})"
             )
         if self.threshold == "price" and self.exits.label not in ("gain", "divergence"):
-            raise ValueError(f"threshold price needs exits.label gain or divergence, in nats; it is {self.exits.label}")
+            raise ValueError(
+                f"threshold price needs exits.label gain or divergence, in nats; it is {self.exits.label}"
+            )
         if self.exits.mode == "joint" and pretrain.joint_classifier is None:
-            raise ValueError("exits.mode joint needs pretrain.joint_classifier, e.g. {label: loss, weight: 1.0}")
+            raise ValueError(
+                "exits.mode joint needs pretrain.joint_classifier, e.g. {label: loss, weight: 1.0}"
+            )
         if blockwise and pretrain.blockwise.hard_signal == "classifier" and pretrain.joint_classifier is None:
             raise ValueError("pretrain.blockwise.hard_signal classifier needs pretrain.joint_classifier")
         if pretrain.method == "final" and pretrain.joint_classifier:
-            raise ValueError("pretrain.method final trains no earlier exit; set pretrain.joint_classifier: null")
+            raise ValueError(
+                "pretrain.method final trains no earlier exit; set pretrain.joint_classifier: null"
+            )
         for name in ("lora", "layer_dropout", "curriculum"):
             if pretrain.method != "joint" and getattr(pretrain, name):
                 off = "0.0" if name == "layer_dropout" else "null"
-                raise ValueError(f"pretrain.{name} belongs to method joint; set it to {off} for method {pretrain.method}")
-        if pretrain.gradient_checkpointing and pretrain.method == "frozen" and pretrain.frozen.translator != "block":
+                raise ValueError(
+                    f"pretrain.{name} belongs to method joint; set it to {off} for method {pretrain.method}"
+                )
+        if (
+            pretrain.gradient_checkpointing
+            and pretrain.method == "frozen"
+            and pretrain.frozen.translator != "block"
+        ):
             raise ValueError(
                 f"pretrain.gradient_checkpointing runs layers again, and under method frozen with translator {pretrain.frozen.translator} "
                 "no layer is trained; set it to false"
             )
         if pretrain.lora and not pretrained:
-            raise ValueError("pretrain.lora adapts a trained model, and model.source native starts from random weights; set it to null")
+            raise ValueError(
+                "pretrain.lora adapts a trained model, and model.source native starts from random weights; set it to null"
+            )
         if pretrain.curriculum and pretrain.exit_weights and not pretrain.exit_weights[-1]:
-            raise ValueError("pretrain.curriculum always trains the last exit; give it a weight in pretrain.exit_weights, or null")
+            raise ValueError(
+                "pretrain.curriculum always trains the last exit; give it a weight in pretrain.exit_weights, or null"
+            )
         if pretrain.steps < blocks:
-            raise ValueError(f"pretrain.steps {pretrain.steps} leaves a block without a step; there are {blocks} blocks")
+            raise ValueError(
+                f"pretrain.steps {pretrain.steps} leaves a block without a step; there are {blocks} blocks"
+            )
         return self
 
 
@@ -341,7 +401,9 @@ class Declared:
             return value
         if any(declared.startswith(path + ".") for declared in self._declared):
             return Declared(self._stage, value, self._declared, path + ".")
-        raise AttributeError(f"stage {self._stage} reads parameter {path}, which dvc.yaml does not declare for it")
+        raise AttributeError(
+            f"stage {self._stage} reads parameter {path}, which dvc.yaml does not declare for it"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The declared parameters as plain values, by dotted name: what goes into an artifact's manifest."""
@@ -379,7 +441,9 @@ def load_params(stage: str, root: Path = Path(".")) -> Declared:
     stages = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     declared = list(stages[stage].get("params", []))
     view = Declared(stage, params, [*declared, "runtime"])
-    view.to_json = lambda: Declared(stage, params, declared).to_json()  # runtime is not part of a result's identity
+    view.to_json = lambda: Declared(
+        stage, params, declared
+    ).to_json()  # runtime is not part of a result's identity
     return view
 
 

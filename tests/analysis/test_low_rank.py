@@ -19,12 +19,20 @@ from offramp.analysis.low_rank import (
     sweep_states,
     table,
 )
+from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.errors import UserError
-from offramp.lineage.artifact import create_artifact, open_artifact
 from offramp.states import statistics
 from offramp.states.store import States, StatesWriter
 
-NUMBERS = ("coverage", "logit_corr", "softmax_corr", "max_logit_corr", "max_minus_mean_corr", "margin_corr", "agreement")
+NUMBERS = (
+    "coverage",
+    "logit_corr",
+    "softmax_corr",
+    "max_logit_corr",
+    "max_minus_mean_corr",
+    "margin_corr",
+    "agreement",
+)
 
 
 def draw(seed: int, vocab: int = 90, width: int = 6, tokens: int = 50, constant: float = 1.0):
@@ -53,8 +61,14 @@ def textbook_logits(variant: str, matrix, fit, inputs, rank: int):
 def textbook(logits, targets):
     p, top = logits.softmax(1), logits.topk(2, dim=1)
     best = top.values[:, 0]
-    return {"softmax": p.amax(1), "max_logit": best, "max_minus_mean": best - logits.mean(1), "margin": best - top.values[:, 1],
-            "argmax": top.indices[:, 0], "loss": -logits.log_softmax(1).gather(1, targets[:, None])[:, 0]}
+    return {
+        "softmax": p.amax(1),
+        "max_logit": best,
+        "max_minus_mean": best - logits.mean(1),
+        "margin": best - top.values[:, 1],
+        "argmax": top.indices[:, 0],
+        "loss": -logits.log_softmax(1).gather(1, targets[:, None])[:, 0],
+    }
 
 
 def corr(a, b) -> float:
@@ -62,8 +76,12 @@ def corr(a, b) -> float:
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10**6), vocab=st.sampled_from([7, 90, 300]), block=st.sampled_from([512, 2**18]),
-       columns=st.sampled_from([32, 2048]))
+@given(
+    seed=st.integers(0, 10**6),
+    vocab=st.sampled_from([7, 90, 300]),
+    block=st.sampled_from([512, 2**18]),
+    columns=st.sampled_from([32, 2048]),
+)
 def test_one_pass_equals_full_logits_computed_for_every_rank(seed, vocab, block, columns):
     """Whatever the blocks of tokens and vocabulary that the pass is cut into."""
     matrix, fit, inputs, targets = draw(seed, vocab)
@@ -80,12 +98,20 @@ def test_one_pass_equals_full_logits_computed_for_every_rank(seed, vocab, block,
         logits = textbook_logits(row["variant"], matrix, fit, inputs, row["rank"])
         wanted = textbook(logits, targets)
         assert row["logit_corr"] == pytest.approx(corr(logits, exact_logits), abs=1e-4)
-        assert row["logit_mse"] == pytest.approx(float((logits - exact_logits).square().mean()), rel=1e-3, abs=1e-6)
-        assert row["agreement"] == pytest.approx(float((wanted["argmax"] == exact["argmax"]).double().mean()), abs=1.5 / len(inputs))
+        assert row["logit_mse"] == pytest.approx(
+            float((logits - exact_logits).square().mean()), rel=1e-3, abs=1e-6
+        )
+        assert row["agreement"] == pytest.approx(
+            float((wanted["argmax"] == exact["argmax"]).double().mean()), abs=1.5 / len(inputs)
+        )
         assert row["loss"] == pytest.approx(float(wanted["loss"].mean()), rel=1e-3)
         for signal in ("softmax", "max_logit", "max_minus_mean", "margin"):
-            assert row[f"{signal}_corr"] == pytest.approx(corr(wanted[signal], exact[signal]), abs=3e-3), signal
-        assert row["max_minus_mean_gap"] == pytest.approx(float(gap(easy(wanted["max_minus_mean"]))), abs=1e-3)
+            assert row[f"{signal}_corr"] == pytest.approx(corr(wanted[signal], exact[signal]), abs=3e-3), (
+                signal
+            )
+        assert row["max_minus_mean_gap"] == pytest.approx(
+            float(gap(easy(wanted["max_minus_mean"]))), abs=1e-3
+        )
         share = gap(easy(wanted["max_minus_mean"])) / gap(easy(-exact["loss"]))
         assert row["max_minus_mean_oracle_share"] == pytest.approx(float(share), abs=1e-3)
 
@@ -105,8 +131,13 @@ def test_full_rank_is_the_exact_readout(variant):
 @given(seed=st.integers(0, 10**6), rank=st.integers(1, 5), constant=st.sampled_from([0.0, 1.0, 10.0]))
 def test_no_readout_of_that_rank_is_nearer_on_the_fit_tokens_than_the_weighted_one(seed, rank, constant):
     matrix, fit, *_ = draw(seed, constant=constant)
-    error = {name: logit_fidelity(matrix, found, fit, [rank])[0][1] for name, found in approximate(matrix, fit).items()}
-    basis = torch.linalg.qr(torch.randn(6, rank, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))).Q
+    error = {
+        name: logit_fidelity(matrix, found, fit, [rank])[0][1]
+        for name, found in approximate(matrix, fit).items()
+    }
+    basis = torch.linalg.qr(
+        torch.randn(6, rank, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    ).Q
     offset = fit.double() - fit.double().mean(0)
     logits = fit.double() @ matrix.double().T
     rival = (logits - fit.double() @ basis @ basis.T @ matrix.double().T).square().mean()
@@ -146,7 +177,10 @@ def test_a_large_constant_component_of_the_logits_uses_up_the_first_rank():
     assert rows["plain", 1]["logit_mse"] > 0.8  # the whole variance over tokens
     assert rows["plain", 2]["max_minus_mean_corr"] > 0.99
     assert rows["weighted_centred", 1]["logit_mse"] < 1e-3
-    assert rows["weighted_centred", 1]["softmax_corr"] > 0.99 and rows["weighted_centred", 1]["max_minus_mean_corr"] > 0.99
+    assert (
+        rows["weighted_centred", 1]["softmax_corr"] > 0.99
+        and rows["weighted_centred", 1]["max_minus_mean_corr"] > 0.99
+    )
 
 
 def test_kept_apart_the_constant_component_costs_no_rank():
@@ -164,11 +198,14 @@ def test_flop_share_shows_where_nothing_is_saved():
     assert rows[1]["flop_share"] > 1
 
 
-@pytest.mark.parametrize(("ranks", "variants", "message"), [
-    ([0], VARIANTS, "rank 0 .* width 6; choose from 1 to 6"),
-    ([2, 7], VARIANTS, "rank 7 .* width 6; choose from 1 to 6"),
-    ([2], ["centered"], "'centered' is not known; use plain, centred"),
-])
+@pytest.mark.parametrize(
+    ("ranks", "variants", "message"),
+    [
+        ([0], VARIANTS, "rank 0 .* width 6; choose from 1 to 6"),
+        ([2, 7], VARIANTS, "rank 7 .* width 6; choose from 1 to 6"),
+        ([2], ["centered"], "'centered' is not known; use plain, centred"),
+    ],
+)
 def test_what_cannot_be_done_is_refused_with_a_remedy(ranks, variants, message):
     with pytest.raises(UserError, match=message):
         rank_sweep(*draw(4), ranks, variants)
@@ -176,11 +213,14 @@ def test_what_cannot_be_done_is_refused_with_a_remedy(ranks, variants, message):
 
 def test_memory_does_not_grow_with_the_tokens():
     """Tokens x vocabulary would be 1 GiB more; what grows is four numbers per token and rank."""
+
     def added(tokens: int) -> float:
-        setup = ("from offramp.analysis.low_rank import rank_sweep\n"
-                 "matrix, fit = torch.randn(16384, 4), torch.randn(64, 4)\n"
-                 f"inputs, targets = torch.randn({tokens}, 4), torch.zeros({tokens}, dtype=torch.long)\n"
-                 "rank_sweep(matrix, fit, inputs[:64], targets[:64], [1])")
+        setup = (
+            "from offramp.analysis.low_rank import rank_sweep\n"
+            "matrix, fit = torch.randn(16384, 4), torch.randn(64, 4)\n"
+            f"inputs, targets = torch.randn({tokens}, 4), torch.zeros({tokens}, dtype=torch.long)\n"
+            "rank_sweep(matrix, fit, inputs[:64], targets[:64], [1])"
+        )
         return added_memory(setup, "rank_sweep(matrix, fit, inputs, targets, [1, 2], ['plain'])")
 
     assert added(16384) < added(2048) + 8
@@ -193,8 +233,13 @@ def states(tmp_path):
     for place, (split, seed) in enumerate((("calibration", 0), ("test", 0), ("other", 1))):
         generator = torch.Generator().manual_seed(seed)
         with create_artifact(tmp_path / split, "states", {}, {}) as artifact:
-            save_file({"matrix_0": torch.randn(40, 5, generator=generator), "norm_0": torch.rand(5, generator=generator) + 0.5},
-                      artifact.path / "readout.safetensors")
+            save_file(
+                {
+                    "matrix_0": torch.randn(40, 5, generator=generator),
+                    "norm_0": torch.rand(5, generator=generator) + 0.5,
+                },
+                artifact.path / "readout.safetensors",
+            )
             writer = StatesWriter(artifact.path, 1, "float32", 30)
             hidden = torch.randn(100, 5, generator=generator.manual_seed(place)) * 3 + 1
             for part in hidden.split(25):

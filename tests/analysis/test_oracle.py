@@ -32,8 +32,14 @@ def test_the_largest_saving_is_the_optimum_of_the_linear_programme(seed, tokens,
     loss = losses(seed, tokens)
     limit = loss[-1].mean() + np.log1p(rise)
     one_exit_each = np.tile(np.eye(tokens), 3)  # variables x[k, n], by exit and then by token
-    found = linprog(np.repeat(COSTS, tokens) / tokens, A_ub=loss.reshape(1, -1) / tokens, b_ub=[limit],
-                    A_eq=one_exit_each, b_eq=np.ones(tokens), bounds=(0, 1))
+    found = linprog(
+        np.repeat(COSTS, tokens) / tokens,
+        A_ub=loss.reshape(1, -1) / tokens,
+        b_ub=[limit],
+        A_eq=one_exit_each,
+        b_eq=np.ones(tokens),
+        bounds=(0, 1),
+    )
     bound = largest_saving(loss, COSTS, rise)
     assert bound.flop_saving == pytest.approx(1 - found.fun, abs=1e-6)
     assert bound.ppl <= np.exp(limit) * (1 + 1e-9)
@@ -55,7 +61,9 @@ def test_where_shallow_is_better_for_all_everything_leaves_at_the_first_exit():
 
 
 def test_each_token_at_its_exit_of_least_loss():
-    loss = np.array([[1.0, 5.0, 2.0], [2.0, 4.0, 2.0], [3.0, 3.0, 2.0]])  # the last is the same everywhere: it leaves first
+    loss = np.array(
+        [[1.0, 5.0, 2.0], [2.0, 4.0, 2.0], [3.0, 3.0, 2.0]]
+    )  # the last is the same everywhere: it leaves first
     bound = least_loss(loss, COSTS)
     assert bound.flop_saving == pytest.approx(1 - (0.3 + 1.0 + 0.3) / 3)
     assert bound.ppl == pytest.approx(np.exp((1 + 3 + 2) / 3))
@@ -64,4 +72,6 @@ def test_each_token_at_its_exit_of_least_loss():
 def test_a_prediction_that_is_left_again_has_not_settled():
     argmax = np.array([[7, 7, 1, 2], [7, 3, 7, 2], [7, 7, 7, 7]])
     assert settled_at(argmax).tolist() == [0, 2, 1, 2]
-    assert same_prediction(np.ones((3, 4)), argmax, COSTS).flop_saving == pytest.approx(1 - (0.3 + 1 + 0.65 + 1) / 4)
+    assert same_prediction(np.ones((3, 4)), argmax, COSTS).flop_saving == pytest.approx(
+        1 - (0.3 + 1 + 0.65 + 1) / 4
+    )

@@ -18,9 +18,9 @@ from offramp.analysis.discrimination import SequenceBootstrap, parts, signal_sep
 from offramp.analysis.distribution import TESTED, gaussian_d, loss_distribution
 from offramp.analysis.predictability import held_out_split, predictability
 from offramp.analysis.separation import separation, signals_of, table
+from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.errors import UserError
 from offramp.exits.ranking import loss_gap, most_confident
-from offramp.lineage.artifact import create_artifact, open_artifact
 from offramp.states.statistics import Readout, token_statistics
 from offramp.states.store import States, StatesWriter
 
@@ -29,7 +29,11 @@ def noisy(tokens: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndar
     """Skewed losses, a score that knows something of them, and losses at depth."""
     generator = np.random.default_rng(seed)
     loss = generator.gamma(2, 2, tokens)
-    return -loss + noise * generator.normal(size=tokens), loss, loss + generator.normal(size=tokens) - 0.2 * loss
+    return (
+        -loss + noise * generator.normal(size=tokens),
+        loss,
+        loss + generator.normal(size=tokens) - 0.2 * loss,
+    )
 
 
 # The distribution of losses
@@ -82,7 +86,12 @@ def test_any_gaussian_split_by_itself_has_a_large_d(fraction):
 
 
 @settings(max_examples=50, deadline=None)
-@given(tokens=st.integers(8, 300), fraction=st.floats(0.15, 0.85), noise=st.floats(0, 20), seed=st.integers(0, 1000))
+@given(
+    tokens=st.integers(8, 300),
+    fraction=st.floats(0.15, 0.85),
+    noise=st.floats(0, 20),
+    seed=st.integers(0, 1000),
+)
 def test_split_equals_the_plain_formulas_and_never_beats_the_oracle(tokens, fraction, noise, seed):
     score, loss, _ = noisy(tokens, noise, seed)
     found, count = split(score, loss, fraction), int(fraction * tokens + 1e-9)
@@ -98,7 +107,10 @@ def test_split_equals_the_plain_formulas_and_never_beats_the_oracle(tokens, frac
 def test_equal_scores_get_the_mean_over_their_orders():
     generator = np.random.default_rng(0)
     score, loss = generator.integers(0, 4, 60).astype(float), generator.gamma(2, 2, 60)
-    gaps = [loss_gap(most_confident(score[order], 30), loss[order]) for order in (generator.permutation(60) for _ in range(4_000))]
+    gaps = [
+        loss_gap(most_confident(score[order], 30), loss[order])
+        for order in (generator.permutation(60) for _ in range(4_000))
+    ]
     assert split(score, loss)["loss_gap"] == pytest.approx(np.mean(gaps), abs=0.02)
     assert split(np.ones(60), loss)["loss_gap"] == pytest.approx(0, abs=1e-12)
 
@@ -109,7 +121,9 @@ def test_a_decision_is_compared_with_the_oracle_at_its_own_share():
     decision = most_confident(score, 190)
     found = split(decision, loss, easy_fraction=decision.mean())
     assert found["loss_gap"] == pytest.approx(loss_gap(decision, loss))
-    assert found["oracle_share"] == pytest.approx(loss_gap(decision, loss) / loss_gap(most_confident(-loss, 190), loss))
+    assert found["oracle_share"] == pytest.approx(
+        loss_gap(decision, loss) / loss_gap(most_confident(-loss, 190), loss)
+    )
     with pytest.raises(UserError, match=r"easy_fraction = 1\.0"):
         split(score, loss, 1.0)
 
@@ -136,7 +150,12 @@ def plain_auroc(positive: np.ndarray, score: np.ndarray) -> float:
 
 
 @settings(max_examples=40, deadline=None)
-@given(tokens=st.integers(5, 200), levels=st.sampled_from([3, 10**6]), noise=st.floats(0.1, 20), seed=st.integers(0, 1000))
+@given(
+    tokens=st.integers(5, 200),
+    levels=st.sampled_from([3, 10**6]),
+    noise=st.floats(0.1, 20),
+    seed=st.integers(0, 1000),
+)
 def test_measures_equal_their_references_with_and_without_ties(tokens, levels, noise, seed):
     score, loss, deep = noisy(tokens, noise, seed)
     score = np.floor(score * levels / 10)
@@ -190,7 +209,9 @@ def test_intervals_equal_resampling_the_tokens_themselves():
     found = bootstrap.intervals(300, seed=3)["s"]
     easy = most_confident(score, len(score) // 2)
     members = [np.flatnonzero(sequence == one) for one in range(100)]
-    plain: dict[str, list[float]] = {name: [] for name in ("pearson", "spearman", "auroc", "aurc", "loss_gap")}
+    plain: dict[str, list[float]] = {
+        name: [] for name in ("pearson", "spearman", "auroc", "aurc", "loss_gap")
+    }
     for times in np.random.default_rng(3).multinomial(100, np.full(100, 1 / 100), size=300):
         rows = np.concatenate([np.tile(own, n) for own, n in zip(members, times)])
         x, y = score[rows], loss[rows]
@@ -259,12 +280,23 @@ def states(tmp_path_factory) -> States:
     """Two exits over 48 sequences of 6 documents; the second sees the target more clearly."""
     generator = torch.Generator().manual_seed(0)
     vocab, width, tokens = 50, 12, 48 * 32
-    matrix, target = torch.randn(vocab, width, generator=generator), torch.randint(vocab, (tokens,), generator=generator)
+    matrix, target = (
+        torch.randn(vocab, width, generator=generator),
+        torch.randint(vocab, (tokens,), generator=generator),
+    )
     clarity = torch.rand(tokens, 1, generator=generator)
-    hidden = [share * clarity * matrix[target] + torch.randn(tokens, width, generator=generator) for share in (0.5, 0.8)]
+    hidden = [
+        share * clarity * matrix[target] + torch.randn(tokens, width, generator=generator)
+        for share in (0.5, 0.8)
+    ]
     sequence = np.repeat(np.arange(48, dtype=np.int32), 32)
-    columns = {"document": sequence // 8, "sequence": sequence, "position": np.tile(np.arange(32, dtype=np.int32), 48),
-               "token": target.numpy().astype(np.int32), "target": target.numpy().astype(np.int32)}
+    columns = {
+        "document": sequence // 8,
+        "sequence": sequence,
+        "position": np.tile(np.arange(32, dtype=np.int32), 48),
+        "token": target.numpy().astype(np.int32),
+        "target": target.numpy().astype(np.int32),
+    }
     for exit, found in enumerate(token_statistics(hidden, [Readout(matrix)] * 2, target)):
         columns |= {f"{name}_{exit}": values.numpy() for name, values in found.items()}
         columns[f"saturation_{exit}"] = np.linspace(0, 1, tokens, dtype=np.float32)
@@ -314,7 +346,10 @@ def test_the_table_shows_every_score_and_the_reference_of_d(states):
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(table(result))
     text = console.export_text()
-    assert all(word in text for word in ("a[b]", "oracle", "random", "2.65", f"{result['signals']['a[b]']['loss_gap']:.3f}"))
+    assert all(
+        word in text
+        for word in ("a[b]", "oracle", "random", "2.65", f"{result['signals']['a[b]']['loss_gap']:.3f}")
+    )
 
 
 def test_mistakes_are_named(states):

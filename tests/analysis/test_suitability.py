@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from offramp.analysis.advice import advise, propagation, table
 from offramp.analysis.suitability import assess, of_checkpoint, of_states
-from offramp.checkpoint import Checkpoint
-from offramp.cli import main
+from offramp.app.cli import main
+from offramp.app.project import open_project
+from offramp.artifacts.artifact import open_artifact
+from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
-from offramp.lineage.artifact import open_artifact
-from offramp.project import open_project
-from tests.small_project import make_project
+from tests.fixtures.small_project import make_project
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,9 @@ def expected(model, windows, readout_of):
 
 def of_test_states(project, tokens):
     states = open_artifact(project.root / "states/test", "states")
-    return of_states(project.data, project.lm, project.model, states, project.params, tokens, rounds=2, batch_size=4)
+    return of_states(
+        project.data, project.lm, project.model, states, project.params, tokens, rounds=2, batch_size=4
+    )
 
 
 def test_a_projects_exits_are_read_from_cached_states_raw_and_as_trained(project):
@@ -64,15 +66,26 @@ def test_a_projects_exits_are_read_from_cached_states_raw_and_as_trained(project
 def test_fewer_tokens_are_whole_windows_spread_over_the_text(project):
     subject = of_test_states(open_project(project[0]), 100)
     sequences = subject.readings["tuned"].sequence
-    assert len(sequences) == 96 and (np.unique(sequences, return_counts=True)[1] == 32).all() and sequences[0] == 0
+    assert (
+        len(sequences) == 96
+        and (np.unique(sequences, return_counts=True)[1] == 32).all()
+        and sequences[0] == 0
+    )
 
 
 @pytest.fixture(scope="module")
 def checkpoint(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=data.meta["vocab_size"], hidden_size=32, intermediate_size=40, num_hidden_layers=5,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    config = LlamaConfig(
+        vocab_size=data.meta["vocab_size"],
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     theirs = AutoModelForCausalLM.from_config(config).eval()
     theirs.save_pretrained(folder)
     shutil.copy(data.file("tokenizer.json"), folder)
@@ -84,7 +97,9 @@ def test_a_checkpoint_as_it_is_is_read_through_the_logit_lens(checkpoint):
     text = "Fellow citizens of the Senate and of the House of Representatives. " * 12
     subject = of_checkpoint(Checkpoint(str(folder)), [2, 4], text, CPU, window=32, rounds=2)
     found = assess(subject)
-    tokens, targets = (torch.cat([part[place] for part in subject.batches])[: found["sequences"]] for place in (0, 1))
+    tokens, targets = (
+        torch.cat([part[place] for part in subject.batches])[: found["sequences"]] for place in (0, 1)
+    )
     with torch.no_grad():
         out = theirs(tokens, output_hidden_states=True)
         lens = theirs.lm_head(theirs.model.norm(out.hidden_states[4]))
@@ -92,7 +107,9 @@ def test_a_checkpoint_as_it_is_is_read_through_the_logit_lens(checkpoint):
     assert set(read) == {"raw"}
     expected_nll = torch.nn.functional.cross_entropy(lens.flatten(0, 1), targets.flatten()).item()
     assert read["raw"]["nll"] == pytest.approx(expected_nll, rel=1e-4)
-    assert read["raw"]["agreement"] == pytest.approx((lens.argmax(-1) == out.logits.argmax(-1)).double().mean().item())
+    assert read["raw"]["agreement"] == pytest.approx(
+        (lens.argmax(-1) == out.logits.argmax(-1)).double().mean().item()
+    )
     assert found["exits"]["exit_2"]["layers"] == 5 and table(found).row_count == 3
 
 
@@ -103,28 +120,72 @@ def test_a_text_of_less_than_two_windows_is_refused(checkpoint):
 
 def finding(kind="tuned", oracle=0.4, agreement=0.6, excess=0.2, flops=(0.05, 0.1), seconds=(0.1, 0.2)):
     """What ``assess`` finds of a model with one early exit; break-even shares by kind of signal: state, readout."""
-    readouts = [{kind: {"agreement": share, "nll": nll}} for share, nll in ((agreement, 3.0 + excess), (1.0, 3.0))]
-    shares = {signal: {"flops": flops[place], "seconds": seconds[place]} for place, signal in enumerate(("state", "readout"))}
+    readouts = [
+        {kind: {"agreement": share, "nll": nll}} for share, nll in ((agreement, 3.0 + excess), (1.0, 3.0))
+    ]
+    shares = {
+        signal: {"flops": flops[place], "seconds": seconds[place]}
+        for place, signal in enumerate(("state", "readout"))
+    }
     return {
         "oracle": {kind: {"small_rise": {"flop_saving": oracle}}},
-        "exits": {"exit_0": {"exit": 0, "layers": 2, "flop_saving": 0.5, "readouts": readouts[0], "break_even": shares},
-                  "exit_1": {"exit": 1, "layers": 6, "flop_saving": 0.0, "readouts": readouts[1]}},
+        "exits": {
+            "exit_0": {
+                "exit": 0,
+                "layers": 2,
+                "flop_saving": 0.5,
+                "readouts": readouts[0],
+                "break_even": shares,
+            },
+            "exit_1": {"exit": 1, "layers": 6, "flop_saving": 0.0, "readouts": readouts[1]},
+        },
     }
 
 
-@pytest.mark.parametrize("changes, verdict, sentence", [
-    ({"oracle": 0.07}, "no", r"No: even an oracle that knows every loss saves 7\.0% of the FLOPs at 1% more perplexity\."),
-    ({"flops": (0.7, None)}, "no", "No, asking costs more than leaving brings back: at exit 0, after layer 2 of 6, 60% .* 70% must leave"),
-    ({"seconds": (0.7, None)}, "not on this machine", r"Not on this machine, though .* 5\.0% must leave .* FLOPs, 70% by the clock"),
-    ({"seconds": (None, None)}, "not on this machine", "more than all of them by the clock"),
-    ({"seconds": (0.1, 0.7)}, "worth a try", "Worth a try, with a signal that looks at the state and reads nothing out: an oracle"),
-    ({"seconds": (0.7, 0.1)}, "worth a try", "Worth a try, with a signal of the readout: an oracle"),
-    ({}, "worth a try", "Worth a try: an oracle that knows every loss saves 40% .* at exit 0, .* 60% of the tokens already"),
-    ({"kind": "raw"}, "worth a try", "Worth a try:"),
-    ({"kind": "raw", "excess": 2.5}, "train the exits first", r"Not before the exits are trained: .* after layer 2 of 6\) is 2\.50 nats worse"),
-    ({"kind": "raw", "flops": (0.7, 0.7)}, "train the exits first", "agrees with it on 60% of the tokens"),
-    ({"kind": "raw", "oracle": 0.07}, "train the exits first", "saves 7.0% of the FLOPs"),
-])
+@pytest.mark.parametrize(
+    "changes, verdict, sentence",
+    [
+        (
+            {"oracle": 0.07},
+            "no",
+            r"No: even an oracle that knows every loss saves 7\.0% of the FLOPs at 1% more perplexity\.",
+        ),
+        (
+            {"flops": (0.7, None)},
+            "no",
+            "No, asking costs more than leaving brings back: at exit 0, after layer 2 of 6, 60% .* 70% must leave",
+        ),
+        (
+            {"seconds": (0.7, None)},
+            "not on this machine",
+            r"Not on this machine, though .* 5\.0% must leave .* FLOPs, 70% by the clock",
+        ),
+        ({"seconds": (None, None)}, "not on this machine", "more than all of them by the clock"),
+        (
+            {"seconds": (0.1, 0.7)},
+            "worth a try",
+            "Worth a try, with a signal that looks at the state and reads nothing out: an oracle",
+        ),
+        ({"seconds": (0.7, 0.1)}, "worth a try", "Worth a try, with a signal of the readout: an oracle"),
+        (
+            {},
+            "worth a try",
+            "Worth a try: an oracle that knows every loss saves 40% .* at exit 0, .* 60% of the tokens already",
+        ),
+        ({"kind": "raw"}, "worth a try", "Worth a try:"),
+        (
+            {"kind": "raw", "excess": 2.5},
+            "train the exits first",
+            r"Not before the exits are trained: .* after layer 2 of 6\) is 2\.50 nats worse",
+        ),
+        (
+            {"kind": "raw", "flops": (0.7, 0.7)},
+            "train the exits first",
+            "agrees with it on 60% of the tokens",
+        ),
+        ({"kind": "raw", "oracle": 0.07}, "train the exits first", "saves 7.0% of the FLOPs"),
+    ],
+)
 def test_advice_follows_from_the_numbers(changes, verdict, sentence):
     advice = advise(finding(**changes))
     assert advice.verdict == verdict
@@ -140,28 +201,53 @@ def test_advice_is_about_the_tuned_exits_where_there_are_any():
     assert advise(both) == advise(found)
 
 
-def test_the_command_prints_a_table_and_the_advice_or_json(project, checkpoint, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_a_table_and_the_advice_or_json(
+    project, checkpoint, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(project[0])
     quick = ["--tokens", "200", "--rounds", "2", "--batch-size", "2"]
     assert main(["suitability", "--json", *quick]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tokens"] == 192 and found["advice"]["sentence"]
-    assert all(math.isfinite(bound["flop_saving"]) for bounds in found["oracle"].values() for bound in bounds.values())
+    assert all(
+        math.isfinite(bound["flop_saving"])
+        for bounds in found["oracle"].values()
+        for bound in bounds.values()
+    )
     text = tmp_path / "text.txt"
     text.write_text("Fellow citizens of the Senate and of the House of Representatives. " * 12)
-    assert main(["suitability", "--model", str(checkpoint[0]), "--exits-after", "2", "--text", str(text), "--window", "32", *quick]) == 0
+    assert (
+        main(
+            [
+                "suitability",
+                "--model",
+                str(checkpoint[0]),
+                "--exits-after",
+                "2",
+                "--text",
+                str(text),
+                "--window",
+                "32",
+                *quick,
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "break-even" in shown and "an oracle that knows every loss saves" in shown
     assert main(["suitability", "--model", str(checkpoint[0])]) == 2
     assert "--model needs --exits-after" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("every, kept, sentence", [
-    (0.02, 0.01, r"cost 0\.020 nats per token\."),
-    (2.0, 0.05, r"0\.050 if the first of a sequence stays: set routing\.keep_first: 1\."),
-    (2.0, 0.5, r"set routing\.keep_first: 1, or routing\.kv: recompute\."),
-    (2.0, 1.5, r"and 1\.500 if the first of a sequence stays: set routing\.kv: recompute\."),
-])
+@pytest.mark.parametrize(
+    "every, kept, sentence",
+    [
+        (0.02, 0.01, r"cost 0\.020 nats per token\."),
+        (2.0, 0.05, r"0\.050 if the first of a sequence stays: set routing\.keep_first: 1\."),
+        (2.0, 0.5, r"set routing\.keep_first: 1, or routing\.kv: recompute\."),
+        (2.0, 1.5, r"and 1\.500 if the first of a sequence stays: set routing\.kv: recompute\."),
+    ],
+)
 def test_advice_on_state_propagation_names_the_setting(every, kept, sentence):
     rises = {f"keep_first_{count}": {"nll_rise": rise} for count, rise in enumerate((every, kept))}
     assert re.search(sentence, propagation({"state_propagation": {"propagate": rises}}))

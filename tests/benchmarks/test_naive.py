@@ -28,8 +28,10 @@ def setup():
 def test_training_loss_and_gradient_are_equal(setup):
     lm, _, tokens, targets, _ = setup
     x = lm.embed(tokens).detach()
-    losses = [naive.block_loss(lm, 0, x, targets),
-              total_nll(lm.run_block(0, x).flatten(0, 1), lm.readout_matrix(0), targets.flatten())]
+    losses = [
+        naive.block_loss(lm, 0, x, targets),
+        total_nll(lm.run_block(0, x).flatten(0, 1), lm.readout_matrix(0), targets.flatten()),
+    ]
     torch.testing.assert_close(*losses)
     gradients = [torch.autograd.grad(loss, lm.blocks[0][0].query.weight)[0] for loss in losses]
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
@@ -37,7 +39,9 @@ def test_training_loss_and_gradient_are_equal(setup):
 
 def test_hard_tokens_are_the_same(setup, tmp_path):
     lm, windows, tokens, targets, classifier = setup
-    states, wanted, threshold = naive.hard_tokens(lm, 0, classifier, lm.embed(tokens).detach(), targets, 4, 0.5)
+    states, wanted, threshold = naive.hard_tokens(
+        lm, 0, classifier, lm.embed(tokens).detach(), targets, 4, 0.5
+    )
     confidence = lambda block, x, y: torch.sigmoid(classifier(x)).squeeze(-1)  # noqa: E731
     device = torch.device("cpu")
     ours = repack(InContext(lm, windows, 0, device), lm, 0, confidence, threshold, 8, tmp_path, 4, device)
@@ -52,10 +56,19 @@ def test_evaluation_takes_the_same_exits_and_losses(setup):
     x = lm.embed(tokens).detach()
     for threshold in (0.5, 2.0):
         found = naive.evaluate(lm, classifier, threshold, x, targets, 4)
-        policy = type("Policy", (), {
-            "reads_out": False, "reads_before": False, "flops_per_token": 0, "first": 0,
-            "decide": lambda _, here: Decision(torch.sigmoid(classifier(here.states)).squeeze(-1) >= threshold),  # noqa: B023
-        })()
+        policy = type(
+            "Policy",
+            (),
+            {
+                "reads_out": False,
+                "reads_before": False,
+                "flops_per_token": 0,
+                "first": 0,
+                "decide": lambda _, here: Decision(
+                    torch.sigmoid(classifier(here.states)).squeeze(-1) >= threshold
+                ),
+            },
+        )()
         routed = Executor(lm).run(tokens, targets, policy)
         assert torch.equal(routed.exit.flatten(), found.exit)
         same = found.exit == 0 if threshold < 1 else found.exit == 1

@@ -23,8 +23,17 @@ TEXTS = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]]
 def pair():
     """Transformers' model of 5 layers, and ours on its weights with exits after 2 and 4."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=5, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True, initializer_range=0.3)
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
     base = AutoModelForCausalLM.from_config(config).eval()
     return base, PretrainedLM(base, make_config(config, (2, 4), 24, "tiny")).eval()
 
@@ -38,14 +47,19 @@ def test_transformers_generates_the_same_tokens(pair, policy):
     base, lm = pair
     ours = generate(decode(lm, TEXTS, 12, policy and policy(lm)), 2)
     assert tokens(ours) == transformers_decode(base, TEXTS, 12).tolist()
-    assert tokens(ours)[:1] == transformers_decode(base, TEXTS[:1], 12, assistant_early_exit=4, num_assistant_tokens=3).tolist()
+    assert (
+        tokens(ours)[:1]
+        == transformers_decode(base, TEXTS[:1], 12, assistant_early_exit=4, num_assistant_tokens=3).tolist()
+    )
 
 
 def test_a_forced_exit_says_what_the_model_cut_off_there_says_on_the_same_weights(pair):
     base, lm = pair
     shallow = cut_off(base, lm, 4)
     assert [len(block) for block in shallow.blocks] == [4] and base.config.num_hidden_layers == 5
-    assert {weight.data_ptr() for weight in shallow.parameters()} < {weight.data_ptr() for weight in base.parameters()}
+    assert {weight.data_ptr() for weight in shallow.parameters()} < {
+        weight.data_ptr() for weight in base.parameters()
+    }
     forced = generate(decode(lm, TEXTS, 12, FixedExit(1), route_prompt=True), 2)
     assert tokens(forced) == tokens(generate(decode(shallow, TEXTS, 12), 2))
 

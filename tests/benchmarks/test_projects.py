@@ -35,10 +35,21 @@ Path("score.json").write_text("{}")
 def root(tmp_path, monkeypatch) -> Path:
     root = tmp_path / "checkout"
     (root / "src").mkdir(parents=True)
-    for name, text in {"dvc.yaml": STAGE, "train.py": TRAIN, "params.yaml": "steps: 1000  # of training\n", ".gitignore": ".benchmarks\nmodel\nruns.log\n"}.items():
+    for name, text in {
+        "dvc.yaml": STAGE,
+        "train.py": TRAIN,
+        "params.yaml": "steps: 1000  # of training\n",
+        ".gitignore": ".benchmarks\nmodel\nruns.log\n",
+    }.items():
         (root / name).write_text(text)
-    for command in ("git init -q", "git config user.name a", "git config user.email a@b", f"{sys.executable} -m dvc init -q",
-                    "git add -A", "git commit -qm first"):
+    for command in (
+        "git init -q",
+        "git config user.name a",
+        "git config user.email a@b",
+        f"{sys.executable} -m dvc init -q",
+        "git add -A",
+        "git commit -qm first",
+    ):
         subprocess.run(command.split(), cwd=root, check=True)
     monkeypatch.setattr(projects, "ROOT", root)
     monkeypatch.setattr(projects, "FOLDER", root / ".benchmarks")

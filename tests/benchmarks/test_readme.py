@@ -17,7 +17,9 @@ from tests.conftest import REPOSITORY
 def test_the_committed_tables_are_those_of_the_committed_records(tmp_path):
     shutil.copy(REPOSITORY / "README.md", tmp_path)
     write_tables(REPOSITORY / "metrics/benchmarks.json", tmp_path / "README.md")
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (REPOSITORY / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_record_that_changes_changes_its_line_alone(tmp_path):
@@ -28,13 +30,18 @@ def test_a_record_that_changes_changes_its_line_alone(tmp_path):
     (tmp_path / "records.json").write_text(json.dumps(records), encoding="utf-8")
     shutil.copy(REPOSITORY / "README.md", tmp_path)
     write_tables(tmp_path / "records.json", tmp_path / "README.md")
-    new, old = ((folder / "README.md").read_text(encoding="utf-8").splitlines() for folder in (tmp_path, REPOSITORY))
+    new, old = (
+        (folder / "README.md").read_text(encoding="utf-8").splitlines() for folder in (tmp_path, REPOSITORY)
+    )
     (changed,) = [line for line, before in zip(new, old, strict=True) if line != before]
     assert changed.startswith("| `collect`") and "| 1.00 / " in changed
 
 
 def test_every_line_has_records():
-    names = {record["name"] for record in json.loads((REPOSITORY / "metrics/benchmarks.json").read_text(encoding="utf-8"))}
+    names = {
+        record["name"]
+        for record in json.loads((REPOSITORY / "metrics/benchmarks.json").read_text(encoding="utf-8"))
+    }
     assert {name for lines in TABLES.values() for line in lines for name in line.names.split()} <= names
 
 
@@ -43,9 +50,19 @@ def record(name, value, met=None, interval=None):
 
 
 def test_a_line_says_how_sure_it_is_and_what_was_missed():
-    records = {row["name"]: row for row in (record("one", 1.234, True, [1.1, 1.3]), record("a_batch1", 0.5, False), record("a_batch4", 0.9, True))}
+    records = {
+        row["name"]: row
+        for row in (
+            record("one", 1.234, True, [1.1, 1.3]),
+            record("a_batch1", 0.5, False),
+            record("a_batch4", 0.9, True),
+        )
+    }
     assert Line("it", "that", "one", "{}x", "1x").render(records) == "| it | that | 1.23x [1.10, 1.30] | 1x |"
-    assert Line("it", "that", "a_batch1 a_batch4", bar="0.8").render(records) == "| it | that | 0.50 / 0.90 | 0.8, **missed** at batch 1 |"
+    assert (
+        Line("it", "that", "a_batch1 a_batch4", bar="0.8").render(records)
+        == "| it | that | 0.50 / 0.90 | 0.8, **missed** at batch 1 |"
+    )
 
 
 def test_the_documented_run_on_smollm2_sets_parameters_that_exist(tmp_path):
@@ -54,7 +71,17 @@ def test_the_documented_run_on_smollm2_sets_parameters_that_exist(tmp_path):
     assert (program, words[:2]) == ("dvc", ["exp", "run"]) and words[2::2] == ["-S"] * (len(words) // 2 - 1)
     params = tmp_path / "params.yaml"
     shutil.copy(REPOSITORY / "params.yaml", params)
-    set_params(params, {name: YAML(typ="safe").load(value) for name, _, value in (word.partition("=") for word in words[3::2])})
+    set_params(
+        params,
+        {
+            name: YAML(typ="safe").load(value)
+            for name, _, value in (word.partition("=") for word in words[3::2])
+        },
+    )
     found = read_params(params)
-    assert found.model.name_or_path == "build/smollm2" and found.model.exits_after == [10, 20] and found.pretrain.method == "frozen"
+    assert (
+        found.model.name_or_path == "build/smollm2"
+        and found.model.exits_after == [10, 20]
+        and found.pretrain.method == "frozen"
+    )
     assert found.routing.curve_fractions == [0.3, 0.7]

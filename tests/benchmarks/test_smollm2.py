@@ -20,7 +20,14 @@ def folder(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of processes is read as Linux tells it")
 def test_the_largest_process_counts_whoever_started_it(folder):
     seconds, own = used(folder, [sys.executable, "-c", LARGE])
-    _, child = used(folder, [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LARGE!r}], check=True)"])
+    _, child = used(
+        folder,
+        [
+            sys.executable,
+            "-c",
+            f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LARGE!r}], check=True)",
+        ],
+    )
     assert 0.4 < own < 0.6 and child == pytest.approx(own, rel=0.1)
     assert seconds > 0.2
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offramp.artifacts.artifact import Artifact
 from offramp.corpus.prepare import prepare
-from offramp.lineage.artifact import Artifact
 from offramp.params import Corpus, TokenizerParams
 
 WORDS = ["the", "union", "of", "states", "shall", "endure", "while", "congress", "café", "中文", "naïve"]

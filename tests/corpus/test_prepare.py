@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from offramp.checkpoint import Checkpoint
+from offramp.artifacts.artifact import open_artifact
+from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.corpus.prepare import corpus_metrics, prepare
 from offramp.corpus.tokenizer import Encoder, open_tokenizer, token_texts
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
-from offramp.lineage.artifact import open_artifact
 from tests.corpus.conftest import corpus, sentences, tokenizer_params
-from tests.models.checkpoints import save_checkpoint
+from tests.fixtures.checkpoints import save_checkpoint
 
 KINDS = ("bpe", "word", "char")
 SPLITS = ("train", "calibration", "test")
@@ -65,7 +65,9 @@ def test_documents_of_a_checkpoint_that_names_no_end_token_have_none(write_texts
     texts = [sentences(20, seed=index) for index in range(5)]
     write_texts(texts)
     folder = save_checkpoint(tmp_path / "tiny", eos_token_id=None)
-    data = prepare(corpus(), tokenizer_params("pretrained"), 8, tmp_path / "data", {}, tmp_path, Checkpoint(str(folder)))
+    data = prepare(
+        corpus(), tokenizer_params("pretrained"), 8, tmp_path / "data", {}, tmp_path, Checkpoint(str(folder))
+    )
     encode = Encoder(open_tokenizer(data), "pretrained")
     for row in pd.read_parquet(data.file("documents.parquet")).itertuples():
         ids = stream(data, row.split)[row.start : row.start + row.tokens]

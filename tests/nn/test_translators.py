@@ -12,7 +12,9 @@ from offramp.nn.translators import KINDS, make_translator
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.sampled_from(KINDS), st.integers(1, 40), st.integers(1, 20), st.integers(0, 5), st.integers(0, 2**31))
+@given(
+    st.sampled_from(KINDS), st.integers(1, 40), st.integers(1, 20), st.integers(0, 5), st.integers(0, 2**31)
+)
 def test_the_start_is_exactly_the_identity(kind, width, rank, tokens, seed):
     torch.manual_seed(seed)
     x = torch.randn(2, tokens, width) * 100

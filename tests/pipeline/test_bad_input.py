@@ -8,14 +8,19 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
+from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.errors import UserError
-from offramp.lineage.artifact import create_artifact, open_artifact
 from tests.conftest import repository_params
-from tests.pipeline.conftest import command
-from tests.reduce_params import reduce_params
+from tests.fixtures.pipeline_run import command
+from tests.fixtures.reduce_params import reduce_params
 
-CHECKPOINT = {"model__source": "hf", "model__name_or_path": "tiny", "model__exits_after": [1, 3], "tokenizer__kind": "pretrained",
-              "pretrain__method": "frozen"}
+CHECKPOINT = {
+    "model__source": "hf",
+    "model__name_or_path": "tiny",
+    "model__exits_after": [1, 3],
+    "tokenizer__kind": "pretrained",
+    "pretrain__method": "frozen",
+}
 BAD_PARAMS = [
     ({"threshold": 1.7}, "threshold = 1.7: give a number from 0 to 1"),
     ({"threshold": [0.8, 0.9]}, r"threshold \[0\.8, 0\.9\] has 2 values; give one for each of the 1 exits"),
@@ -27,15 +32,30 @@ BAD_PARAMS = [
     ({"model__heads": 3}, "model: width 64 is not divisible by 2 x heads = 6"),
     ({"model__key_value_heads": 3}, "model: key_value_heads 3 does not divide heads = 4"),
     ({"exits__label": "lucky"}, "exits.label = 'lucky': Input should be 'correct', 'distill'"),
-    ({"exits__confidence": "correct_prob"}, "exits: confidence = 'correct_prob' needs the target.*oracle.*learned, max_prob"),
-    ({"exits__confidence": "sureness"}, "exits: confidence = 'sureness' is not a signal; known: learned, max_prob"),
-    ({"exits__confidence": "patience"}, "exits.confidence patience compares successive exits.*at least 3 blocks"),
+    (
+        {"exits__confidence": "correct_prob"},
+        "exits: confidence = 'correct_prob' needs the target.*oracle.*learned, max_prob",
+    ),
+    (
+        {"exits__confidence": "sureness"},
+        "exits: confidence = 'sureness' is not a signal; known: learned, max_prob",
+    ),
+    (
+        {"exits__confidence": "patience"},
+        "exits.confidence patience compares successive exits.*at least 3 blocks",
+    ),
     ({"exits__risk__tolerance": 1.5}, "exits.risk.tolerance = 1.5: .*less than 1"),
     ({"exits__risk__delta": 0.0}, "exits.risk.delta = 0.0: .*greater than 0"),
-    ({"exits__risk__measure": "regret"}, "exits.risk.measure = 'regret': .*'disagreement', 'error' or 'nll_increase'"),
+    (
+        {"exits__risk__measure": "regret"},
+        "exits.risk.measure = 'regret': .*'disagreement', 'error' or 'nll_increase'",
+    ),
     ({"routing__budget": 1.0}, "routing.budget = 1.0: .*less than 1"),
     ({"threshold": "price", "exits__confidence": "entropy"}, "threshold price weighs a predicted gain"),
-    ({"threshold": "price", "exits__label": "correct"}, "threshold price needs exits.label gain or divergence"),
+    (
+        {"threshold": "price", "exits__label": "correct"},
+        "threshold price needs exits.label gain or divergence",
+    ),
     ({"corpus__test_fraction": 0.99}, "corpus: .*leave nothing to train on"),
     ({"corpus__source": "files"}, "corpus: source files needs paths"),
     ({"pretrain__learning_rate": 0.0}, "pretrain.learning_rate = 0.0: .*greater than 0"),
@@ -44,22 +64,48 @@ BAD_PARAMS = [
     ({"pretrain__head": "shared"}, "pretrain.head shared with model.tied"),
     ({"pretrain__method": "final"}, "pretrain.method final never trains the earlier heads"),
     ({"pretrain__layer_dropout": 1.0}, "pretrain.layer_dropout = 1.0: .*less than 1"),
-    ({"pretrain__lora": {"rank": 8, "alpha": 16}}, "pretrain.lora belongs to method joint; set it to null for method blockwise"),
-    ({"pretrain__method": "joint", "pretrain__lora": {"rank": 8, "alpha": 16}}, "pretrain.lora adapts a trained model"),
-    ({"pretrain__method": "joint", "pretrain__curriculum": "gradual", "pretrain__exit_weights": [1.0, 0.0]},
-     "pretrain.curriculum always trains the last exit"),
+    (
+        {"pretrain__lora": {"rank": 8, "alpha": 16}},
+        "pretrain.lora belongs to method joint; set it to null for method blockwise",
+    ),
+    (
+        {"pretrain__method": "joint", "pretrain__lora": {"rank": 8, "alpha": 16}},
+        "pretrain.lora adapts a trained model",
+    ),
+    (
+        {
+            "pretrain__method": "joint",
+            "pretrain__curriculum": "gradual",
+            "pretrain__exit_weights": [1.0, 0.0],
+        },
+        "pretrain.curriculum always trains the last exit",
+    ),
     ({"exits__mode": "joint"}, "exits.mode joint needs pretrain.joint_classifier"),
     ({"model__source": "hf"}, "model: source hf needs name_or_path: the folder of a checkpoint"),
     ({"model__source": "hf", "model__name_or_path": "tiny"}, "model: source hf needs exits_after"),
     ({"model__exits_after": [3, 3]}, r"model: exits_after = \[3, 3\] is not increasing"),
     ({**CHECKPOINT, "tokenizer__kind": "bpe"}, "tokenizer.kind bpe does not go with model.source hf"),
     ({"tokenizer__kind": "pretrained"}, "tokenizer.kind pretrained does not go with model.source native"),
-    ({**CHECKPOINT, "pretrain__method": "blockwise"}, "pretrain.method blockwise is of model.source native; use frozen or joint"),
-    ({**CHECKPOINT, "pretrain__gradient_checkpointing": True},
-     "pretrain.gradient_checkpointing runs layers again, and under method frozen with translator affine no layer is trained"),
-    ({"routing__first_exit": 1}, "routing.first_exit 1 leaves no exit before full depth of 2 blocks; give 0 to 0"),
-    ({"threshold": "budget", "routing__kv": "recompute"}, "threshold budget weighs what leaving saves, which with routing.kv recompute hangs"),
-    ({"pretrain__method": "frozen"}, "pretrain.method frozen trains the exits of a checkpoint; set model.source: hf"),
+    (
+        {**CHECKPOINT, "pretrain__method": "blockwise"},
+        "pretrain.method blockwise is of model.source native; use frozen or joint",
+    ),
+    (
+        {**CHECKPOINT, "pretrain__gradient_checkpointing": True},
+        "pretrain.gradient_checkpointing runs layers again, and under method frozen with translator affine no layer is trained",
+    ),
+    (
+        {"routing__first_exit": 1},
+        "routing.first_exit 1 leaves no exit before full depth of 2 blocks; give 0 to 0",
+    ),
+    (
+        {"threshold": "budget", "routing__kv": "recompute"},
+        "threshold budget weighs what leaving saves, which with routing.kv recompute hangs",
+    ),
+    (
+        {"pretrain__method": "frozen"},
+        "pretrain.method frozen trains the exits of a checkpoint; set model.source: hf",
+    ),
 ]
 
 
@@ -75,8 +121,12 @@ def copy(project, tmp_path):
 
 
 def contents(folder):
-    return {str(file.relative_to(folder)): file.read_bytes() for name in ("data", "models", "states", "routed", "metrics", "report")
-            for file in sorted((folder / name).rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for name in ("data", "models", "states", "routed", "metrics", "report")
+        for file in sorted((folder / name).rglob("*"))
+        if file.is_file()
+    }
 
 
 def refused(folder, stage, *messages):
@@ -120,23 +170,41 @@ def test_an_edited_manifest_is_named(copy):
 def test_states_of_another_model_are_refused(copy):
     lm = open_artifact(copy / "models/lm", "lm")
     files = {file.name: file.read_bytes() for file in lm.path.iterdir() if file.name != "manifest.json"}
-    with create_artifact(copy / "models/lm", "lm", {**lm.params, "pretrain": "another"}, {"data": open_artifact(copy / "data", "data")}) as out:
+    with create_artifact(
+        copy / "models/lm",
+        "lm",
+        {**lm.params, "pretrain": "another"},
+        {"data": open_artifact(copy / "data", "data")},
+    ) as out:
         for name, content in files.items():
             (out.path / name).write_bytes(content)
     refused(copy, "evaluate", "states/test was made from another lm", "run `dvc repro`")
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (None, "does not exist"), (b"", "is empty"), (b"caf\xe9 au lait\n" * 900, "UTF-8"), (b"too short\n", "document"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        (b"", "is empty"),
+        (b"caf\xe9 au lait\n" * 900, "UTF-8"),
+        (b"too short\n", "document"),
+    ],
+)
 def test_unusable_text_leaves_the_last_corpus_in_place(copy, content, message):
     """Also through DVC, which deletes the outputs of a stage before it runs."""
     text = copy / "text.txt"
     if content is not None:
         text.write_bytes(content)
     before = contents(copy)
-    done = command(copy, "dvc", "exp", "run", "-S", "corpus.source=files", "-S", "corpus.paths=[text.txt]", check=False)
-    assert done.returncode != 0 and "error: " in done.stdout and message in done.stdout and "Traceback" not in done.stdout
+    done = command(
+        copy, "dvc", "exp", "run", "-S", "corpus.source=files", "-S", "corpus.paths=[text.txt]", check=False
+    )
+    assert (
+        done.returncode != 0
+        and "error: " in done.stdout
+        and message in done.stdout
+        and "Traceback" not in done.stdout
+    )
     assert contents(copy) == before
 
 
@@ -145,7 +213,13 @@ def test_too_few_sequences_for_a_promise_and_an_impossible_budget_are_refused(co
     reduce_params(copy / "params.yaml", threshold="risk", exits__risk__tolerance=0.0001)
     refused(copy, "evaluate", "exits.risk", "need at least 29956 held-out sequences", "there are")
     reduce_params(copy / "params.yaml", threshold="budget", routing__budget=0.05)
-    refused(copy, "evaluate", "routing.budget = 0.05", "even with every token leaving at the first exit that is asked", "give at least")
+    refused(
+        copy,
+        "evaluate",
+        "routing.budget = 0.05",
+        "even with every token leaving at the first exit that is asked",
+        "give at least",
+    )
 
 
 def test_states_without_the_statistic_asked_for_are_refused(copy):
@@ -153,7 +227,11 @@ def test_states_without_the_statistic_asked_for_are_refused(copy):
     table = pq.read_table(states / "tokens.parquet").drop_columns(["saturation_0"])
     old = open_artifact(states, "states", verify=False)
     inputs = {"data": open_artifact(copy / "data", "data"), "lm": open_artifact(copy / "models/lm", "lm")}
-    files = {file.name: file.read_bytes() for file in states.iterdir() if file.name not in ("manifest.json", "tokens.parquet")}
+    files = {
+        file.name: file.read_bytes()
+        for file in states.iterdir()
+        if file.name not in ("manifest.json", "tokens.parquet")
+    }
     with create_artifact(states, "states", old.params, inputs) as out:
         pq.write_table(table, out.path / "tokens.parquet", compression="NONE")
         for name, raw in files.items():

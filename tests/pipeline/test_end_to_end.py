@@ -9,8 +9,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from tests.pipeline.conftest import command, copy_repository, run_stages
-from tests.reduce_params import reduce_params
+from tests.fixtures.pipeline_run import command, copy_repository, run_stages
+from tests.fixtures.reduce_params import reduce_params
 
 ARTIFACTS = ("data", "models/lm", "states/calibration", "states/test", "models/exits", "routed")
 
@@ -29,7 +29,9 @@ def parent_runs(folder):
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("offramp")
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
-    return [run for run in runs if "mlflow.parentRunId" not in run.data.tags], [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    return [run for run in runs if "mlflow.parentRunId" not in run.data.tags], [
+        run for run in runs if "mlflow.parentRunId" in run.data.tags
+    ]
 
 
 def test_a_second_repro_changes_nothing(project):
@@ -54,7 +56,9 @@ def test_a_new_threshold_runs_only_what_depends_on_it_and_can_be_compared(projec
         assert [run.data.params["threshold"] for run in parents] == ["0.8", "0.5"]
         assert parents[1].data.metrics["ppl"] == pytest.approx(new["ppl"])
         stages = [run.data.tags["mlflow.runName"] for run in children]
-        assert sum("pretrain" in name for name in stages) == 1, "the cached training is linked, not logged again"
+        assert sum("pretrain" in name for name in stages) == 1, (
+            "the cached training is linked, not logged again"
+        )
         command(project, "git", "checkout", "--", ".")
         command(project, "dvc", "checkout")
         output = command(project, "dvc", "exp", "run", "-S", "threshold=0.5").stdout
@@ -117,9 +121,19 @@ def test_plots_can_be_shown(project, tmp_path):
 
 def test_classifiers_trained_jointly_are_used_and_three_exits_work(tmp_path):
     """The other ways through the pipeline: joint training with exit classifiers inside, three blocks, post-norm, characters."""
-    folder = copy_repository(tmp_path / "joint", pretrain__method="joint", pretrain__head="shared", model__block_layers=[1, 1, 1],
-                             model__norm="post", pretrain__joint_classifier={"label": "loss", "weight": 1.0}, exits__mode="joint",
-                             tokenizer__kind="char", threshold="auto", pretrain__steps=40, pretrain__blockwise__exited_state="input")
+    folder = copy_repository(
+        tmp_path / "joint",
+        pretrain__method="joint",
+        pretrain__head="shared",
+        model__block_layers=[1, 1, 1],
+        model__norm="post",
+        pretrain__joint_classifier={"label": "loss", "weight": 1.0},
+        exits__mode="joint",
+        tokenizer__kind="char",
+        threshold="auto",
+        pretrain__steps=40,
+        pretrain__blockwise__exited_state="input",
+    )
     run_stages(folder)
     routing = json.loads((folder / "metrics/routing.json").read_text())
     assert len(routing["exit_fraction"]) == 3 and 0.3 < routing["exit_fraction"]["exit_0"] < 0.7
@@ -144,7 +158,9 @@ def test_thresholds_by_rule_are_found_on_held_out_text_and_reported(project, tmp
 def test_separation_and_low_rank_read_any_states_artifact(project):
     text = command(project, "offramp", "separation", "states/test", "--draws", "50").stdout
     assert "max_prob" in text and "saturation" in text
-    found = json.loads(command(project, "offramp", "low-rank", "--ranks", "1", "8", "--tokens", "500", "--json").stdout)
+    found = json.loads(
+        command(project, "offramp", "low-rank", "--ranks", "1", "8", "--tokens", "500", "--json").stdout
+    )
     assert {row["rank"] for row in found} == {1, 8}
     done = command(project, "offramp", "separation", "states/test", "--exit", "7", check=False)
     assert done.returncode == 2 and "exits 0 to 1" in done.stdout

@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 
+from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.corpus.prepare import prepare
 from offramp.errors import UserError
-from offramp.lineage.artifact import create_artifact, open_artifact
 from offramp.params import load_params
 from pipeline._inputs import open_routing_inputs
 from tests.conftest import REPOSITORY, repository_params
-from tests.small_project import make_project
+from tests.fixtures.small_project import make_project
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,14 @@ def refused(root, message):
 
 def test_a_model_and_states_of_another_tokenizer(project, addresses, tmp_path):
     root = shutil.copytree(project, tmp_path / "copy")
-    other = repository_params(corpus__source="files", corpus__paths=[str(addresses)], corpus__calibration_fraction=0.3,
-                              corpus__test_fraction=0.2, tokenizer__vocab_size=300, window=32)
+    other = repository_params(
+        corpus__source="files",
+        corpus__paths=[str(addresses)],
+        corpus__calibration_fraction=0.3,
+        corpus__test_fraction=0.2,
+        tokenizer__vocab_size=300,
+        window=32,
+    )
     prepare(other.corpus, other.tokenizer, other.window, root / "data", {})
     refused(root, r"models/lm was made from another data .*run `dvc repro` to make them match")
     with create_artifact(root / "models/lm", "lm", {}, {"data": open_artifact(root / "data", "data")}):
@@ -46,6 +52,8 @@ def test_states_of_another_model(project, addresses, tmp_path):
     with create_artifact(root / "models/lm", "lm", {"another": True}, {"data": data}):
         pass
     refused(root, r"states/test was made from another lm")
-    with create_artifact(root / "states/test", "states", {}, {"data": data, "lm": open_artifact(root / "models/lm", "lm")}) as out:
+    with create_artifact(
+        root / "states/test", "states", {}, {"data": data, "lm": open_artifact(root / "models/lm", "lm")}
+    ) as out:
         out.meta["exits"] = 2
     refused(root, r"models/exits was trained on states of another model than .*models/lm; run `dvc repro`")

@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
-from offramp.lineage.artifact import open_artifact
-from tests.pipeline.conftest import command
-from tests.reduce_params import reduce_params
+from offramp.artifacts.artifact import open_artifact
+from tests.fixtures.pipeline_run import command
+from tests.fixtures.reduce_params import reduce_params
 
 TWO = "accelerate launch --multi_gpu --num_processes 2 --main_process_port 0"
 
@@ -21,7 +21,12 @@ def test_a_launcher_of_two_processes_leaves_the_results_of_one(project, tmp_path
     reduce_params(project / "params.yaml", runtime__launcher=TWO)
     status = json.loads(command(project, "dvc", "status", "--json", "dvc.yaml").stdout)
     assert {stage for stage, changes in status.items() if "changed command" in changes} == {
-        "pretrain", "collect", "sweep", "evaluate", "suitability"}
+        "pretrain",
+        "collect",
+        "sweep",
+        "evaluate",
+        "suitability",
+    }
 
     states = open_artifact(project / "states/test", "states").digest
     ran = command(project, "dvc", "repro", "--single-item", "collect").stdout
@@ -31,9 +36,16 @@ def test_a_launcher_of_two_processes_leaves_the_results_of_one(project, tmp_path
     command(project, "dvc", "repro", "--single-item", "evaluate")  # which the first process runs alone
     assert command(project, "git", "diff", "--stat", "--", "metrics", ":!metrics/timing.json").stdout == ""
 
-    def curve(launcher):  # of a few steps in fp32: what differs in the last digit grows, to several per cent within twenty
-        reduce_params(project / "params.yaml", runtime__launcher=launcher, pretrain__precision="fp32", pretrain__steps=8,
-                      pretrain__evaluate_every=2)
+    def curve(
+        launcher,
+    ):  # of a few steps in fp32: what differs in the last digit grows, to several per cent within twenty
+        reduce_params(
+            project / "params.yaml",
+            runtime__launcher=launcher,
+            pretrain__precision="fp32",
+            pretrain__steps=8,
+            pretrain__evaluate_every=2,
+        )
         command(project, "dvc", "repro", "--single-item", "pretrain")
         return list(csv.DictReader((project / "metrics/plots/learning_curves.csv").open()))
 

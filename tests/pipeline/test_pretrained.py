@@ -18,25 +18,44 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from offramp.analysis.low_rank import readout_inputs
-from offramp.cli import main
+from offramp.app.cli import main
+from offramp.app.project import Project, open_project
+from offramp.artifacts.artifact import open_artifact
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
-from offramp.lineage.artifact import open_artifact
 from offramp.params import load_params
-from offramp.project import Project, open_project
 from offramp.routing.generate import decode, generate
 from offramp.states.store import States
 from tests.conftest import REPOSITORY
-from tests.models.checkpoints import save_checkpoint
-from tests.reduce_params import reduce_params
+from tests.fixtures.checkpoints import save_checkpoint
+from tests.fixtures.reduce_params import reduce_params
 
-STAGES = ("check", "prepare", "pretrain", "collect", "train_exits", "sweep", "evaluate", "suitability", "report")
+STAGES = (
+    "check",
+    "prepare",
+    "pretrain",
+    "collect",
+    "train_exits",
+    "sweep",
+    "evaluate",
+    "suitability",
+    "report",
+)
 
 
 SETTINGS = {
-    "model__source": "hf", "model__name_or_path": "tiny", "model__exits_after": [1, 3], "tokenizer__kind": "pretrained",
-    "pretrain__method": "frozen", "pretrain__frozen__translator": "low_rank", "pretrain__steps": 6, "corpus__source": "files",
-    "corpus__calibration_fraction": 0.3, "corpus__test_fraction": 0.2, "window": 32, "threshold": "auto",
+    "model__source": "hf",
+    "model__name_or_path": "tiny",
+    "model__exits_after": [1, 3],
+    "tokenizer__kind": "pretrained",
+    "pretrain__method": "frozen",
+    "pretrain__frozen__translator": "low_rank",
+    "pretrain__steps": 6,
+    "corpus__source": "files",
+    "corpus__calibration_fraction": 0.3,
+    "corpus__test_fraction": 0.2,
+    "window": 32,
+    "threshold": "auto",
 }
 
 
@@ -66,7 +85,9 @@ def test_documents_are_the_tokens_of_the_checkpoint_each_with_its_end(project, a
     table = pd.read_parquet(data.file("documents.parquet"))
     row = table[table["split"] == "test"].iloc[0]
     (text,) = [file.read_text(encoding="utf-8") for file in addresses.iterdir() if file.name in row["name"]]
-    stream = np.fromfile(data.file("test.bin"), dtype=data.meta["dtype"])[row["start"] : row["start"] + row["tokens"]].tolist()
+    stream = np.fromfile(data.file("test.bin"), dtype=data.meta["dtype"])[
+        row["start"] : row["start"] + row["tokens"]
+    ].tolist()
     assert stream == [*theirs(text, add_special_tokens=False)["input_ids"], 0]
     assert data.meta["vocab_size"] == 400 and data.meta["kind"] == "pretrained"
 
@@ -76,15 +97,21 @@ def test_full_depth_scores_as_transformers(project):
     windows = TokenWindows(open_artifact(project / "data", "data"), "test")
     tokens, targets = windows.batch(range(len(windows)))
     with torch.no_grad():
-        expected = torch.nn.functional.cross_entropy(model(tokens).logits.flatten(0, 1), targets.flatten()).exp()
-    assert json.loads((project / "metrics/states.json").read_text())["test"]["exit_2"]["ppl"] == pytest.approx(expected.item(), rel=1e-4)
+        expected = torch.nn.functional.cross_entropy(
+            model(tokens).logits.flatten(0, 1), targets.flatten()
+        ).exp()
+    assert json.loads((project / "metrics/states.json").read_text())["test"]["exit_2"][
+        "ppl"
+    ] == pytest.approx(expected.item(), rel=1e-4)
     routing = json.loads((project / "metrics/routing.json").read_text())
     assert 0 < routing["exit_fraction"]["exit_0"] < 1 and routing["flop_saving"] != 0
 
 
 def test_the_artifact_holds_translators_and_the_digest_of_the_weights_alone(project):
     weights = load_file(project / "models/lm/weights.safetensors")
-    assert {name.split(".")[0] for name in weights} == {"0", "1"} and sum(map(torch.numel, weights.values())) == 2 * 2 * 64 * 32
+    assert {name.split(".")[0] for name in weights} == {"0", "1"} and sum(
+        map(torch.numel, weights.values())
+    ) == 2 * 2 * 64 * 32
     config = json.loads((project / "models/lm/config.json").read_text())
     assert config["checkpoint"] == json.loads((project / "build/checkpoint.json").read_text())["weights"]
     assert not (project / "states/test/readout.safetensors").exists()
@@ -92,15 +119,23 @@ def test_the_artifact_holds_translators_and_the_digest_of_the_weights_alone(proj
 
 def test_low_rank_readouts_of_a_checkpoint_are_refused(project):
     states = States(open_artifact(project / "states/test", "states"))
-    with pytest.raises(UserError, match="holds states of a checkpoint, whose readouts are not kept with them"):
+    with pytest.raises(
+        UserError, match="holds states of a checkpoint, whose readouts are not kept with them"
+    ):
         readout_inputs(states, 0, 100)
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda weights: weights.write_bytes(weights.read_bytes()[:-100]), "its safetensors file is damaged"),
-    (lambda weights: weights.unlink(), "no safetensors weights there"),
-    (lambda weights: weights.rename(weights.with_name("pytorch_model.bin")), "no safetensors weights there, and pickled ones are not read"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda weights: weights.write_bytes(weights.read_bytes()[:-100]), "its safetensors file is damaged"),
+        (lambda weights: weights.unlink(), "no safetensors weights there"),
+        (
+            lambda weights: weights.rename(weights.with_name("pytorch_model.bin")),
+            "no safetensors weights there, and pickled ones are not read",
+        ),
+    ],
+)
 def test_weights_that_cannot_be_read_are_refused_by_the_check(project, tmp_path, spoil, message):
     """Before DVC deletes the model that was made from them."""
     folder = shutil.copytree(project, tmp_path / "copy")
@@ -129,11 +164,15 @@ def begun_and_ended(project, tmp_path) -> tuple[Path, int]:
 
 def _continue(folder: Path, **settings) -> list[int]:
     """What Transformers itself makes of ``PROMPT``."""
-    ids = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tiny/tokenizer.json"))(PROMPT, return_tensors="pt")["input_ids"]
+    ids = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tiny/tokenizer.json"))(
+        PROMPT, return_tensors="pt"
+    )["input_ids"]
     model = AutoModelForCausalLM.from_pretrained(folder / "tiny", dtype=torch.float32)
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
-    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
+    made = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0
+    )
     return made[0, ids.shape[1] :].tolist()
 
 
@@ -144,7 +183,9 @@ def test_generation_begins_and_ends_as_under_transformers(begun_and_ended, told_
     (folder / "tiny/generation_config.json").unlink()
     edit(folder / "tiny" / told_by, eos_token_id=[399, end])
     run(folder, "check", "prepare", "pretrain")
-    assert told_by in json.loads((folder / "build/corpus.json").read_text())["tokenizer"]  # what makes DVC prepare anew
+    assert (
+        told_by in json.loads((folder / "build/corpus.json").read_text())["tokenizer"]
+    )  # what makes DVC prepare anew
     opened = open_project(folder)
     assert opened.stop_ids == {399, end} and opened.end_id == (399 if told_by == "config.json" else 0)
     assert opened.encode_prompt(PROMPT) == [0, *opened.encode(PROMPT)]
@@ -155,7 +196,9 @@ def test_generation_begins_and_ends_as_under_transformers(begun_and_ended, told_
 def test_data_that_does_not_say_where_texts_end_is_refused(project):
     opened = open_project(project)
     del opened.data.meta["stop_ids"]
-    with pytest.raises(UserError, match=r"data does not say at which tokens the checkpoint's texts end; run `dvc repro`"):
+    with pytest.raises(
+        UserError, match=r"data does not say at which tokens the checkpoint's texts end; run `dvc repro`"
+    ):
         _ = opened.stop_ids
 
 
@@ -166,17 +209,23 @@ def test_the_commands_run_on_a_checkpoint(project, monkeypatch, capsys):
         assert main(["generate", "--prompt", PROMPT, "--tokens", "8", *options]) == 0
         (made,) = generate(decode(opened.model, [opened.encode(PROMPT)], 8, stop=opened.stop_ids), 1)
         said = opened.decode(opened.encode(PROMPT)[-1], made.tokens)
-        assert capsys.readouterr().out.rstrip("\ufffd\n") == said.rstrip("\ufffd\n")  # a last character that is not whole is not shown
+        assert capsys.readouterr().out.rstrip("\ufffd\n") == said.rstrip(
+            "\ufffd\n"
+        )  # a last character that is not whole is not shown
 
 
 def test_the_harness_runs_on_a_checkpoint_from_another_folder(project, tmp_path, monkeypatch):
-    instance = pytest.importorskip("lm_eval.api.instance", reason="lm_eval is not installed (pip install 'offramp[eval]')").Instance
-    from offramp.harness import RoutedLM
+    instance = pytest.importorskip(
+        "lm_eval.api.instance", reason="lm_eval is not installed (pip install 'offramp[eval]')"
+    ).Instance
+    from offramp.app.harness import RoutedLM
 
     monkeypatch.chdir(tmp_path)
     lm = RoutedLM(str(project), full=True, batch_size=2)
     pairs = [(PROMPT, " Senate"), ("\n", "The union")]
-    found = lm.loglikelihood([instance("loglikelihood", {}, pair, place) for place, pair in enumerate(pairs)], disable_tqdm=True)
+    found = lm.loglikelihood(
+        [instance("loglikelihood", {}, pair, place) for place, pair in enumerate(pairs)], disable_tqdm=True
+    )
     theirs = AutoModelForCausalLM.from_pretrained(project / "tiny", dtype=torch.float32)
     for (context, continuation), (log_p, _) in zip(pairs, found):
         before, whole = (lm.tok_encode(text) for text in (context.rstrip(), context + continuation))
@@ -185,7 +234,10 @@ def test_the_harness_runs_on_a_checkpoint_from_another_folder(project, tmp_path,
         with torch.no_grad():
             each = theirs(tokens).logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[0, -scored:]
         assert log_p == pytest.approx(each.sum().item(), rel=1e-4)
-    (text,) = lm.generate_until([instance("generate_until", {}, (PROMPT, {"max_gen_toks": 8, "until": ["\x00"]}), 0)], disable_tqdm=True)
+    (text,) = lm.generate_until(
+        [instance("generate_until", {}, (PROMPT, {"max_gen_toks": 8, "until": ["\x00"]}), 0)],
+        disable_tqdm=True,
+    )
     assert text == lm.project.decode(lm.tok_encode(PROMPT)[-1], _greedy(lm.project, 8))
 
 
@@ -200,23 +252,37 @@ def test_another_checkpoint_in_the_same_place_is_noticed(project, tmp_path):
     save_checkpoint(folder / "tiny", 400, hidden_size=64)
     run(folder, "check")
     assert (folder / "build/checkpoint.json").read_text() != (project / "build/checkpoint.json").read_text()
-    with pytest.raises(UserError, match=r"'tiny': its weights are not those that models/lm was made from.*dvc repro"):
+    with pytest.raises(
+        UserError, match=r"'tiny': its weights are not those that models/lm was made from.*dvc repro"
+    ):
         run(folder, "collect")
 
 
 def test_trained_weights_are_kept_whole(project, tmp_path):
     """Method joint: the model is read from the artifact, whatever becomes of the checkpoint's weights."""
     folder = shutil.copytree(project, tmp_path / "copy")
-    reduce_params(folder / "params.yaml", corpus__paths=["text"], **SETTINGS | {"pretrain__method": "joint", "pretrain__head": "shared"})
+    reduce_params(
+        folder / "params.yaml",
+        corpus__paths=["text"],
+        **SETTINGS | {"pretrain__method": "joint", "pretrain__head": "shared"},
+    )
     run(folder, "pretrain")
     (folder / "tiny/model.safetensors").unlink()
     run(folder, "collect")
-    ppl = [json.loads((place / "metrics/states.json").read_text())["test"]["exit_2"]["ppl"] for place in (folder, project)]
+    ppl = [
+        json.loads((place / "metrics/states.json").read_text())["test"]["exit_2"]["ppl"]
+        for place in (folder, project)
+    ]
     assert ppl[0] < 0.9 * ppl[1]
 
 
-@pytest.mark.parametrize(("setting", "value", "rounding"), [("pretrain__frozen__translator", "block", 1e-4), ("collect__precision", "bf16", 5e-2)])
-def test_exits_with_layers_of_their_own_and_bf16_go_through_every_stage(project, tmp_path, setting, value, rounding):
+@pytest.mark.parametrize(
+    ("setting", "value", "rounding"),
+    [("pretrain__frozen__translator", "block", 1e-4), ("collect__precision", "bf16", 5e-2)],
+)
+def test_exits_with_layers_of_their_own_and_bf16_go_through_every_stage(
+    project, tmp_path, setting, value, rounding
+):
     folder = shutil.copytree(project, tmp_path / "copy")
     reduce_params(folder / "params.yaml", corpus__paths=["text"], **SETTINGS | {setting: value})
     run(folder, *STAGES[2:])

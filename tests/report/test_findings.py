@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_run import fabricate
 
 from offramp.report.findings import headline, percent, result_table, sentences
 from offramp.report.inputs import Measurements, read_measurements
+from tests.fixtures.report_run import fabricate
 
 
 @pytest.fixture(scope="module")
@@ -132,22 +132,47 @@ def test_no_negative_zero():
     assert percent(-0.031) == "\u22123.1%"
 
 
-PROMISE = {"measure": "error", "tolerance": 0.02, "delta": 0.05, "sequences": 760, "tested": 31, "passed": 30,
-           "held_out_risk": 0.015, "p_value": 0.03, "test_risk": 0.0171, "test_interval": [0.0162, 0.0180], "kept": True}
+PROMISE = {
+    "measure": "error",
+    "tolerance": 0.02,
+    "delta": 0.05,
+    "sequences": 760,
+    "tested": 31,
+    "passed": 30,
+    "held_out_risk": 0.015,
+    "p_value": 0.03,
+    "test_risk": 0.0171,
+    "test_interval": [0.0162, 0.0180],
+    "kept": True,
+}
 
 
-@pytest.mark.parametrize(("change", "lead"), [
-    ({}, "The promised risk was kept on fresh text."),
-    ({"kept": False, "test_risk": 0.03}, "The promised risk was NOT kept on fresh text."),
-    ({"passed": 0}, "No threshold could be promised, so nothing leaves."),
-])
+@pytest.mark.parametrize(
+    ("change", "lead"),
+    [
+        ({}, "The promised risk was kept on fresh text."),
+        ({"kept": False, "test_risk": 0.03}, "The promised risk was NOT kept on fresh text."),
+        ({"passed": 0}, "No threshold could be promised, so nothing leaves."),
+    ],
+)
 def test_a_promise_is_held_against_fresh_text(measured, change, lead):
-    (sentence,) = [text for text in said(changed(measured, risk=PROMISE | change)) if "promise" in text.lower()]
+    (sentence,) = [
+        text for text in said(changed(measured, risk=PROMISE | change)) if "promise" in text.lower()
+    ]
     assert sentence.startswith(lead) and "error at most 0.02 with probability 0.95" in sentence
-    assert "760 held-out sequences taken as independent" in sentence and "95% interval 0.0162 to 0.0180" in sentence
+    assert (
+        "760 held-out sequences taken as independent" in sentence
+        and "95% interval 0.0162 to 0.0180" in sentence
+    )
 
 
 def test_ranking_stands_beside_calibration(measured):
-    (sentence,) = [text for text in said(changed(measured, auroc=0.61, aurc=0.2, ece=0.005, interval={"ece": [0.004, 0.008]}))
-                   if "AUROC" in text]
-    assert "calibration error 0.5% (95% interval 0.4% to 0.8%)" in sentence and "0.61 (0.5 is chance)" in sentence
+    (sentence,) = [
+        text
+        for text in said(changed(measured, auroc=0.61, aurc=0.2, ece=0.005, interval={"ece": [0.004, 0.008]}))
+        if "AUROC" in text
+    ]
+    assert (
+        "calibration error 0.5% (95% interval 0.4% to 0.8%)" in sentence
+        and "0.61 (0.5 is chance)" in sentence
+    )

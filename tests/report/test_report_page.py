@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_run import TEXT, fabricate, settings
 
 from offramp.errors import UserError
 from offramp.report.page import build_report
+from tests.fixtures.report_run import TEXT, fabricate, settings
 
 FIGURES = {
     "learning_train_loss",
@@ -105,7 +105,10 @@ def test_whether_to_exit_early_at_all_is_answered_with_a_row_per_exit(built):
     exits, _, page = built
     section = page.html[page.html.index("exit early at all?") : page.html.index("<h2>Figures")]
     assert "Worth a try: an oracle that knows every loss saves 52% of the FLOPs." in section
-    assert section.count('<th scope="row">') == exits and section.count("<small>never by the clock</small>") == exits - 1
+    assert (
+        section.count('<th scope="row">') == exits
+        and section.count("<small>never by the clock</small>") == exits - 1
+    )
     assert "50.0% at the perplexity of full depth" in section and "agreement, raw" in section
 
 
@@ -134,7 +137,7 @@ def test_lineage_names_inputs_and_parameters(built):
 def test_same_inputs_same_bytes_in_another_process_without_torch(reports, tmp_path):
     root = fabricate(tmp_path, 3)
     script = (
-        "import sys; from pathlib import Path; from report_run import settings\n"
+        "import sys; from pathlib import Path; from tests.fixtures.report_run import settings\n"
         "from offramp.report.page import build_report\n"
         "build_report(Path(sys.argv[1]), settings(3)); assert 'torch' not in sys.modules"
     )

@@ -7,12 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from report_run import TEXT
 
 from offramp.corpus.tokenizer import Encoder, train_tokenizer
 from offramp.params import TokenizerParams
 from offramp.report.text import Passage, passages
 from offramp.report.theme import INK, PAPER, TINT, exit_colours, palette
+from tests.fixtures.report_run import TEXT
 
 # Machado, Oliveira and Fernandes 2009, full deuteranopia and protanopia, on linear RGB
 DEFICIENCIES = {

@@ -23,7 +23,9 @@ def test_at_break_even_the_costs_of_those_who_leave_and_of_those_who_stay_make_a
 
 def test_an_exit_behind_which_there_is_less_than_leaving_costs_never_pays():
     model = make_model((1, 1))
-    model.readout_flops = lambda exit: 10**6 * (exit == 0)  # a dear translator before the first exit's readout
+    model.readout_flops = lambda exit: (
+        10**6 * (exit == 0)
+    )  # a dear translator before the first exit's readout
     assert flops_break_even(model, 24, 0, "state", 100) is None
 
 
@@ -44,12 +46,18 @@ def test_those_laid_down_leave_at_that_exit_only():
     model = make_model((1, 1, 1))
     tokens, targets = torch.randint(50, (2, 4, 24), generator=torch.Generator().manual_seed(0))
     leaves = torch.rand(96, generator=torch.Generator().manual_seed(1)) < 0.5
-    taken = Executor(model).run(tokens, targets, AskAtOneExit(model, 1, "readout", ExitClassifier(16, [8]), leaves)).exit
+    taken = (
+        Executor(model)
+        .run(tokens, targets, AskAtOneExit(model, 1, "readout", ExitClassifier(16, [8]), leaves))
+        .exit
+    )
     assert torch.equal(taken.flatten(), torch.where(leaves, 1, 2))
 
 
 def test_the_break_even_share_is_where_the_line_of_times_crosses_the_plain_one():
-    assert _line(1.1, 0.9)["break_even"] == pytest.approx(0.25)  # half of the tokens take off twice what asking puts on
+    assert _line(1.1, 0.9)["break_even"] == pytest.approx(
+        0.25
+    )  # half of the tokens take off twice what asking puts on
     assert _line(0.99, 0.9)["break_even"] == 0
     assert _line(0.99, 1.05)["break_even"] is None  # asking took no time, but leaving saved none
     assert _line(1.1, 1.1)["break_even"] is None

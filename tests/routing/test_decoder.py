@@ -43,7 +43,12 @@ def feed_in_pieces(decoder, tokens, lengths, policy, draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(**MODELS, kv=KV, bias=st.sampled_from([-3.0, 0.0, 3.0]), lengths=st.lists(st.integers(1, 23), min_size=1, max_size=4))
+@given(
+    **MODELS,
+    kv=KV,
+    bias=st.sampled_from([-3.0, 0.0, 3.0]),
+    lengths=st.lists(st.integers(1, 23), min_size=1, max_size=4),
+)
 def test_decoding_in_any_pieces_equals_one_parallel_pass(bias, lengths, seed, kv, **shape):
     model = make_model(seed=seed, **shape)
     text = torch.randint(50, (len(lengths), 24), generator=torch.Generator().manual_seed(seed))
@@ -52,9 +57,13 @@ def test_decoding_in_any_pieces_equals_one_parallel_pass(bias, lengths, seed, kv
 
 def check_pieces_equal_one_pass(model, kv, policy, text, lengths, seed=0, rtol=1e-5):
     """Rows of text (B, T) up to their lengths; the exits that were taken."""
-    found = feed_in_pieces(Decoder(model, len(lengths), kv), text, lengths, policy, random.Random(seed).randint)
+    found = feed_in_pieces(
+        Decoder(model, len(lengths), kv), text, lengths, policy, random.Random(seed).randint
+    )
     for row, length in enumerate(lengths):
-        whole = Executor(model, kv).run(text[row : row + 1, :length], text[row : row + 1, 1 : length + 1], policy)
+        whole = Executor(model, kv).run(
+            text[row : row + 1, :length], text[row : row + 1, 1 : length + 1], policy
+        )
         assert found[row][0] == whole.exit[0].tolist()
         torch.testing.assert_close(torch.stack(found[row][1]), whole.loss[0], atol=1e-4, rtol=rtol)
     return {exit for exits, _ in found for exit in exits}
@@ -67,12 +76,17 @@ def test_layer_calls_are_those_reported(seed, blocks, kv):
     decoder = Decoder(model, 2, kv)
     for number, layer in enumerate(layer for block in model.blocks for layer in block):
         for name in ("query", "ffn_out", "key_value"):
-            count = lambda _m, inputs, _out, key=(number, name): seen.update({key: inputs[0].numel() // inputs[0].shape[-1]})  # noqa: E731
+            count = lambda _m, inputs, _out, key=(number, name): seen.update(
+                {key: inputs[0].numel() // inputs[0].shape[-1]}
+            )
             getattr(layer, name).register_forward_hook(count)
     for block, stacked in enumerate(decoder._stacked):
-        for number in range(decoder._first_layer[block], decoder._first_layer[block] + blocks[block]) if stacked else ():
+        for number in (
+            range(decoder._first_layer[block], decoder._first_layer[block] + blocks[block]) if stacked else ()
+        ):
             stacked.project.register_forward_hook(
-                lambda _m, inputs, _out, key=(number, "key_value"): seen.update({key: len(inputs[0])}))
+                lambda _m, inputs, _out, key=(number, "key_value"): seen.update({key: len(inputs[0])})
+            )
     for _ in range(12):
         exits = torch.randint(len(blocks), (2,), generator=generator)
         decoder.feed(torch.arange(2), torch.randint(50, (2,), generator=generator), GivenExits(exits))
@@ -85,7 +99,9 @@ def test_tokens_that_leave_and_are_never_asked_for_again_cost_nothing_more():
     model = make_model((1, 2))
     decoder = Decoder(model, 1)
     for _ in range(10):
-        decoder.feed(torch.zeros(1, dtype=torch.long), torch.tensor([7]), GivenExits(torch.zeros(1, dtype=torch.long)))
+        decoder.feed(
+            torch.zeros(1, dtype=torch.long), torch.tensor([7]), GivenExits(torch.zeros(1, dtype=torch.long))
+        )
     assert decoder.work == Work([10], [10], sum(range(1, 11)), [0], 10, 10)
 
 
@@ -106,7 +122,10 @@ def check_cutting_back(model, policy):
 
 def test_drafts_taken_deeper_are_full_depth_states():
     model = make_model((1, 2))
-    text, row = torch.randint(50, (12,), generator=torch.Generator().manual_seed(0)), torch.zeros(12, dtype=torch.long)
+    text, row = (
+        torch.randint(50, (12,), generator=torch.Generator().manual_seed(0)),
+        torch.zeros(12, dtype=torch.long),
+    )
     decoder, plain = Decoder(model, 1, "recompute"), Decoder(model, 1)
     decoder.feed(row[:5], text[:5], None)
     for place in range(5, 12):

@@ -15,15 +15,35 @@ from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.executor import Decision, Executor, Work
 from offramp.routing.policies import GivenExits
-from tests.routing.reference import decode
+from tests.fixtures.routing_reference import decode
 
 
-def make_model(block_layers=(1, 2), norm="pre", tied=True, heads_per_exit=False, exited_state="output", seed=0, vocab=50,
-               key_value_heads=None):
+def make_model(
+    block_layers=(1, 2),
+    norm="pre",
+    tied=True,
+    heads_per_exit=False,
+    exited_state="output",
+    seed=0,
+    vocab=50,
+    key_value_heads=None,
+):
     torch.manual_seed(seed)
-    model = BlockwiseLM(ModelConfig(vocab_size=vocab, window=24, width=16, heads=2, ffn_width=24, block_layers=block_layers,
-                                    norm=norm, tied=tied, heads_per_exit=heads_per_exit, exited_state=exited_state,
-                                    key_value_heads=key_value_heads))
+    model = BlockwiseLM(
+        ModelConfig(
+            vocab_size=vocab,
+            window=24,
+            width=16,
+            heads=2,
+            ffn_width=24,
+            block_layers=block_layers,
+            norm=norm,
+            tied=tied,
+            heads_per_exit=heads_per_exit,
+            exited_state=exited_state,
+            key_value_heads=key_value_heads,
+        )
+    )
     for parameter in model.parameters():  # far from initialisation, so that every part matters
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
     return model.eval()
@@ -36,7 +56,10 @@ class StatePolicy:
 
     def __init__(self, model, bias=0.0):
         generator = torch.Generator().manual_seed(7)
-        self.weights, self.bias = torch.randn(len(model.blocks), model.config.width, generator=generator), bias
+        self.weights, self.bias = (
+            torch.randn(len(model.blocks), model.config.width, generator=generator),
+            bias,
+        )
 
     def score(self, exit, states):
         return states @ self.weights[exit] + self.bias
@@ -47,14 +70,23 @@ class StatePolicy:
 
 
 MODELS = {
-    "block_layers": st.sampled_from([(1, 2), (2, 1), (1, 1, 2), (1, 1, 1, 1)]), "norm": st.sampled_from(["pre", "post"]),
-    "tied": st.booleans(), "heads_per_exit": st.booleans(), "exited_state": st.sampled_from(["output", "input"]),
-    "key_value_heads": st.sampled_from([None, 1]), "seed": st.integers(0, 10_000),
+    "block_layers": st.sampled_from([(1, 2), (2, 1), (1, 1, 2), (1, 1, 1, 1)]),
+    "norm": st.sampled_from(["pre", "post"]),
+    "tied": st.booleans(),
+    "heads_per_exit": st.booleans(),
+    "exited_state": st.sampled_from(["output", "input"]),
+    "key_value_heads": st.sampled_from([None, 1]),
+    "seed": st.integers(0, 10_000),
 }
 
 
 @settings(max_examples=40, deadline=None)
-@given(**MODELS, kv=st.sampled_from(["propagate", "recompute", "drop"]), bias=st.sampled_from([-3.0, 0.0, 3.0]), length=st.integers(1, 24))
+@given(
+    **MODELS,
+    kv=st.sampled_from(["propagate", "recompute", "drop"]),
+    bias=st.sampled_from([-3.0, 0.0, 3.0]),
+    length=st.integers(1, 24),
+)
 def test_one_parallel_pass_equals_decoding_token_by_token(bias, length, seed, kv, **shape):
     model = make_model(seed=seed, **shape)
     generator = torch.Generator().manual_seed(seed)
@@ -66,14 +98,20 @@ def check_parallel_equals_sequential(model, kv, policy, tokens, targets):
     """``policy`` leaves where its ``score(exit, state)`` is positive."""
     routed = Executor(model, kv).run(tokens, targets, policy)
     for row in range(len(tokens)):
-        exits, losses = decode(model, tokens[row], targets[row], lambda exit, x: bool(policy.score(exit, x) > 0), kv)
+        exits, losses = decode(
+            model, tokens[row], targets[row], lambda exit, x: bool(policy.score(exit, x) > 0), kv
+        )
         assert torch.equal(routed.exit[row], exits)
         torch.testing.assert_close(routed.loss[row], losses, atol=1e-4, rtol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
-@given(**MODELS, kv=st.sampled_from(["propagate", "recompute", "drop"]), bias=st.sampled_from([-3.0, 0.0, 3.0]),
-       lengths=st.lists(st.integers(1, 24), min_size=1, max_size=4))
+@given(
+    **MODELS,
+    kv=st.sampled_from(["propagate", "recompute", "drop"]),
+    bias=st.sampled_from([-3.0, 0.0, 3.0]),
+    lengths=st.lists(st.integers(1, 24), min_size=1, max_size=4),
+)
 def test_texts_of_different_lengths_are_scored_as_each_alone(lengths, bias, seed, kv, **shape):
     model = make_model(seed=seed, **shape)
     tokens, targets = torch.randint(50, (2, len(lengths), 24), generator=torch.Generator().manual_seed(seed))
@@ -85,7 +123,9 @@ def check_ragged_equals_alone(model, kv, policy, tokens, targets, lengths):
     work, alone_work = Work(), Work()
     ragged = Executor(model, kv).run(tokens, targets, policy, work, torch.tensor(lengths))
     for row, length in enumerate(lengths):
-        alone = Executor(model, kv).run(tokens[row : row + 1, :length], targets[row : row + 1, :length], policy, alone_work)
+        alone = Executor(model, kv).run(
+            tokens[row : row + 1, :length], targets[row : row + 1, :length], policy, alone_work
+        )
         assert torch.equal(ragged.exit[row, :length], alone.exit[0])
         torch.testing.assert_close(ragged.loss[row, :length], alone.loss[0], atol=1e-4, rtol=1e-5)
         assert ragged.loss[row, length:].isnan().all()
@@ -103,23 +143,34 @@ def test_nothing_exits_is_the_unrouted_model_and_everything_exits_is_the_shallow
         routed = Executor(model).run(tokens, targets, GivenExits(torch.full((96,), exit)))
         log_p = model.logits(exit, states[exit]).log_softmax(-1)
         assert (routed.exit == exit).all()
-        torch.testing.assert_close(routed.loss, -log_p.gather(-1, targets[..., None])[..., 0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            routed.loss, -log_p.gather(-1, targets[..., None])[..., 0], atol=1e-5, rtol=1e-5
+        )
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), share=st.floats(0, 1), blocks=st.sampled_from([(1, 2), (1, 1, 2)]),
-       kv=st.sampled_from(["propagate", "recompute", "drop"]))
+@given(
+    seed=st.integers(0, 10_000),
+    share=st.floats(0, 1),
+    blocks=st.sampled_from([(1, 2), (1, 1, 2)]),
+    kv=st.sampled_from(["propagate", "recompute", "drop"]),
+)
 def test_skipped_means_not_called(seed, share, blocks, kv):
     """Tokens that pass through every matrix, counted by hooks, are the tokens that are reported."""
     model = make_model(blocks, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     tokens, targets = torch.randint(50, (2, 4, 24), generator=generator)
-    exits = torch.where(torch.rand(96, generator=generator) < share, torch.randint(len(blocks), (96,), generator=generator),
-                        len(blocks) - 1)
+    exits = torch.where(
+        torch.rand(96, generator=generator) < share,
+        torch.randint(len(blocks), (96,), generator=generator),
+        len(blocks) - 1,
+    )
     seen, layers, work = Counter(), [layer for block in model.blocks for layer in block], Work()
     for number, layer in enumerate(layers):
         for name in ("query", "attn_out", "ffn_in", "ffn_out", "key_value"):
-            count = lambda module, inputs, _out, key=(number, name): seen.update({key: inputs[0].numel() // inputs[0].shape[-1]})  # noqa: E731
+            count = lambda module, inputs, _out, key=(number, name): seen.update(
+                {key: inputs[0].numel() // inputs[0].shape[-1]}
+            )
             getattr(layer, name).register_forward_hook(count)
     Executor(model, kv).run(tokens, targets, GivenExits(exits), work)
     run = list(work.layer_tokens)
@@ -132,8 +183,13 @@ def test_skipped_means_not_called(seed, share, blocks, kv):
         expected += [int((exits >= block).sum())] * count
     if kv == "recompute":  # carried along for later tokens of their sequence
         positions = torch.arange(24)
-        expected = [int((positions <= (exits.view(4, 24) >= block).mul(positions + 1).amax(1, keepdim=True) - 1).sum())
-                    for block, count in enumerate(blocks) for _ in range(count)]
+        expected = [
+            int(
+                (positions <= (exits.view(4, 24) >= block).mul(positions + 1).amax(1, keepdim=True) - 1).sum()
+            )
+            for block, count in enumerate(blocks)
+            for _ in range(count)
+        ]
     assert run == [tokens for tokens in expected if tokens]
     assert work.readout_tokens == 96
 
@@ -141,7 +197,9 @@ def test_skipped_means_not_called(seed, share, blocks, kv):
 def test_when_all_tokens_leave_later_blocks_are_not_called():
     model = make_model()
     model.blocks[1][0].register_forward_hook(lambda *_: pytest.fail("block 1 was called"))
-    model.blocks[1][0].key_value.register_forward_hook(lambda *_: pytest.fail("keys of block 1 were computed"))
+    model.blocks[1][0].key_value.register_forward_hook(
+        lambda *_: pytest.fail("keys of block 1 were computed")
+    )
     tokens = torch.randint(50, (2, 24))
     work = Work()
     Executor(model).run(tokens, tokens, GivenExits(torch.zeros(48, dtype=torch.long)), work)

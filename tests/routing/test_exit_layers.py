@@ -24,8 +24,12 @@ from tests.routing.test_decoder import check_cutting_back, check_pieces_equal_on
 from tests.routing.test_executor import check_parallel_equals_sequential
 
 KV = st.sampled_from(["propagate", "recompute", "drop"])
-MODELS = {"block_layers": st.sampled_from([(1, 2), (1, 1, 2), (1, 1, 1, 1)]), "norm": st.sampled_from(["pre", "post"]),
-          "exited_state": st.sampled_from(["output", "input"]), "seed": st.integers(0, 10_000)}
+MODELS = {
+    "block_layers": st.sampled_from([(1, 2), (1, 1, 2), (1, 1, 1, 1)]),
+    "norm": st.sampled_from(["pre", "post"]),
+    "exited_state": st.sampled_from(["output", "input"]),
+    "seed": st.integers(0, 10_000),
+}
 
 
 class WithExitLayers(BlockwiseLM):
@@ -34,7 +38,9 @@ class WithExitLayers(BlockwiseLM):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.exit_layers = nn.ModuleList(
-            TransformerLayer(config.width, config.heads, config.ffn_width, config.norm) for _ in range(config.num_blocks - 1))
+            TransformerLayer(config.width, config.heads, config.ffn_width, config.norm)
+            for _ in range(config.num_blocks - 1)
+        )
 
     def exit_layer(self, exit):
         return self.exit_layers[exit] if exit < len(self.exit_layers) else None
@@ -42,8 +48,19 @@ class WithExitLayers(BlockwiseLM):
 
 def make_model(block_layers=(1, 2), norm="pre", exited_state="output", seed=0):
     torch.manual_seed(seed)
-    model = WithExitLayers(ModelConfig(vocab_size=50, window=24, width=16, heads=2, ffn_width=24, block_layers=block_layers,
-                                       norm=norm, tied=True, exited_state=exited_state))
+    model = WithExitLayers(
+        ModelConfig(
+            vocab_size=50,
+            window=24,
+            width=16,
+            heads=2,
+            ffn_width=24,
+            block_layers=block_layers,
+            norm=norm,
+            tied=True,
+            exited_state=exited_state,
+        )
+    )
     for parameter in model.parameters():  # far from initialisation, so that every part matters
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
     return model.eval()
@@ -56,7 +73,9 @@ class ReadingPolicy:
 
     def __init__(self, model, reads_out, bias):
         self.model, self.reads_out, self.bias = model, reads_out, bias
-        self.weights = torch.randn(len(model.blocks), model.config.width, generator=torch.Generator().manual_seed(7))
+        self.weights = torch.randn(
+            len(model.blocks), model.config.width, generator=torch.Generator().manual_seed(7)
+        )
 
     def score(self, exit, states):
         return states @ self.weights[exit] + self.bias
@@ -71,7 +90,13 @@ class ReadingPolicy:
 
 
 @settings(max_examples=60, deadline=None)
-@given(**MODELS, kv=KV, reads_out=st.booleans(), bias=st.sampled_from([-2.0, 0.0, 2.0]), length=st.integers(1, 24))
+@given(
+    **MODELS,
+    kv=KV,
+    reads_out=st.booleans(),
+    bias=st.sampled_from([-2.0, 0.0, 2.0]),
+    length=st.integers(1, 24),
+)
 def test_one_parallel_pass_equals_decoding_token_by_token(bias, length, seed, kv, reads_out, **shape):
     model = make_model(seed=seed, **shape)
     tokens, targets = torch.randint(50, (2, 3, length), generator=torch.Generator().manual_seed(seed))
@@ -79,8 +104,13 @@ def test_one_parallel_pass_equals_decoding_token_by_token(bias, length, seed, kv
 
 
 @settings(max_examples=60, deadline=None)
-@given(**MODELS, kv=KV, reads_out=st.booleans(), bias=st.sampled_from([-2.0, 0.0, 2.0]),
-       lengths=st.lists(st.integers(1, 23), min_size=1, max_size=4))
+@given(
+    **MODELS,
+    kv=KV,
+    reads_out=st.booleans(),
+    bias=st.sampled_from([-2.0, 0.0, 2.0]),
+    lengths=st.lists(st.integers(1, 23), min_size=1, max_size=4),
+)
 def test_decoding_in_any_pieces_equals_one_parallel_pass(bias, lengths, seed, kv, reads_out, **shape):
     model = make_model(seed=seed, **shape)
     text = torch.randint(50, (len(lengths), 24), generator=torch.Generator().manual_seed(seed))
@@ -95,7 +125,9 @@ def test_everybody_at_one_exit_is_that_exit_over_whole_sequences(seed, **shape):
     for exit, states in enumerate(model(tokens)):
         routed = Executor(model).run(tokens, targets, GivenExits(torch.full((96,), exit)))
         log_p = model.logits(exit, model.exit_states(exit, states)).log_softmax(-1)
-        torch.testing.assert_close(routed.loss, -log_p.gather(-1, targets[..., None])[..., 0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            routed.loss, -log_p.gather(-1, targets[..., None])[..., 0], atol=1e-5, rtol=1e-5
+        )
 
 
 @settings(max_examples=30, deadline=None)
@@ -104,7 +136,9 @@ def test_calls_of_exit_layers_are_those_reported(seed, kv, reads_out, decoding):
     model, seen, work = make_model((1, 1, 1), seed=seed), Counter(), Work()
     for exit, layer in enumerate(model.exit_layers):
         for name in ("query", "attn_out", "ffn_in", "ffn_out", "key_value"):
-            count = lambda _m, inputs, _out, key=(exit, name): seen.update({key: inputs[0].numel() // inputs[0].shape[-1]})  # noqa: E731
+            count = lambda _m, inputs, _out, key=(exit, name): seen.update(
+                {key: inputs[0].numel() // inputs[0].shape[-1]}
+            )
             getattr(layer, name).register_forward_hook(count)
     tokens, targets = torch.randint(50, (2, 4, 24), generator=torch.Generator().manual_seed(seed))
     policy = ReadingPolicy(model, reads_out, 0.0)
@@ -158,7 +192,10 @@ def test_a_row_can_be_cut_back_and_grown_again():
 def test_drafts_taken_deeper_leave_what_later_readers_need():
     """Tokens drafted at exit 0 and verified: a later one that leaves at exit 1 sees there what it would have seen."""
     model = make_model((1, 1, 1))
-    text, row = torch.randint(50, (13,), generator=torch.Generator().manual_seed(0)), torch.zeros(13, dtype=torch.long)
+    text, row = (
+        torch.randint(50, (13,), generator=torch.Generator().manual_seed(0)),
+        torch.zeros(13, dtype=torch.long),
+    )
     decoder, plain = Decoder(model, 1, "recompute"), Decoder(model, 1)
     for place in range(12):
         decoder.feed(row[:1], text[place : place + 1], FixedExit(0))

@@ -36,7 +36,11 @@ def test_without_a_policy_a_batch_of_unequal_prompts_is_greedy_full_depth_decodi
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), bias=st.sampled_from([-2.0, 0.0, 2.0]), kv=st.sampled_from(["propagate", "recompute", "drop"]))
+@given(
+    seed=st.integers(0, 10_000),
+    bias=st.sampled_from([-2.0, 0.0, 2.0]),
+    kv=st.sampled_from(["propagate", "recompute", "drop"]),
+)
 def test_routed_generation_takes_the_exits_and_tokens_of_one_parallel_pass_over_its_own_text(seed, bias, kv):
     model = make_model((1, 1, 2), seed=seed)
     policy = StatePolicy(model, bias)
@@ -60,7 +64,11 @@ class PromptStays(StatePolicy):
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), bias=st.sampled_from([-2.0, 0.0, 2.0]), kv=st.sampled_from(["propagate", "recompute", "drop"]))
+@given(
+    seed=st.integers(0, 10_000),
+    bias=st.sampled_from([-2.0, 0.0, 2.0]),
+    kv=st.sampled_from(["propagate", "recompute", "drop"]),
+)
 def test_unless_asked_otherwise_the_prompt_goes_to_full_depth_and_what_follows_is_routed(seed, bias, kv):
     model = make_model((1, 1, 2), seed=seed)
     for prompt, found in zip(PROMPTS, generate(decode(model, PROMPTS, 12, StatePolicy(model, bias), kv), 3)):
@@ -100,7 +108,12 @@ def as_if_later_blocks_did_nothing(model):
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), length=st.integers(1, 5), confidence=st.sampled_from([0.0, 0.3, 0.9]), agreeing=st.booleans())
+@given(
+    seed=st.integers(0, 10_000),
+    length=st.integers(1, 5),
+    confidence=st.sampled_from([0.0, 0.3, 0.9]),
+    agreeing=st.booleans(),
+)
 def test_speculation_never_changes_a_token(seed, length, confidence, agreeing):
     model = make_model((1, 1, 2), seed=seed)
     if agreeing:
@@ -108,7 +121,9 @@ def test_speculation_never_changes_a_token(seed, length, confidence, agreeing):
     speculation = Speculation(exit=0, length=length, confidence=confidence)
     speculation.TRIAL = 10**9  # it goes on whether it pays or not
     greedy = generate(decode(model, PROMPTS, 16), 3)
-    assert [row.tokens for row in generate(speculate(model, PROMPTS, 16, speculation), 3)] == [row.tokens for row in greedy]
+    assert [row.tokens for row in generate(speculate(model, PROMPTS, 16, speculation), 3)] == [
+        row.tokens for row in greedy
+    ]
     if agreeing:
         assert speculation.accepted == speculation.drafted
     assert speculation.drafted or confidence
@@ -120,15 +135,32 @@ def test_drafts_are_not_computed_twice():
     speculation.TRIAL = 10**9
     generate(speculate(model, [[7]], 15, speculation, work=work), 1)
     assert speculation.accepted == speculation.drafted == 1 + 2 + 3 + 2
-    assert work.layer_tokens == [15] * 3  # the prompt and all new tokens but the last, once; one draft was cut by the end
+    assert (
+        work.layer_tokens == [15] * 3
+    )  # the prompt and all new tokens but the last, once; one draft was cut by the end
 
 
 def test_drafts_begin_short_and_grow_while_they_are_right():
     speculation, reached = Speculation(exit=0, length=6), []
-    for drafted, accepted in ((1, 1), (2, 2), (4, 4), (6, 6), (6, 5), (0, 0), (5, 0), (4, 0), (3, 0), (2, 0), (1, 0)):
+    for drafted, accepted in (
+        (1, 1),
+        (2, 2),
+        (4, 4),
+        (6, 6),
+        (6, 5),
+        (0, 0),
+        (5, 0),
+        (4, 0),
+        (3, 0),
+        (2, 0),
+        (1, 0),
+    ):
         speculation.count(drafted, accepted)
         reached.append(speculation.reach)
-    assert reached == [2, 4, 6, 6, 5, 5, 4, 3, 2, 1, 1] and (speculation.drafted, speculation.accepted) == (34, 18)
+    assert reached == [2, 4, 6, 6, 5, 5, 4, 3, 2, 1, 1] and (speculation.drafted, speculation.accepted) == (
+        34,
+        18,
+    )
 
 
 def test_speculation_that_does_not_pay_is_given_up():
@@ -155,25 +187,34 @@ def test_rows_end_at_a_stop_token_and_the_others_go_on():
 
 def test_sampling_repeats_with_its_seed_and_follows_the_softmax():
     model = make_model((1, 2))
-    draw = lambda seed, **others: generate(decode(model, [[7]] * 400, 1, sampling=Sampling(seed=seed, **others)), 400)  # noqa: E731
+    draw = lambda seed, **others: generate(
+        decode(model, [[7]] * 400, 1, sampling=Sampling(seed=seed, **others)), 400
+    )
     tokens = [row.tokens[0] for row in draw(0)]
     assert tokens == [row.tokens[0] for row in draw(0)] != [row.tokens[0] for row in draw(1)]
     p = model.logits(1, model(torch.tensor([[7]]))[1][0, -1]).softmax(-1)
     found = torch.bincount(torch.tensor(tokens), minlength=50) / 400
     assert (found - p).abs().max() < 4 * (p * (1 - p) / 400).sqrt().max()
     best = int(p.argmax())
-    assert {row.tokens[0] for row in draw(2, top_p=0.01)} == {row.tokens[0] for row in draw(2, temperature=1e-4)} == {best}
+    assert (
+        {row.tokens[0] for row in draw(2, top_p=0.01)}
+        == {row.tokens[0] for row in draw(2, temperature=1e-4)}
+        == {best}
+    )
 
 
-@pytest.mark.parametrize("ask, message", [
-    (lambda model: Sampling(temperature=0.0), r"temperature = 0\.0: give a number from 1e-06 on"),
-    (lambda model: Sampling(seed=2**63), "seed = 9223372036854775808: give a whole number from 0"),
-    (lambda model: Speculation(exit=0, length=0), "length = 0: a draft has at least one token"),
-    (lambda model: Sampling(top_p=1.5), r"top_p = 1\.5"),
-    (lambda model: next(decode(model, [[]], 5)), "prompt is empty"),
-    (lambda model: next(decode(model, [[1] * 20], 6)), r"25 tokens, .* window of 24"),
-    (lambda model: next(speculate(model, [[1]], 5, Speculation(exit=1))), "exit 1 is not one of 0 to 0"),
-])
+@pytest.mark.parametrize(
+    "ask, message",
+    [
+        (lambda model: Sampling(temperature=0.0), r"temperature = 0\.0: give a number from 1e-06 on"),
+        (lambda model: Sampling(seed=2**63), "seed = 9223372036854775808: give a whole number from 0"),
+        (lambda model: Speculation(exit=0, length=0), "length = 0: a draft has at least one token"),
+        (lambda model: Sampling(top_p=1.5), r"top_p = 1\.5"),
+        (lambda model: next(decode(model, [[]], 5)), "prompt is empty"),
+        (lambda model: next(decode(model, [[1] * 20], 6)), r"25 tokens, .* window of 24"),
+        (lambda model: next(speculate(model, [[1]], 5, Speculation(exit=1))), "exit 1 is not one of 0 to 0"),
+    ],
+)
 def test_what_cannot_be_done_is_said(ask, message):
     with pytest.raises(UserError, match=message):
         ask(make_model((1, 2)))

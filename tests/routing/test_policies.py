@@ -12,13 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.corpus.prepare import prepare
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
 from offramp.exits.classifier import ExitClassifier
 from offramp.exits.store import Exits
 from offramp.exits.train import train_exits
-from offramp.lineage.artifact import create_artifact, open_artifact
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.routing.choice import choose_policy
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
@@ -46,11 +46,26 @@ CPU = torch.device("cpu")
 def routed(addresses, tmp_path_factory):
     """A model of three blocks far from initialisation, its calibration states (three documents) and exits taught benefits."""
     folder = tmp_path_factory.mktemp("policies")
-    text = repository_params(corpus__source="files", corpus__paths=[str(addresses)], corpus__calibration_fraction=0.3,
-                             corpus__test_fraction=0.2, tokenizer__vocab_size=400, window=32)
+    text = repository_params(
+        corpus__source="files",
+        corpus__paths=[str(addresses)],
+        corpus__calibration_fraction=0.3,
+        corpus__test_fraction=0.2,
+        tokenizer__vocab_size=400,
+        window=32,
+    )
     data = prepare(text.corpus, text.tokenizer, text.window, folder / "data", {})
     torch.manual_seed(0)
-    model = BlockwiseLM(ModelConfig(vocab_size=data.meta["vocab_size"], window=32, width=16, heads=2, ffn_width=24, block_layers=(1, 2, 1)))
+    model = BlockwiseLM(
+        ModelConfig(
+            vocab_size=data.meta["vocab_size"],
+            window=32,
+            width=16,
+            heads=2,
+            ffn_width=24,
+            block_layers=(1, 2, 1),
+        )
+    )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
     model.eval()
@@ -59,7 +74,9 @@ def routed(addresses, tmp_path_factory):
     lm = open_artifact(folder / "lm", "lm")
     settings = repository_params(collect__dtype="float32").collect
     windows = TokenWindows(data, "calibration")
-    states = States(collect_states(model, windows, folder / "states", settings, {}, {"data": data, "lm": lm}, CPU))
+    states = States(
+        collect_states(model, windows, folder / "states", settings, {}, {"data": data, "lm": lm}, CPU)
+    )
     params = repository_params(exits__inputs="both", exits__label="divergence")
     artifact, metrics, _ = train_exits(states, params.exits, folder / "exits", {})
     return model, windows, states, Exits(artifact), metrics
@@ -110,13 +127,21 @@ class VocabularyProducts(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("signal, inputs", [("saturation", "both"), ("learned", "state"), ("learned", "both"), ("entropy", "both")])
-def test_signals_that_need_no_vocabulary_never_touch_the_head_and_others_read_those_still_in(routed, signal, inputs):
+@pytest.mark.parametrize(
+    "signal, inputs", [("saturation", "both"), ("learned", "state"), ("learned", "both"), ("entropy", "both")]
+)
+def test_signals_that_need_no_vocabulary_never_touch_the_head_and_others_read_those_still_in(
+    routed, signal, inputs
+):
     """Every token is read out where it leaves; before that only where the signal reads."""
     model, windows, _, exits, _ = routed
     scorer = Scorer(exits, signal, CPU)
     if inputs == "state":  # a classifier that sees no more; what it says is of no matter here
-        scorer.inputs, scorer.reads_out, scorer.classifiers = "state", False, [ExitClassifier(16, [], 2).eval() for _ in range(2)]
+        scorer.inputs, scorer.reads_out, scorer.classifiers = (
+            "state",
+            False,
+            [ExitClassifier(16, [], 2).eval() for _ in range(2)],
+        )
     tokens, targets = windows.batch(torch.arange(4))
     policy, work = ThresholdPolicy(model, scorer, [0.5, 0.5]), Work()
     with VocabularyProducts(model.config.vocab_size) as counted:
@@ -155,7 +180,9 @@ def test_a_price_asks_each_classifier_once_and_counts_what_it_took(routed):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         taken = Executor(model).run(tokens, targets, policy, work).exit
     assert len(taken.unique()) == 3 and sum(asked) == work.decided_tokens
-    assert executed_flops(model, work, policy.flops_per_token) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert executed_flops(model, work, policy.flops_per_token) == pytest.approx(
+        counter.get_total_flops(), rel=0.02
+    )
 
 
 @pytest.mark.parametrize("kv", ["propagate", "drop", "recompute"])
@@ -199,8 +226,13 @@ def test_exit_costs_are_what_the_executor_counts_for_a_batch_that_leaves_there(r
 @pytest.mark.parametrize("threshold", [0.4, [0.3, 0.6], "auto", "budget", "price", "risk"])
 def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, threshold, first):
     model, windows, _, exits, _ = routed
-    params = repository_params(model__block_layers=[1, 2, 1], exits__risk__tolerance=0.6, exits__risk__delta=0.4, routing__budget=0.95,
-                               routing__first_exit=first)
+    params = repository_params(
+        model__block_layers=[1, 2, 1],
+        exits__risk__tolerance=0.6,
+        exits__risk__delta=0.4,
+        routing__budget=0.95,
+        routing__first_exit=first,
+    )
     chosen = choose_policy(threshold, exits, model, 32, params.exits, params.routing, CPU)
     tokens, targets = windows.batch(torch.arange(4))
     taken = Executor(model).run(tokens, targets, chosen.policy).exit
@@ -212,14 +244,19 @@ def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, thr
         assert 0.95 - 0.02 <= spent <= 0.95 + 1e-9
     assert set(chosen.rule) == ({threshold} if threshold in ("budget", "price", "risk") else set())
     if isinstance(threshold, list):
-        assert chosen.policy.thresholds[first:] == threshold[first:] and chosen.policy.thresholds[:first] == [1.0] * first
+        assert (
+            chosen.policy.thresholds[first:] == threshold[first:]
+            and chosen.policy.thresholds[:first] == [1.0] * first
+        )
 
 
 def some_leave(model, exits, states, signal):
     """At every exit the more confident tokens; nobody where all are as confident, as of patience at the first."""
     scorer = Scorer(exits, signal, CPU)
-    thresholds = [float(max(np.quantile(row, 0.6), (row.min() + row.max()) / 2)) if row.min() < row.max() else NOBODY
-                  for row in scorer.on_cached(states)]
+    thresholds = [
+        float(max(np.quantile(row, 0.6), (row.min() + row.max()) / 2)) if row.min() < row.max() else NOBODY
+        for row in scorer.on_cached(states)
+    ]
     return ThresholdPolicy(model, scorer, thresholds)
 
 
@@ -229,7 +266,9 @@ def test_every_kind_of_signal_decodes_as_it_is_scored(routed, signal, kv):
     model, windows, states, exits, _ = routed
     tokens, targets = windows.batch(torch.arange(3))
     text = torch.cat([tokens, targets[:, -1:]], 1)[:, :25]
-    taken = check_pieces_equal_one_pass(model, kv, some_leave(model, exits, states, signal), text, [24, 9, 17])
+    taken = check_pieces_equal_one_pass(
+        model, kv, some_leave(model, exits, states, signal), text, [24, 9, 17]
+    )
     assert len(taken) > 1
 
 
@@ -243,9 +282,20 @@ def test_texts_of_different_lengths_are_scored_as_each_alone(routed, signal):
 def test_fits_say_whether_they_converged_and_stand_beside_baselines(routed):
     metrics = routed[4]
     for exit in ("exit_0", "exit_1"):
-        assert {"converged", "select_loss"} <= set(metrics[exit]["fit"]) and metrics[exit]["majority_baseline"] >= 0.5
-        assert set(metrics[exit]["signals"]) == {"max_prob", "margin_prob", "margin", "entropy", "max_logit", "max_minus_mean",
-                                                 "saturation", "patience", "learned"}
+        assert {"converged", "select_loss"} <= set(metrics[exit]["fit"]) and metrics[exit][
+            "majority_baseline"
+        ] >= 0.5
+        assert set(metrics[exit]["signals"]) == {
+            "max_prob",
+            "margin_prob",
+            "margin",
+            "entropy",
+            "max_logit",
+            "max_minus_mean",
+            "saturation",
+            "patience",
+            "learned",
+        }
 
 
 def test_asking_without_letting_go_asks_every_token_at_every_exit(routed):
@@ -263,7 +313,9 @@ def test_thresholds_fall_along_the_text_and_the_first_exits_can_be_barred(routed
     never = ThresholdPolicy(model, scorer, [1.0, 1.0], decay=4.0)
     position = torch.arange(32)
     monkeypatch.setattr(never, "scorer", lambda *arrivals: torch.full((32,), 0.97))
-    leaves, _ = never.judge(Arrivals(0, torch.zeros(32, 1), None, None, position, None, position, position), {})
+    leaves, _ = never.judge(
+        Arrivals(0, torch.zeros(32, 1), None, None, position, None, position, position), {}
+    )
     assert leaves.tolist() == [0.9 + 0.1 * math.exp(-4.0 * place / 32) <= 0.97 for place in range(32)]
     barred = ThresholdPolicy(model, scorer, [0.0, 0.0], first=1)
     assert (Executor(model).run(tokens, targets, barred).exit == 1).all()
@@ -285,7 +337,9 @@ def test_the_first_tokens_of_a_sequence_can_be_kept_in_whatever_they_are_sure_of
 def test_held_out_tokens_and_controls_leave_out_the_ones_that_are_kept(routed):
     _, windows, _, exits, _ = routed
     every, free = (exits.held_out("learned", "select", keep_first) for keep_first in (0, 4))
-    assert len(free["target"]) == pytest.approx(len(every["target"]) * (windows.window - 4) / windows.window, abs=4)
+    assert len(free["target"]) == pytest.approx(
+        len(every["target"]) * (windows.window - 4) / windows.window, abs=4
+    )
     scores = np.random.default_rng(0).random((2, 100))
     may = np.arange(100) % 10 > 0
     taken = exits_by_share(scores, [60, 30], may)

@@ -24,7 +24,10 @@ class HalfLeaves(StatePolicy):
     def __init__(self, model, text):
         super().__init__(model)
         with torch.no_grad():
-            scores = [(states @ weights).flatten().sort().values for states, weights in zip(model(text), self.weights)]
+            scores = [
+                (states @ weights).flatten().sort().values
+                for states, weights in zip(model(text), self.weights)
+            ]
         # between two tokens: one on the border itself would leave or stay by rounding
         self.middle = [found[len(found) // 2 - 1 : len(found) // 2 + 1].mean() for found in scores]
 
@@ -38,19 +41,28 @@ def transformers_losses(theirs, layers, tokens, targets):
 
     The states of tokens that left are put back after every layer; the final norm and head then read each where it is.
     """
-    stack = next(part for part in (getattr(theirs.base_model, name, None) for name in ("layers", "h")) if part is not None)
+    stack = next(
+        part
+        for part in (getattr(theirs.base_model, name, None) for name in ("layers", "h"))
+        if part is not None
+    )
 
     def keeps(number):
         def hook(_layer, given, named, out):
             before = given[0] if given else named["hidden_states"]
             return torch.where((layers > number).unsqueeze(-1), out, before)
+
         return hook
 
-    hooks = [layer.register_forward_hook(keeps(number), with_kwargs=True) for number, layer in enumerate(stack)]
+    hooks = [
+        layer.register_forward_hook(keeps(number), with_kwargs=True) for number, layer in enumerate(stack)
+    ]
     logits = theirs(tokens, use_cache=False).logits
     for hook in hooks:
         hook.remove()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(tokens.shape)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(
+        tokens.shape
+    )
 
 
 def check_against_transformers(theirs, model, text):
@@ -59,11 +71,15 @@ def check_against_transformers(theirs, model, text):
     exits = torch.randint(3, tokens.shape, generator=torch.Generator().manual_seed(5))
     depth = torch.tensor(model.config.block_layers).cumsum(0)[exits]
     routed = Executor(model).run(tokens, targets, GivenExits(exits.flatten()))
-    torch.testing.assert_close(routed.loss, transformers_losses(theirs, depth, tokens, targets), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        routed.loss, transformers_losses(theirs, depth, tokens, targets), atol=1e-4, rtol=0
+    )
 
 
 def test_routed_scores_are_those_of_transformers_layers_with_the_states_of_tokens_that_left_held(pair):  # noqa: F811
-    check_against_transformers(*pair, torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(2)))
+    check_against_transformers(
+        *pair, torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(2))
+    )
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
@@ -77,6 +93,7 @@ def test_modules_of_the_checkpoint_run_for_as_many_tokens_as_are_reported(pair, 
     def count(layer, part):
         def hook(_module, given, _out):
             ran[layer, part] += given[0].numel() // given[0].shape[-1]
+
         return hook
 
     for number, layer in enumerate(layers):
@@ -96,7 +113,11 @@ def test_modules_of_the_checkpoint_run_for_as_many_tokens_as_are_reported(pair, 
 def test_decoding_in_pieces_equals_one_parallel_pass(pair, kv):  # noqa: F811
     _, model = pair
     text = torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(2))
-    assert check_pieces_equal_one_pass(model, kv, HalfLeaves(model, text), text, [23, 9, 16], rtol=0) == {0, 1, 2}
+    assert check_pieces_equal_one_pass(model, kv, HalfLeaves(model, text), text, [23, 9, 16], rtol=0) == {
+        0,
+        1,
+        2,
+    }
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
@@ -107,16 +128,25 @@ def test_exits_with_layers_of_their_own_decode_as_they_are_scored(name, kv):
         for parameter in model.translators.parameters():
             torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
     text = torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(2))
-    assert check_pieces_equal_one_pass(model, kv, HalfLeaves(model, text), text, [23, 9, 16], rtol=0) == {0, 1, 2}
+    assert check_pieces_equal_one_pass(model, kv, HalfLeaves(model, text), text, [23, 9, 16], rtol=0) == {
+        0,
+        1,
+        2,
+    }
 
 
 def test_full_depth_generation_drafted_or_not_is_that_of_transformers(pair):  # noqa: F811
     theirs, model = pair
     theirs.generation_config.eos_token_id = None  # random weights end anywhere
     for prompt in ([5, 3, 8, 1], [7]):
-        expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12, pad_token_id=0)[0, len(prompt) :].tolist()
+        expected = theirs.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=12, pad_token_id=0
+        )[0, len(prompt) :].tolist()
         assert generate(decode(model, [prompt], 12), 1)[0].tokens == expected
-        assert generate(speculate(model, [prompt], 12, Speculation(exit=0, confidence=0.0)), 1)[0].tokens == expected
+        assert (
+            generate(speculate(model, [prompt], 12, Speculation(exit=0, confidence=0.0)), 1)[0].tokens
+            == expected
+        )
 
 
 @pytest.mark.skipif(not SMOLLM2.is_dir(), reason="build/smollm2 is not there; `make smollm2` makes it")
@@ -126,9 +156,13 @@ def test_smollm2_generates_as_under_transformers_and_decodes_as_it_is_scored():
 
     model = load_pretrained(str(SMOLLM2), exits_after=[10, 20], window=96)
     tokenizer = Tokenizer.from_file(str(SMOLLM2 / "tokenizer.json"))
-    prompt = tokenizer.encode("The history of early exits from motorways begins with", add_special_tokens=False).ids
+    prompt = tokenizer.encode(
+        "The history of early exits from motorways begins with", add_special_tokens=False
+    ).ids
     theirs = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)
-    expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[0, len(prompt) :].tolist()
+    expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[
+        0, len(prompt) :
+    ].tolist()
     assert generate(decode(model, [prompt], 24), 1)[0].tokens == expected
     policy = HalfLeaves(model, torch.tensor([prompt]))
     (found,) = generate(decode(model, [prompt], 24, policy, route_prompt=True), 1)

@@ -10,7 +10,10 @@ from tests.routing.test_executor import make_model
 
 
 def batches():
-    return [tuple(torch.randint(50, (2, 4, 24), generator=torch.Generator().manual_seed(seed))) for seed in range(3)]
+    return [
+        tuple(torch.randint(50, (2, 4, 24), generator=torch.Generator().manual_seed(seed)))
+        for seed in range(3)
+    ]
 
 
 def test_nothing_is_lost_where_later_blocks_do_not_change_what_others_see():
@@ -28,4 +31,6 @@ def test_propagated_and_dropped_states_change_what_later_tokens_predict():
     found = propagation_cost(make_model((1, 1, 2)), batches(), 50)
     for kv in ("propagate", "drop"):
         for entry in found[kv].values():
-            assert entry["nll_rise"] != 0 and entry["interval"][0] <= entry["nll_rise"] <= entry["interval"][1]
+            assert (
+                entry["nll_rise"] != 0 and entry["interval"][0] <= entry["nll_rise"] <= entry["interval"][1]
+            )

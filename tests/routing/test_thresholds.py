@@ -36,20 +36,32 @@ def population(sequences: int, seed: int = 0, exits: int = 3) -> HeldOut:
     full = np.where(generator.random(tokens) < 0.8, target, 1 - target)
     full_loss = generator.exponential(1.0, tokens)
     for exit in range(exits - 1):
-        change = hardness * 0.7 ** exit
+        change = hardness * 0.7**exit
         confidence.append(1 / (1 + np.exp(4 * change - 2 + generator.normal(0, 0.4, tokens))))
-        argmax.append(np.where(generator.random(tokens) < np.where(strange, 0.9, 0.2 * change), 1 - full, full))
+        argmax.append(
+            np.where(generator.random(tokens) < np.where(strange, 0.9, 0.2 * change), 1 - full, full)
+        )
         loss.append(full_loss + np.where(strange, 0.9, 0.3 * change - 0.1) + generator.normal(0, 0.1, tokens))
-    return HeldOut(np.stack(confidence).astype(np.float32), np.stack([*loss, full_loss]).astype(np.float32),
-                   np.stack([*argmax, full]), target, np.repeat(np.arange(sequences), LENGTH))
+    return HeldOut(
+        np.stack(confidence).astype(np.float32),
+        np.stack([*loss, full_loss]).astype(np.float32),
+        np.stack([*argmax, full]),
+        target,
+        np.repeat(np.arange(sequences), LENGTH),
+    )
 
 
 def draw(held: HeldOut, sequences: int, generator: np.random.Generator) -> HeldOut:
     """Independent sequences of a population (with replacement), so that its mean risk is the true one."""
     picked = generator.integers(len(held.target) // LENGTH, size=sequences)
     rows = (picked[:, None] * LENGTH + np.arange(LENGTH)).ravel()
-    return HeldOut(held.confidence[:, rows], held.loss[:, rows], held.argmax[:, rows], held.target[rows],
-                   np.repeat(np.arange(sequences), LENGTH))
+    return HeldOut(
+        held.confidence[:, rows],
+        held.loss[:, rows],
+        held.argmax[:, rows],
+        held.target[rows],
+        np.repeat(np.arange(sequences), LENGTH),
+    )
 
 
 def true_risk(held: HeldOut, risk: np.ndarray, measure: str, thresholds: list[float]) -> float:
@@ -59,25 +71,36 @@ def true_risk(held: HeldOut, risk: np.ndarray, measure: str, thresholds: list[fl
 def naive_exits(confidence, thresholds):
     """Token by token, exit by exit."""
     last = len(confidence)
-    return [next((k for k in range(last) if column[k] >= np.float32(thresholds[k])), last) for column in confidence.T]
+    return [
+        next((k for k in range(last) if column[k] >= np.float32(thresholds[k])), last)
+        for column in confidence.T
+    ]
 
 
-GRID = st.integers(0, 8).map(lambda i: i / 10)  # a coarse grid: thresholds that equal a confidence are the hard case
+GRID = st.integers(0, 8).map(
+    lambda i: i / 10
+)  # a coarse grid: thresholds that equal a confidence are the hard case
 
 
 @given(st.integers(1, 3), st.integers(1, 30), st.lists(GRID, min_size=1, max_size=12), st.integers(0, 10_000))
 def test_the_sweep_equals_one_threshold_after_the_other(earlier, tokens, thresholds, seed):
     generator = np.random.default_rng(seed)
     confidence = (generator.integers(0, 9, (earlier, tokens)) / 10).astype(np.float32)
-    values = {"loss": generator.normal(size=(earlier + 1, tokens)).astype(np.float32),
-              "agrees": generator.random((earlier + 1, tokens)) < 0.5}
+    values = {
+        "loss": generator.normal(size=(earlier + 1, tokens)).astype(np.float32),
+        "agrees": generator.random((earlier + 1, tokens)) < 0.5,
+    }
     swept = sweep(confidence, values, np.array(thresholds))
     for row, threshold in enumerate(thresholds):
         exits = np.array(naive_exits(confidence, [threshold] * earlier))
         assert (exits_taken(confidence, [threshold] * earlier) == exits).all()
-        np.testing.assert_allclose(swept["exit_fraction"][row], np.bincount(exits, minlength=earlier + 1) / tokens, atol=1e-12)
+        np.testing.assert_allclose(
+            swept["exit_fraction"][row], np.bincount(exits, minlength=earlier + 1) / tokens, atol=1e-12
+        )
         for name, value in values.items():
-            assert swept[name][row] == pytest.approx(value[exits, np.arange(tokens)].mean(dtype=float), abs=1e-6)
+            assert swept[name][row] == pytest.approx(
+                value[exits, np.arange(tokens)].mean(dtype=float), abs=1e-6
+            )
 
 
 @given(st.integers(0, 10_000))
@@ -91,7 +114,9 @@ def test_the_lower_the_threshold_the_fewer_stay_and_the_more_leave_first(seed):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(2, 4), st.integers(5, 60), st.integers(3, 30), st.sampled_from(MEASURES), st.integers(0, 1000))
+@given(
+    st.integers(2, 4), st.integers(5, 60), st.integers(3, 30), st.sampled_from(MEASURES), st.integers(0, 1000)
+)
 def test_the_path_goes_from_nobody_to_everybody_one_exit_at_a_time(exits, sequences, steps, measure, seed):
     held, costs = population(sequences, seed, exits), np.arange(1, exits + 1) / exits
     path = np.array(threshold_path(held, costs, held.risk(measure), steps))
@@ -119,8 +144,12 @@ def test_the_path_lowers_first_what_costs_no_quality():
     assert path[10][1] == confidence[1].min()
 
 
-@pytest.mark.parametrize(("measure", "tolerance"), [("disagreement", 0.1), ("error", 0.08), ("nll_increase", 0.05)])
-def test_the_promise_is_kept_in_at_least_one_minus_delta_of_repeated_draws_and_lets_tokens_leave(measure, tolerance):
+@pytest.mark.parametrize(
+    ("measure", "tolerance"), [("disagreement", 0.1), ("error", 0.08), ("nll_increase", 0.05)]
+)
+def test_the_promise_is_kept_in_at_least_one_minus_delta_of_repeated_draws_and_lets_tokens_leave(
+    measure, tolerance
+):
     """Sequences drawn afresh 200 times from a population whose risk at any thresholds is known."""
     delta, draws, sequences, steps = 0.1, 200, 150, 20
     world, generator = population(1000, seed=1), np.random.default_rng(2)
@@ -135,7 +164,9 @@ def test_the_promise_is_kept_in_at_least_one_minus_delta_of_repeated_draws_and_l
         if number < 50:
             mistaken = choice_as_if_tokens_were_independent(select, test, measure, tolerance, delta, steps)
             as_tokens_broken.append(true_risk(world, risk, measure, mistaken) > tolerance)
-    allowed = binom.ppf(0.999, draws, delta) / draws  # were delta met exactly, more would be seen once in 1000 runs
+    allowed = (
+        binom.ppf(0.999, draws, delta) / draws
+    )  # were delta met exactly, more would be seen once in 1000 runs
     assert np.mean(broken) <= allowed
     assert np.mean(as_tokens_broken) > allowed  # the draws are hard enough to catch a wrong bound
     assert np.mean(np.array(leaving) > 0.05) > 0.9
@@ -155,15 +186,22 @@ def test_the_choice_says_what_it_rests_on():
     choice = risk_thresholds(select, test, COSTS, "disagreement", 0.1, 0.05)
     assert 0 < choice.passed == choice.tested - 1
     assert choice.sequences == 300 and choice.p_value <= 0.05
-    assert choice.risk == pytest.approx(true_risk(test, test.risk("disagreement"), "disagreement", choice.thresholds))
+    assert choice.risk == pytest.approx(
+        true_risk(test, test.risk("disagreement"), "disagreement", choice.thresholds)
+    )
     path = threshold_path(select, COSTS, select.risk("disagreement"))
     assert choice.thresholds == path[choice.passed]
 
 
 def test_when_no_step_can_be_promised_nobody_leaves():
     held = population(100)
-    everywhere_wrong = HeldOut(held.confidence, held.loss, np.stack([1 - held.argmax[2], 1 - held.argmax[2], held.argmax[2]]),
-                               held.target, held.sequence)
+    everywhere_wrong = HeldOut(
+        held.confidence,
+        held.loss,
+        np.stack([1 - held.argmax[2], 1 - held.argmax[2], held.argmax[2]]),
+        held.target,
+        held.sequence,
+    )
     choice = risk_thresholds(held, everywhere_wrong, COSTS, "disagreement", 0.05, 0.05, steps=5)
     assert choice.thresholds == [1.0, 1.0] and (choice.passed, choice.tested, choice.risk) == (0, 1, 0.0)
     assert (exits_taken(held.confidence, choice.thresholds) == 2).all()
@@ -181,7 +219,9 @@ def test_too_few_test_sequences_and_impossible_promises_are_refused():
 def test_the_budget_is_used_up_and_not_exceeded(budget):
     held = population(300)
     spent = COSTS[exits_taken(held.confidence, budget_thresholds(held, COSTS, budget))].mean()
-    assert budget - 0.65 / 100 - 1e-6 <= spent <= budget + 1e-9  # a step is 1 % of the tokens, each saving 0.65 at most
+    assert (
+        budget - 0.65 / 100 - 1e-6 <= spent <= budget + 1e-9
+    )  # a step is 1 % of the tokens, each saving 0.65 at most
 
 
 def test_tokens_that_are_kept_in_spend_their_part_of_the_budget():
@@ -192,8 +232,11 @@ def test_tokens_that_are_kept_in_spend_their_part_of_the_budget():
 
 def test_within_a_budget_the_path_loses_less_than_one_common_threshold():
     held = population(2000)
-    loss = sweep(held.confidence, {"loss": held.loss, "cost": np.broadcast_to(COSTS[:, None], held.loss.shape)},
-                 np.linspace(0, 1, 1000))
+    loss = sweep(
+        held.confidence,
+        {"loss": held.loss, "cost": np.broadcast_to(COSTS[:, None], held.loss.shape)},
+        np.linspace(0, 1, 1000),
+    )
     for budget in (0.5, 0.7, 0.9):
         exits = exits_taken(held.confidence, budget_thresholds(held, COSTS, budget))
         common = loss["loss"][loss["cost"] <= budget].min()

@@ -12,25 +12,38 @@ from offramp.states.statistics import Readout, predictions, token_statistics
 
 
 def reference(inputs, matrix, targets):
-    logits = (inputs.double() @ matrix.double().T)
+    logits = inputs.double() @ matrix.double().T
     log_p = logits.log_softmax(1)
     p = log_p.exp()
     top = logits.topk(2, dim=1)
     loss = -log_p.gather(1, targets[:, None])[:, 0]
     return {
-        "max_prob": p.amax(1), "max_logit": top.values[:, 0], "mean_logit": logits.mean(1),
-        "margin": top.values[:, 0] - top.values[:, 1], "entropy": -(p * log_p).sum(1), "argmax": top.indices[:, 0],
-        "loss": loss, "correct_prob": torch.exp(-loss),
+        "max_prob": p.amax(1),
+        "max_logit": top.values[:, 0],
+        "mean_logit": logits.mean(1),
+        "margin": top.values[:, 0] - top.values[:, 1],
+        "entropy": -(p * log_p).sum(1),
+        "argmax": top.indices[:, 0],
+        "loss": loss,
+        "correct_prob": torch.exp(-loss),
     }, log_p
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    tokens=st.integers(1, 70), vocab=st.integers(2, 150), width=st.integers(1, 12),
-    block=st.sampled_from([1, 300, 5000, 2**18]), columns=st.sampled_from([8, 32, 4096]), slots=st.sampled_from([1, 3, 64]), tile=st.sampled_from([1, 40, 2**19]),
-    scale=st.sampled_from([0.1, 3.0, 40.0]), seed=st.integers(0, 1000),
+    tokens=st.integers(1, 70),
+    vocab=st.integers(2, 150),
+    width=st.integers(1, 12),
+    block=st.sampled_from([1, 300, 5000, 2**18]),
+    columns=st.sampled_from([8, 32, 4096]),
+    slots=st.sampled_from([1, 3, 64]),
+    tile=st.sampled_from([1, 40, 2**19]),
+    scale=st.sampled_from([0.1, 3.0, 40.0]),
+    seed=st.integers(0, 1000),
 )
-def test_statistics_equal_the_plain_formulas_whatever_the_block_sizes(tokens, vocab, width, block, columns, slots, tile, scale, seed):
+def test_statistics_equal_the_plain_formulas_whatever_the_block_sizes(
+    tokens, vocab, width, block, columns, slots, tile, scale, seed
+):
     """Also for logits in the hundreds, where sums of exponentials need a shift."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
@@ -48,11 +61,17 @@ def test_statistics_equal_the_plain_formulas_whatever_the_block_sizes(tokens, vo
         for name, values in wanted[exit].items():
             if name == "argmax":
                 best = inputs[exit].double() @ matrices[exit].double().T
-                torch.testing.assert_close(best.gather(1, got[exit][name][:, None])[:, 0], best.amax(1), atol=1e-4 * scale, rtol=1e-5)
+                torch.testing.assert_close(
+                    best.gather(1, got[exit][name][:, None])[:, 0], best.amax(1), atol=1e-4 * scale, rtol=1e-5
+                )
             else:
-                torch.testing.assert_close(got[exit][name].double(), values, atol=3e-4 * max(1.0, scale), rtol=1e-4, msg=name)
+                torch.testing.assert_close(
+                    got[exit][name].double(), values, atol=3e-4 * max(1.0, scale), rtol=1e-4, msg=name
+                )
     divergence = (log_ps[1].exp() * (log_ps[1] - log_ps[0])).sum(1)
-    torch.testing.assert_close(got[0]["divergence"].double(), divergence, atol=1e-3 * max(1.0, scale), rtol=1e-3)
+    torch.testing.assert_close(
+        got[0]["divergence"].double(), divergence, atol=1e-3 * max(1.0, scale), rtol=1e-3
+    )
     assert "divergence" not in got[1]
     torch.testing.assert_close(loss, got[0]["loss"])
     assert torch.equal(argmax, got[0]["argmax"])

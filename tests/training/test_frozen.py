@@ -13,13 +13,20 @@ from torch.utils._pytree import tree_leaves
 
 from offramp.training.losses import CHUNK, total_divergences
 from offramp.training.snapshots import Snapshots
-from tests.training.pretrained import make_trainer
+from tests.fixtures.pretrained_training import make_trainer
 
 
 @settings(deadline=None, max_examples=30)
-@given(tokens=st.integers(1, 3 * CHUNK), vocabulary=st.integers(1, 50), width=st.integers(1, 12), exits=st.integers(2, 4),
-       seed=st.integers(0, 2**31))
-def test_chunked_divergences_and_their_gradients_equal_the_plain_formula(tokens, vocabulary, width, exits, seed):
+@given(
+    tokens=st.integers(1, 3 * CHUNK),
+    vocabulary=st.integers(1, 50),
+    width=st.integers(1, 12),
+    exits=st.integers(2, 4),
+    seed=st.integers(0, 2**31),
+)
+def test_chunked_divergences_and_their_gradients_equal_the_plain_formula(
+    tokens, vocabulary, width, exits, seed
+):
     generator = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(tokens, width, generator=generator).requires_grad_() for _ in range(exits)]
     matrices = [torch.randn(vocabulary, width, generator=generator) for _ in range(exits)]
@@ -29,7 +36,9 @@ def test_chunked_divergences_and_their_gradients_equal_the_plain_formula(tokens,
     gradients = [x.grad.clone() for x in inputs[:-1]]
     assert inputs[-1].grad is None
     predicted = [F.log_softmax(x @ matrix.T, dim=-1) for x, matrix in zip(inputs, matrices)]
-    wanted = torch.stack([F.kl_div(exit, predicted[-1].detach(), log_target=True, reduction="sum") for exit in predicted[:-1]])
+    wanted = torch.stack(
+        [F.kl_div(exit, predicted[-1].detach(), log_target=True, reduction="sum") for exit in predicted[:-1]]
+    )
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
     for gradient, x in zip(gradients, torch.autograd.grad((wanted * scales).sum(), inputs[:-1])):
         torch.testing.assert_close(gradient, x, atol=1e-4, rtol=1e-4)
@@ -42,7 +51,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        self.elements = max(self.elements, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)), 0)
+        self.elements = max(
+            self.elements, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)), 0
+        )
         return out
 
 
@@ -56,11 +67,15 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time(dtype):
 
 
 @pytest.mark.parametrize("translator", ["affine", "low_rank", "mlp", "block"])
-def test_training_lowers_the_divergence_of_every_exit_and_changes_no_weight_of_the_model(data, tmp_path, translator):
+def test_training_lowers_the_divergence_of_every_exit_and_changes_no_weight_of_the_model(
+    data, tmp_path, translator
+):
     trainer = make_trainer(data, tmp_path, translator, method="frozen", learning_rate=0.04)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     result = trainer.run()
-    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(before[name], value)}
+    changed = {
+        name for name, value in trainer.model.state_dict().items() if not torch.equal(before[name], value)
+    }
     assert changed == {name for name in before if name.startswith("translators.")}
     by_step = {exit: {row["step"]: row for row in result.curve if row["exit"] == exit} for exit in (0, 1)}
     for rows in by_step.values():
@@ -69,8 +84,12 @@ def test_training_lowers_the_divergence_of_every_exit_and_changes_no_weight_of_t
         assert kept["calibration_kl"] < 0.95 * rows[0]["calibration_kl"]
         assert kept["train_loss"] == pytest.approx(kept["calibration_kl"], rel=0.3)
     kept = [rows[result.best["frozen"]["best_step"]] for rows in by_step.values()]
-    assert result.best["frozen"]["calibration_kl"] == pytest.approx(np.mean([row["calibration_kl"] for row in kept]))
-    assert result.best["frozen"]["calibration_ppl"] == pytest.approx(np.exp(np.mean([np.log(row["calibration_ppl"]) for row in kept])))
+    assert result.best["frozen"]["calibration_kl"] == pytest.approx(
+        np.mean([row["calibration_kl"] for row in kept])
+    )
+    assert result.best["frozen"]["calibration_ppl"] == pytest.approx(
+        np.exp(np.mean([np.log(row["calibration_ppl"]) for row in kept]))
+    )
 
 
 @pytest.mark.parametrize("translator", ["affine", "block"])
@@ -79,12 +98,17 @@ def test_a_look_is_the_divergence_and_loss_of_the_whole_logits(data, tmp_path, t
     phase = trainer._phase(0, fresh=True)
     inputs, targets = trainer.calibration.batch(trainer.looks)
     with torch.no_grad():
-        *exits, last = (trainer.model.logits(exit, trainer.model.exit_states(exit, x)).log_softmax(-1)
-                        for exit, x in enumerate(trainer.model(inputs)))
+        *exits, last = (
+            trainer.model.logits(exit, trainer.model.exit_states(exit, x)).log_softmax(-1)
+            for exit, x in enumerate(trainer.model(inputs))
+        )
     for exit, look in phase.evaluate().items():
         divergence = (last.exp() * (last - exits[exit])).sum(-1).mean()
         loss = -exits[exit].gather(-1, targets[..., None]).mean()
-        assert (look.kl, look.nll) == (pytest.approx(divergence.item(), rel=1e-4), pytest.approx(loss.item(), rel=1e-4))
+        assert (look.kl, look.nll) == (
+            pytest.approx(divergence.item(), rel=1e-4),
+            pytest.approx(loss.item(), rel=1e-4),
+        )
 
 
 def test_without_translators_the_model_is_looked_at_and_nothing_trained(data, tmp_path):
@@ -104,10 +128,22 @@ class Interrupted(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize(("translator", "changes"), [
-    ("mlp", {"method": "frozen"}),
-    ("identity", {"method": "joint", "lora": {"rank": 2, "alpha": 4}, "layer_dropout": 0.5, "curriculum": "rotational"}),
-], ids=["frozen", "joint"])
+@pytest.mark.parametrize(
+    ("translator", "changes"),
+    [
+        ("mlp", {"method": "frozen"}),
+        (
+            "identity",
+            {
+                "method": "joint",
+                "lora": {"rank": 2, "alpha": 4},
+                "layer_dropout": 0.5,
+                "curriculum": "rotational",
+            },
+        ),
+    ],
+    ids=["frozen", "joint"],
+)
 def test_an_interrupted_training_ends_with_the_weights_of_a_straight_one(data, tmp_path, translator, changes):
     straight = make_trainer(data, tmp_path / "straight", translator, **changes)
     expected = straight.run()
@@ -143,5 +179,9 @@ def test_precision_is_that_of_autocast(data, tmp_path):
         [part] = phase.losses(torch.arange(8), 0)
         losses[precision] = part["exit 0"].mean
         losses[precision].backward()
-        assert all(parameter.grad.dtype == torch.float32 for parameter in trainer.model.translators[0].parameters())
-    assert losses["bf16"] != losses["fp32"] and losses["bf16"].item() == pytest.approx(losses["fp32"].item(), rel=0.05)
+        assert all(
+            parameter.grad.dtype == torch.float32 for parameter in trainer.model.translators[0].parameters()
+        )
+    assert losses["bf16"] != losses["fp32"] and losses["bf16"].item() == pytest.approx(
+        losses["fp32"].item(), rel=0.05
+    )

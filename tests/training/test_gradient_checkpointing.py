@@ -5,27 +5,43 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.training import pretrained, test_pretrain
+from tests.fixtures import pretrained_training as pretrained
+from tests.training import test_pretrain
 
 TRAININGS = {
     "block-wise": (test_pretrain.make_trainer, {"pretrain__blockwise__tokens": "hard"}),
-    "joint": (test_pretrain.make_trainer, {"pretrain__method": "joint", "pretrain__joint_classifier": {"label": "loss", "weight": 1.0}}),
+    "joint": (
+        test_pretrain.make_trainer,
+        {"pretrain__method": "joint", "pretrain__joint_classifier": {"label": "loss", "weight": 1.0}},
+    ),
     "checkpoint": (pretrained.make_trainer, {"method": "joint", "layer_dropout": 0.5}),
     "bf16": (pretrained.make_trainer, {"method": "joint", "precision": "bf16"}),
     "adapters": (pretrained.make_trainer, {"method": "joint", "lora": {"rank": 2, "alpha": 4}}),
-    "exits' own layers": (pretrained.make_trainer, {"translator": "block", "method": "frozen", "frozen__translator": "block"}),
+    "exits' own layers": (
+        pretrained.make_trainer,
+        {"translator": "block", "method": "frozen", "frozen__translator": "block"},
+    ),
 }
 
 
 @pytest.mark.parametrize("make, changes", TRAININGS.values(), ids=TRAININGS)
-def test_weights_and_curve_are_the_same_bit_for_bit_and_layers_run_twice_to_learn(data, tmp_path, make, changes):
-    name = "pretrain__gradient_checkpointing" if make is test_pretrain.make_trainer else "gradient_checkpointing"
+def test_weights_and_curve_are_the_same_bit_for_bit_and_layers_run_twice_to_learn(
+    data, tmp_path, make, changes
+):
+    name = (
+        "pretrain__gradient_checkpointing" if make is test_pretrain.make_trainer else "gradient_checkpointing"
+    )
     runs = {}
     for on in (False, True):
         trainer = make(data, tmp_path / str(on), **{**changes, name: on})
-        layers, calls = [trainer.model.exit_layer(0) or trainer.model.blocks[0][0], trainer.model.blocks[-1][-1]], []
+        layers, calls = (
+            [trainer.model.exit_layer(0) or trainer.model.blocks[0][0], trainer.model.blocks[-1][-1]],
+            [],
+        )
         for layer in layers:
-            layer.register_forward_pre_hook(lambda layer, given, calls=calls: calls.append(torch.is_grad_enabled()))
+            layer.register_forward_pre_hook(
+                lambda layer, given, calls=calls: calls.append(torch.is_grad_enabled())
+            )
         result = trainer.run()
         runs[on] = result.curve, trainer.model.state_dict(), sum(calls)
     (curve, weights, calls), (spared_curve, spared_weights, spared_calls) = runs[False], runs[True]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from offramp.training.layerskip import dropout_probabilities, exits_on, handed_on, layers_run, states_with
-from tests.training.pretrained import make_pretrained, make_trainer
+from tests.fixtures.pretrained_training import make_pretrained, make_trainer
 from tests.training.test_pretrain import make_trainer as make_native
 
 
@@ -31,16 +31,32 @@ def test_a_layer_left_out_hands_on_what_it_gets():
         for found, wanted in zip(states_with(model, tokens, [True] * 3), model(tokens)):
             assert torch.equal(found, wanted)
         first, second, last = states_with(model, tokens, [False, True, False])
-    assert torch.equal(first, model.embed(tokens)) and torch.equal(last, second) and not torch.equal(first, second)
+    assert (
+        torch.equal(first, model.embed(tokens))
+        and torch.equal(last, second)
+        and not torch.equal(first, second)
+    )
 
 
 @pytest.mark.parametrize("make", [make_native, make_trainer], ids=["native", "pretrained"])
 def test_training_leaves_layers_out_and_evaluation_runs_all(data, tmp_path, make):
     changes = {"method": "joint", "head": "shared", "layer_dropout": 0.9, "steps": 12}
-    trainer = make(data, tmp_path, **({f"pretrain__{name}": value for name, value in changes.items()} if make is make_native else changes))
+    trainer = make(
+        data,
+        tmp_path,
+        **(
+            {f"pretrain__{name}": value for name, value in changes.items()}
+            if make is make_native
+            else changes
+        ),
+    )
     calls = {"training": [], "evaluation": []}
     for index, layer in enumerate(layer for block in trainer.model.blocks for layer in block):
-        layer.register_forward_hook(lambda *_, index=index: calls["training" if torch.is_grad_enabled() else "evaluation"].append(index))
+        layer.register_forward_hook(
+            lambda *_, index=index: calls["training" if torch.is_grad_enabled() else "evaluation"].append(
+                index
+            )
+        )
     trainer.run()
     layers = sum(trainer.model.config.block_layers)
     assert calls["training"].count(0) == 12 > calls["training"].count(layers - 1)
@@ -48,7 +64,12 @@ def test_training_leaves_layers_out_and_evaluation_runs_all(data, tmp_path, make
 
 
 def test_rotational_curriculum_trains_the_last_exit_and_one_other_in_turn():
-    assert [exits_on("rotational", range(4), step, 100) for step in range(4)] == [[0, 3], [1, 3], [2, 3], [0, 3]]
+    assert [exits_on("rotational", range(4), step, 100) for step in range(4)] == [
+        [0, 3],
+        [1, 3],
+        [2, 3],
+        [0, 3],
+    ]
 
 
 def test_gradual_curriculum_adds_exits_from_the_deepest_over_the_first_half():
@@ -60,8 +81,19 @@ def test_gradual_curriculum_adds_exits_from_the_deepest_over_the_first_half():
 
 def test_early_stopping_waits_until_a_gradual_curriculum_has_added_every_exit(data, tmp_path):
     """Exits not yet trained may well get worse; here all do, from the start."""
-    stopped = {curriculum: make_trainer(data, tmp_path / str(curriculum), method="joint", curriculum=curriculum, learning_rate=3.0,
-                                        patience=1).run().best["joint"]["steps"] for curriculum in (None, "gradual")}
+    stopped = {
+        curriculum: make_trainer(
+            data,
+            tmp_path / str(curriculum),
+            method="joint",
+            curriculum=curriculum,
+            learning_rate=3.0,
+            patience=1,
+        )
+        .run()
+        .best["joint"]["steps"]
+        for curriculum in (None, "gradual")
+    }
     assert stopped == {None: 4, "gradual": 8}
 
 
@@ -79,8 +111,13 @@ def test_weights_of_exits_that_are_off_go_to_those_that_are_on(data, tmp_path):
     assert handed_on(phase.weights, [2]) == {2: 6.0}
     assert handed_on(phase.weights, [1, 2]) == {1: pytest.approx(2.4), 2: pytest.approx(3.6)}
     assert handed_on(phase.weights, [0, 1, 2]) == phase.weights == {0: 1.0, 1: 2.0, 2: 3.0}
-    for step, wanted in ((0, {"exit 2": 6.0}), (trainer.params.steps - 1, {"exit 2": 3.0, "exit 1": 2.0, "exit 0": 1.0})):
+    for step, wanted in (
+        (0, {"exit 2": 6.0}),
+        (trainer.params.steps - 1, {"exit 2": 3.0, "exit 1": 2.0, "exit 0": 1.0}),
+    ):
         parts = list(back_propagated(phase.losses(torch.arange(2), step)))
         assert {name: loss.weight for part in parts for name, loss in part.items()} == wanted
     rows = [row["train_loss"] for row in trainer.run().curve if row["exit"] == 0]
-    assert rows[0] is None and rows[1] is None and rows[2] is not None  # a look before training, then off until step 4
+    assert (
+        rows[0] is None and rows[1] is None and rows[2] is not None
+    )  # a look before training, then off until step 4

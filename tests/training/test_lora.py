@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from offramp.training.lora import add_adapters
+from tests.fixtures.pretrained_training import make_trainer
 from tests.models.test_pretrained import CONFIGS, VOCAB, WINDOW, make_pair
-from tests.training.pretrained import make_trainer
 
 LORA = {"method": "joint", "lora": {"rank": 2, "alpha": 4}}
 
@@ -31,7 +31,9 @@ def test_adapters_alone_are_trained_and_end_up_in_the_matrices_of_the_layers(dat
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     result = trainer.run()
     assert trainer.model.state_dict().keys() == before.keys()
-    assert changed(before, trainer.model) == {name for name in before if name.startswith("blocks.") and before[name].ndim == 2}
+    assert changed(before, trainer.model) == {
+        name for name in before if name.startswith("blocks.") and before[name].ndim == 2
+    }
     for name, value in trainer.model.state_dict().items():
         assert torch.linalg.matrix_rank(value - before[name], rtol=1e-3) <= 2 if value.ndim == 2 else True
     assert result.curve[-1]["calibration_ppl"] < result.curve[2]["calibration_ppl"]

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
+from offramp.machine.device import require_precision
+from offramp.machine.processes import ALONE
 from offramp.models.native import BlockwiseLM, ModelConfig
-from offramp.parallel import ALONE
-from offramp.runtime import require_precision
 from offramp.training.fit import FitConfig, learning_rate, sequence_order
 from offramp.training.losses import total_nll
 from offramp.training.pretrain import Pretrainer
@@ -29,15 +29,34 @@ from tests.conftest import REPOSITORY, repository_params
 
 def make_trainer(data, folder, *, block_layers=(1, 1), tied=False, norm="pre", **changes):
     steps, processes = changes.pop("steps", 12), changes.pop("processes", ALONE)
-    params = repository_params(**{"pretrain__steps": steps, "pretrain__evaluate_every": 4, "pretrain__batch_size": 8,
-                                  "model__tied": tied, **changes}).pretrain
+    params = repository_params(
+        **{
+            "pretrain__steps": steps,
+            "pretrain__evaluate_every": 4,
+            "pretrain__batch_size": 8,
+            "model__tied": tied,
+            **changes,
+        }
+    ).pretrain
     torch.manual_seed(params.seed)
-    model = BlockwiseLM(ModelConfig(
-        vocab_size=data.meta["vocab_size"], window=32, width=16, heads=2, ffn_width=32, block_layers=block_layers,
-        norm=norm, tied=tied, heads_per_exit=params.head == "per_block", exit_classifiers=params.joint_classifier is not None,
-    ))
+    model = BlockwiseLM(
+        ModelConfig(
+            vocab_size=data.meta["vocab_size"],
+            window=32,
+            width=16,
+            heads=2,
+            ffn_width=32,
+            block_layers=block_layers,
+            norm=norm,
+            tied=tied,
+            heads_per_exit=params.head == "per_block",
+            exit_classifiers=params.joint_classifier is not None,
+        )
+    )
     windows = (TokenWindows(data, split) for split in ("train", "calibration"))
-    return Pretrainer(model, *windows, params, Snapshots(folder / "resume", 1e9), torch.device("cpu"), processes)
+    return Pretrainer(
+        model, *windows, params, Snapshots(folder / "resume", 1e9), torch.device("cpu"), processes
+    )
 
 
 def changed(before, model):
@@ -64,12 +83,16 @@ def test_blockwise_freezes_earlier_blocks_while_a_later_one_trains(data, tmp_pat
     assert {name.split(".")[0] for name in between} == {"embedding", "blocks", "norms", "heads"}
     assert all(not name.startswith("blocks.1") for name in between)
     assert after and all(name.startswith(("blocks.1", "norms.1", "heads.1")) for name in after)
-    assert [row["phase"] for row in result.curve] == ["block 0"] * 2 + ["block 1"] * 2  # 6 steps each: looks at 4 and 6
+    assert [row["phase"] for row in result.curve] == ["block 0"] * 2 + [
+        "block 1"
+    ] * 2  # 6 steps each: looks at 4 and 6
     assert result.best["block 1"]["calibration_ppl"] < result.best["block 0"]["calibration_ppl"] * 1.2
 
 
 @pytest.mark.parametrize(("head", "moves_in_block_1"), [("shared", True), ("frozen", False)])
-def test_shared_head_moves_with_later_blocks_and_a_frozen_one_does_not(data, tmp_path, head, moves_in_block_1):
+def test_shared_head_moves_with_later_blocks_and_a_frozen_one_does_not(
+    data, tmp_path, head, moves_in_block_1
+):
     """Flaw I2 of seed 003 is a switch: with a shared head block 0's own logits drift while block 1 trains."""
     trainer = make_trainer(data, tmp_path, pretrain__head=head)
     phase = trainer._block_phase(0, fresh=True)
@@ -99,7 +122,9 @@ def test_joint_and_final_train_all_blocks_in_one_phase(data, tmp_path, method):
 
 
 def test_hard_tokens_are_the_wanted_share_and_only_they_count(data, tmp_path):
-    trainer = make_trainer(data, tmp_path, pretrain__blockwise__tokens="hard", pretrain__blockwise__hard_ratio=0.3)
+    trainer = make_trainer(
+        data, tmp_path, pretrain__blockwise__tokens="hard", pretrain__blockwise__hard_ratio=0.3
+    )
     trainer._block_phase(0, fresh=True)
     train, _ = trainer._block_inputs(1, fresh=True)
     x, targets, counts = train.batch(torch.arange(len(train)))
@@ -111,7 +136,9 @@ def test_hard_tokens_are_the_wanted_share_and_only_they_count(data, tmp_path):
 
 def test_repacking_keeps_hard_tokens_in_order_and_drops_only_the_remainder(data, tmp_path):
     """Seed 003: the flat list of hard tokens' output states, cut into new sequences."""
-    trainer = make_trainer(data, tmp_path, pretrain__blockwise__tokens="hard", pretrain__blockwise__context="repack")
+    trainer = make_trainer(
+        data, tmp_path, pretrain__blockwise__tokens="hard", pretrain__blockwise__context="repack"
+    )
     trainer._block_phase(0, fresh=True)
     packed, _ = trainer._block_inputs(1, fresh=True)
     assert isinstance(packed, Repacked)
@@ -122,7 +149,10 @@ def test_repacking_keeps_hard_tokens_in_order_and_drops_only_the_remainder(data,
         top = model.logits(0, states).softmax(-1).amax(-1)
     hard = top < trainer.thresholds[0]
     rows = int(hard.sum()) // 32
-    found, wanted = packed.batch(torch.arange(rows))[:2], (states[hard][: rows * 32], targets[hard][: rows * 32])
+    found, wanted = (
+        packed.batch(torch.arange(rows))[:2],
+        (states[hard][: rows * 32], targets[hard][: rows * 32]),
+    )
     assert len(packed) == rows
     torch.testing.assert_close(found[0].flatten(0, 1), wanted[0], atol=1e-5, rtol=1e-4)
     assert torch.equal(found[1].flatten(), wanted[1])
@@ -137,8 +167,16 @@ def test_joint_classifier_learns_inside_pretraining(data, tmp_path):
 
 def test_early_stopping_keeps_the_best_weights(data, tmp_path):
     """At an absurd learning rate the loss soon rises; what remains is the best evaluation seen."""
-    trainer = make_trainer(data, tmp_path, steps=80, pretrain__method="joint", pretrain__head="shared",
-                           pretrain__learning_rate=0.3, pretrain__schedule="constant", pretrain__patience=1)
+    trainer = make_trainer(
+        data,
+        tmp_path,
+        steps=80,
+        pretrain__method="joint",
+        pretrain__head="shared",
+        pretrain__learning_rate=0.3,
+        pretrain__schedule="constant",
+        pretrain__patience=1,
+    )
     result = trainer.run()
     nlls = {}
     for row in result.curve:
@@ -193,9 +231,9 @@ def test_killed_and_resumed_training_ends_with_the_weights_of_a_straight_one(dat
     """A real SIGKILL, in the first and in the second block, then the same command again: identical bytes."""
     program = f"""
 import sys, torch
-sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / 'src')!r}]
+sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / "src")!r}]
 from pathlib import Path
-from offramp.lineage.artifact import open_artifact
+from offramp.artifacts.artifact import open_artifact
 from offramp.models.store import save_model
 from tests.training.test_pretrain import make_trainer
 torch.set_num_threads(2)
@@ -206,10 +244,13 @@ trainer.snapshots.every_seconds = 0
 trainer.run()
 save_model(trainer.model, folder)
 """
+
     def run(folder, kill_after_snapshots=()):
         folder.mkdir()
         for wanted in [*kill_after_snapshots, None]:
-            process = subprocess.Popen([sys.executable, "-c", program, str(folder)], env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+            process = subprocess.Popen(
+                [sys.executable, "-c", program, str(folder)], env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+            )
             if wanted is None:
                 assert process.wait(timeout=120) == 0
                 return load_file(folder / "weights.safetensors")
@@ -236,6 +277,7 @@ def _phase_and_step(folder):
 
 def test_weights_to_return_to_stay_as_long_as_a_snapshot_needs_them(tmp_path):
     """A kill may come between better weights and the next snapshot: then training resumes from the last, and returns to its weights."""
+
     def names():
         return {file.name for file in tmp_path.iterdir()}
 
@@ -258,7 +300,9 @@ def test_weights_to_return_to_stay_as_long_as_a_snapshot_needs_them(tmp_path):
 
 def test_bf16_is_refused_where_the_device_has_none(data, tmp_path):
     absent = "cuda" if torch.backends.mps.is_available() else "mps"
-    with pytest.raises(UserError, match=rf"pretrain\.precision = 'bf16': the device {absent} has no bf16 here"):
+    with pytest.raises(
+        UserError, match=rf"pretrain\.precision = 'bf16': the device {absent} has no bf16 here"
+    ):
         require_precision(torch.device(absent), "bf16", "pretrain.precision")
     trainer = make_trainer(data, tmp_path, pretrain__precision="bf16")
     assert np.isfinite([row["calibration_ppl"] for row in trainer.run().curve]).all()

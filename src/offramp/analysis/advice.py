@@ -44,28 +44,42 @@ def advise(found: dict[str, Any]) -> Advice:
     oracle = f"an oracle that knows every loss saves {percent(saving)} of the FLOPs at {ALLOWED_RISE:.0%} more perplexity"
     nearest = min(early, key=lambda row: row["readouts"][kind]["nll"])
     excess = nearest["readouts"][kind]["nll"] - full["readouts"][kind]["nll"]
-    in_flops, by_clock = ({signal for signal in KINDS if any(_pays(row, kind, signal, unit) for row in early)}
-                          for unit in ("flops", "seconds"))
+    in_flops, by_clock = (
+        {signal for signal in KINDS if any(_pays(row, kind, signal, unit) for row in early)}
+        for unit in ("flops", "seconds")
+    )
     if kind == "raw" and (excess > USABLE or not in_flops or saving < WORTH):
         agreeing = percent(nearest["readouts"][kind]["agreement"])
-        return Advice("train the exits first", (
-            f"Not before the exits are trained: read out raw, the best of them (exit {nearest['exit']}, after layer {nearest['layers']} of "
-            f"{full['layers']}) is {excess:.2f} nats worse than full depth and agrees with it on {agreeing} of the tokens; {oracle}."))
+        return Advice(
+            "train the exits first",
+            (
+                f"Not before the exits are trained: read out raw, the best of them (exit {nearest['exit']}, after layer {nearest['layers']} of "
+                f"{full['layers']}) is {excess:.2f} nats worse than full depth and agrees with it on {agreeing} of the tokens; {oracle}."
+            ),
+        )
     if saving < WORTH:
         return Advice("no", f"No: even {oracle}.")
     if not in_flops:
         return Advice("no", f"No, asking costs more than leaving brings back: {_at_best_exit(found, kind)}.")
     if not by_clock:
-        return Advice("not on this machine", f"Not on this machine, though {oracle}: {_at_best_exit(found, kind)}.")
-    which = {("state",): ", with a signal that looks at the state and reads nothing out",
-             ("readout",): ", with a signal of the readout"}.get(tuple(by_clock), "")
+        return Advice(
+            "not on this machine", f"Not on this machine, though {oracle}: {_at_best_exit(found, kind)}."
+        )
+    which = {
+        ("state",): ", with a signal that looks at the state and reads nothing out",
+        ("readout",): ", with a signal of the readout",
+    }.get(tuple(by_clock), "")
     return Advice("worth a try", f"Worth a try{which}: {oracle}; {_at_best_exit(found, kind)}.")
 
 
 def propagation(found: dict[str, Any]) -> str:
     """What later tokens lose by tokens that left, in a sentence, and what to set where it is more than SPOILT nats."""
-    every, kept = (found["state_propagation"]["propagate"][f"keep_first_{count}"]["nll_rise"] for count in (0, 1))
-    said = f"When random tokens leave, half of them, propagated keys and values cost {every:.3f} nats per token"
+    every, kept = (
+        found["state_propagation"]["propagate"][f"keep_first_{count}"]["nll_rise"] for count in (0, 1)
+    )
+    said = (
+        f"When random tokens leave, half of them, propagated keys and values cost {every:.3f} nats per token"
+    )
     if every <= SPOILT:
         return f"{said}."
     if kept <= every / 2:
@@ -81,21 +95,33 @@ def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
 def table(found: dict[str, Any]) -> Table:
     """What ``assess`` found, for a person to read; intervals below the values."""
     kinds, timing = list(found["oracle"]), found["timing"]
-    bounds = "; ".join(" / ".join(percent(found["oracle"][kind][name]["flop_saving"]) for kind in kinds) + f" {kept}"
-                       for name, kept in BOUNDS.items())
+    bounds = "; ".join(
+        " / ".join(percent(found["oracle"][kind][name]["flop_saving"]) for kind in kinds) + f" {kept}"
+        for name, kept in BOUNDS.items()
+    )
     out = Table(
         title=f"{found['model']}: {found['tokens']:,} tokens in {found['sequences']:,} windows of {found['window']}",
         caption=f"FLOPs saved by an oracle ({' / '.join(kinds)}): {bounds}.\nRaw: the last readout on the earlier state; tuned: the exit's own. "
         "Below: 95 % over windows.\nBreak-even: share of tokens that must leave before asking pays, in FLOPs / by the clock, for a signal of the "
         f"state and one of the readout;\n{timing['rounds']} batches of {timing['tokens']:,} tokens in turn on {timing['machine']}.",
     )
-    headings = ("exit", "after layer", "FLOPs saved", *(f"{name} {kind}" for name in ("agreement", "NLL") for kind in kinds),
-                "break-even state", "break-even readout")
+    headings = (
+        "exit",
+        "after layer",
+        "FLOPs saved",
+        *(f"{name} {kind}" for name in ("agreement", "NLL") for kind in kinds),
+        "break-even state",
+        "break-even readout",
+    )
     for heading in headings:
         out.add_column(heading, justify="right")
     for row in rows(found):
         read = [_cell(row["readouts"][kind], name) for name in ("agreement", "nll") for kind in kinds]
-        asked = [" / ".join(_share(row["break_even"][kind][unit]) for unit in ("flops", "seconds")) for kind in KINDS if "break_even" in row]
+        asked = [
+            " / ".join(_share(row["break_even"][kind][unit]) for unit in ("flops", "seconds"))
+            for kind in KINDS
+            if "break_even" in row
+        ]
         out.add_row(str(row["exit"]), str(row["layers"]), percent(row["flop_saving"]), *read, *asked)
     return out
 
@@ -114,8 +140,10 @@ def _at_best_exit(found: dict[str, Any], kind: str) -> str:
     *early, full = rows(found)
     best = max(early, key=lambda row: row["readouts"][kind]["agreement"] * row["flop_saving"])
     flops, seconds = (_least(best, unit) for unit in ("flops", "seconds"))
-    return (f"at exit {best['exit']}, after layer {best['layers']} of {full['layers']}, {percent(best['readouts'][kind]['agreement'])} of the "
-            f"tokens already have their final prediction; for asking to pay, {flops} must leave there by the count of FLOPs, {seconds} by the clock")
+    return (
+        f"at exit {best['exit']}, after layer {best['layers']} of {full['layers']}, {percent(best['readouts'][kind]['agreement'])} of the "
+        f"tokens already have their final prediction; for asking to pay, {flops} must leave there by the count of FLOPs, {seconds} by the clock"
+    )
 
 
 def _least(row: dict[str, Any], unit: str) -> str:

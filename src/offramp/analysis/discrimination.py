@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from offramp.analysis.bootstrap import DocumentSums, interval
 from offramp.analysis.distribution import finite, gaussian_d
 from offramp.errors import UserError
+from offramp.states.resampling import DocumentSums, interval
 
 Parts = dict[str, np.ndarray]
 
@@ -53,7 +53,9 @@ class Ranking:
         """Weight (N,) of each token in the easy part: 1, 0, or a share where equals straddle its end."""
         count = int(fraction * self.tokens + 1e-9)
         if not 0 < count < self.tokens:
-            raise UserError(f"easy_fraction = {fraction} of {self.tokens} tokens leaves one part empty; choose one between 0 and 1")
+            raise UserError(
+                f"easy_fraction = {fraction} of {self.tokens} tokens leaves one part empty; choose one between 0 and 1"
+            )
         return self.share((np.arange(self.tokens) < count).astype(np.float64))
 
 
@@ -65,11 +67,14 @@ def split(score: np.ndarray, loss: np.ndarray, easy_fraction: float = 0.5) -> di
     sqrt((s1^2 + s2^2) / 2); ``gaussian_d``: the d that splitting a single Gaussian by itself gives.
     """
     score, loss = finite("score", score), finite("loss", loss)
-    return _numbers(_split_values(_means(_split_parts(Ranking(score), loss, easy_fraction)))) | _reference(easy_fraction)
+    return _numbers(_split_values(_means(_split_parts(Ranking(score), loss, easy_fraction)))) | _reference(
+        easy_fraction
+    )
 
 
-def signal_separation(score: np.ndarray, loss: np.ndarray, deep_loss: np.ndarray | None = None,
-                      easy_fraction: float = 0.5) -> dict[str, Any]:
+def signal_separation(
+    score: np.ndarray, loss: np.ndarray, deep_loss: np.ndarray | None = None, easy_fraction: float = 0.5
+) -> dict[str, Any]:
     """Everything said of one score: all of ``split`` and the following.
 
     ``pearson``, ``spearman`` with the loss: negative where surer tokens are easier. ``auroc`` for "deep beats shallow": the
@@ -88,7 +93,9 @@ def describe(score: np.ndarray, loss: np.ndarray, of: Parts, easy_fraction: floa
     return values | {"risk_coverage": _risk_coverage(finite("score", score), finite("loss", loss))}
 
 
-def parts(score: np.ndarray, loss: np.ndarray, deep_loss: np.ndarray | None = None, easy_fraction: float = 0.5) -> Parts:
+def parts(
+    score: np.ndarray, loss: np.ndarray, deep_loss: np.ndarray | None = None, easy_fraction: float = 0.5
+) -> Parts:
     """Per-token quantities whose means determine ``measures``."""
     x, y = finite("score", score), finite("loss", loss)
     by_score, by_loss = Ranking(x), Ranking(-y)
@@ -110,7 +117,9 @@ def measures(means: dict[str, Any]) -> dict[str, Any]:
         out = {"pearson": covariance / np.sqrt(spread), "spearman": means["spearman"]}
         out |= _split_values(means)
         if "stays" in means:
-            out["auroc"] = means["stays_above"] / means["stays"] + means["helped_below"] / (1 - means["stays"])
+            out["auroc"] = means["stays_above"] / means["stays"] + means["helped_below"] / (
+                1 - means["stays"]
+            )
         else:
             out["auroc"] = np.nan * means["y"]
     return out | {"aurc": means["aurc"]}
@@ -131,17 +140,26 @@ class SequenceBootstrap:
     def add(self, name: str, of: Parts) -> None:
         """A score's ``parts``."""
         self._parts[name] = list(of)
-        self._sums.sums |= {f"{name}/{part}": sums for part, sums in DocumentSums(self.sequences, of).sums.items()}
+        self._sums.sums |= {
+            f"{name}/{part}": sums for part, sums in DocumentSums(self.sequences, of).sums.items()
+        }
 
     def intervals(self, draws: int, seed: int) -> dict[str, dict[str, list[float] | None]]:
         """{score: {measure: 95 % percentile interval}}; None where nothing varies or a measure is undefined."""
         resampled = self._sums.resample(draws, seed)
-        values = {name: measures({part: resampled[f"{name}/{part}"] for part in of}) for name, of in self._parts.items()}
+        values = {
+            name: measures({part: resampled[f"{name}/{part}"] for part in of})
+            for name, of in self._parts.items()
+        }
         return {name: {measure: interval(own) for measure, own in of.items()} for name, of in values.items()}
 
 
-def subsets(max_prob: np.ndarray, loss: np.ndarray, scores: dict[str, np.ndarray],
-            thresholds: tuple[float, ...] = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)) -> list[dict[str, Any]]:
+def subsets(
+    max_prob: np.ndarray,
+    loss: np.ndarray,
+    scores: dict[str, np.ndarray],
+    thresholds: tuple[float, ...] = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9),
+) -> list[dict[str, Any]]:
     """Tokens with ``max_prob`` of at least each threshold (seed 004, table 2a).
 
     Rows: threshold, tokens, share, mean_loss and ``pearson`` {score: correlation with the loss among them}, None below 3
@@ -151,18 +169,31 @@ def subsets(max_prob: np.ndarray, loss: np.ndarray, scores: dict[str, np.ndarray
     for threshold in thresholds:
         kept = np.asarray(max_prob) >= threshold
         count = int(kept.sum())
-        rows.append({
-            "threshold": threshold, "tokens": count, "share": count / len(loss),
-            "mean_loss": float(loss[kept].mean()) if count else None,
-            "pearson": {name: _pearson(finite(name, score[kept]), loss[kept]) for name, score in scores.items()},
-        })
+        rows.append(
+            {
+                "threshold": threshold,
+                "tokens": count,
+                "share": count / len(loss),
+                "mean_loss": float(loss[kept].mean()) if count else None,
+                "pearson": {
+                    name: _pearson(finite(name, score[kept]), loss[kept]) for name, score in scores.items()
+                },
+            }
+        )
     return rows
 
 
 def _split_parts(ranking: Ranking, loss: np.ndarray, fraction: float) -> Parts:
     easy, oracle = ranking.easy(fraction), Ranking(-loss).easy(fraction)
-    return {"y": loss, "yy": loss * loss, "easy": easy, "easy_y": easy * loss, "easy_yy": easy * loss * loss,
-            "oracle": oracle, "oracle_y": oracle * loss}
+    return {
+        "y": loss,
+        "yy": loss * loss,
+        "easy": easy,
+        "easy_y": easy * loss,
+        "easy_yy": easy * loss * loss,
+        "oracle": oracle,
+        "oracle_y": oracle * loss,
+    }
 
 
 def _split_values(means: dict[str, Any]) -> dict[str, Any]:
@@ -173,9 +204,13 @@ def _split_values(means: dict[str, Any]) -> dict[str, Any]:
         best = (means["y"] - means["oracle_y"]) / (1 - means["oracle"]) - means["oracle_y"] / means["oracle"]
         pooled = np.sqrt((low_square - low**2 + high_square - high**2) / 2)
         negligible = NEGLIGIBLE * np.abs(means["y"])
-        return {"easy_loss": low, "hard_loss": high, "loss_gap": high - low,
-                "oracle_share": (high - low) / np.where(best > negligible, best, np.nan),
-                "cohens_d": (high - low) / np.where(pooled > negligible, pooled, np.nan)}
+        return {
+            "easy_loss": low,
+            "hard_loss": high,
+            "loss_gap": high - low,
+            "oracle_share": (high - low) / np.where(best > negligible, best, np.nan),
+            "cohens_d": (high - low) / np.where(pooled > negligible, pooled, np.nan),
+        }
 
 
 def _reference(easy_fraction: float) -> dict[str, float]:
@@ -209,7 +244,11 @@ def _auroc_parts(ranking: Ranking, stays: np.ndarray) -> Parts:
         outranked = 1 - ranking.above(helped) / (ranking.tokens - count)
         outranking = ranking.above(stays) / count
         half = (stays * outranked).sum() / count / 2
-    return {"stays": stays, "stays_above": stays * (outranked - half), "helped_below": helped * (outranking - half)}
+    return {
+        "stays": stays,
+        "stays_above": stays * (outranked - half),
+        "helped_below": helped * (outranking - half),
+    }
 
 
 def _risk_coverage(score: np.ndarray, loss: np.ndarray) -> list[dict[str, float]]:
@@ -217,7 +256,10 @@ def _risk_coverage(score: np.ndarray, loss: np.ndarray) -> list[dict[str, float]
     by_place = np.repeat(np.bincount(ranking.group, weights=loss) / ranking.size, ranking.size)
     risk = np.cumsum(by_place) / np.arange(1, len(loss) + 1)
     counts = np.ceil(COVERAGES * len(loss) - 1e-9).astype(np.int64)
-    return [{"coverage": float(coverage), "risk": float(risk[count - 1])} for coverage, count in zip(COVERAGES, counts)]
+    return [
+        {"coverage": float(coverage), "risk": float(risk[count - 1])}
+        for coverage, count in zip(COVERAGES, counts)
+    ]
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> float | None:

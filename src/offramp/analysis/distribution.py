@@ -23,7 +23,9 @@ def finite(name: str, values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise UserError(f"{name}[{bad}] = {values[bad]}: separation needs finite values; leave such tokens out")
+        raise UserError(
+            f"{name}[{bad}] = {values[bad]}: separation needs finite values; leave such tokens out"
+        )
     return values
 
 
@@ -58,17 +60,31 @@ def loss_distribution(loss: np.ndarray, bin_width: float = 0.5) -> dict[str, Any
     bic = {count: float(fit.bic(tested[:, None])) for count, fit in fits.items()}
     two = fits[2]
     components = [
-        {"weight": float(two.weights_[place]), "mean": float(two.means_[place, 0]),
-         "std": float(two.covariances_[place, 0, 0] ** 0.5)} for place in np.argsort(two.means_[:, 0])
+        {
+            "weight": float(two.weights_[place]),
+            "mean": float(two.means_[place, 0]),
+            "std": float(two.covariances_[place, 0, 0] ** 0.5),
+        }
+        for place in np.argsort(two.means_[:, 0])
     ]
     return {
-        "tokens": len(loss), "mean": float(loss.mean()), "std": float(loss.std()),
-        "min": float(loss.min()), "max": float(loss.max()),
-        "quantiles": {str(level): float(value) for level, value in zip(QUANTILES, np.quantile(loss, QUANTILES))},
-        "bin_width": bin_width, "histogram": _histogram(loss, bin_width),
-        "tested_tokens": len(tested), "dip": dip, "dip_p": p,
-        "bic": {str(count): value for count, value in bic.items()}, "bic_gain": bic[1] - bic[2],
-        "components": components, "bimodal": p < LEVEL and bic[2] < bic[1],
+        "tokens": len(loss),
+        "mean": float(loss.mean()),
+        "std": float(loss.std()),
+        "min": float(loss.min()),
+        "max": float(loss.max()),
+        "quantiles": {
+            str(level): float(value) for level, value in zip(QUANTILES, np.quantile(loss, QUANTILES))
+        },
+        "bin_width": bin_width,
+        "histogram": _histogram(loss, bin_width),
+        "tested_tokens": len(tested),
+        "dip": dip,
+        "dip_p": p,
+        "bic": {str(count): value for count, value in bic.items()},
+        "bic_gain": bic[1] - bic[2],
+        "components": components,
+        "bimodal": p < LEVEL and bic[2] < bic[1],
     }
 
 
@@ -77,6 +93,11 @@ def _histogram(loss: np.ndarray, width: float) -> list[dict[str, float]]:
     first = np.floor(loss.min() / width)
     place = np.floor(loss / width - first).astype(np.int64)
     return [
-        {"low": float((first + bin) * width), "high": float((first + bin + 1) * width),
-         "tokens": int(count), "share": float(count / len(loss))} for bin, count in enumerate(np.bincount(place))
+        {
+            "low": float((first + bin) * width),
+            "high": float((first + bin + 1) * width),
+            "tokens": int(count),
+            "share": float(count / len(loss)),
+        }
+        for bin, count in enumerate(np.bincount(place))
     ]

@@ -47,7 +47,9 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Tensor) -> Moments:
-        mean, second = (torch.zeros(size, dtype=torch.float64) for size in (rows.shape[1], (rows.shape[1],) * 2))
+        mean, second = (
+            torch.zeros(size, dtype=torch.float64) for size in (rows.shape[1], (rows.shape[1],) * 2)
+        )
         for part in rows.split(CHUNK):
             exact = part.double()
             mean += exact.sum(0)
@@ -113,17 +115,26 @@ def approximate(matrix: Tensor, fit: Tensor, variants: Sequence[str] = VARIANTS)
     return out
 
 
-def logit_fidelity(matrix: Tensor, approximation: Approximation, inputs: Tensor,
-                   ranks: Sequence[int]) -> list[tuple[float, float]]:
+def logit_fidelity(
+    matrix: Tensor, approximation: Approximation, inputs: Tensor, ranks: Sequence[int]
+) -> list[tuple[float, float]]:
     """Pearson correlation and mean squared error of logits at each rank against exact ones, over tokens x vocabulary.
 
     Exact sums in float64 from (D, D) matrices: no logit is computed. matrix (V, D), inputs (N, D).
     """
-    return _fidelity(_gram(matrix), matrix.double().mean(0), len(matrix), approximation, Moments.of(inputs), ranks)
+    return _fidelity(
+        _gram(matrix), matrix.double().mean(0), len(matrix), approximation, Moments.of(inputs), ranks
+    )
 
 
-def _fidelity(gram: Tensor, column_mean: Tensor, size: int, approximation: Approximation, moments: Moments,
-              ranks: Sequence[int]) -> list[tuple[float, float]]:
+def _fidelity(
+    gram: Tensor,
+    column_mean: Tensor,
+    size: int,
+    approximation: Approximation,
+    moments: Moments,
+    ranks: Sequence[int],
+) -> list[tuple[float, float]]:
     over_logits = lambda second: float((gram * second).sum()) / size  # noqa: E731
     mean = float(column_mean @ moments.mean)
     variance = over_logits(moments.second) - mean**2
@@ -134,7 +145,9 @@ def _fidelity(gram: Tensor, column_mean: Tensor, size: int, approximation: Appro
         own = over_logits(moments.mapped(linear, shift)) - own_mean**2
         shared = over_logits(linear @ moments.second + torch.outer(shift, moments.mean)) - own_mean * mean
         error = over_logits(moments.mapped(linear - torch.eye(len(linear), dtype=linear.dtype), shift))
-        out.append((shared / (own * variance) ** 0.5 if own * variance > 0 else float("nan"), max(error, 0.0)))
+        out.append(
+            (shared / (own * variance) ** 0.5 if own * variance > 0 else float("nan"), max(error, 0.0))
+        )
     return out
 
 
@@ -142,8 +155,14 @@ def _gram(matrix: Tensor) -> Tensor:
     return sum(part.T @ part for part in (block.double() for block in matrix.split(CHUNK)))
 
 
-def rank_sweep(matrix: Tensor, fit: Tensor, inputs: Tensor, targets: Tensor, ranks: Sequence[int],
-               variants: Sequence[str] = VARIANTS) -> list[dict[str, Any]]:
+def rank_sweep(
+    matrix: Tensor,
+    fit: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    ranks: Sequence[int],
+    variants: Sequence[str] = VARIANTS,
+) -> list[dict[str, Any]]:
     """Every variant at every rank, in one pass: readout matrix (V, D), readout inputs fit (M, D) and inputs (N, D), targets (N,).
 
     Means and covariances come from ``fit``, measures from ``inputs``: give different tokens. One row per variant and
@@ -157,7 +176,9 @@ def rank_sweep(matrix: Tensor, fit: Tensor, inputs: Tensor, targets: Tensor, ran
     ranks, width = sorted(set(ranks)), matrix.shape[1]
     for rank in ranks:
         if not 1 <= rank <= width:
-            raise UserError(f"low rank: rank {rank} is not possible for a readout of width {width}; choose from 1 to {width}")
+            raise UserError(
+                f"low rank: rank {rank} is not possible for a readout of width {width}; choose from 1 to {width}"
+            )
     approximations, moments = approximate(matrix, fit, variants), Moments.of(inputs)
     gram, column_mean = _gram(matrix), matrix.double().mean(0)
     exact, measured = measure_ranks(inputs, Readout(matrix), targets, approximations, ranks)
@@ -168,9 +189,17 @@ def rank_sweep(matrix: Tensor, fit: Tensor, inputs: Tensor, targets: Tensor, ran
         fidelity = _fidelity(gram, column_mean, len(matrix), approximation, moments, ranks)
         for rank, (corr, mse) in zip(ranks, fidelity):
             own = measured[name, rank]
-            row = {"variant": name, "rank": rank, "tokens": len(inputs), "coverage": approximation.coverage(rank),
-                   "flop_share": rank * (width + len(matrix)) / (width * len(matrix)), "logit_corr": corr, "logit_mse": mse,
-                   "agreement": own["agreement"], "loss": own["loss"]}
+            row = {
+                "variant": name,
+                "rank": rank,
+                "tokens": len(inputs),
+                "coverage": approximation.coverage(rank),
+                "flop_share": rank * (width + len(matrix)) / (width * len(matrix)),
+                "logit_corr": corr,
+                "logit_mse": mse,
+                "agreement": own["agreement"],
+                "loss": own["loss"],
+            }
             row |= {f"{signal}_corr": _pearson(own[signal], exact[signal]) for signal in SIGNALS}
             for signal in RANKED:
                 gap = loss_gap(most_confident(own[signal], count), loss)
@@ -192,7 +221,9 @@ def readout_inputs(states: States, exit: int, max_tokens: int) -> tuple[Tensor, 
     the states do not have, for fewer than two tokens, and for states of a checkpoint.
     """
     if not 0 <= exit < states.num_exits:
-        raise UserError(f"low rank: exit {exit} is not in {states.artifact.path}; choose from 0 to {states.num_exits - 1}")
+        raise UserError(
+            f"low rank: exit {exit} is not in {states.artifact.path}; choose from 0 to {states.num_exits - 1}"
+        )
     if max_tokens < 2:
         raise UserError(f"low rank: max_tokens = {max_tokens} leaves nothing to correlate; choose at least 2")
     stored = states.readouts()
@@ -205,25 +236,48 @@ def readout_inputs(states: States, exit: int, max_tokens: int) -> tuple[Tensor, 
     return matrix.float(), inputs, torch.from_numpy(states.column("target")[mask]).long()
 
 
-def sweep_states(fit: States, states: States, exit: int, ranks: Sequence[int], max_tokens: int,
-                 variants: Sequence[str] = VARIANTS) -> list[dict[str, Any]]:
+def sweep_states(
+    fit: States,
+    states: States,
+    exit: int,
+    ranks: Sequence[int],
+    max_tokens: int,
+    variants: Sequence[str] = VARIANTS,
+) -> list[dict[str, Any]]:
     """``rank_sweep`` of one exit: fitted on tokens of ``fit``, measured on those of ``states``, two splits of one model.
 
     UserError where the two come from different models.
     """
-    (own, fitted, _), (matrix, inputs, targets) = (readout_inputs(part, exit, max_tokens) for part in (fit, states))
+    (own, fitted, _), (matrix, inputs, targets) = (
+        readout_inputs(part, exit, max_tokens) for part in (fit, states)
+    )
     if not torch.equal(own, matrix):
-        raise UserError(f"{fit.artifact.path} and {states.artifact.path} hold readouts of different models; collect both again")
+        raise UserError(
+            f"{fit.artifact.path} and {states.artifact.path} hold readouts of different models; collect both again"
+        )
     return rank_sweep(matrix, fitted, inputs, targets, ranks, variants)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The sweep for a terminal, a block of rows per variant."""
-    shown = {"coverage": "coverage", "logits r": "logit_corr", **{f"{signal} r": f"{signal}_corr" for signal in SIGNALS},
-             "gap": "max_minus_mean_gap", "oracle share": "max_minus_mean_oracle_share", "argmax": "agreement",
-             "FLOPs": "flop_share"}
-    out = Table("variant", "rank", *shown, caption="gap, oracle share: of max_minus_mean; argmax: agreement with the exact one")
+    shown = {
+        "coverage": "coverage",
+        "logits r": "logit_corr",
+        **{f"{signal} r": f"{signal}_corr" for signal in SIGNALS},
+        "gap": "max_minus_mean_gap",
+        "oracle share": "max_minus_mean_oracle_share",
+        "argmax": "agreement",
+        "FLOPs": "flop_share",
+    }
+    out = Table(
+        "variant",
+        "rank",
+        *shown,
+        caption="gap, oracle share: of max_minus_mean; argmax: agreement with the exact one",
+    )
     for place, row in enumerate(rows):
         last = place + 1 == len(rows) or rows[place + 1]["variant"] != row["variant"]
-        out.add_row(row["variant"], str(row["rank"]), *(f"{row[key]:.3f}" for key in shown.values()), end_section=last)
+        out.add_row(
+            row["variant"], str(row["rank"]), *(f"{row[key]:.3f}" for key in shown.values()), end_section=last
+        )
     return out

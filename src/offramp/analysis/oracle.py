@@ -14,8 +14,10 @@ import numpy as np
 ALLOWED_RISE = 0.01
 """Rise in perplexity at which advice is given."""
 BOUNDS = {
-    "least_loss": "with every token at its exit of least loss", "same_ppl": "at the perplexity of full depth",
-    "small_rise": f"at {ALLOWED_RISE:.0%} more", "same_prediction": "with all predictions those of full depth",
+    "least_loss": "with every token at its exit of least loss",
+    "same_ppl": "at the perplexity of full depth",
+    "small_rise": f"at {ALLOWED_RISE:.0%} more",
+    "same_prediction": "with all predictions those of full depth",
 }
 """Names of the bounds in metrics/suitability.json, and what each keeps."""
 PRECISION = 1e-12
@@ -48,7 +50,9 @@ def largest_saving(loss: np.ndarray, costs: np.ndarray, ppl_rise: float = 0.0) -
     if cheapest[0] <= limit:
         return _bound(*cheapest)
     kept, low, high = _priced(loss, costs, 0.0), 0.0, 1.0
-    while (over := _priced(loss, costs, high))[0] <= limit:  # ends: at a high enough price all take the cheapest exit
+    while (over := _priced(loss, costs, high))[
+        0
+    ] <= limit:  # ends: at a high enough price all take the cheapest exit
         kept, low, high = over, high, 2 * high
     while high - low > PRECISION * high:
         price = (low + high) / 2
@@ -68,8 +72,12 @@ def same_prediction(loss: np.ndarray, argmax: np.ndarray, costs: np.ndarray) -> 
 
 def bounds(loss: np.ndarray, argmax: np.ndarray, costs: np.ndarray) -> dict[str, Bound]:
     """All of BOUNDS."""
-    return {"least_loss": least_loss(loss, costs), "same_ppl": largest_saving(loss, costs),
-            "small_rise": largest_saving(loss, costs, ALLOWED_RISE), "same_prediction": same_prediction(loss, argmax, costs)}
+    return {
+        "least_loss": least_loss(loss, costs),
+        "same_ppl": largest_saving(loss, costs),
+        "small_rise": largest_saving(loss, costs, ALLOWED_RISE),
+        "same_prediction": same_prediction(loss, argmax, costs),
+    }
 
 
 def settled_at(argmax: np.ndarray) -> np.ndarray:
@@ -83,7 +91,9 @@ def _priced(loss: np.ndarray, costs: np.ndarray, price: float) -> tuple[float, f
 
 
 def _means(loss: np.ndarray, costs: np.ndarray, exits: np.ndarray) -> tuple[float, float]:
-    return float(np.take_along_axis(loss, exits[None], axis=0).mean(dtype=np.float64)), float(costs[exits].mean())
+    return float(np.take_along_axis(loss, exits[None], axis=0).mean(dtype=np.float64)), float(
+        costs[exits].mean()
+    )
 
 
 def _bound(nll: float, cost: float) -> Bound:

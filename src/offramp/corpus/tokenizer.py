@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from offramp.artifacts.artifact import Artifact
 from offramp.errors import UserError
-from offramp.lineage.artifact import Artifact
 
 if TYPE_CHECKING:
     from offramp.params import TokenizerParams
@@ -127,7 +127,9 @@ def _pretrained_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     texts, context, done = [], 0, 0
     for end in range(1, len(ids) + 1):
         before, now = (tokenizer.decode(ids[context:stop], skip_special_tokens=False) for stop in (done, end))
-        inside = now.endswith("\ufffd") and end - done < 4 and end < len(ids)  # no character has more than four bytes
+        inside = (
+            now.endswith("\ufffd") and end - done < 4 and end < len(ids)
+        )  # no character has more than four bytes
         texts.append("" if inside else now[len(before) :])
         if not inside:
             context, done = done, end

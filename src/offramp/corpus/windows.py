@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from offramp.artifacts.artifact import Artifact
 from offramp.corpus.split import SPLITS
 from offramp.corpus.store import DOCUMENTS, stream_file
-from offramp.lineage.artifact import Artifact
 
 Indices = Sequence[int] | np.ndarray | Tensor
 

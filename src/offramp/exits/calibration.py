@@ -51,7 +51,9 @@ def _temperature(raw: np.ndarray, agrees: np.ndarray, knots: int = 256) -> Calib
         slope = np.exp(parameters[0])
         z = slope * x + parameters[1]
         wrong = expit(z) - y
-        return float(np.mean(np.logaddexp(0, z) - y * z)), np.array([np.mean(wrong * x) * slope, np.mean(wrong)])
+        return float(np.mean(np.logaddexp(0, z) - y * z)), np.array(
+            [np.mean(wrong * x) * slope, np.mean(wrong)]
+        )
 
     log_slope, offset = minimize(nll, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-6, 6), (-20, 20)]).x
     places = np.unique(np.quantile(x, np.linspace(0, 1, knots)))
@@ -75,14 +77,20 @@ def _isotonic(raw: np.ndarray, agrees: np.ndarray, bins: int = 50) -> Calibrator
     centre = np.array([raw[part].astype(np.float64).mean() for part in parts])
     rate = np.array([agrees[part].mean() for part in parts])
     size = np.array([len(part) for part in parts], dtype=np.float64)
-    pooled = IsotonicRegression(y_min=2 * EDGE, y_max=1 - 2 * EDGE).fit_transform(centre, rate, sample_weight=size)
+    pooled = IsotonicRegression(y_min=2 * EDGE, y_max=1 - 2 * EDGE).fit_transform(
+        centre, rate, sample_weight=size
+    )
     knots, values = [], []
     for value in np.unique(pooled):
         members = pooled == value
         knots.append(np.average(centre[members], weights=size[members]))
         values.append(value)
     span = max(float(raw.max() - raw.min()), 1e-6)
-    knots = [min(float(raw.min()), knots[0]) - 1e-3 * span, *knots, max(float(raw.max()), knots[-1]) + 1e-3 * span]
+    knots = [
+        min(float(raw.min()), knots[0]) - 1e-3 * span,
+        *knots,
+        max(float(raw.max()), knots[-1]) + 1e-3 * span,
+    ]
     values = [values[0] - EDGE, *values, values[-1] + EDGE]
     return Calibrator(torch.tensor(knots, dtype=torch.float64), torch.tensor(values, dtype=torch.float64))
 
@@ -91,8 +99,13 @@ def reliability(confidence: np.ndarray, agrees: np.ndarray, bins: int = 15) -> l
     """Per equal-count bin of confidence: mean confidence, share that agrees, number of tokens."""
     order = np.argsort(confidence, kind="stable")
     return [
-        {"confidence": float(confidence[part].mean()), "agreement": float(agrees[part].mean()), "tokens": len(part)}
-        for part in np.array_split(order, min(bins, len(order))) if len(part)
+        {
+            "confidence": float(confidence[part].mean()),
+            "agreement": float(agrees[part].mean()),
+            "tokens": len(part),
+        }
+        for part in np.array_split(order, min(bins, len(order)))
+        if len(part)
     ]
 
 
@@ -103,8 +116,9 @@ def expected_calibration_error(confidence: np.ndarray, agrees: np.ndarray, bins:
     return float(sum(row["tokens"] * abs(row["confidence"] - row["agreement"]) for row in rows) / total)
 
 
-def resampled_calibration_error(confidence: np.ndarray, agrees: np.ndarray, documents: np.ndarray, draws: int, seed: int,
-                                bins: int = 15) -> np.ndarray:
+def resampled_calibration_error(
+    confidence: np.ndarray, agrees: np.ndarray, documents: np.ndarray, draws: int, seed: int, bins: int = 15
+) -> np.ndarray:
     """ECE (draws,) under resamples of documents, the bins staying as they are on all tokens.
 
     An absolute value, so the draws lie a little above the estimate: noise within a bin adds to it.

@@ -58,7 +58,11 @@ class ExitClassifier(nn.Module):
     @property
     def flops(self) -> int:
         """Floating-point operations per token (a multiply-add counts two)."""
-        return sum(2 * layer.in_features * layer.out_features for layer in self.layers if isinstance(layer, nn.Linear))
+        return sum(
+            2 * layer.in_features * layer.out_features
+            for layer in self.layers
+            if isinstance(layer, nn.Linear)
+        )
 
 
 def classifier_inputs(which: str, hidden: Tensor | None, statistics: Tensor | None) -> Tensor:
@@ -79,9 +83,18 @@ class ClassifierFit:
     """Stopped because the selection loss no longer fell at any learning rate, rather than at max_epochs."""
 
 
-def fit_classifier(fit: tuple[Tensor, Tensor], select: tuple[Tensor, Tensor], label: str, hidden: list[int],
-                   learning_rate: float, batch_size: int, max_epochs: int, patience: int, seed: int,
-                   name: str = "exit classifier") -> ClassifierFit:
+def fit_classifier(
+    fit: tuple[Tensor, Tensor],
+    select: tuple[Tensor, Tensor],
+    label: str,
+    hidden: list[int],
+    learning_rate: float,
+    batch_size: int,
+    max_epochs: int,
+    patience: int,
+    seed: int,
+    name: str = "exit classifier",
+) -> ClassifierFit:
     """Fit a classifier on (inputs (N, I), labels (N, L)) with AdamW until the loss on ``select`` stops falling.
 
     Binary labels: binary cross-entropy, both classes weighing the same. Probabilities: squared error of the sigmoid. Costs
@@ -125,7 +138,9 @@ def fit_classifier(fit: tuple[Tensor, Tensor], select: tuple[Tensor, Tensor], la
         with torch.no_grad():
             select_loss = loss(classifier.outputs(select[0]), select[1]).item()
         if not math.isfinite(select_loss):
-            raise UserError(f"train_exits: the loss of the {name} is {select_loss}; lower exits.learning_rate")
+            raise UserError(
+                f"train_exits: the loss of the {name} is {select_loss}; lower exits.learning_rate"
+            )
         curve.append({"epoch": epoch, "fit_loss": total / len(inputs), "select_loss": select_loss})
         if select_loss < best_loss:
             best, best_loss, best_epoch = copy.deepcopy(classifier.state_dict()), select_loss, epoch

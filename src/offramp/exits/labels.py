@@ -14,9 +14,14 @@ from offramp.errors import UserError
 from offramp.states.store import States
 
 KINDS = {
-    "correct": "binary", "agreement": "binary", "easy": "binary",
-    "distill": "probability", "loss": "probability",
-    "loss_regression": "cost", "gain": "cost", "divergence": "cost",
+    "correct": "binary",
+    "agreement": "binary",
+    "easy": "binary",
+    "distill": "probability",
+    "loss": "probability",
+    "loss_regression": "cost",
+    "gain": "cost",
+    "divergence": "cost",
 }
 """binary: trained by BCE; probability: MSE of the sigmoid (seed 003); cost: regressed, and low is confident."""
 

@@ -43,12 +43,17 @@ def classification_quality(called: np.ndarray, positive: np.ndarray) -> dict[str
     ``majority_accuracy``: always the commoner class. ``majority_f1``: always positive, which no constant decision beats.
     """
     share = float(positive.mean())
-    hits, all_called, all_positive = float((called & positive).sum()), float(called.sum()), float(positive.sum())
+    hits, all_called, all_positive = (
+        float((called & positive).sum()),
+        float(called.sum()),
+        float(positive.sum()),
+    )
     recall = hits / all_positive if all_positive else 0.0
     negatives = len(positive) - all_positive
     specificity = float((~called & ~positive).sum()) / negatives if negatives else 0.0
     return {
-        "accuracy": float((called == positive).mean()), "majority_accuracy": max(share, 1 - share),
+        "accuracy": float((called == positive).mean()),
+        "majority_accuracy": max(share, 1 - share),
         "balanced_accuracy": (recall + specificity) / 2,
         "f1": 2 * hits / (all_called + all_positive) if all_called + all_positive else 0.0,
         "majority_f1": 2 * share / (1 + share),

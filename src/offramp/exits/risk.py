@@ -46,7 +46,9 @@ def token_risk(measure: str, loss: np.ndarray, argmax: np.ndarray, target: np.nd
     raise UserError(f"exits.risk.measure = {measure!r}: choose from {', '.join(MEASURES)}")
 
 
-def sequence_losses(measure: str, exits_taken: np.ndarray, risk: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+def sequence_losses(
+    measure: str, exits_taken: np.ndarray, risk: np.ndarray, sequence: np.ndarray
+) -> np.ndarray:
     """Mean of the risk at the exits taken, per sequence: (S,) float64.
 
     exits_taken (N,), risk (K, N) of ``token_risk``, sequence (N,) int: 0..S-1, every number at least once.
@@ -81,8 +83,13 @@ def betting(values: np.ndarray, tolerance: float, low: float, high: float, level
     n = len(values)
     x = (np.asarray(values, dtype=np.float64) - low) / (high - low)
     goal = (tolerance - low) / (high - low)
-    seen, widest = np.arange(1, n + 1) + 1, goal * (1 - goal)  # the largest variance that mean ``goal`` allows
-    mean = (goal + np.cumsum(x)) / seen  # one imagined value comes first, at the tolerance and of that variance
+    seen, widest = (
+        np.arange(1, n + 1) + 1,
+        goal * (1 - goal),
+    )  # the largest variance that mean ``goal`` allows
+    mean = (
+        goal + np.cumsum(x)
+    ) / seen  # one imagined value comes first, at the tolerance and of that variance
     variance = (widest + np.cumsum((x - mean) ** 2)) / seen
     before = np.concatenate([[widest], variance[:-1]])
     bets = np.minimum(np.sqrt(2 * math.log(1 / level) / (n * before)), LARGEST_BET / (1 - goal))
@@ -113,8 +120,10 @@ def check_promise(measure: str, tolerance: float, delta: float) -> None:
     """Raise UserError unless measure, tolerance and delta make a promise that can be tested."""
     if measure not in MEASURES:
         raise UserError(f"exits.risk.measure = {measure!r}: choose from {', '.join(MEASURES)}")
-    for name, value, meaning in (("tolerance", tolerance, "the risk allowed"),
-                                 ("delta", delta, "the probability that the promise is broken")):
+    for name, value, meaning in (
+        ("tolerance", tolerance, "the risk allowed"),
+        ("delta", delta, "the probability that the promise is broken"),
+    ):
         if not 0 < value < 1:
             raise UserError(f"exits.risk.{name} = {value}: give a number above 0 and below 1, {meaning}")
 
@@ -147,6 +156,8 @@ def require_sequences(have: int, measure: str, tolerance: float, delta: float) -
     """Raise UserError if ``have`` sequences could not confirm the tolerance even if none showed any loss."""
     needed = sequences_needed(measure, tolerance, delta)
     if have < needed:
-        raise UserError(f"exits.risk: measure {measure}, tolerance {tolerance} and delta {delta} need at least {needed} "
-                        f"held-out sequences to test on, there are {have}: give more calibration text, "
-                        "or raise tolerance or delta")
+        raise UserError(
+            f"exits.risk: measure {measure}, tolerance {tolerance} and delta {delta} need at least {needed} "
+            f"held-out sequences to test on, there are {have}: give more calibration text, "
+            "or raise tolerance or delta"
+        )

@@ -52,7 +52,11 @@ SIGNALS = {
 }
 """Signals that can be had at inference."""
 
-ORACLES = {"correct_prob": Signal(lambda c: c["correct_prob"], "readout", "seed 004 (there called softmax confidence)", True)}
+ORACLES = {
+    "correct_prob": Signal(
+        lambda c: c["correct_prob"], "readout", "seed 004 (there called softmax confidence)", True
+    )
+}
 """Signals that need the target: for training labels and controls only."""
 
 LEARNED = "learned"
@@ -75,7 +79,9 @@ def raw_signal(name: str, columns: Mapping[str, Array]) -> Array:
             f"controls only; use {LEARNED}, {', '.join(SIGNALS)}"
         )
     if name not in SIGNALS:
-        raise UserError(f"exits.confidence = {name!r} is not a signal; known: {LEARNED}, {', '.join(SIGNALS)}")
+        raise UserError(
+            f"exits.confidence = {name!r} is not a signal; known: {LEARNED}, {', '.join(SIGNALS)}"
+        )
     try:
         return SIGNALS[name].score(columns)
     except KeyError as missing:

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file
 from torch import Tensor
 
+from offramp.artifacts.artifact import Artifact
 from offramp.errors import UserError
 from offramp.exits.calibration import Calibrator
 from offramp.exits.classifier import ExitClassifier
-from offramp.lineage.artifact import Artifact
 
 HELD_OUT = "held_out.parquet"
 
@@ -33,7 +33,9 @@ class Exits:
 
     def calibrator(self, exit: int, signal: str) -> Calibrator:
         if signal not in self.config["signals"]:
-            raise UserError(f"exits.confidence = {signal!r}: {self.artifact.path} knows {', '.join(self.config['signals'])}")
+            raise UserError(
+                f"exits.confidence = {signal!r}: {self.artifact.path} knows {', '.join(self.config['signals'])}"
+            )
         return Calibrator(self._tensors[f"knots_{exit}.{signal}"], self._tensors[f"values_{exit}.{signal}"])
 
     def held_out(self, signal: str, part: str, keep_first: int = 0) -> dict[str, np.ndarray]:
@@ -48,10 +50,20 @@ class Exits:
             **{name: [f"{name}_{exit}" for exit in range(exits)] for name in ("loss", "argmax")},
         }
         wanted = [column for columns in names.values() for column in columns]
-        table = pq.read_table(self.artifact.file(HELD_OUT), columns=[*wanted, "target", "sequence"],
-                              filters=[("part", "=", part), ("position", ">=", keep_first)])
-        stacked = {name: np.stack([table[column].to_numpy() for column in columns]) for name, columns in names.items()}
+        table = pq.read_table(
+            self.artifact.file(HELD_OUT),
+            columns=[*wanted, "target", "sequence"],
+            filters=[("part", "=", part), ("position", ">=", keep_first)],
+        )
+        stacked = {
+            name: np.stack([table[column].to_numpy() for column in columns])
+            for name, columns in names.items()
+        }
         return stacked | {name: table[name].to_numpy() for name in ("target", "sequence")}
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in self._tensors.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self._tensors.items()
+            if name.startswith(prefix)
+        }

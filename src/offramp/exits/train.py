@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
 from offramp.errors import UserError
 from offramp.exits.calibration import fit_calibrator
 from offramp.exits.classifier import ExitClassifier, classifier_inputs, fit_classifier
@@ -27,7 +28,6 @@ from offramp.exits.labels import KINDS, agreement, label
 from offramp.exits.ranking import aurc, auroc, classification_quality, loss_gap, most_confident
 from offramp.exits.signals import LEARNED, known_signals, raw_signal
 from offramp.exits.store import HELD_OUT
-from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
 from offramp.states.store import States
 
 PARTS = ("fit", "select", "guarantee")
@@ -52,7 +52,9 @@ def split_calibration(documents: np.ndarray, seed: int) -> np.ndarray:
     return part_of[np.searchsorted(names, documents)]
 
 
-def train_exits(states: States, settings: Any, path: Path, params: dict[str, Any]) -> tuple[Artifact, dict, list]:
+def train_exits(
+    states: States, settings: Any, path: Path, params: dict[str, Any]
+) -> tuple[Artifact, dict, list]:
     """Write the ``exits`` artifact; returns it with the rows of metrics/exits.json and exit_fit.csv.
 
     ``settings`` is the ``exits`` section of the parameters.
@@ -83,41 +85,68 @@ def train_exits(states: States, settings: Any, path: Path, params: dict[str, Any
             selected = confidence[select[held_out]]
             quality[name] = signal_quality(selected, agrees[select], loss[select])
         share = float(agrees[select].mean())
-        metrics[f"exit_{exit}"] = {"fit": fit_metrics, "signals": quality, "agreement": share,
-                                   "majority_baseline": max(share, 1 - share)}
+        metrics[f"exit_{exit}"] = {
+            "fit": fit_metrics,
+            "signals": quality,
+            "agreement": share,
+            "majority_baseline": max(share, 1 - share),
+        }
     for exit in range(states.num_exits):
-        confidences |= {f"{name}_{exit}": states.column(f"{name}_{exit}")[held_out] for name in ("loss", "argmax")}
+        confidences |= {
+            f"{name}_{exit}": states.column(f"{name}_{exit}")[held_out] for name in ("loss", "argmax")
+        }
     config = {
-        "exits": states.num_exits, "inputs": "state" if joint else settings.inputs,
-        "hidden": [] if joint else list(settings.hidden), "width": states.artifact.meta["width"],
-        "signals": [*signals, LEARNED], "label": "joint" if joint else settings.label,
+        "exits": states.num_exits,
+        "inputs": "state" if joint else settings.inputs,
+        "hidden": [] if joint else list(settings.hidden),
+        "width": states.artifact.meta["width"],
+        "signals": [*signals, LEARNED],
+        "label": "joint" if joint else settings.label,
     }
     known = {name: states.column(name)[held_out] for name in ("document", "sequence", "position", "target")}
     with create_artifact(path, "exits", params, {"states/calibration": states.artifact}) as out:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, out.path / "exits.safetensors")
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()}, out.path / "exits.safetensors"
+        )
         (out.path / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        table = {"part": pa.array(PARTS).take(pa.array(part[held_out])).dictionary_encode(), **known, **confidences}
+        table = {
+            "part": pa.array(PARTS).take(pa.array(part[held_out])).dictionary_encode(),
+            **known,
+            **confidences,
+        }
         pq.write_table(pa.table(table), out.path / HELD_OUT, compression="NONE")
         out.meta.update(config, lm=states.artifact.inputs["lm"], precision=states.precision)
     return open_artifact(path, "exits", verify=False), metrics, curve
 
 
-def _fit(states: States, exit: int, part: np.ndarray, settings: Any) -> tuple[ExitClassifier, Tensor, dict, list]:
+def _fit(
+    states: States, exit: int, part: np.ndarray, settings: Any
+) -> tuple[ExitClassifier, Tensor, dict, list]:
     hidden = states.hidden(exit) if settings.inputs != "statistics" else None
     statistics = torch.from_numpy(states.statistics(exit)) if settings.inputs != "state" else None
     inputs = classifier_inputs(settings.inputs, hidden, statistics)
     labels = torch.from_numpy(label(states, exit, settings.label, settings.easy_loss))
     fit, select = (torch.from_numpy(part == PARTS.index(name)) for name in ("fit", "select"))
     found = fit_classifier(
-        (inputs[fit], labels[fit]), (inputs[select], labels[select]), settings.label, list(settings.hidden),
-        settings.learning_rate, settings.batch_size, settings.max_epochs, settings.patience, settings.seed,
+        (inputs[fit], labels[fit]),
+        (inputs[select], labels[select]),
+        settings.label,
+        list(settings.hidden),
+        settings.learning_rate,
+        settings.batch_size,
+        settings.max_epochs,
+        settings.patience,
+        settings.seed,
         name=f"exit classifier {exit}",
     )
     with torch.no_grad():
         score, fit_score = (found.classifier(inputs[rows]).numpy() for rows in (select, fit))
     wanted = labels[select, -1].numpy() * (-1 if KINDS[settings.label] == "cost" else 1)
     metrics = {
-        "label": settings.label, "epochs": len(found.curve), "best_epoch": found.best_epoch, "converged": found.converged,
+        "label": settings.label,
+        "epochs": len(found.curve),
+        "best_epoch": found.best_epoch,
+        "converged": found.converged,
         "select_loss": min(row["select_loss"] for row in found.curve),
         "pearson_label": float(np.corrcoef(score, wanted)[0, 1]),
         "spearman_label": float(spearmanr(score, wanted).statistic),
@@ -137,7 +166,9 @@ def _joint_classifiers(states: States) -> list[ExitClassifier]:
     for exit in range(states.num_exits - 1):
         name = f"exit_classifiers.{exit}"
         if f"{name}.weight" not in weights:
-            raise UserError("exits.mode joint: the model has no jointly trained classifiers; set pretrain.joint_classifier")
+            raise UserError(
+                "exits.mode joint: the model has no jointly trained classifiers; set pretrain.joint_classifier"
+            )
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
         classifier = ExitClassifier(weight.shape[1], [])
         classifier.layers[0].load_state_dict({"weight": weight, "bias": bias})
@@ -156,7 +187,9 @@ def signal_quality(confidence: np.ndarray, agrees: np.ndarray, loss: np.ndarray)
     ranking = auroc(confidence, agrees)
     gap = loss_gap(easy, loss)
     return {
-        "auroc": None if np.isnan(ranking) else ranking, "aurc": aurc(confidence, ~agrees),
-        "loss_gap": gap, "oracle_share": gap / loss_gap(oracle, loss),
+        "auroc": None if np.isnan(ranking) else ranking,
+        "aurc": aurc(confidence, ~agrees),
+        "loss_gap": gap,
+        "oracle_share": gap / loss_gap(oracle, loss),
         "spearman_loss": float(spearmanr(-confidence, loss).statistic) if np.ptp(confidence) else None,
     }

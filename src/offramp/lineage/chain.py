@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from offramp.artifacts.artifact import MANIFEST, open_artifact
 from offramp.errors import UserError
-from offramp.lineage.artifact import MANIFEST, open_artifact
-from offramp.lineage.git import changed_files, last_commit
-from offramp.lineage.recorded import (
+from offramp.params import read_params
+from offramp.tracking.git import changed_files, last_commit
+from offramp.tracking.recorded import (
     RESULTLESS,
     Stage,
     dvc_md5,
@@ -27,9 +28,8 @@ from offramp.lineage.recorded import (
     read_manifest,
     read_stages,
 )
-from offramp.lineage.series import json_values
-from offramp.lineage.store import ROLE, STAGE, Store, StoreError, open_store
-from offramp.params import read_params
+from offramp.tracking.series import json_values
+from offramp.tracking.store import ROLE, STAGE, Store, StoreError, open_store
 
 FILE = "file"
 
@@ -74,7 +74,10 @@ class Chain:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; every node once, its inputs by their names."""
-        nodes = {node.name: vars(node) | {"inputs": [made_from.name for made_from in node.inputs]} for node in self.nodes}
+        nodes = {
+            node.name: vars(node) | {"inputs": [made_from.name for made_from in node.inputs]}
+            for node in self.nodes
+        }
         return {
             "target": self.target.name,
             "values": self.values,
@@ -135,7 +138,9 @@ class _Walk:
         stages = read_stages(root, as_locked=True) if root else []
         self.maker: dict[str, Stage] = {out: stage for stage in stages for out in stage.outs}
         self.on_disk = {  # digest -> path
-            manifest["digest"]: out for out in self.maker if (manifest := read_manifest(root / out)) is not None
+            manifest["digest"]: out
+            for out in self.maker
+            if (manifest := read_manifest(root / out)) is not None
         }
         self.params_now, self.notes = _params_now(root) if root else ({}, [])
 
@@ -146,7 +151,9 @@ class _Walk:
         for folder in (path, *path.parents):
             if (folder / MANIFEST).is_file():
                 return self._artifact_elsewhere(folder)
-        raise UserError(f"{path} is neither an output of a stage in dvc.yaml nor an artifact (a folder with {MANIFEST})")
+        raise UserError(
+            f"{path} is neither an output of a stage in dvc.yaml nor an artifact (a folder with {MANIFEST})"
+        )
 
     def _out_holding(self, path: Path) -> str | None:
         """The stage output that is, or contains, ``path``."""
@@ -232,7 +239,9 @@ class _Walk:
             if digest in self.on_disk:
                 node.inputs.append(self._output(self.on_disk[digest]))
                 continue
-            other = next((reached for reached in self.nodes.values() if name in (reached.kind, reached.name)), None)
+            other = next(
+                (reached for reached in self.nodes.values() if name in (reached.kind, reached.name)), None
+            )
             if node.path in self.maker:
                 there = f"; {other.path} is {_short(other.digest)} now" if other and other.path else ""
                 node.problems.append(
@@ -256,7 +265,9 @@ class _Walk:
         node = self.nodes[label] = Node(label, re.split("[./]", name)[0], digest)
         node.runs = self._runs({f"made.{digest}": None})
         if not node.runs:
-            node.problems.append(f"{label} is not on disk and no known MLflow run made it: the chain ends here")
+            node.problems.append(
+                f"{label} is not on disk and no known MLflow run made it: the chain ends here"
+            )
             return node
         run = self.store.get(node.runs[0]["id"])
         node.kind = run.data.tags[f"made.{digest}"].split(".")[0]
@@ -278,7 +289,9 @@ class _Walk:
                     f"{node.name}: its manifest says {key} = {node.params[key]!r}, dvc.lock {value!r}; run `dvc repro`"
                 )
             if key in self.params_now and self.params_now[key] != value and stage.name not in RESULTLESS:
-                node.notes.append(f"params.yaml now says {key} = {self.params_now[key]!r}; this was made with {value!r}")
+                node.notes.append(
+                    f"params.yaml now says {key} = {self.params_now[key]!r}; this was made with {value!r}"
+                )
 
     def _runs(self, tags: dict[str, str | None]) -> list[dict[str, str]]:
         if self.store is None:
@@ -321,7 +334,9 @@ def _commit(root: Path | None, notes: list[str]) -> dict[str, Any]:
     commit: dict[str, Any] = {"head": asdict(head), "changed_files": changed}
     recorded = last_commit(root, "dvc.lock")
     if recorded is None or "dvc.lock" in changed_files(root, "dvc.lock"):
-        notes.append("no commit holds this dvc.lock yet; `git add dvc.lock params.yaml metrics && git commit` ties it to one")
+        notes.append(
+            "no commit holds this dvc.lock yet; `git add dvc.lock params.yaml metrics && git commit` ties it to one"
+        )
     else:
         commit["recorded"] = asdict(recorded)
     return commit

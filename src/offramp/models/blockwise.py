@@ -76,7 +76,9 @@ class Blockwise(nn.Module):
         """Hidden states (B, T, D) after one layer, every token attending to itself and earlier ones."""
         given = x, self.cos[: x.shape[1]], self.sin[: x.shape[1]]
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, *given, use_reentrant=False, preserve_rng_state=False)  # nothing in a layer is drawn
+            return checkpoint(
+                layer, *given, use_reentrant=False, preserve_rng_state=False
+            )  # nothing in a layer is drawn
         return layer(*given)
 
     def run_block(self, block: int, x: Tensor) -> Tensor:

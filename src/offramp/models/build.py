@@ -17,13 +17,30 @@ def build_model(model: Any, pretrain: Any, meta: dict[str, Any]) -> Blockwise:
     checkpoint of another vocabulary.
     """
     if model.source == "native":
-        return BlockwiseLM(ModelConfig.from_json(model.sizes() | {
-            "vocab_size": meta["vocab_size"], "window": meta["window"], "heads_per_exit": pretrain.head == "per_block",
-            "exited_state": pretrain.blockwise.exited_state, "exit_classifiers": pretrain.joint_classifier is not None,
-        }))
-    pretrained = load_pretrained(model.name_or_path, model.gguf_file, model.revision, model.exits_after, meta["window"],
-                                 pretrain.frozen.translator, pretrain.frozen.rank)
+        return BlockwiseLM(
+            ModelConfig.from_json(
+                model.sizes()
+                | {
+                    "vocab_size": meta["vocab_size"],
+                    "window": meta["window"],
+                    "heads_per_exit": pretrain.head == "per_block",
+                    "exited_state": pretrain.blockwise.exited_state,
+                    "exit_classifiers": pretrain.joint_classifier is not None,
+                }
+            )
+        )
+    pretrained = load_pretrained(
+        model.name_or_path,
+        model.gguf_file,
+        model.revision,
+        model.exits_after,
+        meta["window"],
+        pretrain.frozen.translator,
+        pretrain.frozen.rank,
+    )
     if pretrained.config.vocab_size != meta["vocab_size"]:
-        raise UserError(f"data has a vocabulary of {meta['vocab_size']}, {model.name_or_path} one of "
-                        f"{pretrained.config.vocab_size}: they do not belong together; run `dvc repro`")
+        raise UserError(
+            f"data has a vocabulary of {meta['vocab_size']}, {model.name_or_path} one of "
+            f"{pretrained.config.vocab_size}: they do not belong together; run `dvc repro`"
+        )
     return pretrained

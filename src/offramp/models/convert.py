@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from offramp.checkpoint import Checkpoint, gguf_tokenizer, read_config
+from offramp.checkpoints.checkpoint import Checkpoint, gguf_tokenizer, read_config
 from offramp.errors import UserError
 from offramp.models.pretrained import load_weights
 
@@ -31,7 +31,9 @@ def convert_gguf(gguf: Path, out: Path) -> None:
 
     tokenizer = gguf_tokenizer(checkpoint)
     loaded = load_weights(*checkpoint)
-    del loaded.config.quantization_config  # a model marked as quantised cannot be saved, and these weights no longer are
+    del (
+        loaded.config.quantization_config
+    )  # a model marked as quantised cannot be saved, and these weights no longer are
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(loaded.config)
     model.load_state_dict(loaded.state_dict(), assign=True)

@@ -58,16 +58,25 @@ class BlockwiseLM(Blockwise):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(
             nn.ModuleList(
-                TransformerLayer(config.width, config.heads, config.ffn_width, config.norm, key_value_heads=config.key_value_heads)
+                TransformerLayer(
+                    config.width,
+                    config.heads,
+                    config.ffn_width,
+                    config.norm,
+                    key_value_heads=config.key_value_heads,
+                )
                 for _ in range(layers)
             )
             for layers in config.block_layers
         )
         self.norms = nn.ModuleList(
-            nn.RMSNorm(config.width, eps=1e-6) if config.norm == "pre" else nn.Identity() for _ in config.block_layers
+            nn.RMSNorm(config.width, eps=1e-6) if config.norm == "pre" else nn.Identity()
+            for _ in config.block_layers
         )
         num_own = (config.num_blocks if config.heads_per_exit else 1) - config.tied
-        self.heads = nn.ParameterList(nn.Parameter(torch.empty(config.vocab_size, config.width)) for _ in range(num_own))
+        self.heads = nn.ParameterList(
+            nn.Parameter(torch.empty(config.vocab_size, config.width)) for _ in range(num_own)
+        )
         num_classifiers = config.num_blocks - 1 if config.exit_classifiers else 0
         self.exit_classifiers = nn.ModuleList(nn.Linear(config.width, 1) for _ in range(num_classifiers))
         cos, sin = rotary_table(config.window, config.width // config.heads)

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from offramp.checkpoint import Checkpoint, check_cut, check_weights, first_line, read_config
+from offramp.checkpoints.checkpoint import Checkpoint, check_cut, check_weights, first_line, read_config
 from offramp.errors import UserError, out_of_memory
 from offramp.models.blockwise import Blockwise
 from offramp.nn.pretrained_layers import LAYERS, identity_copy
@@ -61,11 +61,21 @@ class PretrainedConfig:
         return Checkpoint(self.name_or_path, self.gguf_file, self.revision)
 
     def to_json(self) -> dict:
-        return {**asdict(self), "exits_after": list(self.exits_after), "block_layers": list(self.block_layers)}
+        return {
+            **asdict(self),
+            "exits_after": list(self.exits_after),
+            "block_layers": list(self.block_layers),
+        }
 
     @classmethod
     def from_json(cls, values: dict) -> PretrainedConfig:
-        return cls(**{**values, "exits_after": tuple(values["exits_after"]), "block_layers": tuple(values["block_layers"])})
+        return cls(
+            **{
+                **values,
+                "exits_after": tuple(values["exits_after"]),
+                "block_layers": tuple(values["block_layers"]),
+            }
+        )
 
 
 class PretrainedLM(Blockwise):
@@ -84,8 +94,11 @@ class PretrainedLM(Blockwise):
         self.blocks = nn.ModuleList(nn.ModuleList(layers[start:end]) for start, end in pairwise(bounds))
         # A layer that an exit has to itself begins as the checkpoint's next one that adds nothing yet.
         self.translators = nn.ModuleList(
-            identity_copy(layers[after]) if config.translator == BLOCK else make_translator(config.translator, config.width, config.rank)
-            for after in config.exits_after)
+            identity_copy(layers[after])
+            if config.translator == BLOCK
+            else make_translator(config.translator, config.width, config.rank)
+            for after in config.exits_after
+        )
         """Of every exit but the last: what it has of its own."""
         self.norm = getattr(decoder, adapter.FINAL_NORM)
         head = base.get_output_embeddings()
@@ -108,7 +121,11 @@ class PretrainedLM(Blockwise):
         return (self.embedding if self.head is None else self.head).weight
 
     def exit_layer(self, exit: int) -> Any | None:
-        return self.translators[exit] if self.config.translator == BLOCK and exit < len(self.translators) else None
+        return (
+            self.translators[exit]
+            if self.config.translator == BLOCK and exit < len(self.translators)
+            else None
+        )
 
     def readout_input(self, exit: int, x: Tensor) -> Tensor:
         return self.norm(self.translators[exit](x) if self._translates(exit) else x)
@@ -120,9 +137,15 @@ class PretrainedLM(Blockwise):
         return self.config.translator != BLOCK and exit < len(self.translators)
 
 
-def load_pretrained(name_or_path: str, gguf_file: str | None = None, revision: str | None = None,
-                    exits_after: Sequence[int] = (), window: int = 128, translator: str = "identity",
-                    rank: int | None = None) -> PretrainedLM:
+def load_pretrained(
+    name_or_path: str,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    exits_after: Sequence[int] = (),
+    window: int = 128,
+    translator: str = "identity",
+    rank: int | None = None,
+) -> PretrainedLM:
     """A checkpoint as a block-wise model in fp32 on the CPU, in evaluation mode, its translators as yet identities.
 
     UserError names what is wrong with it or with where it is to be cut; all but damaged weights before they are read.
@@ -132,25 +155,51 @@ def load_pretrained(name_or_path: str, gguf_file: str | None = None, revision: s
     return PretrainedLM(load_weights(name_or_path, gguf_file, revision), config).eval()
 
 
-def make_config(theirs: Any, exits_after: Sequence[int], window: int, name_or_path: str, gguf_file: str | None = None,
-                revision: str | None = None, translator: str = "identity", rank: int | None = None) -> PretrainedConfig:
+def make_config(
+    theirs: Any,
+    exits_after: Sequence[int],
+    window: int,
+    name_or_path: str,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    translator: str = "identity",
+    rank: int | None = None,
+) -> PretrainedConfig:
     """Where a checkpoint of the configuration ``theirs`` is cut; UserError where it cannot be."""
     check_cut(theirs, Checkpoint(name_or_path, gguf_file, revision), exits_after, window)
-    blocks = tuple(later - earlier for earlier, later in pairwise((0, *exits_after, theirs.num_hidden_layers)))
-    return PretrainedConfig(name_or_path, gguf_file, revision, tuple(exits_after), theirs.vocab_size, window, theirs.hidden_size,
-                            blocks, translator, rank)
+    blocks = tuple(
+        later - earlier for earlier, later in pairwise((0, *exits_after, theirs.num_hidden_layers))
+    )
+    return PretrainedConfig(
+        name_or_path,
+        gguf_file,
+        revision,
+        tuple(exits_after),
+        theirs.vocab_size,
+        window,
+        theirs.hidden_size,
+        blocks,
+        translator,
+        rank,
+    )
 
 
 def rotary_tables(decoder: nn.Module, window: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines (window, R / 2) of the decoder's own rotary positions, whatever its scaling; R = 0 without any."""
     if not hasattr(decoder, "rotary_emb"):
         return torch.empty(window, 0), torch.empty(window, 0)
-    rotary = type(decoder.rotary_emb)(decoder.config)  # a new one: the decoder may be on another device, or on none
+    rotary = type(decoder.rotary_emb)(
+        decoder.config
+    )  # a new one: the decoder may be on another device, or on none
     cos, sin = rotary(torch.zeros(1), position_ids=torch.arange(window).unsqueeze(0))
-    return tuple(table[0, :, : table.shape[-1] // 2].clone() for table in (cos, sin))  # the second half repeats the first
+    return tuple(
+        table[0, :, : table.shape[-1] // 2].clone() for table in (cos, sin)
+    )  # the second half repeats the first
 
 
-def load_weights(name_or_path: str, gguf_file: str | None = None, revision: str | None = None) -> PreTrainedModel:
+def load_weights(
+    name_or_path: str, gguf_file: str | None = None, revision: str | None = None
+) -> PreTrainedModel:
     """Transformers' own model of a checkpoint, in fp32.
 
     UserError where weights are pickled, damaged, missing or not finite, or do not fit into memory.
@@ -165,14 +214,23 @@ def load_weights(name_or_path: str, gguf_file: str | None = None, revision: str 
     try:
         check_weights(checkpoint)
         model, found = AutoModelForCausalLM.from_pretrained(
-            checkpoint.name_or_path, dtype=torch.float32, output_loading_info=True, **formats, **checkpoint.options)
+            checkpoint.name_or_path,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **formats,
+            **checkpoint.options,
+        )
     except (MemoryError, RuntimeError, OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"{checkpoint}: {_why_not_loaded(error)}") from None
     if missing := sorted(found["missing_keys"]):
-        raise UserError(f"{checkpoint}: {len(missing)} weights are missing, {missing[0]} for one; fetch or save it again")
+        raise UserError(
+            f"{checkpoint}: {len(missing)} weights are missing, {missing[0]} for one; fetch or save it again"
+        )
     for name, weight in model.named_parameters():
         if not all(map(isfinite, weight.detach().aminmax())):
-            raise UserError(f"{checkpoint}: its weights are not finite numbers, {name} for one; fetch or save it again")
+            raise UserError(
+                f"{checkpoint}: its weights are not finite numbers, {name} for one; fetch or save it again"
+            )
     return model
 
 

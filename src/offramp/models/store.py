@@ -13,9 +13,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from offramp.checkpoint import read_config, weight_digests
+from offramp.artifacts.artifact import Artifact
+from offramp.checkpoints.checkpoint import read_config, weight_digests
 from offramp.errors import UserError
-from offramp.lineage.artifact import Artifact
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.models.pretrained import PretrainedConfig, PretrainedLM, empty_model, load_weights
@@ -35,7 +35,10 @@ def save_model(model: Blockwise, folder: Path, base_trained: bool = True) -> Non
         else:
             config["checkpoint"] = weight_digests(model.config.checkpoint)
     kept = model if base_trained else model.translators
-    save_file({name: value.detach().cpu().contiguous() for name, value in kept.state_dict().items()}, folder / WEIGHTS)
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in kept.state_dict().items()},
+        folder / WEIGHTS,
+    )
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
@@ -64,8 +67,10 @@ def _pretrained(lm: Artifact, values: dict[str, Any], root: Path) -> PretrainedL
         return model
     checkpoint = config.checkpoint.under(root)
     if weight_digests(checkpoint) != digests:
-        raise UserError(f"{checkpoint}: its weights are not those that {lm.path} was made from; "
-                        "restore them, or run `dvc repro`")
+        raise UserError(
+            f"{checkpoint}: its weights are not those that {lm.path} was made from; "
+            "restore them, or run `dvc repro`"
+        )
     model = PretrainedLM(load_weights(*checkpoint), config)
     _fill(model.translators, lm)
     return model

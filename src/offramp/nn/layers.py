@@ -34,10 +34,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn x (..., H, R) by the angles of its positions, cos and sin (..., R / 2)."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
-    return torch.cat((
-        torch.addcmul(first * cos, second, sin, value=-1),
-        torch.addcmul(second * cos, first, sin),
-    ), dim=-1)
+    return torch.cat(
+        (
+            torch.addcmul(first * cos, second, sin, value=-1),
+            torch.addcmul(second * cos, first, sin),
+        ),
+        dim=-1,
+    )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:
@@ -47,10 +50,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:
     """
     if query.device.type == "cpu":  # in bf16 the backward pass of the CPU kernel takes 7x the time of fp32
         query, key, value = query.float(), key.float(), value.float()
-    off = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")  # entering the context costs as much as a small product
+    off = query.device.type == "cpu" and torch.is_autocast_enabled(
+        "cpu"
+    )  # entering the context costs as much as a small product
     with torch.autocast("cpu", enabled=False) if off else nullcontext():
-        out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
-                                             enable_gqa=query.shape[2] != key.shape[2], **mask)
+        out = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            enable_gqa=query.shape[2] != key.shape[2],
+            **mask,
+        )
     return out.transpose(1, 2)
 
 
@@ -81,7 +91,9 @@ class StackedKeysValues(nn.Module):
     def project(self) -> nn.Linear:
         folded = [layer.folded_keys_values() for layer in self.layers]
         project = nn.Linear(folded[0][0].shape[1], 1, bias=False, device="meta")
-        project.weight = nn.Parameter(torch.cat([weight.detach() for weight, _ in folded]), requires_grad=False)
+        project.weight = nn.Parameter(
+            torch.cat([weight.detach() for weight, _ in folded]), requires_grad=False
+        )
         if folded[0][1] is not None:
             project.bias = nn.Parameter(torch.cat([bias.detach() for _, bias in folded]), requires_grad=False)
         return project
@@ -102,7 +114,15 @@ class TransformerLayer(nn.Module):
     owes later layers less.
     """
 
-    def __init__(self, width: int, heads: int, ffn_width: int, norm: str = "pre", eps: float = 1e-6, key_value_heads: int | None = None):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ffn_width: int,
+        norm: str = "pre",
+        eps: float = 1e-6,
+        key_value_heads: int | None = None,
+    ):
         super().__init__()
         self.heads, self.head_dim, self.norm = heads, width // heads, norm
         self.groups = key_value_heads or heads
@@ -142,7 +162,11 @@ class TransformerLayer(nn.Module):
     @property
     def costs(self) -> LayerCosts:
         width = self.query.in_features
-        return LayerCosts(2 * (2 * width * width + 3 * width * self.ffn_out.in_features), 2 * width * self.key_value.out_features, 2 * 2 * width)
+        return LayerCosts(
+            2 * (2 * width * width + 3 * width * self.ffn_out.in_features),
+            2 * width * self.key_value.out_features,
+            2 * 2 * width,
+        )
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer for tokens x (..., D), given what their heads read, attended (..., H, E)."""

@@ -101,7 +101,10 @@ class LlamaLayer(PretrainedLayer):
         self.groups = attention.k_proj.out_features // self.head_dim
         self.attn_norm, self.ffn_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.query, self.key, self.value = attention.q_proj, attention.k_proj, attention.v_proj
-        self.query_norm, self.key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.query_norm, self.key_norm = (
+            getattr(attention, "q_norm", None),
+            getattr(attention, "k_norm", None),
+        )
         self.attn_out, self.mlp = attention.o_proj, mlp
 
     def attention_input(self, x: Tensor) -> Tensor:
@@ -132,8 +135,11 @@ class LlamaLayer(PretrainedLayer):
     @property
     def costs(self) -> LayerCosts:
         width, own = self.query.in_features, self.heads * self.head_dim
-        return LayerCosts(2 * (2 * width * own + 3 * width * self.mlp.up_proj.out_features),
-                          2 * 2 * width * self.groups * self.head_dim, 2 * 2 * own)
+        return LayerCosts(
+            2 * (2 * width * own + 3 * width * self.mlp.up_proj.out_features),
+            2 * 2 * width * self.groups * self.head_dim,
+            2 * 2 * own,
+        )
 
     @property
     def writers(self) -> tuple[nn.Module, nn.Module]:
@@ -236,8 +242,12 @@ class GPTNeoXLayer(PretrainedLayer):
         return F.layer_norm(x, x.shape[-1:], eps=self.attn_norm.eps)
 
     def folded_keys_values(self) -> tuple[Tensor, Tensor | None]:
-        weight, bias = (None if part is None else torch.cat([share.flatten(0, 1) for share in part.split(self.head_dim, 1)[1:]])
-                        for part in self._by_head())
+        weight, bias = (
+            None
+            if part is None
+            else torch.cat([share.flatten(0, 1) for share in part.split(self.head_dim, 1)[1:]])
+            for part in self._by_head()
+        )
         return _fold(weight, bias, self.attn_norm)
 
     @property
@@ -254,8 +264,14 @@ class GPTNeoXLayer(PretrainedLayer):
         return after + self.mlp(self.ffn_norm(x if self.parallel else after))
 
 
-LAYERS = {"llama": LlamaLayer, "mistral": LlamaLayer, "qwen2": LlamaLayer, "qwen3": LlamaLayer,
-          "gpt2": GPT2Layer, "gpt_neox": GPTNeoXLayer}
+LAYERS = {
+    "llama": LlamaLayer,
+    "mistral": LlamaLayer,
+    "qwen2": LlamaLayer,
+    "qwen3": LlamaLayer,
+    "gpt2": GPT2Layer,
+    "gpt_neox": GPTNeoXLayer,
+}
 """By the ``model_type`` of a checkpoint's configuration."""
 
 

@@ -163,8 +163,8 @@ def _ranking(routing: dict[str, Any]) -> list[Sentence]:
     if ranked is None:
         return []
     rest = (
-        f"calibration error {percent(routing['ece'])}{_interval(routing['interval'].get('ece'), percent)}; AUROC of \"leaving at "
-        f"exit 0 agrees with full depth\" {ranked:.2f} (0.5 is chance), mean disagreement over all coverages "
+        f'calibration error {percent(routing["ece"])}{_interval(routing["interval"].get("ece"), percent)}; AUROC of "leaving at '
+        f'exit 0 agrees with full depth" {ranked:.2f} (0.5 is chance), mean disagreement over all coverages '
         f"{percent(routing['aurc'])}."
     )
     return [Sentence("Calibration and ranking are two things:", rest)]
@@ -175,7 +175,11 @@ def _promise(routing: dict[str, Any]) -> list[Sentence]:
         return []
     risk = routing["risk"]
     name = risk["measure"].replace("_", " ")
-    lead = "The promised risk was kept on fresh text." if risk["kept"] else "The promised risk was NOT kept on fresh text."
+    lead = (
+        "The promised risk was kept on fresh text."
+        if risk["kept"]
+        else "The promised risk was NOT kept on fresh text."
+    )
     if not risk["passed"]:
         lead = "No threshold could be promised, so nothing leaves."
     rest = (

@@ -17,10 +17,14 @@ def page_of(template: Path, exits: list[dict[str, Any]], colours: list[Colour], 
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     named = {"exits": exits, "colours": colours}
     style = environment.from_string(STYLE.read_text(encoding="utf-8")).render(tint=f"{TINT:.0%}", **named)
-    return environment.from_string(template.read_text(encoding="utf-8")).render(style=Markup(style), **named, **values)
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        style=Markup(style), **named, **values
+    )
 
 
 def inline(figure: Figure, colours: list[Colour]) -> str:

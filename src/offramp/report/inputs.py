@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from offramp.artifacts.artifact import Artifact, open_artifact
 from offramp.errors import UserError
-from offramp.lineage.artifact import Artifact, open_artifact
 
 TABLES = {
     "learning_curves": ("phase", "exit", "step", "tokens", "train_loss", "calibration_ppl"),

@@ -91,8 +91,13 @@ def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figu
 
 
 def _suitability(found: dict[str, Any]) -> dict[str, Any]:
-    return {"advice": f'{found["advice"]["sentence"]} {found["advice"]["propagation"]}', "columns": suitability.columns(found), "rows": suitability.rows(found),
-            "oracle": suitability.oracle(found), **{name: found[name] for name in ("tokens", "sequences", "timing")}}
+    return {
+        "advice": f"{found['advice']['sentence']} {found['advice']['propagation']}",
+        "columns": suitability.columns(found),
+        "rows": suitability.rows(found),
+        "oracle": suitability.oracle(found),
+        **{name: found[name] for name in ("tokens", "sequences", "timing")},
+    }
 
 
 def _thresholds(measured: Measurements, given: Any) -> str:
@@ -103,9 +108,11 @@ def _thresholds(measured: Measurements, given: Any) -> str:
     chosen = (f"{routing['threshold'][f'exit_{k}']:.3g} at exit {k}" for k in range(measured.exits - 1))
     values = ", ".join(chosen) or "none, the only exit is full depth"
     rule = {
-        "auto": lambda: "auto", "budget": lambda: f"budget of {percent(routing['budget'])} of the full-depth FLOPs",
+        "auto": lambda: "auto",
+        "budget": lambda: f"budget of {percent(routing['budget'])} of the full-depth FLOPs",
         "risk": lambda: "risk: {measure} at most {tolerance:g} with probability {sure:g}".format(
-            **routing["risk"], sure=1 - routing["risk"]["delta"]),
+            **routing["risk"], sure=1 - routing["risk"]["delta"]
+        ),
     }
     return f"{rule[given]()}: {values}" if isinstance(given, str) else values
 

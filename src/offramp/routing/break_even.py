@@ -26,7 +26,9 @@ LEAVING = 0.5
 """Share of the tokens that leave where the saving is timed."""
 
 
-def flops_break_even(model: Blockwise, window: int, exit: int, kind: str, classifier_flops: int, kv: str = "propagate") -> float | None:
+def flops_break_even(
+    model: Blockwise, window: int, exit: int, kind: str, classifier_flops: int, kv: str = "propagate"
+) -> float | None:
     """The share in FLOPs; None where a token that leaves costs more than one that goes to full depth unasked.
 
     Counts as ``routing.cost.exit_costs``: layers and attention rows of ``window`` keys, keys and values that tokens that left owe
@@ -35,12 +37,21 @@ def flops_break_even(model: Blockwise, window: int, exit: int, kind: str, classi
     run = sum(model.config.block_layers[: exit + 1])
     decision = classifier_flops if kind == "state" else 0
     own = [0] * exit + [int(model.exit_layer(exit) is not None)]
-    read = executed_flops(model, Work(attention_pairs=own[-1] * window, readouts=[0] * exit + [1], exit_layer_tokens=own,
-                                      exit_key_value_tokens=own))
+    read = executed_flops(
+        model,
+        Work(
+            attention_pairs=own[-1] * window,
+            readouts=[0] * exit + [1],
+            exit_layer_tokens=own,
+            exit_key_value_tokens=own,
+        ),
+    )
     plain = full_depth_flops(model, 1, window)
     asking = decision + (read if kind == "readout" else 0)
     owed = sum(model.config.block_layers) if kv == "propagate" else run
-    leaving = executed_flops(model, Work([1] * run, [1] * owed, run * window, decided_tokens=1), decision) + read
+    leaving = (
+        executed_flops(model, Work([1] * run, [1] * owed, run * window, decided_tokens=1), decision) + read
+    )
     return asking / (plain + asking - leaving) if leaving <= plain else None
 
 
@@ -66,7 +77,9 @@ class AskAtOneExit:
         return Decision(leaves, found["max_prob"], found["loss"], found["argmax"])
 
 
-def seconds_break_even(executor: Executor, batches: Sequence[tuple[Tensor, Tensor]], hidden: list[int]) -> list[dict[str, Any]]:
+def seconds_break_even(
+    executor: Executor, batches: Sequence[tuple[Tensor, Tensor]], hidden: list[int]
+) -> list[dict[str, Any]]:
     """The share in seconds, per early exit and kind: {kind: {asking_cost, saving, break_even}}.
 
     Every batch (tokens and targets (B, T)) is run plainly, with every token asked and none leaving, and with LEAVING of them,
@@ -79,22 +92,34 @@ def seconds_break_even(executor: Executor, batches: Sequence[tuple[Tensor, Tenso
     classifier = ExitClassifier(model.config.width, hidden).to(device).eval()
     chosen = torch.rand(count, generator=torch.Generator().manual_seed(0)).to(device) < LEAVING
     policies: dict[Any, Policy | None] = {"plain": None}
-    policies |= {(exit, kind, some): AskAtOneExit(model, exit, kind, classifier, chosen & some)
-                 for exit in early for kind in KINDS for some in (False, True)}
+    policies |= {
+        (exit, kind, some): AskAtOneExit(model, exit, kind, classifier, chosen & some)
+        for exit in early
+        for kind in KINDS
+        for some in (False, True)
+    }
     names, ratios = list(policies), {name: [] for name in policies}
     executor.run(*batches[0], None)  # warm up
     for policy in policies.values():  # on one sequence: what is made once does not grow with the batch
         executor.run(*(part[:1] for part in batches[0]), policy)
     for number, batch in enumerate(batches):
         turn = number % len(names)
-        seconds = {name: pass_seconds(executor, batch, policies[name]) for name in (*names[turn:], *names[:turn])}
+        seconds = {
+            name: pass_seconds(executor, batch, policies[name]) for name in (*names[turn:], *names[:turn])
+        }
         for name in names:
             ratios[name].append(seconds[name] / seconds["plain"])
     middle = {name: statistics.median(values) for name, values in ratios.items()}
-    return [{kind: _line(middle[exit, kind, False], middle[exit, kind, True]) for kind in KINDS} for exit in early]
+    return [
+        {kind: _line(middle[exit, kind, False], middle[exit, kind, True]) for kind in KINDS} for exit in early
+    ]
 
 
 def _line(asking: float, leaving: float) -> dict[str, float | None]:
     """Where a line from ``asking`` (nobody leaves) to ``leaving`` (LEAVING does) is at 1, both as shares of the plain pass."""
     share = max(0.0, LEAVING * (asking - 1) / (asking - leaving)) if leaving < asking else None
-    return {"asking_cost": asking - 1, "saving": 1 - leaving, "break_even": share if share is None or share <= 1 else None}
+    return {
+        "asking_cost": asking - 1,
+        "saving": 1 - leaving,
+        "break_even": share if share is None or share <= 1 else None,
+    }

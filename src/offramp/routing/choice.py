@@ -23,8 +23,15 @@ class Chosen:
     rule: dict[str, Any] = field(default_factory=dict)
 
 
-def choose_policy(threshold: float | list[float] | str, exits: Exits, model: Blockwise, window: int, exit_settings: Any, settings: Any,
-                  device: torch.device) -> Chosen:
+def choose_policy(
+    threshold: float | list[float] | str,
+    exits: Exits,
+    model: Blockwise,
+    window: int,
+    exit_settings: Any,
+    settings: Any,
+    device: torch.device,
+) -> Chosen:
     """The policy for ``threshold``: a number, one per exit, auto, risk, budget or price.
 
     ``exit_settings`` and ``settings`` are the ``exits`` and ``routing`` sections of the parameters. UserError where a
@@ -34,7 +41,10 @@ def choose_policy(threshold: float | list[float] | str, exits: Exits, model: Blo
     scorer = Scorer(exits, signal, device)
     costs = np.array(exit_costs(model, window, scorer.reads_out, scorer.flops_per_token, first, settings.kv))
     if threshold == "price":
-        return Chosen(PricePolicy(model, scorer, settings.price, costs.tolist(), first, settings.keep_first), {"price": settings.price})
+        return Chosen(
+            PricePolicy(model, scorer, settings.price, costs.tolist(), first, settings.keep_first),
+            {"price": settings.price},
+        )
     rule: dict[str, Any] = {}
 
     def held_out(part: str) -> HeldOut:
@@ -43,17 +53,36 @@ def choose_policy(threshold: float | list[float] | str, exits: Exits, model: Blo
     if threshold == "auto":
         thresholds = auto_thresholds(held_out("select").confidence, settings.auto_exit_ratio)
     elif threshold == "budget":
-        thresholds = budget_thresholds(held_out("select"), costs[first:], settings.budget, settings.keep_first / window)
+        thresholds = budget_thresholds(
+            held_out("select"), costs[first:], settings.budget, settings.keep_first / window
+        )
         rule = {"budget": settings.budget}
     elif threshold == "risk":
         select, guarantee = held_out("select"), held_out("guarantee")
         promise = exit_settings.risk
-        found = risk_thresholds(select, guarantee, costs[first:], promise.measure, promise.tolerance, promise.delta)
+        found = risk_thresholds(
+            select, guarantee, costs[first:], promise.measure, promise.tolerance, promise.delta
+        )
         thresholds = found.thresholds
-        rule = {"risk": {
-            "measure": promise.measure, "tolerance": promise.tolerance, "delta": promise.delta, "sequences": found.sequences,
-            "tested": found.tested, "passed": found.passed, "held_out_risk": found.risk, "p_value": found.p_value,
-        }}
+        rule = {
+            "risk": {
+                "measure": promise.measure,
+                "tolerance": promise.tolerance,
+                "delta": promise.delta,
+                "sequences": found.sequences,
+                "tested": found.tested,
+                "passed": found.passed,
+                "held_out_risk": found.risk,
+                "p_value": found.p_value,
+            }
+        }
     else:
-        thresholds = threshold[first:] if isinstance(threshold, list) else [float(threshold)] * len(costs[first:-1])
-    return Chosen(ThresholdPolicy(model, scorer, [NOBODY] * first + thresholds, first, settings.decay, settings.keep_first), rule)
+        thresholds = (
+            threshold[first:] if isinstance(threshold, list) else [float(threshold)] * len(costs[first:-1])
+        )
+    return Chosen(
+        ThresholdPolicy(
+            model, scorer, [NOBODY] * first + thresholds, first, settings.decay, settings.keep_first
+        ),
+        rule,
+    )

@@ -17,8 +17,11 @@ def layer_costs(model: Blockwise) -> list[LayerCosts]:
 def executed_flops(model: Blockwise, work: Work, decision_flops: int = 0) -> int:
     """FLOPs of a pass that did ``work``; a decision costs ``decision_flops`` besides any readout."""
     costs = layer_costs(model)
-    exit_layers = [(tokens, key_values, model.exit_layer(exit).costs) for exit, (tokens, key_values)
-                   in enumerate(zip(work.exit_layer_tokens, work.exit_key_value_tokens)) if tokens or key_values]
+    exit_layers = [
+        (tokens, key_values, model.exit_layer(exit).costs)
+        for exit, (tokens, key_values) in enumerate(zip(work.exit_layer_tokens, work.exit_key_value_tokens))
+        if tokens or key_values
+    ]
     return (
         sum(tokens * cost.token for tokens, cost in zip(work.layer_tokens, costs))
         + sum(tokens * cost.key_value for tokens, cost in zip(work.key_value_tokens, costs))
@@ -32,11 +35,21 @@ def executed_flops(model: Blockwise, work: Work, decision_flops: int = 0) -> int
 def full_depth_flops(model: Blockwise, tokens: int, window: int) -> int:
     """FLOPs of the plain forward pass: every layer on every token, one readout, nothing decided."""
     layers, last = sum(model.config.block_layers), model.config.num_blocks - 1
-    return executed_flops(model, Work(layer_tokens=[tokens] * layers, key_value_tokens=[tokens] * layers,
-                                      attention_pairs=layers * tokens * window, readouts=[0] * last + [tokens], tokens=tokens))
+    return executed_flops(
+        model,
+        Work(
+            layer_tokens=[tokens] * layers,
+            key_value_tokens=[tokens] * layers,
+            attention_pairs=layers * tokens * window,
+            readouts=[0] * last + [tokens],
+            tokens=tokens,
+        ),
+    )
 
 
-def exit_costs(model: Blockwise, window: int, reads_out: bool, decision_flops: int, first: int = 0, kv: str = "propagate") -> list[float]:
+def exit_costs(
+    model: Blockwise, window: int, reads_out: bool, decision_flops: int, first: int = 0, kv: str = "propagate"
+) -> list[float]:
     """FLOPs of a token that leaves after exit k, for every k, as shares of the plain full-depth pass.
 
     Counts its layers, with ``routing.kv: propagate`` its keys and values in all later ones, one decision and (``reads_out``)
@@ -49,7 +62,9 @@ def exit_costs(model: Blockwise, window: int, reads_out: bool, decision_flops: i
     layers = sum(sizes.block_layers)
     for exit in range(last + 1):
         run, asked = sum(sizes.block_layers[: exit + 1]), max(0, min(exit + 1, last) - first)
-        readouts = [0] * first + [1] * asked + [1] * (exit == last) if reads_out and asked else [0] * exit + [1]
+        readouts = (
+            [0] * first + [1] * asked + [1] * (exit == last) if reads_out and asked else [0] * exit + [1]
+        )
         own = [count if model.exit_layer(place) else 0 for place, count in enumerate(readouts)]
         known = [int(place >= first and model.exit_layer(place) is not None) for place in range(last)]
         own += [0] * (last - len(own))

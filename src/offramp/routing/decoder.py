@@ -56,15 +56,23 @@ class Decoder:
         self.work = Work()
         self._depth = torch.zeros(rows * self.space, dtype=torch.long, device=device)
         """Blocks in which a token's keys and values stand in the cache (``drop``: that it ran)."""
-        self._states = model.embed(torch.zeros(1, dtype=torch.long, device=device)).new_zeros(rows * self.space, model.config.width)
+        self._states = model.embed(torch.zeros(1, dtype=torch.long, device=device)).new_zeros(
+            rows * self.space, model.config.width
+        )
         """The last state of every token that left."""
         self._caches: list[tuple[Tensor, Tensor] | None] = [None] * sum(model.config.block_layers)
-        self._first_layer = [sum(model.config.block_layers[:block]) for block in range(model.config.num_blocks)]
-        self._stacked = [StackedKeysValues(layers) if kv == "propagate" and block else None
-                         for block, layers in enumerate(model.blocks)]
+        self._first_layer = [
+            sum(model.config.block_layers[:block]) for block in range(model.config.num_blocks)
+        ]
+        self._stacked = [
+            StackedKeysValues(layers) if kv == "propagate" and block else None
+            for block, layers in enumerate(model.blocks)
+        ]
         self._exit_caches: list[tuple[Tensor, Tensor] | None] = [None] * (model.config.num_blocks - 1)
         """Of the exits' own layers."""
-        self._exit_known = torch.zeros(model.config.num_blocks - 1, rows * self.space, dtype=torch.bool, device=device)
+        self._exit_known = torch.zeros(
+            model.config.num_blocks - 1, rows * self.space, dtype=torch.bool, device=device
+        )
         """Whether a token's keys and values stand there."""
         self._left = False
         """Whether any token has left before the last block."""
@@ -99,7 +107,9 @@ class Decoder:
 
     def numbers(self, row: int, start: int) -> Tensor:
         """Numbers of a row's tokens from position ``start`` on."""
-        return torch.arange(row * self.space + start, row * self.space + int(self.lengths[row]), device=self.lengths.device)
+        return torch.arange(
+            row * self.space + start, row * self.space + int(self.lengths[row]), device=self.lengths.device
+        )
 
     def forget(self, lengths: Tensor) -> None:
         """Cut every row back to ``lengths`` (B,)."""
@@ -111,12 +121,16 @@ class Decoder:
         if len(exit) and bool((exit == exit[0]).all()):  # as in every step of one row
             taken = int(exit[0])
             self.work.count_readouts(taken, len(states))
-            return F.linear(self.model.readout_input(taken, states).to(states.dtype), self.model.readout_matrix(taken))
+            return F.linear(
+                self.model.readout_input(taken, states).to(states.dtype), self.model.readout_matrix(taken)
+            )
         inputs, matrices = torch.empty_like(states), {}
         for taken in exit.unique().tolist():
             here = (exit == taken).nonzero().squeeze(1)
             inputs[here] = self.model.readout_input(taken, states[here]).to(inputs.dtype)
-            matrices.setdefault(self.model.readout_matrix(taken).data_ptr(), (self.model.readout_matrix(taken), []))[1].append(here)
+            matrices.setdefault(
+                self.model.readout_matrix(taken).data_ptr(), (self.model.readout_matrix(taken), [])
+            )[1].append(here)
             self.work.count_readouts(taken, len(here))
         if len(matrices) == 1:
             return inputs @ next(iter(matrices.values()))[0].T
@@ -126,8 +140,9 @@ class Decoder:
             out[here] = inputs[here] @ matrix.T
         return out
 
-    def _route(self, number: Tensor, x: Tensor, first: int, policy: Policy | None = None,
-               since: Tensor | None = None) -> Fed:
+    def _route(
+        self, number: Tensor, x: Tensor, first: int, policy: Policy | None = None, since: Tensor | None = None
+    ) -> Fed:
         last, size = self.model.config.num_blocks - 1, len(number)
         exit = number.new_full((size,), last)
         states, confidence = x.clone(), torch.full((size,), torch.nan, device=x.device)
@@ -140,7 +155,9 @@ class Decoder:
             if block == last or policy is None or block < policy.first:
                 continue
             read = self._exit_states(block, here, x, view) if policy.reads_out else None
-            decision = policy.decide(Arrivals(block, x, read, before, active, None, here % self.space, since[active]))
+            decision = policy.decide(
+                Arrivals(block, x, read, before, active, None, here % self.space, since[active])
+            )
             self.work.decided_tokens += len(active)
             self.work.count_readouts(block, len(active) if policy.reads_out else 0)
             if decision.argmax is not None:
@@ -150,8 +167,11 @@ class Decoder:
             self._left = True
             leaving = active[decision.leaves]
             exit[leaving] = block
-            states[leaving] = (self._exit_states(block, here[decision.leaves], x[decision.leaves], view) if read is None
-                               else read[decision.leaves])
+            states[leaving] = (
+                self._exit_states(block, here[decision.leaves], x[decision.leaves], view)
+                if read is None
+                else read[decision.leaves]
+            )
             if decision.confidence is not None:
                 confidence[leaving] = decision.confidence[decision.leaves]
             if decision.argmax is not None:
@@ -165,7 +185,9 @@ class Decoder:
         states[active] = x
         return Fed(exit, states, confidence, argmax)
 
-    def _run_block(self, block: int, number: Tensor, x: Tensor, watch: bool, view: _View | None) -> tuple[Tensor, Tensor | None, _View]:
+    def _run_block(
+        self, block: int, number: Tensor, x: Tensor, watch: bool, view: _View | None
+    ) -> tuple[Tensor, Tensor | None, _View]:
         """States (N, D) of the tokens ``number`` after a block, and, if asked, before its last layer."""
         self._depth[number] = block + 1
         waiting = self._waiting(block, number)
@@ -214,10 +236,16 @@ class Decoder:
         if view.number is not number:
             view = _View(self, exit, number)
         waiting = number[:0]
-        if self.kv == "propagate" and self._left and len(waiting := self._before(number, ~self._exit_known[exit])):
+        if (
+            self.kv == "propagate"
+            and self._left
+            and len(waiting := self._before(number, ~self._exit_known[exit]))
+        ):
             place = waiting % self.space
             source = layer.attention_input(self._states[waiting])
-            self._remember_at_exit(exit, waiting, *layer.keys_values(source, self.model.cos[place], self.model.sin[place]))
+            self._remember_at_exit(
+                exit, waiting, *layer.keys_values(source, self.model.cos[place], self.model.sin[place])
+            )
         self.work.count_exit_layer(exit, len(number), len(waiting), view.pairs)
         query = layer.queries(layer.attention_input(x), view.cos, view.sin)
         return layer.finish(x, view.attend(query, *self._exit_caches[exit]))
@@ -230,9 +258,14 @@ class Decoder:
 
     def _before(self, number: Tensor, wanted: Tensor) -> Tensor:
         """Numbers of the tokens where ``wanted`` (B * S,) is true, each before the last of ``number`` (N,) in its row."""
-        last = torch.zeros_like(self.lengths).scatter_reduce_(0, number // self.space, number % self.space, "amax")
+        last = torch.zeros_like(self.lengths).scatter_reduce_(
+            0, number // self.space, number % self.space, "amax"
+        )
         end = int(last.max())
-        found = (wanted.view(-1, self.space)[:, :end] & (torch.arange(end, device=number.device) < last.unsqueeze(1))).nonzero()
+        found = (
+            wanted.view(-1, self.space)[:, :end]
+            & (torch.arange(end, device=number.device) < last.unsqueeze(1))
+        ).nonzero()
         return found[:, 0] * self.space + found[:, 1]
 
     def _remember(self, layer: int, number: Tensor, key: Tensor, value: Tensor) -> None:
@@ -242,7 +275,9 @@ class Decoder:
         self._exit_caches[exit] = self._written(self._exit_caches[exit], number, key, value)
         self._exit_known[exit, number] = True
 
-    def _written(self, cache: tuple[Tensor, Tensor] | None, number: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def _written(
+        self, cache: tuple[Tensor, Tensor] | None, number: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if cache is None:
             cache = tuple(part.new_zeros(len(self._depth), *part.shape[1:]) for part in (key, value))
         cache[0].index_copy_(0, number, key)
@@ -288,7 +323,9 @@ class _View:
         num_rows = self.shape[0] if self.rows is None else len(self.rows)
         if not self.dense:
             query = query.new_zeros(num_rows * self.width, *query.shape[1:]).index_copy_(0, self.slot, query)
-        mask: dict[str, Any] = {"is_causal": self.causal} if self.visible is None else {"attn_mask": self.visible}
+        mask: dict[str, Any] = (
+            {"is_causal": self.causal} if self.visible is None else {"attn_mask": self.visible}
+        )
         keys, values = self._rows(keys), self._rows(values)
         out = attend(query.unflatten(0, (num_rows, self.width)), keys, values, **mask).flatten(0, 1)
         return out if self.dense else out.index_select(0, self.slot)

@@ -24,9 +24,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from offramp.machine.device import autocast, require_precision
 from offramp.models.blockwise import Blockwise
 from offramp.nn.layers import attend
-from offramp.runtime import autocast, require_precision
 from offramp.states.statistics import Readout, predictions
 
 
@@ -145,7 +145,14 @@ class Executor:
         self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(model.config.num_blocks)]
 
     @torch.no_grad()
-    def run(self, tokens: Tensor, targets: Tensor, policy: Policy | None, work: Work | None = None, lengths: Tensor | None = None) -> Routed:
+    def run(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        policy: Policy | None,
+        work: Work | None = None,
+        lengths: Tensor | None = None,
+    ) -> Routed:
         """Route tokens (B, T). With no policy every token goes to full depth and nothing is checked on the way.
 
         Where sequences are shorter than T, ``lengths`` (B,) says so; what stands behind them is not routed, and its loss is NaN.
@@ -171,11 +178,18 @@ class Executor:
             before = None
             with autocast(x.device, self.precision):
                 for place, layer in enumerate(layers):
-                    if place == len(layers) - 1 and block < last and policy is not None and policy.reads_before:
+                    if (
+                        place == len(layers) - 1
+                        and block < last
+                        and policy is not None
+                        and policy.reads_before
+                    ):
                         before = x if everyone else x[active]
                     if field is None:
                         work.count_layer(number, len(x), len(x), len(x) * shape[1])
-                        x = layer(x.view(*shape, -1), model.cos[: shape[1]], model.sin[: shape[1]]).flatten(0, 1)
+                        x = layer(x.view(*shape, -1), model.cos[: shape[1]], model.sin[: shape[1]]).flatten(
+                            0, 1
+                        )
                     else:
                         work.count_layer(number, len(field.running), field.key_values, field.pairs)
                         x = field.run(layer, x)
@@ -188,7 +202,9 @@ class Executor:
             if policy.reads_out:
                 has_layer = model.exit_layer(block) is not None
                 read = self._exit_states(block, x, active, active, shape, work) if has_layer else states
-            decision = policy.decide(Arrivals(block, states, read, before, active, wanted[active], position, position))
+            decision = policy.decide(
+                Arrivals(block, states, read, before, active, wanted[active], position, position)
+            )
             work.decided_tokens += len(active)
             work.count_readouts(block, len(active) if policy.reads_out else 0)
             leaving = active[decision.leaves]
@@ -196,9 +212,16 @@ class Executor:
             if decision.confidence is not None:
                 confidence[leaving] = decision.confidence[decision.leaves]
             if decision.loss is not None:
-                loss[leaving], argmax[leaving] = decision.loss[decision.leaves], decision.argmax[decision.leaves]
+                loss[leaving], argmax[leaving] = (
+                    decision.loss[decision.leaves],
+                    decision.argmax[decision.leaves],
+                )
             else:
-                read = read[decision.leaves] if policy.reads_out else self._exit_states(block, x, leaving, active, shape, work)
+                read = (
+                    read[decision.leaves]
+                    if policy.reads_out
+                    else self._exit_states(block, x, leaving, active, shape, work)
+                )
                 loss[leaving], argmax[leaving] = self._read_out(block, read, wanted[leaving], work)
             if entered is not None and self.kv == "propagate":
                 x[leaving] = entered[decision.leaves]
@@ -209,7 +232,9 @@ class Executor:
             loss[active], argmax[active] = self._read_out(last, x[active], wanted[active], work)
         return Routed(*(part.view(shape) for part in (exit_of, loss, argmax, confidence)))
 
-    def _exit_states(self, exit: int, x: Tensor, index: Tensor, arrived: Tensor, shape: torch.Size, work: Work) -> Tensor:
+    def _exit_states(
+        self, exit: int, x: Tensor, index: Tensor, arrived: Tensor, shape: torch.Size, work: Work
+    ) -> Tensor:
         """What the exit reads out, (N, D), of the tokens ``index`` (N,) among those that ``arrived``, given all states (M, D)."""
         layer = self.model.exit_layer(exit)
         if layer is None or not len(index):
@@ -219,8 +244,12 @@ class Executor:
         with autocast(x.device, self.precision):
             if len(readers) == len(x):
                 work.count_exit_layer(exit, len(x), len(x), len(x) * shape[1])
-                return layer(x.view(*shape, -1), self.model.cos[: shape[1]], self.model.sin[: shape[1]]).flatten(0, 1)[index]
-            field = _Field("drop" if self.kv == "drop" else "propagate", readers, shape, self.model.cos, self.model.sin)
+                return layer(
+                    x.view(*shape, -1), self.model.cos[: shape[1]], self.model.sin[: shape[1]]
+                ).flatten(0, 1)[index]
+            field = _Field(
+                "drop" if self.kv == "drop" else "propagate", readers, shape, self.model.cos, self.model.sin
+            )
             work.count_exit_layer(exit, len(readers), field.key_values, field.pairs)
             out = field.outputs(layer, x)
         return out if readers is index else out[torch.searchsorted(arrived, index)]
@@ -249,7 +278,9 @@ class _Field:
         num_rows = int(row_of[-1]) + 1
         self.running = active
         if kv == "recompute":
-            self.running = (torch.arange(length, device=device) <= last.unsqueeze(1)).flatten().nonzero().squeeze(1)
+            self.running = (
+                (torch.arange(length, device=device) <= last.unsqueeze(1)).flatten().nonzero().squeeze(1)
+            )
         row, position = self.running // length, self.running % length
         counts = torch.bincount(row, minlength=batch)
         width = int(counts.max())
@@ -281,8 +312,13 @@ class _Field:
         own = x.index_select(0, self.running)
         if self.visible is None:
             source = layer.attention_input(own)
-            key, value = (self._pad(place, part) for place, part in enumerate(layer.keys_values(source, self.cos, self.sin)))
-            mask: dict[str, Any] = {"is_causal": True}  # queries and keys are the same tokens in order, padding behind them
+            key, value = (
+                self._pad(place, part)
+                for place, part in enumerate(layer.keys_values(source, self.cos, self.sin))
+            )
+            mask: dict[str, Any] = {
+                "is_causal": True
+            }  # queries and keys are the same tokens in order, padding behind them
         else:
             # What stands for a token that left is its last state: keys and values of a row are one product, wherever it is read.
             rows = x.view(*self.shape, -1)

@@ -34,7 +34,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature >= COLDEST:
-            raise UserError(f"temperature = {self.temperature}: give a number from {COLDEST} on, or none for greedy decoding")
+            raise UserError(
+                f"temperature = {self.temperature}: give a number from {COLDEST} on, or none for greedy decoding"
+            )
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p = {self.top_p}: give a share above 0 and at most 1")
         if not 0 <= self.seed < 2**63:
@@ -70,9 +72,17 @@ def generate(steps: Iterator[Step], rows: int) -> list[Generated]:
     return out
 
 
-def decode(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: int, policy: Policy | None = None,
-           kv: str = "propagate", sampling: Sampling | None = None, stop: Collection[int] = (), route_prompt: bool = False,
-           work: Work | None = None) -> Iterator[Step]:
+def decode(
+    model: Blockwise,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    policy: Policy | None = None,
+    kv: str = "propagate",
+    sampling: Sampling | None = None,
+    stop: Collection[int] = (),
+    route_prompt: bool = False,
+    work: Work | None = None,
+) -> Iterator[Step]:
     """Continue every prompt by up to ``new_tokens`` tokens, or to one of ``stop``; greedily without ``sampling``.
 
     Prompt and new tokens but the last, which is never read, must fit the model's window. ``policy`` says who leaves early (None: nobody), of the prompt's tokens only with ``route_prompt``; ``work`` counts what
@@ -136,11 +146,19 @@ class Speculation:
         """Stop drafting where the recent cycles took longer than the plain steps they stand for."""
         if len(self.cycle_seconds) >= self.TRIAL:
             plain = sum(self.plain_seconds) / len(self.plain_seconds)
-            self.pays = sum(self.cycle_seconds[-self.RECENT :]) <= plain * sum(self.cycle_tokens[-self.RECENT :])
+            self.pays = sum(self.cycle_seconds[-self.RECENT :]) <= plain * sum(
+                self.cycle_tokens[-self.RECENT :]
+            )
 
 
-def speculate(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: int, speculation: Speculation,
-              stop: Collection[int] = (), work: Work | None = None) -> Iterator[Step]:
+def speculate(
+    model: Blockwise,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    speculation: Speculation,
+    stop: Collection[int] = (),
+    work: Work | None = None,
+) -> Iterator[Step]:
     """Full-depth greedy decoding, made faster where a shallow exit guesses it right (LayerSkip, arXiv 2404.16710).
 
     Drafted tokens keep what they computed: verification takes their states on from the drafting exit, all at once. The first
@@ -148,7 +166,9 @@ def speculate(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: in
     """
     last = model.config.num_blocks - 1
     if not 0 <= speculation.exit < last:
-        raise UserError(f"a draft needs an exit before the last; exit {speculation.exit} is not one of 0 to {last - 1}")
+        raise UserError(
+            f"a draft needs an exit before the last; exit {speculation.exit} is not one of 0 to {last - 1}"
+        )
     decoder = _start(model, prompts, new_tokens, "recompute", work)
     choose = _Chooser(None, decoder.lengths.device)
     fed = _feed_prompts(decoder, prompts, None, None)
@@ -156,7 +176,9 @@ def speculate(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: in
     made = [1] * len(prompts)
     yield Step(rows.tolist(), token.tolist(), fed.exit.tolist())
     while True:
-        going = _going(token, stop) & torch.tensor([made[row] < new_tokens for row in rows.tolist()], device=rows.device)
+        going = _going(token, stop) & torch.tensor(
+            [made[row] < new_tokens for row in rows.tolist()], device=rows.device
+        )
         rows, token = rows[going], token[going]
         if not len(rows):
             return
@@ -169,7 +191,15 @@ def speculate(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: in
                 speculation.plain_seconds.append(time.perf_counter() - begin)
         else:
             most = min(speculation.reach, new_tokens - max(made[row] for row in rows.tolist()) - 1)
-            step, token = _cycle(decoder, rows, token, most, speculation, stop, [new_tokens - made[row] for row in rows.tolist()])
+            step, token = _cycle(
+                decoder,
+                rows,
+                token,
+                most,
+                speculation,
+                stop,
+                [new_tokens - made[row] for row in rows.tolist()],
+            )
             speculation.cycle_seconds.append(time.perf_counter() - begin)
             speculation.cycle_tokens.append(len(step.tokens) / len(rows))
             speculation.judge()
@@ -178,8 +208,15 @@ def speculate(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: in
         yield step
 
 
-def _cycle(decoder: Decoder, rows: Tensor, token: Tensor, most: int, speculation: Speculation, stop: Collection[int],
-           left: list[int]) -> tuple[Step, Tensor]:
+def _cycle(
+    decoder: Decoder,
+    rows: Tensor,
+    token: Tensor,
+    most: int,
+    speculation: Speculation,
+    stop: Collection[int],
+    left: list[int],
+) -> tuple[Step, Tensor]:
     """Draft up to ``most`` tokens after ``token`` (R,) of each row, verify them; what was made, and each row's last token."""
     start, policy = decoder.lengths.clone(), FixedExit(speculation.exit)
     drafts: dict[int, list[int]] = {row: [] for row in rows.tolist()}
@@ -197,11 +234,18 @@ def _cycle(decoder: Decoder, rows: Tensor, token: Tensor, most: int, speculation
             drafts[row].append(drafted)
     numbers = torch.cat([decoder.numbers(row, int(start[row])) for row in rows.tolist()])
     states = decoder.deepen(numbers)
-    full = decoder.logits(torch.full_like(numbers, decoder.model.config.num_blocks - 1), states).argmax(-1).tolist()
+    full = (
+        decoder.logits(torch.full_like(numbers, decoder.model.config.num_blocks - 1), states)
+        .argmax(-1)
+        .tolist()
+    )
     step, ends, lengths, accepted = Step([], [], []), [], start.clone(), 0
     for row, room in zip(rows.tolist(), left):
         verified, full = full[: len(drafts[row]) + 1], full[len(drafts[row]) + 1 :]
-        right = next((i for i, (guessed, true) in enumerate(zip(drafts[row], verified)) if guessed != true), len(drafts[row]))
+        right = next(
+            (i for i, (guessed, true) in enumerate(zip(drafts[row], verified)) if guessed != true),
+            len(drafts[row]),
+        )
         kept = verified[: min(right + 1, room)]
         accepted += right
         step.rows += [row] * len(kept)
@@ -214,7 +258,9 @@ def _cycle(decoder: Decoder, rows: Tensor, token: Tensor, most: int, speculation
     return step, torch.tensor(ends, device=rows.device)
 
 
-def _start(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: int, kv: str, work: Work | None) -> Decoder:
+def _start(
+    model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: int, kv: str, work: Work | None
+) -> Decoder:
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise UserError("a prompt is empty; give at least one token to continue")
     if new_tokens < 1:
@@ -225,14 +271,23 @@ def _start(model: Blockwise, prompts: Sequence[Sequence[int]], new_tokens: int, 
     return decoder
 
 
-def _feed_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]], policy: Policy | None, starts: Tensor | None) -> Fed:
+def _feed_prompts(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], policy: Policy | None, starts: Tensor | None
+) -> Fed:
     """Feed every prompt; what became of the last token of each."""
     device = decoder.lengths.device
     sizes = torch.tensor([len(prompt) for prompt in prompts], device=device)
     rows = torch.arange(len(prompts), device=device).repeat_interleave(sizes)
-    fed = decoder.feed(rows, torch.tensor([token for prompt in prompts for token in prompt], device=device), policy, starts)
+    fed = decoder.feed(
+        rows, torch.tensor([token for prompt in prompts for token in prompt], device=device), policy, starts
+    )
     ends = sizes.cumsum(0) - 1
-    return Fed(fed.exit[ends], fed.states[ends], fed.confidence[ends], None if fed.argmax is None else fed.argmax[ends])
+    return Fed(
+        fed.exit[ends],
+        fed.states[ends],
+        fed.confidence[ends],
+        None if fed.argmax is None else fed.argmax[ends],
+    )
 
 
 def _going(tokens: Tensor, stop: Collection[int]) -> Tensor:
@@ -250,7 +305,11 @@ class _Chooser:
     def __call__(self, decoder: Decoder, fed: Fed) -> Tensor:
         if self.sampling is None:
             return self._greedy(decoder, fed)
-        scores, order = (decoder.logits(fed.exit, fed.states).float() / self.sampling.temperature).softmax(-1).sort(-1, descending=True)
+        scores, order = (
+            (decoder.logits(fed.exit, fed.states).float() / self.sampling.temperature)
+            .softmax(-1)
+            .sort(-1, descending=True)
+        )
         scores[scores.cumsum(-1) - scores >= self.sampling.top_p] = 0
         return order.gather(1, torch.multinomial(scores, 1, generator=self.generator)).squeeze(1)
 

@@ -62,8 +62,12 @@ class Scorer:
             parts, start = [], 0
             columns = states.label_free(exit)
             for hidden in states.hidden_shards(exit):
-                rows = {name: torch.from_numpy(column[start : start + len(hidden)].copy()).to(self.device)  # mapped, not to be written
-                        for name, column in columns.items()}
+                rows = {
+                    name: torch.from_numpy(column[start : start + len(hidden)].copy()).to(
+                        self.device
+                    )  # mapped, not to be written
+                    for name, column in columns.items()
+                }
                 parts.append(self(exit, hidden.to(self.device), rows).cpu())
                 start += len(hidden)
             found.append(torch.cat(parts).numpy())
@@ -80,8 +84,15 @@ class ThresholdPolicy:
     CALM (arXiv 2207.07061): early mistakes cost more, since all later tokens build on them.
     """
 
-    def __init__(self, model: Blockwise, scorer: Scorer, thresholds: list[float], first: int = 0, decay: float | None = None,
-                 keep_first: int = 0):
+    def __init__(
+        self,
+        model: Blockwise,
+        scorer: Scorer,
+        thresholds: list[float],
+        first: int = 0,
+        decay: float | None = None,
+        keep_first: int = 0,
+    ):
         self.model, self.scorer, self.thresholds = model, scorer, thresholds
         self.first, self.decay, self.keep_first = first, decay, keep_first
         self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(model.config.num_blocks - 1)]
@@ -97,9 +108,14 @@ class ThresholdPolicy:
 
     def judge(self, arrivals: Arrivals, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Who would leave, bool (N,), and the confidences (N,)."""
-        confidence, threshold = self.scorer(arrivals.exit, arrivals.states, columns), self.thresholds[arrivals.exit]
+        confidence, threshold = (
+            self.scorer(arrivals.exit, arrivals.states, columns),
+            self.thresholds[arrivals.exit],
+        )
         if self.decay is not None:
-            threshold = 0.9 * threshold + 0.1 * torch.exp(-self.decay * arrivals.since / self.model.config.window)
+            threshold = 0.9 * threshold + 0.1 * torch.exp(
+                -self.decay * arrivals.since / self.model.config.window
+            )
         return confidence >= threshold, confidence
 
     def columns(self, arrivals: Arrivals) -> dict[str, Tensor]:
@@ -119,7 +135,10 @@ class ThresholdPolicy:
         index = arrivals.index
         if arrivals.exit == 0:
             size = int(index[-1]) + 1
-            self._argmax, self._streak = argmax.new_empty(size).index_copy_(0, index, argmax), torch.zeros(size, device=argmax.device)
+            self._argmax, self._streak = (
+                argmax.new_empty(size).index_copy_(0, index, argmax),
+                torch.zeros(size, device=argmax.device),
+            )
             return self._streak[index]
         streak = torch.where(self._argmax[index] == argmax, self._streak[index] + 1, 0.0)
         self._argmax[index], self._streak[index] = argmax, streak
@@ -134,7 +153,15 @@ class PricePolicy(ThresholdPolicy):
     rule of optimal stopping with the gains known at the exit: go on if max_j (gain_kj - price * (cost_j - cost_k)) > 0.
     """
 
-    def __init__(self, model: Blockwise, scorer: Scorer, price: float, costs: list[float], first: int = 0, keep_first: int = 0):
+    def __init__(
+        self,
+        model: Blockwise,
+        scorer: Scorer,
+        price: float,
+        costs: list[float],
+        first: int = 0,
+        keep_first: int = 0,
+    ):
         if scorer.signal != LEARNED or scorer.label not in BENEFITS:
             raise UserError(
                 f"threshold: price weighs a predicted gain, so it needs exits.confidence: learned with exits.label gain or divergence, "
@@ -149,7 +176,9 @@ class PricePolicy(ThresholdPolicy):
         classifier = self.scorer.classifiers[exit]
         outputs = classifier.outputs(self.scorer.classifier_inputs(arrivals.states, columns))
         gains, confidence = classifier.as_costs(outputs), self.scorer.calibrators[exit](outputs[:, -1])
-        ahead = torch.tensor([cost - self.costs[exit] for cost in self.costs[exit + 1 :]], device=gains.device)
+        ahead = torch.tensor(
+            [cost - self.costs[exit] for cost in self.costs[exit + 1 :]], device=gains.device
+        )
         return (gains <= self.price * ahead).all(1), confidence
 
 
@@ -223,7 +252,9 @@ def control_scores(states: States, name: str, rows: np.ndarray, seed: int) -> np
     if name == "random":
         return np.random.default_rng(seed).random((last, len(rows)))
     losses = [states.column(f"loss_{exit}")[rows] for exit in range(last + 1)]
-    return np.stack([losses[last] - losses[exit] if name == "gain_oracle" else -losses[exit] for exit in range(last)])
+    return np.stack(
+        [losses[last] - losses[exit] if name == "gain_oracle" else -losses[exit] for exit in range(last)]
+    )
 
 
 CONTROLS = ("random", "loss_oracle", "gain_oracle")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.analysis.bootstrap import DocumentSums, interval
 from offramp.models.blockwise import Blockwise
 from offramp.routing.executor import Executor
 from offramp.routing.policies import GivenExits
+from offramp.states.resampling import DocumentSums, interval
 
 LEAVING = 0.5
 """Share of the tokens that leave, as many at every early exit."""
@@ -20,8 +20,9 @@ KEPT = (0, 1)
 """First positions of a sequence that stay in."""
 
 
-def propagation_cost(model: Blockwise, batches: Sequence[tuple[Tensor, Tensor]], draws: int,
-                     precision: str = "fp32") -> dict[str, dict[str, Any]]:
+def propagation_cost(
+    model: Blockwise, batches: Sequence[tuple[Tensor, Tensor]], draws: int, precision: str = "fp32"
+) -> dict[str, dict[str, Any]]:
     """Rise in NLL per token when random tokens leave, by ``routing.kv`` and ``routing.keep_first``.
 
     ``recompute`` shows later tokens the true keys and values, so it is what the others are held against, with the same tokens
@@ -36,7 +37,11 @@ def propagation_cost(model: Blockwise, batches: Sequence[tuple[Tensor, Tensor]],
         for (tokens, targets), draw in zip(batches, drawn):
             exits = torch.where(draw < LEAVING, (draw / LEAVING * last).long(), last)
             exits[:, :kept] = last
-            found.append(executor.run(tokens, targets, GivenExits(exits.flatten().to(tokens.device))).loss.mean(1).cpu())
+            found.append(
+                executor.run(tokens, targets, GivenExits(exits.flatten().to(tokens.device)))
+                .loss.mean(1)
+                .cpu()
+            )
         return torch.cat(found).numpy()
 
     rises = {kv: {kept: losses(kv, kept) for kept in KEPT} for kv in ("recompute", "propagate", "drop")}
@@ -46,5 +51,8 @@ def propagation_cost(model: Blockwise, batches: Sequence[tuple[Tensor, Tensor]],
         for kept, loss in by_kept.items():
             rise = loss - true[kept]
             resampled = DocumentSums(np.arange(len(rise)), {"rise": rise}).resample(draws, 0)["rise"]
-            out.setdefault(kv, {})[f"keep_first_{kept}"] = {"nll_rise": float(rise.mean(dtype=np.float64)), "interval": interval(resampled)}
+            out.setdefault(kv, {})[f"keep_first_{kept}"] = {
+                "nll_rise": float(rise.mean(dtype=np.float64)),
+                "interval": interval(resampled),
+            }
     return out

@@ -45,7 +45,12 @@ class HeldOut:
 
     def __post_init__(self) -> None:
         exits, tokens = self.loss.shape
-        shapes = {"confidence": (exits - 1, tokens), "argmax": (exits, tokens), "target": (tokens,), "sequence": (tokens,)}
+        shapes = {
+            "confidence": (exits - 1, tokens),
+            "argmax": (exits, tokens),
+            "target": (tokens,),
+            "sequence": (tokens,),
+        }
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}, loss asks for {shape}")
@@ -54,7 +59,9 @@ class HeldOut:
 
     def after(self, first: int) -> HeldOut:
         """The exits from ``first`` on, for policies that ask no earlier one."""
-        return HeldOut(self.confidence[first:], self.loss[first:], self.argmax[first:], self.target, self.sequence)
+        return HeldOut(
+            self.confidence[first:], self.loss[first:], self.argmax[first:], self.target, self.sequence
+        )
 
     def risk(self, measure: str) -> np.ndarray:
         """Risk (K, N) of leaving at each exit; see ``offramp.exits.risk.token_risk``."""
@@ -88,7 +95,9 @@ def exits_taken(confidence: np.ndarray, thresholds: Sequence[float]) -> np.ndarr
     return exits
 
 
-def sweep(confidence: np.ndarray, values: dict[str, np.ndarray], thresholds: np.ndarray) -> dict[str, np.ndarray]:
+def sweep(
+    confidence: np.ndarray, values: dict[str, np.ndarray], thresholds: np.ndarray
+) -> dict[str, np.ndarray]:
     """Exit shares and mean values for many thresholds, each common to all exits, in one pass over the tokens.
 
     confidence (K-1, N), values: name -> (K, N), thresholds (T,) in any order -> ``exit_fraction`` (T, K) and, per name,
@@ -103,11 +112,15 @@ def sweep(confidence: np.ndarray, values: dict[str, np.ndarray], thresholds: np.
     rising = thresholds[order]
     left_by = np.zeros((last + 2, len(thresholds)))
     left_by[last + 1] = tokens
-    sums = {name: np.full(len(thresholds), value[last].sum(dtype=np.float64)) for name, value in values.items()}
+    sums = {
+        name: np.full(len(thresholds), value[last].sum(dtype=np.float64)) for name, value in values.items()
+    }
     highest = np.full(tokens, -np.inf, dtype=confidence.dtype)
     for exit in range(last):
         np.maximum(highest, confidence[exit], out=highest)
-        reached = np.searchsorted(rising, highest, side="right")  # thresholds at which the token has left by now
+        reached = np.searchsorted(
+            rising, highest, side="right"
+        )  # thresholds at which the token has left by now
         left_by[exit + 1] = _above(reached, None, len(thresholds))
         for name, value in values.items():  # leaving by here instead of going one exit on
             gain = np.subtract(value[exit], value[exit + 1], dtype=np.float64)
@@ -127,9 +140,16 @@ def threshold_table(exits: Exits, count: int = 101) -> list[dict[str, Any]]:
         agrees = (held.argmax == held.argmax[-1]).astype(np.float32)
         found = sweep(held.confidence, {"loss": held.loss, "agreement": agrees}, thresholds)
         rows += [
-            {"signal": signal, "threshold": float(threshold), "shallow_ratio": float(1 - shares[-1]),
-             "ppl": float(np.exp(loss)), "agreement": float(agreement)}
-            for threshold, shares, loss, agreement in zip(thresholds, found["exit_fraction"], found["loss"], found["agreement"])
+            {
+                "signal": signal,
+                "threshold": float(threshold),
+                "shallow_ratio": float(1 - shares[-1]),
+                "ppl": float(np.exp(loss)),
+                "agreement": float(agreement),
+            }
+            for threshold, shares, loss, agreement in zip(
+                thresholds, found["exit_fraction"], found["loss"], found["agreement"]
+            )
         ]
     return rows
 
@@ -178,8 +198,15 @@ def _most_confident(passing: np.ndarray, confidence: np.ndarray, size: int) -> n
     return passing[:size]
 
 
-def risk_thresholds(select: HeldOut, test: HeldOut, costs: np.ndarray, measure: str, tolerance: float,
-                    delta: float, steps: int = 100) -> RiskChoice:
+def risk_thresholds(
+    select: HeldOut,
+    test: HeldOut,
+    costs: np.ndarray,
+    measure: str,
+    tolerance: float,
+    delta: float,
+    steps: int = 100,
+) -> RiskChoice:
     """The cheapest thresholds on the path whose risk is at most ``tolerance``, except with probability ``delta``.
 
     The path is made on ``select``; ``test`` holds other, independent sequences, on which its points are tested in
@@ -204,10 +231,19 @@ def risk_thresholds(select: HeldOut, test: HeldOut, costs: np.ndarray, measure: 
 
     passed = fixed_sequence(p_values(), delta) + 1
     found = losses(path[passed])
-    return RiskChoice(path[passed], tested, passed, float(found.mean()), p_value(measure, found, tolerance, delta), len(numbers))
+    return RiskChoice(
+        path[passed],
+        tested,
+        passed,
+        float(found.mean()),
+        p_value(measure, found, tolerance, delta),
+        len(numbers),
+    )
 
 
-def budget_thresholds(select: HeldOut, costs: np.ndarray, budget: float, kept: float = 0.0, steps: int = 100) -> list[float]:
+def budget_thresholds(
+    select: HeldOut, costs: np.ndarray, budget: float, kept: float = 0.0, steps: int = 100
+) -> list[float]:
     """The first point of the path of least added loss whose expected compute is within ``budget``.
 
     costs (K,) as for ``threshold_path``; budget: share of the compute of full depth; kept: share of tokens that are not in
@@ -216,10 +252,18 @@ def budget_thresholds(select: HeldOut, costs: np.ndarray, budget: float, kept: f
     """
     costs = np.asarray(costs, dtype=np.float64)
     if not 0 < budget < 1:
-        raise UserError(f"routing.budget = {budget}: give a fraction of the full-depth FLOPs, above 0 and below 1")
+        raise UserError(
+            f"routing.budget = {budget}: give a fraction of the full-depth FLOPs, above 0 and below 1"
+        )
     least = kept + (1 - kept) * costs[0]
     if least > budget:
-        raise UserError(f"routing.budget = {budget}: even with every token leaving at the first exit that is asked the fraction is {least:.4f}; "
-                        f"give at least {math.ceil(least * 1e4) / 1e4:.4f}, or make the first block or its readout smaller")
+        raise UserError(
+            f"routing.budget = {budget}: even with every token leaving at the first exit that is asked the fraction is {least:.4f}; "
+            f"give at least {math.ceil(least * 1e4) / 1e4:.4f}, or make the first block or its readout smaller"
+        )
     path = threshold_path(select, costs, select.risk("nll_increase"), steps)
-    return next(point for point in path if kept + (1 - kept) * costs[exits_taken(select.confidence, point)].mean() <= budget + 1e-9)
+    return next(
+        point
+        for point in path
+        if kept + (1 - kept) * costs[exits_taken(select.confidence, point)].mean() <= budget + 1e-9
+    )

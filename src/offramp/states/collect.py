@@ -13,18 +13,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
 from offramp.corpus.windows import TokenWindows
-from offramp.lineage.artifact import Artifact, create_artifact, open_artifact
+from offramp.machine.device import autocast, require_precision
+from offramp.machine.processes import ALONE, Processes
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM
-from offramp.parallel import ALONE, Processes
-from offramp.runtime import autocast, require_precision
 from offramp.states.statistics import SATURATION, Readout, saturation, token_statistics
 from offramp.states.store import READOUT, StatesWriter, join_tables, shard_starts
 
 
-def collect_states(model: Blockwise, windows: TokenWindows, path: Path, settings: Any, params: dict[str, Any],
-                   inputs: dict[str, Artifact], device: torch.device, processes: Processes = ALONE) -> Artifact:
+def collect_states(
+    model: Blockwise,
+    windows: TokenWindows,
+    path: Path,
+    settings: Any,
+    params: dict[str, Any],
+    inputs: dict[str, Artifact],
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> Artifact:
     """Write the ``states`` artifact of a split, streaming; ``settings`` is the ``collect`` section of the parameters.
 
     Several processes write a share of the shards each; the artifact has the bytes that one process would have written.
@@ -40,7 +48,9 @@ def collect_states(model: Blockwise, windows: TokenWindows, path: Path, settings
     with create_artifact(path, "states", params, inputs) if processes.main else nullcontext() as out:
         folder = processes.broadcast(out.path if out else None)
         writer = StatesWriter(folder, exits, settings.dtype, settings.shard_tokens, first_shard=mine.start)
-        for columns, hidden in iterate_states(model, windows, batches[first:last], device, processes.no_bar, settings.precision):
+        for columns, hidden in iterate_states(
+            model, windows, batches[first:last], device, processes.no_bar, settings.precision
+        ):
             writer.add(columns, hidden)
         writer.close()
         processes.wait()
@@ -48,15 +58,29 @@ def collect_states(model: Blockwise, windows: TokenWindows, path: Path, settings
             join_tables(folder)
             if isinstance(model, BlockwiseLM):
                 save_readouts(model, folder / READOUT)
-            out.meta.update(exits=exits, tokens=len(windows) * windows.window, shards=len(starts), window=windows.window,
-                            width=model.config.width, vocab_size=model.config.vocab_size, dtype=settings.dtype, precision=settings.precision)
+            out.meta.update(
+                exits=exits,
+                tokens=len(windows) * windows.window,
+                shards=len(starts),
+                window=windows.window,
+                width=model.config.width,
+                vocab_size=model.config.vocab_size,
+                dtype=settings.dtype,
+                precision=settings.precision,
+            )
     processes.wait()
     return open_artifact(path, "states", verify=False)
 
 
 @torch.no_grad()
-def iterate_states(model: Blockwise, windows: TokenWindows, batches: Sequence[Tensor], device: torch.device,
-                   no_bar: bool | None = None, precision: str = "fp32"):
+def iterate_states(
+    model: Blockwise,
+    windows: TokenWindows,
+    batches: Sequence[Tensor],
+    device: torch.device,
+    no_bar: bool | None = None,
+    precision: str = "fp32",
+):
     """Yield (columns of (N,) arrays, hidden states per exit (N, D)) for batches of sequences, given by their indices.
 
     ``precision`` is that of the layers; readouts and statistics are float32.
@@ -91,7 +115,9 @@ def iterate_states(model: Blockwise, windows: TokenWindows, batches: Sequence[Te
 
 def save_readouts(model: BlockwiseLM, file: Path) -> None:
     """The artifact's ``readout.safetensors``, with the exit classifiers that were trained together with the model."""
-    tensors = {f"exit_classifiers.{name}": value.cpu() for name, value in model.exit_classifiers.state_dict().items()}
+    tensors = {
+        f"exit_classifiers.{name}": value.cpu() for name, value in model.exit_classifiers.state_dict().items()
+    }
     for exit in range(model.config.num_blocks):
         if exit == 0 or model.config.heads_per_exit:
             tensors[f"matrix_{exit}"] = model.readout_matrix(exit).detach().cpu().clone()
@@ -108,9 +134,13 @@ def summarise(states: Any) -> dict[str, Any]:
         loss = states.column(f"loss_{exit}").astype(np.float64)
         low, median, high = np.quantile(loss, (0.25, 0.5, 0.75))
         out[f"exit_{exit}"] = {
-            "ppl": float(np.exp(loss.mean())), "accuracy": float((states.column(f"argmax_{exit}") == target).mean()),
-            "loss_mean": float(loss.mean()), "loss_std": float(loss.std()), "loss_q25": float(low),
-            "loss_median": float(median), "loss_q75": float(high),
+            "ppl": float(np.exp(loss.mean())),
+            "accuracy": float((states.column(f"argmax_{exit}") == target).mean()),
+            "loss_mean": float(loss.mean()),
+            "loss_std": float(loss.std()),
+            "loss_q25": float(low),
+            "loss_median": float(median),
+            "loss_q75": float(high),
             "entropy_mean": float(states.column(f"entropy_{exit}").astype(np.float64).mean()),
         }
     return out
@@ -122,6 +152,8 @@ def loss_histogram(states: Any, split: str, bin_width: float = 0.5) -> list[dict
     for exit in range(states.num_exits):
         loss = states.column(f"loss_{exit}")
         counts = np.bincount((loss / bin_width).astype(np.int64))
-        rows += [{"split": split, "exit": exit, "loss": (i + 0.5) * bin_width, "share": float(count / len(loss))}
-                 for i, count in enumerate(counts)]
+        rows += [
+            {"split": split, "exit": exit, "loss": (i + 0.5) * bin_width, "share": float(count / len(loss))}
+            for i, count in enumerate(counts)
+        ]
     return rows

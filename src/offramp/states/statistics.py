@@ -63,7 +63,10 @@ class Softmax:
         self._sums = new(4, count, tile)
         self._peaks = new(tile, count, columns // readout.group)
         self._entries = torch.arange(readout.group, device=readout.matrix.device) * (columns // readout.group)
-        self._winners, self._slot = new(tile, readout.group), torch.empty(tile, dtype=torch.long, device=readout.matrix.device)
+        self._winners, self._slot = (
+            new(tile, readout.group),
+            torch.empty(tile, dtype=torch.long, device=readout.matrix.device),
+        )
 
     def start(self, inputs: Tensor) -> None:
         """Begin with the tokens ``inputs`` (T, D)."""
@@ -83,7 +86,9 @@ class Softmax:
         torch.mm(self.inputs[here], matrix.T, out=logits)
         if len(matrix) < self.readout.columns:
             buffer[:, len(matrix) :] = -torch.inf
-        peaks = self.peaks[here, block]  # groups are strided, so that the reduction runs along contiguous rows
+        peaks = self.peaks[
+            here, block
+        ]  # groups are strided, so that the reduction runs along contiguous rows
         torch.amax(buffer.view(len(buffer), self.readout.group, -1), 1, out=peaks)
         if len(self.readout.blocks) == 1:  # the logits of the group that wins are at hand
             scratch = self.total[0, here]  # written by exponentiate() next
@@ -121,7 +126,9 @@ class Softmax:
         if count > 1:
             torch.max(groups, 1, out=(groups.new_empty(len(groups)), self.slot))
         slot = self.slot.unsqueeze(1)
-        rivals = self.peaks.gather(2, slot.unsqueeze(1).expand(-1, count, -1)).squeeze(2)  # (T, B): that slot in every block
+        rivals = self.peaks.gather(2, slot.unsqueeze(1).expand(-1, count, -1)).squeeze(
+            2
+        )  # (T, B): that slot in every block
         block = rivals.argmax(1, keepdim=True)
         entries = block * columns + slot + self._entries
         if count > 1:
@@ -172,7 +179,9 @@ def full_precision(function):
 
 
 @full_precision
-def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Tensor | None = None) -> list[dict[str, Tensor]]:
+def token_statistics(
+    inputs: list[Tensor], readouts: list[Readout], targets: Tensor | None = None
+) -> list[dict[str, Tensor]]:
     """Statistics of softmax(W_k h_k) for the readout inputs h_k (N, D) of one or more exits: per exit, tensors (N,).
 
     ``max_prob``, ``max_logit``, ``mean_logit``, ``margin`` (largest minus second largest logit),
@@ -189,7 +198,10 @@ def token_statistics(inputs: list[Tensor], readouts: list[Readout], targets: Ten
             exit.start(x[here].float())
         _run_blocks(exits, weight, rows)
         for exit, part in enumerate(_combine(exits, None if targets is None else targets[here])):
-            for name, values in part.items():  # copied: small tensors kept from every tile would fragment the heap
+            for (
+                name,
+                values,
+            ) in part.items():  # copied: small tensors kept from every tile would fragment the heap
                 if not here.start:
                     out[exit][name] = values.new_empty(len(inputs[0]))
                 out[exit][name][here] = values

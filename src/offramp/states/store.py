@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from offramp.artifacts.artifact import Artifact
 from offramp.errors import UserError
-from offramp.lineage.artifact import Artifact
 from offramp.states.statistics import SATURATION, STATISTICS
 
 TABLE, READOUT = "tokens.parquet", "readout.safetensors"
@@ -33,7 +33,12 @@ class StatesWriter:
     """
 
     def __init__(self, folder: Path, num_exits: int, dtype: str, shard_tokens: int, first_shard: int = 0):
-        self.folder, self.num_exits, self.shard_tokens, self.first_shard = folder, num_exits, shard_tokens, first_shard
+        self.folder, self.num_exits, self.shard_tokens, self.first_shard = (
+            folder,
+            num_exits,
+            shard_tokens,
+            first_shard,
+        )
         self.dtype = getattr(torch, dtype)
         self.tokens = self.shards = 0
         self._pending = 0
@@ -53,7 +58,9 @@ class StatesWriter:
         here = slice(self._pending, self._pending + rows)
         for exit, states in enumerate(hidden):
             smallest, largest = torch.aminmax(states)
-            if not max(-smallest.item(), largest.item()) <= torch.finfo(self.dtype).max:  # also where it is NaN
+            if (
+                not max(-smallest.item(), largest.item()) <= torch.finfo(self.dtype).max
+            ):  # also where it is NaN
                 raise UserError(
                     f"collect: hidden states after block {exit} do not fit {self.dtype} (largest {states.abs().max():.3g}); "
                     "set collect.dtype: float32"
@@ -72,10 +79,15 @@ class StatesWriter:
     def _flush(self) -> None:
         number = self.first_shard + self.shards
         for exit in range(self.num_exits):
-            save_file({"hidden": self._hidden[exit, : self._pending]}, self.folder / f"hidden_{exit}-{number:05d}.safetensors")
+            save_file(
+                {"hidden": self._hidden[exit, : self._pending]},
+                self.folder / f"hidden_{exit}-{number:05d}.safetensors",
+            )
         table = pa.table({name: values[: self._pending] for name, values in self._columns.items()})
         if self._table is None:
-            self._table = _open_table(self.folder / (f"tokens-{number:05d}.parquet" if number else TABLE), table.schema)
+            self._table = _open_table(
+                self.folder / (f"tokens-{number:05d}.parquet" if number else TABLE), table.schema
+            )
         self._table.write_table(table)
         self.tokens += self._pending
         self.shards += 1
@@ -126,7 +138,9 @@ class States:
     def precision(self) -> str:
         """Of the model's layers (fp32 or bf16): what is measured beside these states runs in it, too."""
         if "precision" not in self.artifact.meta:
-            raise UserError(f"{self.artifact.path} does not say in which precision the model ran; run `dvc repro` to make it again")
+            raise UserError(
+                f"{self.artifact.path} does not say in which precision the model ran; run `dvc repro` to make it again"
+            )
         return self.artifact.meta["precision"]
 
     def column(self, name: str) -> np.ndarray:
@@ -157,8 +171,10 @@ class States:
         """The readouts of all exits; UserError where the states are a checkpoint's."""
         file = self.artifact.file(READOUT)
         if not file.exists():
-            raise UserError(f"{self.artifact.path} holds states of a checkpoint, whose readouts are not kept with them; "
-                            "give states of a native model")
+            raise UserError(
+                f"{self.artifact.path} holds states of a checkpoint, whose readouts are not kept with them; "
+                "give states of a native model"
+            )
         return load_file(file)
 
     def hidden_shards(self, exit: int) -> Iterator[Tensor]:

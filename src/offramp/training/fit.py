@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from offramp.errors import UserError
-from offramp.parallel import ALONE, Processes
+from offramp.machine.processes import ALONE, Processes
 from offramp.training.snapshots import Snapshots
 
 
@@ -126,8 +126,17 @@ def learning_rate(config: FitConfig, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress: Progress, snapshots: Snapshots,
-        resumed: dict[str, Any] | None, extra: dict[str, Any], processes: Processes = ALONE) -> None:
+def fit(
+    phase: Phase,
+    index: int,
+    model: nn.Module,
+    config: FitConfig,
+    progress: Progress,
+    snapshots: Snapshots,
+    resumed: dict[str, Any] | None,
+    extra: dict[str, Any],
+    processes: Processes = ALONE,
+) -> None:
     """Train one phase and leave the best weights in the model.
 
     ``resumed`` is a snapshot taken inside this phase; ``extra`` goes into every snapshot unchanged. Several processes
@@ -152,14 +161,24 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
             snapshots.keep(best(), trained(model))
 
     optimiser = torch.optim.AdamW(
-        phase.parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+        phase.parameters,
+        lr=config.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     if resumed:
         optimiser.load_state_dict(resumed.pop("optimiser"))
     else:
         keep()
     batches = sequence_order(phase.num_sequences, config.batch_size, config.seed + index, progress.step)
-    bar = tqdm(total=phase.steps, initial=progress.step, desc=f"pretrain {phase.name}", unit="step", disable=processes.no_bar)
+    bar = tqdm(
+        total=phase.steps,
+        initial=progress.step,
+        desc=f"pretrain {phase.name}",
+        unit="step",
+        disable=processes.no_bar,
+    )
     while progress.step < phase.steps and progress.misses < config.patience:
         rate = config.learning_rate * phase.rate * learning_rate(config, progress.step, phase.steps)
         for group in optimiser.param_groups:
@@ -184,17 +203,29 @@ def fit(phase: Phase, index: int, model: nn.Module, config: FitConfig, progress:
                 keep()
             bar.set_postfix(calibration_ppl=f"{math.exp(min(progress.best_nll, 50)):.2f}")
         if processes.main and snapshots.due():
-            snapshots.save({"model": trained(model), "optimiser": optimiser.state_dict(), "progress": vars(progress), **extra}, best())
+            snapshots.save(
+                {
+                    "model": trained(model),
+                    "optimiser": optimiser.state_dict(),
+                    "progress": vars(progress),
+                    **extra,
+                },
+                best(),
+            )
     bar.close()
     del optimiser
-    if processes.main:  # others may have no such disk, and it forgets these weights when it keeps the next phase's
+    if (
+        processes.main
+    ):  # others may have no such disk, and it forgets these weights when it keeps the next phase's
         model.load_state_dict(snapshots.kept(best()), strict=False)
     processes.spread(trained(model).values())
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
     """The weights that training changes at present, by name: themselves, not copies."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
 def losses_and_gradients(phase: Phase, indices: Tensor, step: int, processes: Processes) -> dict[str, float]:
@@ -205,7 +236,10 @@ def losses_and_gradients(phase: Phase, indices: Tensor, step: int, processes: Pr
     means: dict[str, Tensor] = {}
     for part in phase.losses(indices, step):
         totals = processes.sum([loss.tokens for loss in part.values()])
-        shares = {name: loss.mean * (loss.tokens / max(1, total)) for (name, loss), total in zip(part.items(), totals)}
+        shares = {
+            name: loss.mean * (loss.tokens / max(1, total))
+            for (name, loss), total in zip(part.items(), totals)
+        }
         torch.stack([shares[name] * loss.weight for name, loss in part.items()]).sum().backward()
         means |= {name: share.detach() for name, share in shares.items()}
     return dict(zip(means, processes.sum_gradients(phase.parameters, list(means.values()))))
@@ -216,20 +250,33 @@ def _evaluate(phase: Phase, config: FitConfig, progress: Progress) -> bool:
     looks = phase.evaluate()
     for exit, look in looks.items():
         name = f"exit {exit}"
-        progress.curve.append({
-            "phase": phase.name, "exit": exit, "step": progress.step,
-            "tokens": progress.step * config.batch_size * phase.window,
-            "train_loss": progress.running[name] / progress.summed[name] if name in progress.summed else None,
-            "calibration_ppl": math.exp(min(look.nll, 100.0)),
-            **({} if look.kl is None else {"calibration_kl": look.kl}),
-        })
+        progress.curve.append(
+            {
+                "phase": phase.name,
+                "exit": exit,
+                "step": progress.step,
+                "tokens": progress.step * config.batch_size * phase.window,
+                "train_loss": progress.running[name] / progress.summed[name]
+                if name in progress.summed
+                else None,
+                "calibration_ppl": math.exp(min(look.nll, 100.0)),
+                **({} if look.kl is None else {"calibration_kl": look.kl}),
+            }
+        )
     progress.running, progress.summed = {}, {}
     weights = {exit: phase.weights.get(exit, 1.0) for exit in looks}
-    nll, mean = (sum(weights[exit] * value(look) for exit, look in looks.items()) / sum(weights.values())
-                 for value in (lambda look: look.nll, lambda look: look.minimised))
+    nll, mean = (
+        sum(weights[exit] * value(look) for exit, look in looks.items()) / sum(weights.values())
+        for value in (lambda look: look.nll, lambda look: look.minimised)
+    )
     improved = mean < progress.best_loss
     if improved:
-        progress.best_loss, progress.best_nll, progress.best_step, progress.misses = mean, nll, progress.step, 0
+        progress.best_loss, progress.best_nll, progress.best_step, progress.misses = (
+            mean,
+            nll,
+            progress.step,
+            0,
+        )
     elif progress.step > phase.patient_until:
         progress.misses += 1
     return improved

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from offramp.corpus.windows import TokenWindows
+from offramp.machine.device import autocast
+from offramp.machine.processes import Processes
 from offramp.models.blockwise import Blockwise
-from offramp.parallel import Processes
-from offramp.runtime import autocast
 from offramp.states.statistics import Readout, token_statistics
 from offramp.training.fit import Look, Loss, Phase
 from offramp.training.losses import total_divergences
@@ -33,16 +33,24 @@ class Translators:
         self.model.requires_grad_(False)
         self.model.translators.requires_grad_(True)
         parameters = list(self.model.translators.parameters())
-        return Phase(name="frozen", parameters=parameters, steps=self.params.steps if parameters else 0,
-                     num_sequences=len(train), window=train.window, starts_trained=True,
-                     losses=lambda indices, step: [self.losses(train.batch(indices)[0])],
-                     evaluate=lambda: self.look(calibration, looks))
+        return Phase(
+            name="frozen",
+            parameters=parameters,
+            steps=self.params.steps if parameters else 0,
+            num_sequences=len(train),
+            window=train.window,
+            starts_trained=True,
+            losses=lambda indices, step: [self.losses(train.batch(indices)[0])],
+            evaluate=lambda: self.look(calibration, looks),
+        )
 
     def losses(self, tokens: Tensor) -> dict[str, Loss]:
         """Mean KL(full depth || exit) in nats of every exit but the last, over all tokens (B, T)."""
         with autocast(self.device, self.params.precision):
             totals = total_divergences(self.readout_inputs(tokens.to(self.device)), self.matrices)
-        return {f"exit {exit}": Loss(total / tokens.numel(), tokens.numel()) for exit, total in enumerate(totals)}
+        return {
+            f"exit {exit}": Loss(total / tokens.numel(), tokens.numel()) for exit, total in enumerate(totals)
+        }
 
     @torch.no_grad()
     def look(self, calibration: TokenWindows, windows: Tensor) -> dict[int, Look]:
@@ -54,7 +62,9 @@ class Translators:
             with autocast(self.device, self.params.precision):
                 read = self.readout_inputs(inputs)
             statistics = token_statistics(read, self.readouts, targets.flatten())[:-1]
-            found = [part[name].double().sum().item() for name in ("loss", "divergence") for part in statistics]
+            found = [
+                part[name].double().sum().item() for name in ("loss", "divergence") for part in statistics
+            ]
             sums, tokens = [total + more for total, more in zip(sums, found)], tokens + targets.numel()
         *sums, tokens = self.processes.sum([*sums, tokens])
         return {exit: Look(sums[exit] / tokens, sums[len(exits) + exit] / tokens) for exit in exits}
@@ -63,4 +73,7 @@ class Translators:
         """What the readout matrix of every exit is applied to, (B * T, D), of tokens (B, T)."""
         with torch.no_grad():
             states = self.model(tokens)
-        return [self.model.readout_input(exit, self.model.exit_states(exit, x).flatten(0, 1)) for exit, x in enumerate(states)]
+        return [
+            self.model.readout_input(exit, self.model.exit_states(exit, x).flatten(0, 1))
+            for exit, x in enumerate(states)
+        ]

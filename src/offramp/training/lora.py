@@ -20,7 +20,9 @@ def add_adapters(model: Blockwise, rank: int, alpha: float) -> Callable[[], obje
         from peft import LoraConfig
         from peft.tuners.lora import LoraModel
     except ImportError:
-        raise UserError("pretrain.lora needs the package peft: pip install peft, or set pretrain.lora: null") from None
+        raise UserError(
+            "pretrain.lora needs the package peft: pip install peft, or set pretrain.lora: null"
+        ) from None
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=adaptable(model.blocks))
     return LoraModel(model.blocks, config, "adapter").merge_and_unload
 
@@ -28,5 +30,10 @@ def add_adapters(model: Blockwise, rank: int, alpha: float) -> Callable[[], obje
 def adaptable(layers: nn.Module) -> list[str]:
     """Names of the matrices that are called as modules. Those of which a layer uses parts are not and could not be adapted
     (the joint query, key and value matrix of GPT-2 and GPT-NeoX)."""
-    return [name for name, module in layers.named_modules()
-            if getattr(module, "weight", None) is not None and module.weight.ndim == 2 and not name.endswith(".projections")]
+    return [
+        name
+        for name, module in layers.named_modules()
+        if getattr(module, "weight", None) is not None
+        and module.weight.ndim == 2
+        and not name.endswith(".projections")
+    ]

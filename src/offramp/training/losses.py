@@ -24,7 +24,9 @@ def total_nll(inputs: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:
         inputs, matrix = inputs.to(dtype), matrix.to(dtype)
     if not hasattr(F, "linear_cross_entropy"):
         pieces = zip(inputs.split(CHUNK), targets.split(CHUNK))
-        return torch.stack([checkpoint(_chunk_nll, x, matrix, y, use_reentrant=False) for x, y in pieces]).sum()
+        return torch.stack(
+            [checkpoint(_chunk_nll, x, matrix, y, use_reentrant=False) for x, y in pieces]
+        ).sum()
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
     # A reduced loss has its gradient ready after the forward pass, but adds up in the dtype of its inputs.
     reduction = "sum" if inputs.dtype == torch.float32 else "none"
@@ -59,7 +61,9 @@ class _Divergences(torch.autograd.Function):
             for exit, (x, matrix) in enumerate(zip(exits, matrices)):
                 found = _log_probabilities(x[here], matrix)
                 totals[exit] += (p * (wanted - found)).sum()
-                gradients[exit][here] = found.exp_().sub_(p).to(x.dtype) @ matrix  # dKL / dlogits = softmax - p
+                gradients[exit][here] = (
+                    found.exp_().sub_(p).to(x.dtype) @ matrix
+                )  # dKL / dlogits = softmax - p
         ctx.save_for_backward(*gradients)
         return totals
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.corpus.windows import TokenWindows
+from offramp.machine.device import autocast, require_precision
+from offramp.machine.processes import ALONE, Processes
 from offramp.models.blockwise import Blockwise
 from offramp.models.pretrained import PretrainedLM
-from offramp.parallel import ALONE, Processes
-from offramp.runtime import autocast, require_precision
 from offramp.states.statistics import Readout, token_statistics
 from offramp.training.fit import FitConfig, Look, Loss, Phase, Progress, fit, trained
 from offramp.training.frozen import Translators
@@ -52,8 +52,16 @@ class Pretrainer:
     Several processes train the same model, each on its share of the data, and all end with the same weights and curve.
     """
 
-    def __init__(self, model: Blockwise, train: TokenWindows, calibration: TokenWindows, params: Any,
-                 snapshots: Snapshots, device: torch.device, processes: Processes = ALONE):
+    def __init__(
+        self,
+        model: Blockwise,
+        train: TokenWindows,
+        calibration: TokenWindows,
+        params: Any,
+        snapshots: Snapshots,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ):
         require_precision(device, params.precision, "pretrain.precision")
         self.processes = processes
         self.model, self.train, self.calibration = model.to(device), train, calibration
@@ -80,11 +88,28 @@ class Pretrainer:
         blocks = range(self.model.config.num_blocks) if self.params.method == "blockwise" else range(1)
         for index in blocks[progress.phase :]:
             phase = self._phase(index, fresh=progress.step == 0)
-            extra = {"done": best, "finished": self.finished, "thresholds": self.thresholds, "judged_by": self.judged_by}
-            fit(phase, index, self.model, self.config, progress, self.snapshots,
-                resumed if progress.step else None, extra, self.processes)
-            best[phase.name] = {"best_step": progress.best_step, "steps": progress.step,
-                                "calibration_ppl": float(torch.tensor(progress.best_nll).exp())}
+            extra = {
+                "done": best,
+                "finished": self.finished,
+                "thresholds": self.thresholds,
+                "judged_by": self.judged_by,
+            }
+            fit(
+                phase,
+                index,
+                self.model,
+                self.config,
+                progress,
+                self.snapshots,
+                resumed if progress.step else None,
+                extra,
+                self.processes,
+            )
+            best[phase.name] = {
+                "best_step": progress.best_step,
+                "steps": progress.step,
+                "calibration_ppl": float(torch.tensor(progress.best_nll).exp()),
+            }
             if self.params.method == "frozen":
                 best[phase.name]["calibration_kl"] = progress.best_loss
             self.finished |= trained(self.model)
@@ -123,7 +148,11 @@ class Pretrainer:
         blocks = model.config.num_blocks
         steps = params.steps // blocks + (1 if block < params.steps % blocks else 0)
         return Phase(
-            name=f"block {block}", parameters=own, steps=steps, num_sequences=len(train), window=self.train.window,
+            name=f"block {block}",
+            parameters=own,
+            steps=steps,
+            num_sequences=len(train),
+            window=self.train.window,
             losses=lambda indices, step: [self._block_losses(block, train, indices)],
             evaluate=lambda: {block: Look(self._block_nll(block, calibration))},
             rate=1.0 if block == 0 else settings.later_rate,
@@ -141,8 +170,10 @@ class Pretrainer:
                 if fresh:
                     before = self._in_context(self.train, block - 1, self.thresholds)
                     self.thresholds.append(self._threshold(before, block - 1))
-                return (self._in_context(self.train, block, self.thresholds),
-                        self._in_context(self.calibration, block, self.thresholds))
+                return (
+                    self._in_context(self.train, block, self.thresholds),
+                    self._in_context(self.calibration, block, self.thresholds),
+                )
             return self._repacked_inputs(block, fresh)
 
     def _repacked_inputs(self, block: int, fresh: bool) -> tuple[BlockInputs, BlockInputs]:
@@ -151,18 +182,37 @@ class Pretrainer:
             if before == len(self.thresholds):
                 self.thresholds.append(self._threshold(train, before))
             train, calibration = (
-                repack(inputs, self.model, before, self.confidence, self.thresholds[before], self.train.window,
-                       self.snapshots.scratch(f"{name}_{before}"), self.config.batch_size, self.device, self.processes)
+                repack(
+                    inputs,
+                    self.model,
+                    before,
+                    self.confidence,
+                    self.thresholds[before],
+                    self.train.window,
+                    self.snapshots.scratch(f"{name}_{before}"),
+                    self.config.batch_size,
+                    self.device,
+                    self.processes,
+                )
                 for name, inputs in (("train", train), ("calibration", calibration))
             )
         return train, calibration
 
-    def _in_context(self, windows: TokenWindows, block: int, thresholds: list[float] | None = None) -> InContext:
+    def _in_context(
+        self, windows: TokenWindows, block: int, thresholds: list[float] | None = None
+    ) -> InContext:
         return InContext(self.model, windows, block, self.device, self.confidence, thresholds)
 
     def _threshold(self, inputs: BlockInputs, block: int) -> float:
-        return hardness_threshold(inputs, self.model, block, self.confidence, self.params.blockwise.hard_ratio,
-                                  self.config.batch_size, self.processes)
+        return hardness_threshold(
+            inputs,
+            self.model,
+            block,
+            self.confidence,
+            self.params.blockwise.hard_ratio,
+            self.config.batch_size,
+            self.processes,
+        )
 
     def _block_losses(self, block: int, inputs: BlockInputs, indices: Tensor) -> dict[str, Loss]:
         with autocast(self.device, self.params.precision):
@@ -172,7 +222,9 @@ class Pretrainer:
     @torch.no_grad()
     def _block_nll(self, block: int, inputs: BlockInputs) -> float:
         total, tokens = 0.0, 0
-        for indices in self.processes.share(evenly_spaced(len(inputs), len(self.looks)).split(self.config.batch_size)):
+        for indices in self.processes.share(
+            evenly_spaced(len(inputs), len(self.looks)).split(self.config.batch_size)
+        ):
             with autocast(self.device, self.params.precision):
                 x, targets, counts = inputs.batch(indices)
                 nll, counted = self._nll(block, self.model.run_block(block, x), targets, counts)
@@ -192,7 +244,9 @@ class Pretrainer:
             tokens, targets = (part.to(self.device) for part in self.train.batch(indices))
             with autocast(self.device, self.params.precision):
                 states = self._states(tokens, step)
-            read = [x.detach().requires_grad_() for x in states]  # each exit back-propagates to here, and the layers once
+            read = [
+                x.detach().requires_grad_() for x in states
+            ]  # each exit back-propagates to here, and the layers once
             on = exits_on(self.params.curriculum, exits, step, self.params.steps)
             for exit, weight in reversed(handed_on(weights, on).items()):
                 with autocast(self.device, self.params.precision):
@@ -201,18 +255,31 @@ class Pretrainer:
                 yield found
             torch.autograd.backward([states[exit] for exit in on], [read[exit].grad for exit in on])
 
-        return Phase(name=self.params.method, parameters=self._whole_parameters(), steps=self.params.steps,
-                     num_sequences=len(self.train), window=self.train.window, losses=losses, weights=weights,
-                     evaluate=lambda: {exit: Look(nll) for exit, nll in self._exit_nlls(exits).items()},
-                     starts_trained=isinstance(self.model, PretrainedLM),
-                     patient_until=self.params.steps // 2 if self.params.curriculum == "gradual" else 0)
+        return Phase(
+            name=self.params.method,
+            parameters=self._whole_parameters(),
+            steps=self.params.steps,
+            num_sequences=len(self.train),
+            window=self.train.window,
+            losses=losses,
+            weights=weights,
+            evaluate=lambda: {exit: Look(nll) for exit, nll in self._exit_nlls(exits).items()},
+            starts_trained=isinstance(self.model, PretrainedLM),
+            patient_until=self.params.steps // 2 if self.params.curriculum == "gradual" else 0,
+        )
 
     def _whole_parameters(self) -> list[nn.Parameter]:
         """All; with LoRA the adapters, and what is an exit's own."""
         if self.params.lora:
-            kept = {name for name, parameter in self.model.blocks.named_parameters(prefix="blocks") if parameter.requires_grad}
+            kept = {
+                name
+                for name, parameter in self.model.blocks.named_parameters(prefix="blocks")
+                if parameter.requires_grad
+            }
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name in kept or name.startswith(("translators.", "exit_classifiers.")))
+                parameter.requires_grad_(
+                    name in kept or name.startswith(("translators.", "exit_classifiers."))
+                )
         else:
             self.model.requires_grad_(True)
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -243,7 +310,9 @@ class Pretrainer:
         """Summed over the tokens that count, and their number."""
         x = self.model.exit_states(exit, x)
         x, targets = (x.flatten(0, 1), targets.flatten()) if counts is None else (x[counts], targets[counts])
-        return total_nll(self.model.readout_input(exit, x), self.model.readout_matrix(exit), targets), len(targets)
+        return total_nll(self.model.readout_input(exit, x), self.model.readout_matrix(exit), targets), len(
+            targets
+        )
 
     def _exit_losses(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> dict[str, Loss]:
         """By name: over the tokens that count, and over all for a classifier."""
@@ -251,18 +320,26 @@ class Pretrainer:
         losses = {f"exit {exit}": Loss(nll / max(1, counted), counted)}
         joint = self.params.joint_classifier
         if joint and exit < len(self.model.exit_classifiers):
-            losses[f"classifier {exit}"] = Loss(self._classifier_loss(exit, x, targets, joint.label), targets.numel(), joint.weight)
+            losses[f"classifier {exit}"] = Loss(
+                self._classifier_loss(exit, x, targets, joint.label), targets.numel(), joint.weight
+            )
         return losses
 
     def _classifier_loss(self, exit: int, x: Tensor, targets: Tensor, label: str) -> Tensor:
         """Seed 003, mode joint: BCE on "correct", MSE of the sigmoid on max p ("distill") or p(correct) ("loss")."""
         with torch.no_grad():
             flat = self.model.readout_input(exit, x).flatten(0, 1)
-            statistics = token_statistics([flat], [Readout(self.model.readout_matrix(exit))], targets.flatten())[0]
+            statistics = token_statistics(
+                [flat], [Readout(self.model.readout_matrix(exit))], targets.flatten()
+            )[0]
         logit = self.model.exit_classifiers[exit](x).flatten().float()
         if label == "correct":
-            return F.binary_cross_entropy_with_logits(logit, (statistics["argmax"] == targets.flatten()).float())
-        return F.mse_loss(torch.sigmoid(logit), statistics["max_prob" if label == "distill" else "correct_prob"])
+            return F.binary_cross_entropy_with_logits(
+                logit, (statistics["argmax"] == targets.flatten()).float()
+            )
+        return F.mse_loss(
+            torch.sigmoid(logit), statistics["max_prob" if label == "distill" else "correct_prob"]
+        )
 
 
 def num_parameters(model: nn.Module) -> int:

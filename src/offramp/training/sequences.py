@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
+from offramp.machine.processes import ALONE, Processes
 from offramp.models.native import BlockwiseLM
-from offramp.parallel import ALONE, Processes
 from offramp.states.statistics import Readout, predictions
 
 THRESHOLD_SEQUENCES = 4096
@@ -41,8 +41,15 @@ class InContext:
     With ``thresholds`` (one per earlier exit) only tokens below every one of them count.
     """
 
-    def __init__(self, model: BlockwiseLM, windows: TokenWindows, block: int, device: torch.device,
-                 confidence: Confidence | None = None, thresholds: list[float] | None = None):
+    def __init__(
+        self,
+        model: BlockwiseLM,
+        windows: TokenWindows,
+        block: int,
+        device: torch.device,
+        confidence: Confidence | None = None,
+        thresholds: list[float] | None = None,
+    ):
         self.model, self.windows, self.block, self.device = model, windows, block, device
         self.confidence, self.thresholds = confidence, thresholds
 
@@ -83,8 +90,15 @@ def evenly_spaced(total: int, wanted: int) -> Tensor:
     return torch.linspace(0, total - 1, min(wanted, total)).long()
 
 
-def hardness_threshold(inputs: BlockInputs, model: BlockwiseLM, block: int, confidence: Confidence, ratio: float,
-                       batch_size: int, processes: Processes = ALONE) -> float:
+def hardness_threshold(
+    inputs: BlockInputs,
+    model: BlockwiseLM,
+    block: int,
+    confidence: Confidence,
+    ratio: float,
+    batch_size: int,
+    processes: Processes = ALONE,
+) -> float:
     """The confidence below which a share ``ratio`` of the counted training tokens lies after ``block``."""
     found = []
     with torch.no_grad():
@@ -92,19 +106,37 @@ def hardness_threshold(inputs: BlockInputs, model: BlockwiseLM, block: int, conf
             x, targets, counts = inputs.batch(indices)
             values = confidence(block, model.run_block(block, x), targets)
             found.append((values if counts is None else values[counts]).flatten().float().cpu())
-    return float(np.quantile(torch.cat([values for share in processes.gather(found) for values in share]).numpy(), ratio))
+    return float(
+        np.quantile(
+            torch.cat([values for share in processes.gather(found) for values in share]).numpy(), ratio
+        )
+    )
 
 
-def repack(inputs: BlockInputs, model: BlockwiseLM, block: int, confidence: Confidence, threshold: float,
-           window: int, folder: Path, batch_size: int, device: torch.device, processes: Processes = ALONE) -> Repacked:
+def repack(
+    inputs: BlockInputs,
+    model: BlockwiseLM,
+    block: int,
+    confidence: Confidence,
+    threshold: float,
+    window: int,
+    folder: Path,
+    batch_size: int,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> Repacked:
     """Write the states and targets of tokens below ``threshold`` after ``block``; the remainder is dropped."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [(folder / f"states-{rank}.bin", folder / f"targets-{rank}.bin") for rank in range(processes.count)]
+    parts = [
+        (folder / f"states-{rank}.bin", folder / f"targets-{rank}.bin") for rank in range(processes.count)
+    ]
     states_file, targets_file = parts[processes.rank]
     count = 0
     with torch.no_grad(), open(states_file, "wb") as states, open(targets_file, "wb") as targets_out:
         order = processes.share(torch.arange(len(inputs)).split(batch_size))
-        for indices in tqdm(order, desc=f"hard tokens of block {block}", unit="batch", disable=processes.no_bar):
+        for indices in tqdm(
+            order, desc=f"hard tokens of block {block}", unit="batch", disable=processes.no_bar
+        ):
             x, targets, _ = inputs.batch(indices)
             x = model.run_block(block, x)
             hard = confidence(block, x, targets) < threshold
@@ -124,8 +156,11 @@ def repack(inputs: BlockInputs, model: BlockwiseLM, block: int, confidence: Conf
         )
     rows = count // window
     shape = (rows, window, model.config.width)
-    return Repacked(np.memmap(states_file, np.float32, "r", shape=shape),
-                    np.memmap(targets_file, np.int64, "r", shape=shape[:2]), device)
+    return Repacked(
+        np.memmap(states_file, np.float32, "r", shape=shape),
+        np.memmap(targets_file, np.int64, "r", shape=shape[:2]),
+        device,
+    )
 
 
 def _append(file: Path, others: Sequence[Path]) -> None:
@@ -148,7 +183,9 @@ def make_confidence(signal: str, model: BlockwiseLM, matrices: list[Tensor]) -> 
     def from_readout(exit: int, x: Tensor, targets: Tensor) -> Tensor:
         if exit not in readouts:
             readouts[exit] = Readout(matrices[exit])
-        loss, _, max_prob = predictions(model.readout_input(exit, x).flatten(0, -2), readouts[exit], targets.flatten())
+        loss, _, max_prob = predictions(
+            model.readout_input(exit, x).flatten(0, -2), readouts[exit], targets.flatten()
+        )
         return (max_prob if signal == "max_prob" else torch.exp(-loss)).view(targets.shape)
 
     def from_classifier(exit: int, x: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,238 @@
+"""A project's routed model in EleutherAI's lm-evaluation-harness, as model ``offramp``.
+
+``offramp lm-eval --tasks lambada_openai --model_args root=. --batch_size 16`` runs lm_eval's own command with this model in it, and
+takes all of its options. In lm_eval after 0.4.13, which finds models that other packages declare, ``lm_eval --model offramp ...``
+does the same; in Python, importing this module is enough for ``lm_eval.simple_evaluate(model="offramp", ...)``. It needs the
+packages of ``pip install 'offramp[eval]'``.
+
+Likelihoods come from one routed pass over context and continuation, in which the context's tokens may leave early too, as in
+evaluation, in ``collect.precision``. Generation is that of ``offramp generate``: fp32, prompts run at full depth. But no text begins
+with the token that some tokenizers put before every text (``<s>``), as in lm_eval, whose ``add_bos_token`` is off by default.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from offramp.app.project import open_project
+from offramp.errors import UserError
+from offramp.routing.executor import Executor
+from offramp.routing.generate import Sampling, decode
+
+log = logging.getLogger(__name__)
+
+UNDERSTOOD = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
+"""Generation settings of a task."""
+
+
+@register_model("offramp")
+class RoutedLM(TemplateLM):
+    """``root``: the project's folder; ``threshold``: another than its params.yaml's; ``full``: nobody leaves.
+
+    It runs where the project does (``runtime.device``): lm_eval names a ``device`` whether the user did or not.
+    ``exits_taken`` (K,) counts the tokens scored or generated so far by the exit that predicted them.
+    """
+
+    def __init__(
+        self,
+        root: str = ".",
+        threshold: float | str | None = None,
+        full: bool = False,
+        batch_size: int | str = 1,
+        device: str | None = None,
+    ):
+        super().__init__()
+        self.project = open_project(Path(root))
+        self.model, self._device = self.project.model, self.project.device
+        self.policy = None if full else self.project.policy(threshold)
+        self.kv = self.project.params.routing.kv
+        self.batch_size = _batch_size(batch_size, self.project.params.routing.batch_size)
+        self.executor = Executor(self.model, self.kv, self.project.params.collect.precision)
+        self.exits_taken = np.zeros(self.model.config.num_blocks, np.int64)
+
+    @property
+    def max_length(self) -> int:
+        return self.model.config.window
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What a cache of requests is kept under."""
+        return self.project.data.digest
+
+    @property
+    def eot_token_id(self) -> int:
+        if self.project.end_id is None:
+            raise UserError(
+                f"{self.project.data.path}: its tokenizer has no token that ends a text, which the harness puts before a "
+                "text without context"
+            )
+        return self.project.end_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return self.project.encode(string)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Log-probability of every continuation, and whether all of its tokens are the most likely ones, each where it left.
+
+        Requests are (texts, context tokens, continuation tokens); contexts too long for the window lose their beginning. Where a
+        context is all whitespace, lm_eval counts that as continuation: the end token then stands before it, as before texts
+        without context.
+        """
+        for given, _, continuation in requests:
+            if not continuation:  # log-probability 0 would say that it is certain
+                raise UserError(
+                    f"the continuation of {given!r} has no token of its own: the tokenizer joins it to the last one of its "
+                    "context; leave such rows out, or choose another task"
+                )
+        requests = [
+            (given, context or [self.prefix_token_id], continuation)
+            for given, context, continuation in requests
+        ]
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise UserError(
+                f"a continuation of {longest} tokens does not fit the model's window of {self.max_length}; choose another "
+                "task, or a model with a longer window"
+            )
+        texts = [
+            torch.tensor((context + continuation)[-self.max_length - 1 :])
+            for _, context, continuation in requests
+        ]
+        order = sorted(
+            range(len(texts)), key=lambda place: -len(texts[place])
+        )  # little padding, and the largest batch first
+        out: dict[int, tuple[float, bool]] = {}
+        for start in tqdm(
+            range(0, len(order), self.batch_size), desc="offramp: loglikelihood", disable=disable_tqdm or None
+        ):
+            places = order[start : start + self.batch_size]
+            batch = pad_sequence([texts[place] for place in places], batch_first=True).to(self._device)
+            lengths = torch.tensor([len(texts[place]) - 1 for place in places], device=self._device)
+            targets = batch[:, 1:].contiguous()
+            routed = self.executor.run(batch[:, :-1].contiguous(), targets, self.policy, lengths=lengths)
+            for row, place in enumerate(places):
+                end = len(texts[place]) - 1
+                scored = slice(end - len(requests[place][2]), end)
+                log_p = -routed.loss[row, scored].double().sum().item()
+                out[place] = log_p, bool((routed.argmax[row, scored] == targets[row, scored]).all())
+                self._count(routed.exit[row, scored].tolist())
+        self._report()
+        return [out[place] for place in range(len(texts))]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of whole texts, in windows that each predict new tokens only."""
+        windows, owners = [], []
+        for number, request in enumerate(requests):
+            for window in get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1
+            ):
+                windows.append(("", *make_disjoint_window(window)))
+                owners.append(number)
+        found = [log_p for log_p, _ in self._loglikelihood_tokens(windows, disable_tqdm)]
+        return np.bincount(owners, found, len(requests)).tolist() if owners else [0.0] * len(requests)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What follows every context, up to one of the strings ``until``, a token that ends texts, or ``max_gen_toks`` tokens."""
+        out: dict[int, str] = {}
+        settings = [
+            normalize_gen_kwargs(request.args[1], min(256, self.max_length // 2)) for request in requests
+        ]
+        prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
+        groups: dict[str, list[int]] = {}  # only requests with the same settings share a batch
+        for place in sorted(range(len(requests)), key=lambda place: -len(prompts[place])):
+            groups.setdefault(repr(sorted(settings[place].items())), []).append(place)
+        batches = [
+            places[start : start + self.batch_size]
+            for places in groups.values()
+            for start in range(0, len(places), self.batch_size)
+        ]
+        for places in tqdm(batches, desc="offramp: generate", disable=disable_tqdm or None):
+            texts = self._continue([prompts[place] for place in places], settings[places[0]])
+            out |= dict(zip(places, texts))
+        self._report()
+        return [out[place] for place in range(len(requests))]
+
+    def _continue(self, prompts: list[list[int]], settings: dict[str, Any]) -> list[str]:
+        new_tokens = settings["max_gen_toks"]
+        if new_tokens >= self.max_length:
+            raise UserError(
+                f"max_gen_toks = {new_tokens} leaves no room for a prompt in the model's window of {self.max_length}; set a "
+                f"smaller one, e.g. --gen_kwargs max_gen_toks={self.max_length // 2}"
+            )
+        if unknown := set(settings) - UNDERSTOOD:
+            log.warning(
+                "generation settings that are not supported have no effect: %s", ", ".join(sorted(unknown))
+            )
+        sampling = (
+            Sampling(float(settings.get("temperature", 1.0)), float(settings.get("top_p", 1.0)))
+            if settings["do_sample"]
+            else None
+        )
+        prompts = [prompt[-(self.max_length - new_tokens) :] for prompt in prompts]
+        ends = self.project.stop_ids
+        made: list[list[int]] = [[] for _ in prompts]
+        texts: dict[int, str] = {}
+        for step in decode(self.model, prompts, new_tokens, self.policy, self.kv, sampling, ends):
+            for row, token, exit in zip(step.rows, step.tokens, step.exits):
+                if row in texts:
+                    continue
+                self._count([exit])
+                made[row] += [token] if token not in ends else []
+                text = self.project.decode(prompts[row][-1], made[row])
+                cut = _before(text, settings["until"])
+                if cut is not None or token in ends or len(made[row]) == new_tokens:
+                    texts[row] = text if cut is None else cut
+            if len(texts) == len(prompts):
+                break
+        return [texts[row] for row in range(len(prompts))]
+
+    def _count(self, exits: Sequence[int]) -> None:
+        self.exits_taken += np.bincount(exits, minlength=len(self.exits_taken))
+
+    def _report(self) -> None:
+        shares = self.exits_taken / max(1, self.exits_taken.sum())
+        log.info(
+            "tokens by exit so far: %s",
+            ", ".join(f"{share:.1%} at exit {exit}" for exit, share in enumerate(shares)),
+        )
+
+
+def _batch_size(given: int | str, ours: int) -> int:
+    """lm_eval's ``auto``, with or without how often it is to be tried out (``auto:4``), is the project's own."""
+    if str(given).partition(":")[0] == "auto":
+        return ours
+    if not str(given).isdecimal() or not int(given):
+        raise UserError(
+            f"batch_size = {given!r}: give a number of at least 1, or auto for routing.batch_size of params.yaml"
+        )
+    return int(given)
+
+
+def _before(text: str, until: Sequence[str]) -> str | None:
+    """The text before the first of the strings ``until``; None where there is none of them."""
+    places = [place for end in until if end and (place := text.find(end)) >= 0]
+    return text[: min(places)] if places else None
+
+
+def evaluate(arguments: list[str]) -> None:
+    """lm_eval's command ``run`` with these arguments, on the model ``offramp`` unless they name another."""
+    from lm_eval.__main__ import cli_evaluate
+
+    sys.argv = ["lm_eval", "run", "--model", "offramp", *arguments]
+    cli_evaluate()

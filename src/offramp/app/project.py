@@ -1,0 +1,114 @@
+"""A project's finished model, ready to use: opened and checked once, with the policy that its parameters ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from operator import itemgetter
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from offramp.artifacts.artifact import Artifact, open_artifact
+from offramp.corpus.tokenizer import Encoder, open_tokenizer, token_texts
+from offramp.errors import UserError
+from offramp.exits.store import Exits
+from offramp.machine.device import setup
+from offramp.models.blockwise import Blockwise
+from offramp.models.store import load_model
+from offramp.params import Params, parse_params, read_params
+from offramp.routing.choice import choose_policy
+from offramp.routing.policies import ThresholdPolicy
+
+
+@dataclass
+class Project:
+    root: Path
+    params: Params
+    data: Artifact
+    lm: Artifact
+    model: Blockwise
+    device: torch.device
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return open_tokenizer(self.data)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.tokenizer, self.kind)
+
+    @property
+    def kind(self) -> str:
+        """Of tokenizer."""
+        return self.data.meta["kind"]
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a text, if there is one."""
+        return self.data.meta["end_id"]
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """The tokens at which generation ends: of a checkpoint there may be several. UserError where its data does not say."""
+        if self.kind != "pretrained":
+            return {self.end_id} - {None}
+        if "stop_ids" not in self.data.meta:
+            raise UserError(
+                f"{self.data.path} does not say at which tokens the checkpoint's texts end; run `dvc repro` to make it again"
+            )
+        return set(self.data.meta["stop_ids"])
+
+    @cached_property
+    def opening(self) -> list[int]:
+        """What the tokenizer puts before every text, where it does: the ``<s>`` of Llama."""
+        begun = self.tokenizer.encode("a", add_special_tokens=True)
+        return [id for id, _ in takewhile(itemgetter(1), zip(begun.ids, begun.special_tokens_mask))]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The tokens of a text to be continued, which begins as texts under Transformers do."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            wrong = text[error.start : error.end]
+            raise UserError(
+                f"the prompt is not valid UTF-8 text: {wrong!r} is no character; give it in UTF-8"
+            ) from None
+        return [*self.opening, *self.encode(text)]
+
+    def encode(self, text: str) -> list[int]:
+        return self.encoder(text).tolist()
+
+    def decode(self, before: int, tokens: list[int]) -> str:
+        """The text of ``tokens`` that follow the token ``before``: some kinds need it for a leading space."""
+        return "".join(token_texts(self.tokenizer, self.kind, [before, *tokens])[1:])
+
+    def policy(self, threshold: float | list[float] | str | None = None) -> ThresholdPolicy:
+        """Who may leave, by the parameters or another ``threshold``; UserError for exits of another model."""
+        params = self.params
+        if threshold is not None:
+            params = parse_params({**params.model_dump(), "threshold": threshold}, "options")
+        exits = open_artifact(self.root / "models/exits", "exits")
+        if exits.meta["lm"] != self.lm.digest:
+            raise UserError(
+                f"{exits.path} was trained on states of another model than {self.lm.path}; run `dvc repro`"
+            )
+        if exits.meta.get("precision") != params.collect.precision:
+            raise UserError(
+                f"collect.precision = {params.collect.precision!r}, but {exits.path} was trained on states of another; run `dvc repro`"
+            )
+        window = self.data.meta["window"]
+        return choose_policy(
+            params.threshold, Exits(exits), self.model, window, params.exits, params.routing, self.device
+        ).policy
+
+
+def open_project(root: Path = Path(".")) -> Project:
+    """The project in the folder ``root``; UserError where its parameters or artifacts are not in order."""
+    params = read_params(root / "params.yaml")
+    device = setup(params.runtime.device, params.runtime.threads)
+    data = open_artifact(root / "data", "data")
+    lm = open_artifact(root / "models/lm", "lm", inputs={"data": data})
+    return Project(root, params, data, lm, load_model(lm, root).to(device), device)

@@ -1,0 +1,248 @@
+"""Training the context-vector model of seed 002: contexts without targets (phase 1), then what reads them (phase 2).
+
+Phase 1 looks for contexts P that the step of the model maps onto themselves, moved by one token, while they stay spread out:
+
+    c = Block(P_{t-1} + noise, x_t),   loss = (1 - w) mean (c - P_t)^2 + w diversity(c),   then P <- c
+
+one Adam step per iteration over the whole stream, until nearly all tokens have moved by less than a tolerance. Of two formulas
+for the diversity, "batch" is the published one, -||c - mean||_F / n, which shrinks with the root of the batch's size n (G6);
+"rms" is the root mean square of c - mean, negative, whatever the batch and the width. The later loss of the seed is OACD alone.
+
+Phase 2 freezes all that and fits the token block and the head to cached contexts by the loss of the next token.
+
+Shapes: N tokens of the stream, n of a batch, D context width, d_i width of layer i, E token width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import UserError
+from offramp.states.statistics import Readout, predictions
+from offramp.systems.context_states import Contexts
+from offramp.systems.context_stream import previous_contexts
+from offramp.systems.context_vector import ContextVectorLM
+from offramp.systems.lagged import oacd
+from offramp.training.losses import total_nll
+
+LOSSES, DIVERSITIES = ("cvfp", "oacd"), ("batch", "rms")
+START_STD = 0.01
+"""Of the contexts before the first iteration."""
+UNKNOWN = -1
+"""The target of a token after which its document ends."""
+
+Seen = TypeVar("Seen")
+
+
+# Phase 1 --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """How contexts are searched for; as published. UserError for a loss, diversity or weight that does not exist."""
+
+    loss: str = "cvfp"
+    diversity: str = "batch"
+    weight: float = 0.8
+    """w: of diversity against the distance from the contexts before."""
+    noise: float = 0.1
+    """Standard deviation of what is added to the contexts that are put in."""
+    learning_rate: float = 2e-3
+    clip_norm: float = 1.0
+    batch: int = 8000
+    """Consecutive tokens whose gradients are made at a time; all of them make one step."""
+    tolerance: float = 0.03
+    """Mean square by which the context of a converged token moves at most."""
+    share: float = 0.99
+    """Of tokens that have to be converged."""
+    fewest: int = 5
+    most: int = 40
+    """Iterations."""
+    wrap: bool = False
+    """Whether the stream is taken for a ring without documents, as published (G6)."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("loss", LOSSES), ("diversity", DIVERSITIES)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"{name} = {getattr(self, name)!r} is unknown to phase 1; use one of {', '.join(known)}"
+                )
+        if not 0 <= self.weight <= 1:
+            raise UserError(f"weight = {self.weight} of diversity is a share of the loss; give 0 to 1")
+
+
+@dataclass
+class Found:
+    """What phase 1 left, besides the model's weights."""
+
+    contexts: Tensor
+    """(N, D) of the last iteration: with noise, from the weights before the last step, as the seed took them for its own (G5)."""
+    before: Tensor
+    """(N, D) of the iteration before."""
+    converged: list[float] = field(default_factory=list)
+    """Share of tokens by iteration."""
+
+    @property
+    def iterations(self) -> int:
+        """With the first, which only puts contexts in place of their random start."""
+        return len(self.converged) + 1
+
+
+def find_contexts(
+    model: ContextVectorLM, tokens: Tensor, begins: Tensor, how: FixedPoint, seed: int
+) -> Found:
+    """Train the context block on tokens (N,) of documents that start where ``begins`` (N,) says; the embedding stays as it is."""
+    generator = torch.Generator().manual_seed(seed)
+    width = model.config.context_width
+    found = Found(START_STD * torch.randn(len(tokens), width, generator=generator), torch.empty(0))
+    optimiser = torch.optim.Adam(model.context_block.parameters(), lr=how.learning_rate, fused=True)
+    batches = math.ceil(len(tokens) / how.batch)
+    for iteration in range(1, how.most + 1):
+        given = previous_contexts(found.contexts, begins, how.wrap)
+        given.add_(torch.randn(given.shape, generator=generator), alpha=how.noise)
+        made = torch.empty_like(given)
+        optimiser.zero_grad(set_to_none=True)
+        for start in range(0, len(tokens), how.batch):
+            here = slice(start, start + how.batch)
+            with torch.no_grad():
+                x = model.embed(tokens[here])
+            with torch.set_grad_enabled(iteration > 1):
+                out = model.context_block(given[here], x)[-1]
+            if iteration > 1:
+                (phase_1_loss(out, found.contexts[here], how) / batches).backward()
+            made[here] = out.detach()
+        if iteration > 1:
+            nn.utils.clip_grad_norm_(model.context_block.parameters(), how.clip_norm)
+            optimiser.step()
+            moved = (made - found.contexts).square().mean(dim=1)
+            found.converged.append(float((moved < how.tolerance).float().mean()))
+        found.before, found.contexts = found.contexts, made
+        if iteration >= max(2, how.fewest) and found.converged[-1] >= how.share:
+            break
+    return found
+
+
+def phase_1_loss(contexts: Tensor, wanted: Tensor, how: FixedPoint) -> Tensor:
+    """The loss of contexts (n, D) whose predecessors were ``wanted`` (n, D)."""
+    if how.loss == "oacd":
+        return oacd(contexts)
+    spread = torch.linalg.vector_norm(contexts - contexts.mean(dim=0))
+    diversity = -spread / (len(contexts) if how.diversity == "batch" else math.sqrt(contexts.numel()))
+    return (1 - how.weight) * (contexts - wanted).square().mean() + how.weight * diversity
+
+
+# Phase 2 --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the token block learns; as published."""
+
+    learning_rate: float = 1e-3
+    clip_norm: float = 1.0
+    batch: int = 3171
+    """Tokens of an update."""
+    shuffled: bool = False
+    """Whether tokens of a shard are drawn in random order: nothing binds them to each other once their contexts are cached."""
+    norm: bool = True
+    """Whether the embedding's norm is trained too, away from the one that the contexts were made with."""
+
+
+def next_tokens(tokens: Tensor, begins: Tensor) -> Tensor:
+    """The target (N,) of every token: the next one of its document, UNKNOWN where it ends."""
+    targets = tokens.roll(-1)
+    targets[begins.roll(-1)] = UNKNOWN
+    targets[-1] = UNKNOWN
+    return targets
+
+
+def updates_per_epoch(contexts: Contexts, how: Reading) -> int:
+    """Updates of one pass over all targets; batches do not span shards."""
+    known = next_tokens(contexts.tokens, contexts.begins) != UNKNOWN
+    return sum(math.ceil(int(known[here].sum()) / how.batch) for here, _ in contexts)
+
+
+def learn_to_read(
+    model: ContextVectorLM,
+    contexts: Contexts,
+    how: Reading,
+    looks: int,
+    updates_per_look: int,
+    look: Callable[[], Seen],
+    seed: int,
+    enough: Callable[[], bool] = lambda: False,
+) -> list[Seen]:
+    """Train on cached contexts; what ``look()`` says after every ``updates_per_look`` updates, ``looks`` times, or until
+    ``enough()``."""
+    parameters = model.reading_parameters(how.norm)
+    optimiser = torch.optim.Adam(parameters, lr=how.learning_rate, fused=True)
+    stream, seen = _batches(contexts, how, torch.Generator().manual_seed(seed)), []
+    for _ in range(looks):
+        for _, (tokens, outputs, targets) in zip(range(updates_per_look), stream):
+            optimiser.zero_grad(set_to_none=True)
+            (
+                total_nll(model.read(tokens, outputs), model.readout_matrix(), targets) / len(targets)
+            ).backward()
+            nn.utils.clip_grad_norm_(parameters, how.clip_norm)
+            optimiser.step()
+        seen.append(look())
+        if enough():
+            break
+    return seen
+
+
+def _batches(
+    contexts: Contexts, how: Reading, generator: torch.Generator
+) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+    """Tokens (n,), their contexts (n, d_i) and targets (n,), without end; one shard is in memory at a time."""
+    targets = next_tokens(contexts.tokens, contexts.begins)
+    while True:
+        for here, outputs in contexts:
+            known = (targets[here] != UNKNOWN).nonzero().flatten()
+            order = known[torch.randperm(len(known), generator=generator)] if how.shuffled else known
+            for rows in order.split(how.batch):
+                yield contexts.tokens[here][rows], [output[rows] for output in outputs], targets[here][rows]
+
+
+Parts = Iterable[tuple[slice, Sequence[Tensor]]]
+"""Which tokens, and the contexts (n, d_i) of all layers for them."""
+
+
+@torch.no_grad()
+def reading_losses(
+    model: ContextVectorLM, tokens: Tensor, begins: Tensor, parts: Parts
+) -> tuple[Tensor, Tensor]:
+    """Loss in nats and whether the likeliest token is right, each (M,), of all tokens with a target; by blocks of the vocabulary."""
+    targets, readout = next_tokens(tokens, begins), Readout(model.readout_matrix())
+    losses, right = [], []
+    for here, outputs in parts:
+        known = targets[here] != UNKNOWN
+        wanted = targets[here][known]
+        if len(wanted):
+            loss, argmax, _ = predictions(model.read(tokens[here], outputs)[known], readout, wanted)
+            losses.append(loss)
+            right.append(argmax == wanted)
+    return torch.cat(losses), torch.cat(right)
+
+
+def stopped_at(nll: Sequence[float], patience: int | None) -> int:
+    """The place of the best look, of those before ``patience`` looks in a row were no better than the best; of all where None.
+
+    A rule for looks that were made anyway: rates are constant, so a run that stops is the beginning of one that does not.
+    UserError for a patience below 1.
+    """
+    if patience is not None and patience < 1:
+        raise UserError(f"patience = {patience} looks; give at least 1, or none to look at all of them")
+    best = 0
+    for place, value in enumerate(nll):
+        if value < nll[best]:
+            best = place
+        elif patience is not None and place - best >= patience:
+            break
+    return best

@@ -1,0 +1,144 @@
+"""Training and evaluation of models with memory over windows in reading order (``corpus.streams``).
+
+What a window reads is decided between windows, never inside one:
+
+    reset           an empty memory
+    carry           what earlier windows of its own document wrote; windows must be in order
+    foreign         what the windows of another row wrote, the control: as much text, but not its own
+    carry_shuffled  whatever the row read last, of shuffled windows: the published mistake (flaw F7)
+
+Shapes: S models, N steps, R rows, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from offramp.errors import UserError
+from offramp.systems.ensemble import Ensemble, Optimisation, clip_each
+from offramp.systems.infini import Carried, Memories, segments
+from offramp.systems.memory import Memory
+from offramp.systems.objectives import cross_entropy
+from offramp.systems.streams import Streams
+
+MODES = ("reset", "carry", "foreign", "carry_shuffled")
+
+
+def require_mode(mode: str, streams: Streams) -> None:
+    """Raises UserError for an unknown mode, and for one that carries over windows which are not in order."""
+    if mode not in MODES:
+        raise UserError(f"memory = {mode!r} is unknown; use one of {', '.join(MODES)}")
+    if mode in ("carry", "foreign"):
+        streams.require_order()
+
+
+class Window(NamedTuple):
+    """One step of streams, for every model."""
+
+    tokens: Tensor
+    """(S, R, T)"""
+    targets: Tensor
+    """(S, R, T)"""
+    begins: Tensor
+    """(S, R)"""
+
+
+def windows_of(streams: list[Streams]) -> Iterator[Window]:
+    """The steps of one pass over streams of the same size, one per model."""
+    for step in range(len(streams[0].tokens)):
+        yield Window(*(torch.stack([getattr(own, name)[step] for own in streams]) for name in Window._fields))
+
+
+class Reader:
+    """Each row's own memory, and what its next window may read of it."""
+
+    def __init__(self, ensemble: Ensemble, rows: int, mode: str):
+        self.mode = mode
+        empty = ensemble.member(0).empty_memory(rows)
+        self.empty: Memories = tree_map(lambda part: part.expand(len(ensemble), *part.shape), empty)
+        self.own = self.empty
+
+    def read(self, begins: Tensor) -> Memories:
+        """Memory (S, R, ...) for windows of which ``begins`` (S, R) start a document."""
+        if self.mode == "reset":
+            return self.empty
+        if self.mode != "carry_shuffled":
+            self.own = tuple(memory.keep(~begins) for memory in self.own)
+        return tree_map(lambda part: part.roll(1, dims=1), self.own) if self.mode == "foreign" else self.own
+
+    def wrote(self, given: Memories, after: Memories) -> None:
+        """Keep what a window wrote, ``after`` minus ``given``, in its row's own memory."""
+        if self.mode != "reset":
+            self.own = tuple(
+                Memory(*(own + new - old for own, new, old in zip(*parts)))
+                for parts in zip(self.own, after, given)
+            )
+
+
+def _loss(
+    model: nn.Module, tokens: Tensor, targets: Tensor, memory: Memories, carried: Carried | tuple[()]
+) -> tuple[Tensor, Carried]:
+    logits, carried = model(tokens, memory, carried or None)
+    return cross_entropy(logits, targets), tree_map(Tensor.detach, carried)
+
+
+def train_streams(
+    ensemble: Ensemble,
+    passes: Callable[[int], list[Streams]],
+    mode: str,
+    count: int,
+    updates: int,
+    how: Optimisation,
+    looked: Callable[[int], bool] = lambda updates: False,
+) -> int:
+    """Updates made, ``count`` per window, until there are ``updates`` of them or ``looked(updates so far)`` asks to stop.
+
+    ``passes(k)`` gives every model's streams for its pass k over the text; memories are empty at the start of each pass.
+    Raises UserError as ``require_mode`` does.
+    """
+    weights = list(ensemble.trainable().values())
+    optimiser = torch.optim.AdamW(weights, lr=how.learning_rate, weight_decay=how.weight_decay, fused=True)
+    made, number = 0, 0
+    while True:
+        streams = passes(number)
+        for own in streams:
+            require_mode(mode, own)
+        reader = Reader(ensemble, streams[0].tokens.shape[1], mode)
+        for window in windows_of(streams):
+            memory, carried = reader.read(window.begins), ()
+            for _ in range(count):
+                optimiser.zero_grad(set_to_none=True)
+                losses, carried = ensemble(_loss, window.tokens, window.targets, memory, carried)
+                losses.sum().backward()
+                clip_each([weight.grad for weight in weights if weight.grad is not None], how.clip_norm)
+                optimiser.step()
+            reader.wrote(memory, carried.memory)
+            made += count
+            if looked(made) or made >= updates:
+                return made
+        number += 1
+
+
+@torch.no_grad()
+def streams_nll(ensemble: Ensemble, streams: Streams, mode: str, count: int) -> Tensor:
+    """Mean NLL (S,) in nats over all windows, each read in ``count`` segments; raises UserError as ``require_mode`` does."""
+    require_mode(mode, streams)
+
+    def total(model: nn.Module, tokens: Tensor, targets: Tensor, memory: Memories) -> tuple[Tensor, Memories]:
+        *_, (logits, carried) = segments(model, tokens, memory, count)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"), carried.memory
+
+    reader = Reader(ensemble, streams.tokens.shape[1], mode)
+    sums = torch.zeros(len(ensemble), dtype=torch.float64)
+    for window in windows_of([streams] * len(ensemble)):
+        memory = reader.read(window.begins)
+        nll, after = ensemble(total, window.tokens, window.targets, memory)
+        reader.wrote(memory, after)
+        sums += nll.double()
+    return sums / streams.targets.numel()

@@ -1,0 +1,263 @@
+"""The MLflow store: where it is, opening it safely, and runs that are always closed."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+EXPERIMENT = "offramp"
+ROLE = "offramp.role"
+PIPELINE, STAGE = "pipeline", "stage"
+LOCK_SECONDS = 120
+
+
+class StoreError(Exception):
+    """The tracking store cannot be reached, read or written; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An artifact that a run read, as MLflow shows it."""
+
+    name: str
+    digest: str
+    source: str
+    context: str
+
+
+@dataclass
+class RunRecord:
+    """Everything one run will hold, in plain values."""
+
+    name: str
+    tags: dict[str, str]
+    params: dict[str, Any] = field(default_factory=dict)
+    points: list[tuple[str, float, int]] = field(default_factory=list)
+    datasets: list[Dataset] = field(default_factory=list)
+    files: list[tuple[Path, str]] = field(default_factory=list)
+    """Files or folders to attach, with the folder they go to inside the run (``""``: its top)."""
+
+
+def store_root(root: Path) -> Path:
+    """Where the default store lives: DVC sets DVC_ROOT to the project even inside a temporary experiment's copy."""
+    return Path(os.environ.get("DVC_ROOT") or root).resolve()
+
+
+def store_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI, or mlflow.db in the project."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store_root(root)}/mlflow.db"
+
+
+def user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def is_server(uri: str) -> bool:
+    return uri.startswith(("http:", "https:", "databricks"))
+
+
+class Store:
+    """The ``offramp`` experiment of an open tracking store."""
+
+    def __init__(self, client: Any, experiment_id: str, uri: str):
+        self.client, self.experiment_id, self.uri = client, experiment_id, uri
+
+    def find(self, tags: dict[str, str | None], finished: bool = True, limit: int = 1) -> list[Any]:
+        """The newest MLflow runs that carry ``tags`` (None: any value) and have, or have not, finished."""
+        terms = [
+            f"tags.`{key}` LIKE '%'" if value is None else f"tags.`{key}` = '{value}'"
+            for key, value in tags.items()
+        ]
+        terms.append(f"attributes.status {'=' if finished else '!='} 'FINISHED'")
+        with store_errors(self.uri):
+            return self.client.search_runs([self.experiment_id], " and ".join(terms), max_results=limit)
+
+    def get(self, run_id: str) -> Any:
+        with store_errors(self.uri):
+            return self.client.get_run(run_id)
+
+    @contextmanager
+    def run(self, record: RunRecord, reopen: str | None = None) -> Iterator[str]:
+        """Log ``record``, yield the run's id for what is still to come, close it FINISHED, or FAILED on any exception.
+
+        ``reopen`` continues an unfinished run of that id.
+        """
+        with store_errors(self.uri):
+            if reopen is None:
+                run = self.client.create_run(self.experiment_id, tags=record.tags, run_name=record.name)
+            else:
+                run = self.client.get_run(reopen)
+                self.client.update_run(reopen, status="RUNNING")
+        run_id = run.info.run_id
+        try:
+            with store_errors(self.uri):
+                self._log(run_id, record, logged=run.data.params)
+            yield run_id
+            with store_errors(self.uri):
+                self.client.set_terminated(run_id, "FINISHED")
+        except BaseException:
+            with suppress(Exception):  # the store may be what failed
+                self.client.set_terminated(run_id, "FAILED")
+            raise
+
+    def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        with store_errors(self.uri):
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def delete(self, run_id: str) -> None:
+        with store_errors(self.uri):
+            self.client.delete_run(run_id)
+
+    def _log(self, run_id: str, record: RunRecord, logged: dict[str, str]) -> None:
+        from mlflow.entities import DatasetInput, InputTag, Metric, Param
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        self.set_tags(run_id, record.tags)
+        params = [Param(key, text(value)) for key, value in record.params.items() if key not in logged]
+        metrics = [Metric(key, value, now, step) for key, value, step in record.points]
+        for start in range(0, len(params), 100):  # MLflow takes 100 params and 1000 metrics a call
+            self.client.log_batch(run_id, params=params[start : start + 100])
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        if record.datasets:
+            inputs = [
+                DatasetInput(_entity(dataset), [InputTag("mlflow.data.context", dataset.context)])
+                for dataset in record.datasets
+            ]
+            self.client.log_inputs(run_id, datasets=inputs)
+        for path, folder in record.files:
+            log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+            log(run_id, str(path), folder or None)
+
+
+@contextmanager
+def open_store(root: Path, write: bool = True) -> Iterator[Store]:
+    """Open the store, one process of this machine at a time; to write (and create what is missing), or only to read.
+
+    MLflow's own first use is a race (concurrent processes fail with "table experiments already exists"), and
+    writers that did not take turns could both log a stage they share, so a writer keeps the lock to the end.
+    Raises StoreError, also if there is nothing to read yet.
+    """
+    uri = store_uri(root)
+    _quiet()
+    _probe(uri, write)
+    with ExitStack() as stack:
+        with store_errors(uri):
+            from filelock import FileLock
+            from mlflow import MlflowClient
+
+            # not beside the database: the store may be on another machine
+            name = f"offramp-{user_name()}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
+            lock = stack.enter_context(FileLock(Path(tempfile.gettempdir()) / name, timeout=LOCK_SECONDS))
+            client = MlflowClient(tracking_uri=uri)
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None and not write:
+                raise StoreError(f"{uri} has no experiment named {EXPERIMENT} yet")
+            experiment_id = experiment.experiment_id if experiment else _create_experiment(client, root, uri)
+            if write and experiment:
+                _check_not_moved(experiment.artifact_location, root, uri)
+            if not write:
+                lock.release()
+        yield Store(client, experiment_id, uri)
+
+
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn whatever the store, its database or its server raises into a StoreError."""
+    from filelock import Timeout
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except Timeout:
+        raise StoreError(f"{uri} was in use by another process for {LOCK_SECONDS} seconds") from None
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        raise StoreError(
+            f"{uri}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+
+
+def text(value: Any) -> str:
+    """A parameter as params.yaml writes it: ``null``, ``true``, ``[1, 3]``, plain strings."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _create_experiment(client: Any, root: Path, uri: str) -> str:
+    # MLflow would resolve its default ./mlruns from the current folder and keep it for good: in an experiment
+    # that DVC runs in a temporary copy, a folder about to be deleted
+    return client.create_experiment(
+        EXPERIMENT, artifact_location=None if is_server(uri) else _artifact_location(root)
+    )
+
+
+def _artifact_location(root: Path) -> str:
+    return (store_root(root) / "mlartifacts").as_uri()
+
+
+def _check_not_moved(location: str, root: Path, uri: str) -> None:
+    """MLflow keeps absolute paths: the store of a project that was moved or copied writes into the old place."""
+    if "MLFLOW_TRACKING_URI" not in os.environ and location != _artifact_location(root):
+        raise StoreError(
+            f"{uri} was made for a project elsewhere and keeps its files in {location}; move mlflow.db and mlartifacts "
+            "away to begin a new store, or set MLFLOW_TRACKING_URI to use it as it is"
+        )
+
+
+def _probe(uri: str, write: bool) -> None:
+    """Fail at once where MLflow would go on trying: a database that cannot be opened, written or created."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(uri)
+    except ArgumentError:
+        return  # a server, or something MLflow will explain
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return
+    path = Path(url.database)
+    if not write and not path.is_file():
+        raise StoreError(f"there is no {path} yet")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=20)) as connection:
+            connection.execute("BEGIN IMMEDIATE" if write else "PRAGMA schema_version")
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"{uri}: {error}") from error
+
+
+def _quiet() -> None:
+    """No telemetry, no start-up chatter, and a server that is down is given up on within seconds."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _entity(dataset: Dataset) -> Any:
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.data.sources import LocalArtifactDatasetSource
+
+    source = LocalArtifactDatasetSource(uri=dataset.source)
+    digest = dataset.digest[:36]  # the width of MLflow's column
+    return MetaDataset(source, name=dataset.name, digest=digest)._to_mlflow_entity()

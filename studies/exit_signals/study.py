@@ -1,0 +1,257 @@
+"""Who decides that a token may leave? Every signal, label and input of an exit classifier, against chance and the oracle.
+
+``python -m studies.exit_signals.study --corpus sotu``. Models of two exits trained block by block and jointly, three
+seeds each: at equal exit shares of test documents, how much of the gain oracle's headroom a signal recovers. Models of three
+exits: one price for predicted gain per FLOP against one calibrated threshold for all exits, at equal FLOPs. Everything
+that is fitted is fitted on calibration documents. Writes metrics/studies/exit_signals.<corpus>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from offramp.exits.calibration import fit_calibrator
+from offramp.exits.labels import KINDS, agreement
+from offramp.exits.train import PARTS, split_calibration
+from offramp.machine.device import setup
+from offramp.routing.cost import exit_costs
+from offramp.routing.thresholds import exits_taken
+from studies.common.choosing import VIEWS, Views, fit_view, headrooms, losses, statistic_scores
+from studies.common.results import over_seeds, study_params, write_results
+from studies.common.text import CORPORA, study_text
+from studies.common.zoo import ZooModel, zoo
+
+TWO_EXITS = ("block-wise", "joint")
+THREE_EXITS = "joint, three exits"
+SAVINGS = (0.1, 0.2, 0.3, 0.4)
+WIDTHS = {"linear": [], "MLP-2": [128], "MLP-3": [128, 128], "wide": [256]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", choices=CORPORA, required=True)
+    corpus = parser.parse_args().corpus
+    text, settings = study_text(corpus), study_params("exit_signals")
+    setup("cpu", 1)
+    models = zoo(text, [*TWO_EXITS, THREE_EXITS] if corpus == "sotu" else list(TWO_EXITS))
+    with multiprocessing.get_context("spawn").Pool(study_params("zoo")["processes"]) as pool:
+        rows = pool.map(partial(measure, settings=settings), models, chunksize=1)
+    results = {}
+    for model, row in zip(models, rows):
+        results.setdefault(model.arm, []).append(row)
+    merged = [
+        {f"{arm}:{key}": value for arm, found in results.items() for key, value in found[place].items()}
+        for place in range(len(study_params("zoo")["seeds"]))
+    ]
+    figures, sentences = report(over_seeds(merged), list(results), settings, len(merged))
+    write_results("exit_signals", corpus, text.record(), [], None, merged, figures, sentences=sentences)
+
+
+def measure(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
+    """All figures of one model, by key."""
+    setup("cpu", 1)
+    return three_exits(model, settings) if model.test.num_exits > 2 else two_exits(model, settings)
+
+
+def two_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
+    """Keys ``<signal>.headroom.<share>`` and ``.nll.<share>``, and ``ppl_0``, ``ppl_full``.
+
+    Signals: the statistics, ``label <label>``, ``view <inputs>`` and ``width <name>`` of a gain classifier,
+    oracles of the loss and the true gain.
+    """
+    loss, shares, scores = losses(model.test), settings["fractions"], dict(statistic_scores(model.test, 0))
+    views, converged = Views(model, 0), []
+
+    def learned(name: str, view: str, hidden: list[int], first: Any = None) -> tuple[np.ndarray, Any]:
+        classifier, ended = fit_view(model, 0, name, views, view, settings, hidden, first)
+        converged.append(ended)
+        with torch.no_grad():
+            return classifier(views.get(model.test, view, first)).numpy(), classifier
+
+    for name in KINDS:
+        scores[f"label {name}"], classifier = learned(name, "state", settings["hidden"])
+        if name == "gain":
+            first = classifier
+    for view in VIEWS:
+        if view != "state":
+            scores[f"view {view}"], _ = learned("gain", view, settings["hidden"], first)
+    for width, hidden in WIDTHS.items():
+        if hidden != settings["hidden"]:
+            scores[f"width {width}"], _ = learned("gain", "state", hidden)
+    scores["loss oracle"] = -loss[0]
+    out = {
+        f"{name}.{key}": value
+        for name, score in scores.items()
+        for key, value in headrooms(score, loss, shares).items()
+    }
+    for share in shares:
+        out[f"random.nll.{share}"] = (1 - share) * loss[-1].mean() + share * loss[0].mean()
+        out[f"gain oracle.nll.{share}"] = float(headrooms(loss[-1] - loss[0], loss, [share])[f"nll.{share}"])
+    return out | {
+        "ppl_0": float(np.exp(loss[0].mean())),
+        "ppl_full": float(np.exp(loss[-1].mean())),
+        "converged": float(np.mean(converged)),
+    }
+
+
+def three_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
+    """NLL at equal FLOPs of one price against one calibrated threshold, for classifiers of gain and of divergence.
+
+    Keys ``<label>.<rule>.nll.<saving>``: test NLL where the rule saves that share of the FLOPs, interpolated along its curve.
+    """
+    loss, lm = losses(model.test), model.load()
+    last = lm.config.num_blocks - 1
+    part = split_calibration(model.calibration.column("document"), model.seed)
+    select = part != PARTS.index("fit")
+    out = {f"ppl_{exit}": float(np.exp(loss[exit].mean())) for exit in range(last + 1)}
+    for name in ("gain", "divergence"):
+        gains, confidences, converged = [], [], []
+        for exit in range(last):
+            views = Views(model, exit)
+            classifier, ended = fit_view(model, exit, name, views, "state", settings, settings["hidden"])
+            converged.append(ended)
+            with torch.no_grad():
+                score = classifier(views.get(model.calibration, "state")).numpy()[select]
+                inputs = views.get(model.test, "state")
+                gains.append(classifier.costs(inputs).numpy())
+                calibrator = fit_calibrator(score, agreement(model.calibration, exit)[select])
+                confidences.append(calibrator(classifier(inputs)).numpy())
+        costs = np.array(exit_costs(lm, model.test.window, False, classifier.flops))
+        curves = {
+            "price": [_priced(gains, costs, price) for price in np.geomspace(0.005, 5, settings["prices"])],
+            "threshold": [
+                exits_taken(np.stack(confidences), [threshold] * last)
+                for threshold in np.quantile(
+                    np.concatenate(confidences), np.linspace(0.01, 0.99, settings["prices"])
+                )
+            ],
+        }
+        for rule, taken in curves.items():
+            saved = np.array([1 - costs[exits].mean() for exits in taken])
+            nll = np.array([np.take_along_axis(loss, exits[None], 0).mean() for exits in taken])
+            for saving in SAVINGS:
+                out[f"{name}.{rule}.nll.{saving}"] = _along(saving, saved, nll)
+        for saving in SAVINGS:
+            price, threshold = (out[f"{name}.{rule}.nll.{saving}"] for rule in ("price", "threshold"))
+            out[f"{name}.price_minus_threshold.{saving}"] = (
+                None if None in (price, threshold) else price - threshold
+            )
+    undecided = np.array(exit_costs(lm, model.test.window, False, 0))
+    return out | {f"random.nll.{saving}": _random(loss, undecided, saving) for saving in SAVINGS}
+
+
+def _along(saving: float, saved: np.ndarray, nll: np.ndarray) -> float | None:
+    """NLL of a curve at a saving, interpolated; None where the curve does not reach it."""
+    order = np.argsort(saved)
+    return (
+        float(np.interp(saving, saved[order], nll[order])) if saved.min() <= saving <= saved.max() else None
+    )
+
+
+def _priced(gains: list[np.ndarray], costs: np.ndarray, price: float) -> np.ndarray:
+    """Exits (N,) of the rule of PricePolicy; gains[k] (N, K-1-k)."""
+    exits = np.full(len(gains[0]), len(gains))
+    for exit in reversed(range(len(gains))):
+        exits[(gains[exit] <= price * (costs[exit + 1 :] - costs[exit])).all(1)] = exit
+    return exits
+
+
+def _random(loss: np.ndarray, costs: np.ndarray, saving: float) -> float | None:
+    """Expected NLL of the best mixture of two fixed depths that saves ``saving``: chance decides per token."""
+    means, savings = loss.mean(1), 1 - costs
+    pairs = [
+        (a, b)
+        for a in range(len(means))
+        for b in range(len(means))
+        if savings[a] >= saving >= savings[b] and a != b
+    ]
+    mixed = []
+    for a, b in pairs:
+        weight = (saving - savings[b]) / (savings[a] - savings[b])
+        mixed.append(weight * means[a] + (1 - weight) * means[b])
+    return float(min(mixed)) if mixed else None
+
+
+def report(
+    values: dict[str, dict[str, float]], arms: list[str], settings: dict[str, Any], seeds: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Tables for docs/findings.md, and the sentences they support."""
+    figures, sentences, shares = {}, [], settings["fractions"]
+    for arm in arms:
+        if f"{arm}:ppl_full" not in values:
+            continue
+        names = [
+            key.removeprefix(f"{arm}:").removesuffix(f".headroom.{shares[0]}")
+            for key in values
+            if key.startswith(f"{arm}:") and key.endswith(f".headroom.{shares[0]}")
+        ]
+        middle = shares[len(shares) // 2]
+        ranked = sorted(names, key=lambda name: -values[f"{arm}:{name}.headroom.{middle}"]["value"])
+        figures[f"headroom, {arm}"] = {
+            "title": f"Headroom recovered by share of tokens leaving, {arm} models",
+            "note": f"0 is random exits, 1 the gain oracle, at equal shares; test documents, mean and 95 % t interval over {seeds} seeds; "
+            f"test perplexity {values[f'{arm}:ppl_0']['value']:.1f} at exit 0, {values[f'{arm}:ppl_full']['value']:.1f} at full depth",
+            "columns": ["signal", *(f"{share:.0%}" for share in shares)],
+            "rows": [
+                [name, *(_cell(values[f"{arm}:{name}.headroom.{share}"]) for share in shares)]
+                for name in ranked
+            ],
+        }
+        best_statistic = max(
+            (n for n in names if not n.startswith(("label", "view", "width")) and "oracle" not in n),
+            key=lambda n: values[f"{arm}:{n}.headroom.{middle}"]["value"],
+        )
+        show = {
+            name: values[f"{arm}:{name}.headroom.{middle}"]
+            for name in (
+                "label divergence",
+                "label gain",
+                "label agreement",
+                "loss oracle",
+                best_statistic,
+                "max_prob",
+                "entropy",
+            )
+        }
+        sentences.append(
+            f"{arm.capitalize()} models, {middle:.0%} of the tokens leaving: a classifier of the divergence recovers {_words(show['label divergence'])} "
+            f"of the headroom, of the gain {_words(show['label gain'])}, of agreement {_words(show['label agreement'])}; the statistic of the "
+            f"softmax or the state that came out best on these same documents, {best_statistic}, {_words(show[best_statistic])}, max softmax {_words(show['max_prob'])}, entropy "
+            f"{_words(show['entropy'])}; an oracle that knows the loss at the exit {_words(show['loss oracle'])}."
+        )
+    if f"{THREE_EXITS}:ppl_0" in values:
+        cells = lambda key: [_cell(values.get(f"{THREE_EXITS}:{key}.{saving}")) for saving in SAVINGS]  # noqa: E731
+        figures["three exits"] = {
+            "title": "Three exits: test NLL (nats) at equal FLOPs saved, one price against one calibrated threshold",
+            "note": f"random: the best mixture of fixed depths; last rows: price minus threshold, paired by seed; 95 % t interval over {seeds} seeds",
+            "columns": ["who decides", *(f"{saving:.0%}" for saving in SAVINGS)],
+            "rows": [["random", *cells("random.nll")]]
+            + [
+                [f"{name}, {rule.replace('_', ' ')}", *cells(f"{name}.{key}")]
+                for rule, key in (
+                    ("threshold", "threshold.nll"),
+                    ("price", "price.nll"),
+                    ("price_minus_threshold", "price_minus_threshold"),
+                )
+                for name in ("gain", "divergence")
+            ],
+        }
+    return figures, sentences
+
+
+def _cell(value: dict[str, float] | None) -> list[float] | None:
+    return [value["value"], value["low"], value["high"]] if value else None
+
+
+def _words(value: dict[str, float]) -> str:
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+if __name__ == "__main__":
+    main()

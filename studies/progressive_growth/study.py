@@ -1,0 +1,84 @@
+"""Seed 001, experiment 7: does progressive growth collapse, and does layer supervision help it?
+
+    python -m studies.progressive_growth.study --corpus sotu|wikitext|pangram
+
+Published (--corpus pangram): as in the seed, where the text was a pangram and every stage went on from overfitted weights.
+Corrected: real text, five seeds, stages of equal numbers of updates that begin with the best weights, the same number of
+updates in all for every arm and, apart from that, equal FLOPs; and the same on the pangram, the control of the text.
+Every stage trains all layers, on the loss of the last exit (standard) or of all exits (LPT). Cut against the
+seed, which gave every stage up to 30 epochs and stopped early: corrected stages end after the updates of params.yaml, on real
+text before the model has converged.
+On 500,000 characters only what grows (standard), trains on or starts from scratch is trained.
+Writes metrics/studies/progressive_growth.<corpus>.json.
+"""
+
+from __future__ import annotations
+
+from offramp.systems.growth import schedule
+from studies.common.growing import Arm
+from studies.common.growth_study import FLAWS, Experiment
+
+TARGET = 4
+DECAY = 0.5
+"""Of the learning rate, per layer downwards, in the arm with layer-wise rates."""
+
+
+def _progressive(objective: str = "final", **changes: object) -> Arm:
+    return Arm(schedule("progressive", TARGET, **changes), objective)
+
+
+SCRATCH = {"scratch, standard": _progressive(start=TARGET), "scratch, lpt": _progressive("sum", start=TARGET)}
+EXPERIMENT = Experiment(
+    name="progressive_growth",
+    summary="Experiment 7 of seed 001: does progressive growth collapse, and does layer supervision help it?",
+    flaws=FLAWS,
+    arms={
+        "standard": _progressive(),
+        "lpt": _progressive("sum"),
+        "standard, identity": _progressive(new_layer="identity"),
+        "standard, rates": _progressive(rate_decay=DECAY),
+        "standard, last weights": _progressive(goes_on_from="last"),
+        "no growth": Arm(schedule("no growth", TARGET)),
+        **SCRATCH,
+    },
+    published={
+        "standard": _progressive(goes_on_from="last"),
+        "lpt": _progressive("sum", goes_on_from="last"),
+        "standard, identity": _progressive(new_layer="identity", goes_on_from="last"),
+        "standard, rates": _progressive(rate_decay=DECAY, goes_on_from="last"),
+        "no growth": Arm(schedule("no growth", TARGET, goes_on_from="last")),
+        **SCRATCH,
+    },
+    fewer={
+        "20k": [
+            "standard",
+            "lpt",
+            "standard, identity",
+            "standard, rates",
+            "no growth",
+            "scratch, standard",
+            "scratch, lpt",
+        ],
+        "500k": ["standard", "no growth", "scratch, standard"],
+        "pangram": ["standard", "standard, last weights", "no growth", "scratch, standard"],
+    },
+    reference="standard",
+    differences=[
+        ("standard", "standard_1"),
+        ("standard", "no_growth"),
+        ("standard", "scratch_standard"),
+        ("standard_4", "standard_1"),
+        ("lpt_4", "lpt_1"),
+        ("lpt", "standard"),
+        ("lpt", "scratch_lpt"),
+        ("scratch_lpt", "scratch_standard"),
+        ("standard_identity", "standard"),
+        ("standard_rates", "standard"),
+        ("standard_last_weights", "standard"),
+    ],
+    drawn=["standard", "lpt", "standard, last weights", "no growth", "scratch, standard", "scratch, lpt"],
+)
+main = EXPERIMENT.main()
+
+if __name__ == "__main__":
+    main()

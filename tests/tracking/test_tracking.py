@@ -1,0 +1,292 @@
+"""What MLflow holds after `track`: queried back from a real store."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offramp.artifacts.artifact import open_artifact
+from offramp.errors import UserError
+from offramp.tracking.recorded import dvc_md5, read_stages
+from offramp.tracking.tracking import track
+from tests.fixtures.tracked_project import dvc_repro, set_param
+
+STAGES = ["prepare", "pretrain", "collect", "sweep", "evaluate", "report"]
+
+
+def test_one_run_for_the_whole_and_one_for_each_stage(tracked):
+    (whole,), stages = tracked.pipelines(), tracked.stages()
+    assert len(tracked.runs()) == 1 + len(STAGES)
+    assert sorted(stages) == sorted(STAGES)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tracked.root, capture_output=True, text=True
+    ).stdout.strip()
+    assert whole.info.run_name == commit[:7]
+    for run in (whole, *stages.values()):
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.source.git.commit"] == commit
+    for stage in read_stages(tracked.root):
+        run = stages[stage.name]
+        assert stage.locked
+        assert run.data.tags["mlflow.parentRunId"] == whole.info.run_id
+        assert whole.data.tags[f"offramp.stage_run.{stage.name}"] == run.info.run_id
+        assert (
+            whole.data.tags[f"dvc.stage.{stage.name}"]
+            == run.data.tags[f"dvc.stage.{stage.name}"]
+            == stage.hash
+        )
+    assert str(tracked.root) in tracked.experiment.artifact_location
+    assert whole.info.run_id in tracked.out and "Model training" in tracked.out
+
+
+def test_the_run_of_the_whole_can_be_compared_with_others(tracked):
+    (whole,) = tracked.pipelines()
+    params, metrics = whole.data.params, whole.data.metrics
+    assert params["threshold"] == "0.75" and params["model.block_layers"] == "[1, 3]"
+    assert params["corpus.hub_name"] == "null" and params["model.tied"] == "true"
+    assert len(params) > 60
+    expected = {
+        "ppl": 20.75,
+        "threshold/exit_0": 0.75,
+        "controls/random/ppl": 22.5,
+        "interval/ppl_low": 19.5,
+        "interval/ppl_high": 22.5,
+        "wall_saving": 0.12,
+        "block_1/calibration_ppl": 150.0,
+        "exit_0/test_ppl": 28.5,
+    }
+    assert expected.items() <= metrics.items()
+
+
+def test_stage_runs_hold_what_the_stage_declares_and_made(tracked):
+    stages = tracked.stages()
+    assert stages["evaluate"].data.params == {"threshold": "0.75"}
+    assert (
+        "model.width" in stages["pretrain"].data.params and "threshold" not in stages["pretrain"].data.params
+    )
+    pretrain = stages["pretrain"]
+    assert tracked.history(pretrain, "block_0/train_loss") == [(10, 5.5), (20, 5.0), (30, 4.5)]
+    assert tracked.history(pretrain, "block_1/calibration_ppl") == [(20, 150.0)]
+    assert pretrain.data.metrics["best/block_0/calibration_ppl"] == 190.25
+    assert pretrain.data.metrics["parameters"] == 12
+    assert tracked.history(stages["sweep"], "curve/ppl/learned") == [(10, 20.5), (29, 21.0)]
+    assert tracked.history(stages["sweep"], "curve/headroom/random") == [(10, 0.0)]
+    names = {file.path for file in tracked.client.list_artifacts(pretrain.info.run_id, "plots")}
+    assert names == {"plots/learning_curves.csv"}
+
+
+def test_what_is_not_finite_is_left_out_and_said(tracked):
+    pretrain = tracked.stages()["pretrain"]
+    assert tracked.history(pretrain, "block_0/calibration_ppl") == [(10, 210.5), (30, 190.25)]
+    assert pretrain.data.tags["offramp.not_finite"] == "block_0/calibration_ppl"
+    assert "not finite" in tracked.err
+
+
+def test_the_report_is_attached_to_the_run_of_the_whole(tracked):
+    (whole,) = tracked.pipelines()
+    local = tracked.client.download_artifacts(whole.info.run_id, "report")
+    assert (Path(local) / "index.html").read_text() == (tracked.root / "report" / "index.html").read_text()
+    assert (Path(local) / "figures" / "curve.svg").exists()
+
+
+def test_from_a_metric_to_the_runs_that_made_its_inputs_and_back(tracked):
+    tags = tracked.stages()["evaluate"].data.tags
+    lm = open_artifact(tracked.root / "models" / "lm", "lm").digest
+    assert tags["input.lm.digest"] == tags["artifact.lm.digest"] == lm
+    assert tags["output.routed.digest"] == open_artifact(tracked.root / "routed", "routed").digest
+    (maker,) = tracked.runs(f"tags.`output.lm.digest` = '{tags['input.lm.digest']}'")
+    assert maker.data.tags["offramp.stage"] == "pretrain"
+    (first,) = tracked.runs(f"tags.`output.data.digest` = '{maker.data.tags['input.data.digest']}'")
+    assert first.data.tags["offramp.stage"] == "prepare"
+    users = {run.data.tags["offramp.stage"] for run in tracked.runs(f"dataset.digest = '{lm[:36]}'")}
+    assert users == {"collect", "evaluate"}
+    states = tracked.stages()["collect"].data.tags
+    assert states["output.states.test.digest"] != states["output.states.calibration.digest"]
+    (dataset,) = maker.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == (
+        "data",
+        maker.data.tags["input.data.digest"][:36],
+    )
+    assert dataset.tags[0].value == "training"
+
+
+def test_logging_twice_changes_nothing(project, capsys, runs_of):
+    track(project)
+    before = {run.info.run_id: run.to_dictionary() for run in runs_of(project).runs()}
+    capsys.readouterr()
+    assert track(project)
+    assert {run.info.run_id: run.to_dictionary() for run in runs_of(project).runs()} == before
+    assert "already has these results" in capsys.readouterr().out
+
+
+def test_an_experiment_links_the_stages_it_shares(project, experiment, monkeypatch, runs_of):
+    monkeypatch.delenv("DVC_EXP_NAME")
+    track(project)
+    shared = runs_of(project).stages()
+    monkeypatch.setenv("DVC_EXP_NAME", "gaudy-moose")
+    track(experiment)
+    logged = runs_of(project)
+    second, first = logged.pipelines()
+    assert second.info.run_name == second.data.tags["dvc.exp_name"] == "gaudy-moose"
+    assert second.data.tags["dvc.baseline_rev"] == "0123456789"
+    assert (first.data.params["threshold"], second.data.params["threshold"]) == ("0.75", "0.9")
+    own = {
+        run.data.tags["offramp.stage"]
+        for run in logged.runs(f"tags.mlflow.parentRunId = '{second.info.run_id}'")
+    }
+    assert own == {"evaluate", "report"}
+    for name in ("prepare", "pretrain", "collect", "sweep"):
+        assert second.data.tags[f"offramp.stage_run.{name}"] == shared[name].info.run_id
+    assert not (experiment / "mlartifacts").exists()  # the store is the project's, not the copy's
+    # cached stages of a repeated experiment have their run too
+    monkeypatch.setenv("DVC_EXP_NAME", "calm-heron")
+    track(experiment)
+    third = runs_of(project).pipelines()[0]
+    assert third.info.run_name == "calm-heron"
+    links = [f"offramp.stage_run.{name}" for name in STAGES]
+    assert [third.data.tags[link] for link in links] == [second.data.tags[link] for link in links]
+
+
+def test_an_interrupted_logging_is_continued(project, capsys, runs_of):
+    (project / "mlartifacts").write_text("in the way of the artifacts' folder")
+    assert not track(project)
+    assert "not logged to MLflow" in capsys.readouterr().err
+    logged = runs_of(project)
+    (broken,) = logged.pipelines()
+    assert broken.info.status == "FAILED"
+    (project / "mlartifacts").unlink()
+    assert track(project)
+    (whole,) = logged.pipelines()
+    assert (whole.info.run_id, whole.info.status) == (broken.info.run_id, "FINISHED")
+    assert len(logged.runs()) == 1 + len(STAGES)
+
+
+def test_a_half_logged_stage_is_logged_anew(project, runs_of):
+    track(project)
+    logged = runs_of(project)
+    killed = logged.stages()["pretrain"]
+    logged.client.update_run(killed.info.run_id, status="RUNNING")
+    logged.client.update_run(logged.pipelines()[0].info.run_id, status="RUNNING")
+    track(project)
+    again = logged.stages()["pretrain"]
+    assert again.info.run_id != killed.info.run_id
+    assert logged.history(again, "block_0/train_loss") == [(10, 5.5), (20, 5.0), (30, 4.5)]
+    assert logged.pipelines()[0].data.tags["offramp.stage_run.pretrain"] == again.info.run_id
+    assert len(logged.runs()) == 1 + len(STAGES)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite:////dev/null/mlflow.db",
+        "sqlite:///{root}/params.yaml",  # not a database
+        "file://{root}/mlruns",  # refused by MLflow
+        "http://127.0.0.1:9",  # nobody listens
+    ],
+)
+def test_a_store_that_cannot_be_used_is_a_warning(project, monkeypatch, capfd, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(root=project))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    params = (project / "params.yaml").read_text()
+    assert track(project) is False
+    out, err = capfd.readouterr()
+    assert err.count("warning:") == 1
+    for words in ("not logged to MLflow", "metrics/", "offramp track", "MLFLOW_TRACKING_URI"):
+        assert words in err
+    assert "headroom 0.60" in out  # the table is printed all the same
+    assert (project / "params.yaml").read_text() == params
+
+
+def test_tracking_uri_is_followed(project, tmp_path, empty_database, monkeypatch, runs_of):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(empty_database, tmp_path / "elsewhere" / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere/mlflow.db")
+    assert track(project)
+    assert len(runs_of(tmp_path / "elsewhere").pipelines()) == 1
+
+
+def test_without_dvc_lock_the_metrics_identify_the_stages(project, capsys, runs_of):
+    (project / "dvc.lock").unlink()
+    assert track(project)
+    assert "dvc.lock does not describe" in capsys.readouterr().err
+    first = runs_of(project).stages()["evaluate"]
+    assert first.data.tags["dvc.stage.evaluate"].startswith("files-")
+    assert first.data.params == {"threshold": "0.75"}
+    assert "input.lm.digest" in first.data.tags
+    track(project)
+    assert len(runs_of(project).runs()) == 1 + len(STAGES)
+
+
+def test_a_stage_run_by_hand_is_not_taken_for_the_one_in_dvc_lock(project):
+    timing = project / "metrics" / "timing.json"
+    timing.write_text(timing.read_text().replace("0.12", "0.13"))
+    locked = {stage.name: stage.locked for stage in read_stages(project)}
+    assert locked == {name: name != "evaluate" for name in STAGES}
+
+
+def test_stages_that_have_not_run_are_left_out(project, runs_of):
+    (project / "dvc.lock").unlink()
+    shutil.rmtree(project / "report")
+    shutil.rmtree(project / "routed")
+    (project / "metrics" / "routing.json").unlink()
+    (project / "metrics" / "timing.json").unlink()
+    assert track(project)
+    assert sorted(runs_of(project).stages()) == ["collect", "prepare", "pretrain", "sweep"]
+
+
+def test_nothing_to_track_is_an_error(project):
+    (project / "dvc.lock").unlink()
+    for folder in ("data", "models", "states", "routed", "report", "metrics"):
+        shutil.rmtree(project / folder)
+    with pytest.raises(UserError, match="dvc repro"):
+        track(project)
+
+
+def test_the_table_shows_routing_beside_its_controls(tracked):
+    for words in (
+        "full depth",
+        "all at exit 0",
+        "chance",
+        "oracle of the gain",
+        "20.75 [19.50, 22.50]",
+        "12.0% [10%, 14%]",
+    ):
+        assert words in tracked.out
+    assert (
+        "30% of the tokens leave early: 15% fewer FLOPs than full depth for +3.8% perplexity" in tracked.out
+    )
+
+
+def test_md5_of_a_folder_is_dvcs(tracked):
+    for stage in read_stages(tracked.root):
+        assert {path: dvc_md5(tracked.root / path) for path in stage.outs} == stage.outs
+
+
+def test_parameters_of_no_result_change_nothing(tracked, made_project, tmp_path):
+    """`runtime` is no part of any result: the stage `check` runs again, but there is nothing new to log."""
+    root = tmp_path / "project"
+    shutil.copytree(made_project, root)
+    set_param(root, "snapshot_seconds: 30", "snapshot_seconds: 31")
+    dvc_repro(root)
+    assert read_stages(root) == read_stages(tracked.root)
+
+
+def test_two_experiments_at_once_log_what_they_share_once(project, runs_of):
+    other = subprocess.Popen(
+        [sys.executable, "-m", "offramp.app.cli", "track"],
+        env=os.environ | {"DVC_EXP_NAME": "other"},
+        stdout=subprocess.DEVNULL,
+    )
+    assert track(project)
+    assert other.wait() == 0
+    logged = runs_of(project)
+    assert sorted(run.data.tags.get("dvc.exp_name", "") for run in logged.pipelines()) == ["", "other"]
+    assert len(logged.runs()) == 2 + len(STAGES)
+
+
+def test_the_store_of_a_project_that_moved_is_not_used_for_writing(tracked_copy, capsys):
+    assert not track(tracked_copy.root)
+    assert "made for a project elsewhere" in capsys.readouterr().err
