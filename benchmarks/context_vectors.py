@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Row, added_memory, in_turn, median_ratio
-from offramp.systems.context_states import write_contexts
-from offramp.systems.context_stream import Recurrence, parallel, previous_contexts, sequential
-from offramp.systems.context_vector import ContextVectorConfig, ContextVectorLM
+from offramp.systems.context_vectors.model import ContextVectorConfig, ContextVectorLM
+from offramp.systems.context_vectors.recurrence import Recurrence, parallel, previous_contexts, sequential
+from offramp.systems.context_vectors.store import write_contexts
 
 VOCABULARY, LAYERS, PAIRS = 1024, 6, 5
 SIZES = {"published": (768, 1000), "study": (48, 4000)}
@@ -102,8 +102,8 @@ def memory() -> Row:
         return added_memory(
             "from pathlib import Path; from tempfile import TemporaryDirectory\n"
             "from benchmarks.context_vectors import model, stream\n"
-            "from offramp.systems.context_stream import parallel\n"
-            "from offramp.systems.context_states import write_contexts\n"
+            "from offramp.systems.context_vectors.recurrence import parallel\n"
+            "from offramp.systems.context_vectors.store import write_contexts\n"
             f"net, folder = model({width}), TemporaryDirectory()\n"
             f"def cache(tokens):\n    given = stream(tokens)\n"
             f"    write_contexts(Path(folder.name, 'c'), *given, parallel(net, given[0], torch.zeros(tokens, {width})), {{}})\n"

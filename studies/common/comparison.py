@@ -11,7 +11,7 @@ from torch import nn
 
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.systems.ensemble import Ensemble, batch_flops
-from offramp.systems.init import truncated_normal
+from offramp.systems.initial_weights import truncated_normal
 from offramp.systems.objectives import Objective
 from studies.common.characters import BATCH_SIZE, WINDOW, Characters
 from studies.common.curves import panels_figure

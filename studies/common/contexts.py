@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from offramp.errors import UserError
-from offramp.systems.context_states import Contexts, write_contexts
-from offramp.systems.context_stream import parallel, previous_contexts, sequential
-from offramp.systems.context_training import (
+from offramp.systems.context_vectors.model import ContextVectorConfig, ContextVectorLM
+from offramp.systems.context_vectors.recurrence import parallel, previous_contexts, sequential
+from offramp.systems.context_vectors.store import Contexts, write_contexts
+from offramp.systems.context_vectors.training import (
     FixedPoint,
     Parts,
     Reading,
@@ -36,7 +37,6 @@ from offramp.systems.context_training import (
     stopped_at,
     updates_per_epoch,
 )
-from offramp.systems.context_vector import ContextVectorConfig, ContextVectorLM
 from studies.common.arms import PUBLISHED_SEED
 from studies.common.results import study_params
 from studies.common.subwords import subwords

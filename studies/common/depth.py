@@ -28,7 +28,7 @@ from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.systems.confidence_routing import loss_weights, routed_objective
 from offramp.systems.ensemble import Ensemble, batch_flops, fit, mean_nll
-from offramp.systems.init import truncated_normal
+from offramp.systems.initial_weights import truncated_normal
 from offramp.systems.objectives import Objective, from_logits
 from studies.common.arms import PROCESSES, SEEDS, Found, run_arms
 from studies.common.cache import find, folder

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.systems.ensemble import AS_PUBLISHED, Ensemble, Weights, batch_flops, fit, mean_nll
 from offramp.systems.growth import Schedule, Stage, begin
-from offramp.systems.init import truncated_normal
+from offramp.systems.initial_weights import truncated_normal
 from offramp.systems.objectives import Objective, named
 from studies.common.arms import PROCESSES, run_chains
 from studies.common.characters import BATCH_SIZE, WINDOW, Characters

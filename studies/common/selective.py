@@ -25,8 +25,8 @@ from torch import Tensor
 
 from offramp.machine.device import seed_all
 from offramp.systems.ensemble import Optimisation
-from offramp.systems.selective import SelectiveConfig, SelectiveLM
-from offramp.systems.selective_training import (
+from offramp.systems.selective_output.model import SelectiveConfig, SelectiveLM
+from offramp.systems.selective_output.training import (
     TOGETHER,
     Attempts,
     CarryOver,

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from offramp.systems.context_training import FixedPoint, find_contexts
-from offramp.systems.context_vector import ContextVectorConfig, ContextVectorLM
+from offramp.systems.context_vectors.model import ContextVectorConfig, ContextVectorLM
+from offramp.systems.context_vectors.training import FixedPoint, find_contexts
 from studies.common.arms import Outcome, run_arms, study_main
 from studies.common.comparison import differences
 from studies.common.contexts import FLAWS as KNOWN_FLAWS

@@ -27,7 +27,7 @@ from offramp.errors import UserError
 from offramp.machine.device import seed_all
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.states.statistics import Readout, predictions
-from offramp.systems.context_training import FixedPoint, find_contexts
+from offramp.systems.context_vectors.training import FixedPoint, find_contexts
 from offramp.training.losses import total_nll
 from studies.common.arms import PUBLISHED_SEED, Outcome, run_arms, study_main
 from studies.common.contexts import FLAWS as KNOWN_FLAWS

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.systems.ensemble import AS_PUBLISHED, Ensemble, batch_flops, mean_nll
-from offramp.systems.lagged import LaggedConfig, LaggedLM, SampleCache
-from offramp.systems.lagged_training import HeadFit, LaggedBatch, collect, fit_head, settled, train_lagged
+from offramp.systems.lagged.model import LaggedConfig, LaggedLM, SampleCache
+from offramp.systems.lagged.training import HeadFit, LaggedBatch, collect, fit_head, settled, train_lagged
 from offramp.systems.objectives import Carried, Objective, cross_entropy, from_logits
 from studies.common.characters import BATCH_SIZE, WINDOW, Characters
 from studies.common.training import CorrectedRun, Limits

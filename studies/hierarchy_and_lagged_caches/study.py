@@ -28,11 +28,11 @@ from typing import Any
 
 from torch import nn
 
+from offramp.systems.deep_supervision import segments_objective
 from offramp.systems.ensemble import Weights
-from offramp.systems.lagged_training import head_nll
+from offramp.systems.hierarchical import HierarchicalConfig, HierarchicalLM
+from offramp.systems.lagged.training import head_nll
 from offramp.systems.objectives import Objective, named
-from offramp.systems.recursive import RecursiveConfig, RecursiveLM
-from offramp.systems.segments import segments_objective
 from studies.common.arms import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
 from studies.common.characters import SIZES_OF, WINDOW, corrected, published_1a
 from studies.common.comparison import (
@@ -93,8 +93,8 @@ def build(arm: str, vocab_size: int) -> Callable[[int], nn.Module]:
     """The model of an arm without lagged caches, as initialised in the seed."""
     if arm == "transformer":
         return lambda seed: transformer(2, vocab_size)
-    config = RecursiveConfig(vocab_size, WINDOW, WIDTH, HEADS, FFN_WIDTH, "v1", LEVELS[arm][0])
-    return lambda seed: RecursiveLM(config)
+    config = HierarchicalConfig(vocab_size, WINDOW, WIDTH, HEADS, FFN_WIDTH, "v1", LEVELS[arm][0])
+    return lambda seed: HierarchicalLM(config)
 
 
 def objective(arm: str) -> Objective:

@@ -20,10 +20,10 @@ from typing import Any
 
 from torch import nn
 
+from offramp.systems.deep_supervision import segments_objective
+from offramp.systems.hierarchical import HierarchicalConfig, HierarchicalLM
 from offramp.systems.iterated import IteratedLM, unrolled
 from offramp.systems.objectives import Objective, from_logits, named, repeated
-from offramp.systems.recursive import RecursiveConfig, RecursiveLM
-from offramp.systems.segments import segments_objective
 from studies.common.arms import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
 from studies.common.characters import SIZES_OF, WINDOW, corrected, published_1a
 from studies.common.comparison import (
@@ -72,8 +72,8 @@ def build(arm: str, vocab_size: int) -> Callable[[int], nn.Module]:
     """The model of an arm, as initialised in the seed."""
     if arm.startswith("hrm"):
         variant = "v2" if arm == "hrm" else "v2_published"
-        config = RecursiveConfig(vocab_size, WINDOW, HRM_WIDTH, HEADS, 4 * HRM_WIDTH, variant, (1, 2))
-        return lambda seed: RecursiveLM(config)
+        config = HierarchicalConfig(vocab_size, WINDOW, HRM_WIDTH, HEADS, 4 * HRM_WIDTH, variant, (1, 2))
+        return lambda seed: HierarchicalLM(config)
     if arm in ("irt", "unrolled"):
         return lambda seed: IteratedLM(transformer(1, vocab_size))
     return lambda seed: transformer(_layers(arm), vocab_size)

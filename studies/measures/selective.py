@@ -22,7 +22,7 @@ from torch import Tensor
 from offramp.analysis.discrimination import Ranking
 from offramp.errors import UserError
 from offramp.states.statistics import Readout, token_statistics
-from offramp.systems.selective import SelectiveLM
+from offramp.systems.selective_output.model import SelectiveLM
 
 TOGETHER = 32
 """Sequences in one pass: a bound on memory."""

@@ -28,10 +28,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offramp.systems.context_states import write_contexts
-from offramp.systems.context_stream import TOGETHER, parallel, previous_contexts, sequential, settle
-from offramp.systems.context_training import FixedPoint, Reading, find_contexts, reading_losses
-from offramp.systems.context_vector import ContextVectorLM
+from offramp.systems.context_vectors.model import ContextVectorLM
+from offramp.systems.context_vectors.recurrence import (
+    TOGETHER,
+    parallel,
+    previous_contexts,
+    sequential,
+    settle,
+)
+from offramp.systems.context_vectors.store import write_contexts
+from offramp.systems.context_vectors.training import FixedPoint, Reading, find_contexts, reading_losses
 from studies.common.arms import PUBLISHED_SEED, Outcome, run_arms, study_main
 from studies.common.contexts import FLAWS as KNOWN_FLAWS
 from studies.common.contexts import (

@@ -26,7 +26,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from offramp.systems.selective import SelectiveLM
+from offramp.systems.selective_output.model import SelectiveLM
 from studies.common.arms import Outcome, run_arms, study_main
 from studies.common.results import over_seeds, study_params
 from studies.common.selective import (

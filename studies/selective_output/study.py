@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.systems.selective import SelectiveLM, sampled, write
-from offramp.systems.selective_training import Attempts, CarryOver, lags, mean_score
+from offramp.systems.selective_output.model import SelectiveLM, sampled, write
+from offramp.systems.selective_output.training import Attempts, CarryOver, lags, mean_score
 from studies.common.arms import Outcome, run_arms, study_main
 from studies.common.curves import panels_figure
 from studies.common.results import over_seeds, study_params

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from offramp.errors import UserError
-from offramp.systems.selective_training import CarryOver, lags
+from offramp.systems.selective_output.training import CarryOver, lags
 from studies.common import selective as _selective
 from studies.common.arms import chosen_arms
 from studies.common.characters import OwnText

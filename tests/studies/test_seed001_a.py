@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from offramp.errors import UserError
+from offramp.systems.deep_supervision import segments_objective
 from offramp.systems.objectives import named
-from offramp.systems.segments import segments_objective
 from studies import __main__ as studies
 from studies.common import arms as _arms
 from studies.common.arms import Outcome, both_protocols, chosen_arms, run_arms, run_chains, study_main

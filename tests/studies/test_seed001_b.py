@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.errors import UserError
-from offramp.systems.streams import cut_streams
+from offramp.systems.segment_memory.streams import cut_streams
 from studies.common import arms as _arms
 from studies.common.arms import Outcome, chosen_arms
 from studies.common.characters import SIZES, WINDOW, OwnText, corrected, published_1a

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.systems.deep_supervision import segments_objective
 from offramp.systems.ensemble import Ensemble, Optimisation, batch_flops, clip_each, fit, mean_nll
 from offramp.systems.iterated import IteratedLM
 from offramp.systems.objectives import named
-from offramp.systems.segments import segments_objective
 
 VOCABULARY, WINDOW = 7, 8
 TOKENS = torch.randint(0, VOCABULARY, (10, WINDOW + 1), generator=torch.Generator().manual_seed(9))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM, ModelConfig
+from offramp.systems.deep_supervision import segments_objective
 from offramp.systems.iterated import IteratedLM, unrolled
 from offramp.systems.objectives import (
     OBJECTIVES,
@@ -19,7 +20,6 @@ from offramp.systems.objectives import (
     repeated,
     supervised,
 )
-from offramp.systems.segments import segments_objective
 
 TOKENS = torch.randint(0, 7, (3, 9), generator=torch.Generator().manual_seed(1))
 X, Y = TOKENS[:, :-1], TOKENS[:, 1:]

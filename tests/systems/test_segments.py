@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from offramp.errors import UserError
+from offramp.systems.deep_supervision import segments_objective
 from offramp.systems.ensemble import Ensemble, Optimisation, fit
-from offramp.systems.infini import InfiniConfig, InfiniLM
-from offramp.systems.lagged import LaggedConfig, LaggedLM, SampleCache
-from offramp.systems.lagged_training import LaggedBatch, collect, fit_head, head_nll, settled, train_lagged
-from offramp.systems.recursive import RecursiveConfig, RecursiveLM
-from offramp.systems.segments import segments_objective
-from offramp.systems.stream_training import streams_nll, train_streams
-from offramp.systems.streams import Streams, cut_streams
+from offramp.systems.hierarchical import HierarchicalConfig, HierarchicalLM
+from offramp.systems.lagged.model import LaggedConfig, LaggedLM, SampleCache
+from offramp.systems.lagged.training import LaggedBatch, collect, fit_head, head_nll, settled, train_lagged
+from offramp.systems.segment_memory.model import InfiniConfig, InfiniLM
+from offramp.systems.segment_memory.streams import Streams, cut_streams
+from offramp.systems.segment_memory.training import streams_nll, train_streams
 
 SMALL = {"vocab_size": 11, "window": 6, "width": 8, "heads": 2, "ffn_width": 16}
 HOW = Optimisation(learning_rate=1e-2)
@@ -33,7 +33,7 @@ def streams(length: int = 121, rows: int = 2) -> Streams:
 # Segments -------------------------------------------------------------------------------------------------------------
 
 
-def by_hand(net: RecursiveLM, batches: list[tuple[torch.Tensor, torch.Tensor]], segments: int) -> None:
+def by_hand(net: HierarchicalLM, batches: list[tuple[torch.Tensor, torch.Tensor]], segments: int) -> None:
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01)
     for tokens, targets in batches:
         states: tuple[torch.Tensor, ...] = ()
@@ -48,8 +48,8 @@ def by_hand(net: RecursiveLM, batches: list[tuple[torch.Tensor, torch.Tensor]], 
 
 @pytest.mark.parametrize("variant", ["v1", "v2", "v2_published"])
 def test_models_trained_together_become_what_each_becomes_alone(variant):
-    def build(seed: int) -> RecursiveLM:
-        return RecursiveLM(RecursiveConfig(**SMALL, variant=variant))
+    def build(seed: int) -> HierarchicalLM:
+        return HierarchicalLM(HierarchicalConfig(**SMALL, variant=variant))
 
     ensemble = Ensemble(build, [3, 4])
     alone = [copy.deepcopy(ensemble.member(index)) for index in range(2)]
@@ -70,7 +70,7 @@ def test_models_trained_together_become_what_each_becomes_alone(variant):
 
 
 def test_the_published_first_layer_stays_as_drawn():  # F4
-    ensemble = Ensemble(lambda seed: RecursiveLM(RecursiveConfig(**SMALL, variant="v2_published")), [0])
+    ensemble = Ensemble(lambda seed: HierarchicalLM(HierarchicalConfig(**SMALL, variant="v2_published")), [0])
     before = ensemble.snapshot()
     batch = text(12).view(1, 2, 6), text(12, 1).view(1, 2, 6)
     fit(ensemble, iter([batch] * 3), segments_objective(2), lambda _: torch.zeros(1), looks=[3], how=HOW)
@@ -80,7 +80,7 @@ def test_the_published_first_layer_stays_as_drawn():  # F4
 
 
 def test_evaluation_takes_the_logits_of_the_last_segment():
-    net = RecursiveLM(RecursiveConfig(**SMALL))
+    net = HierarchicalLM(HierarchicalConfig(**SMALL))
     tokens = text(12).view(2, 6)
     _, states = net(tokens)
     torch.testing.assert_close(segments_objective(2).logits(net, tokens), net(tokens, states)[0])

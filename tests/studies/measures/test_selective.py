@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import UserError
-from offramp.systems.selective import SelectiveConfig, SelectiveLM
+from offramp.systems.selective_output.model import SelectiveConfig, SelectiveLM
 from studies.measures.selective import (
     attempted,
     coverage_curves,

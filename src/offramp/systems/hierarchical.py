@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UserError, require_heads
 from offramp.nn.layers import TransformerLayer, rotary_table
-from offramp.systems.init import EMBEDDING_STD, truncated_normal
+from offramp.systems.initial_weights import EMBEDDING_STD, truncated_normal
 
 States = tuple[Tensor, ...]
 """One (B, T, D) per layer; empty where a segment starts from the learned initial states."""
@@ -50,7 +50,7 @@ gradient ever reaches those layers (flaw F4). v2 differentiates a whole cycle, i
 
 
 @dataclass(frozen=True)
-class RecursiveConfig:
+class HierarchicalConfig:
     """Raises UserError for an unknown variant, periods that no common segment length fits, and heads that do not divide the width."""
 
     vocab_size: int
@@ -99,7 +99,7 @@ class RecursiveConfig:
 class Hierarchy(nn.Module):
     """The states' initial values and their updates; what a layer computes is up to the caller."""
 
-    def __init__(self, config: RecursiveConfig):
+    def __init__(self, config: HierarchicalConfig):
         super().__init__()
         self.config, self.variant = config, VARIANTS[config.variant]
         before = range(config.steps - config.differentiated)
@@ -141,10 +141,10 @@ class Hierarchy(nn.Module):
         return new
 
 
-class RecursiveLM(nn.Module):
+class HierarchicalLM(nn.Module):
     """HRM over characters: one post-norm layer per state, untied head without bias."""
 
-    def __init__(self, config: RecursiveConfig):
+    def __init__(self, config: HierarchicalConfig):
         super().__init__()
         self.config = config
         width = config.width

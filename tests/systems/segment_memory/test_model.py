@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import UserError
-from offramp.systems.infini import InfiniConfig, InfiniLM, segments
-from offramp.systems.recursive import RecursiveConfig, RecursiveLM
+from offramp.systems.hierarchical import HierarchicalConfig, HierarchicalLM
+from offramp.systems.segment_memory.model import InfiniConfig, InfiniLM, segments
 
 SMALL = {"vocab_size": 11, "window": 6, "width": 8, "heads": 2, "ffn_width": 16}
 CORES = [None, "v1", "v2", "v2_published"]
@@ -110,7 +110,7 @@ def test_every_trainable_parameter_gets_gradient_once_there_is_a_memory(place, c
 
 def test_without_memory_it_is_the_hrm():
     torch.manual_seed(0)
-    plain, net = RecursiveLM(RecursiveConfig(**SMALL)), model(place="none", hrm="v2")
+    plain, net = HierarchicalLM(HierarchicalConfig(**SMALL)), model(place="none", hrm="v2")
     net.load_state_dict(plain.state_dict())
     tokens = torch.randint(11, (2, 6))
     torch.testing.assert_close(net(tokens, ())[0], plain(tokens)[0])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UserError, require_heads
 from offramp.nn.layers import TransformerLayer, rotary_table
-from offramp.systems.init import EMBEDDING_STD, truncated_normal
+from offramp.systems.initial_weights import EMBEDDING_STD, truncated_normal
 
 CENTRE_WEIGHT = 0.1
 """Of the distance of the mean from zero in OACD."""

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.errors import UserError
-from offramp.systems.context_stream import parallel, previous_contexts, sequential, settle
-from offramp.systems.context_vector import TOKEN_INPUTS, ContextVectorConfig, ContextVectorLM
+from offramp.systems.context_vectors.model import TOKEN_INPUTS, ContextVectorConfig, ContextVectorLM
+from offramp.systems.context_vectors.recurrence import parallel, previous_contexts, sequential, settle
 
 
 def model(token_input: str = "all", **changes) -> ContextVectorLM:

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from offramp.errors import UserError
-from offramp.systems.selective import SelectiveConfig, SelectiveLM, Writer, greedy, sampled, write
+from offramp.systems.selective_output.model import (
+    SelectiveConfig,
+    SelectiveLM,
+    Writer,
+    greedy,
+    sampled,
+    write,
+)
 
 VOCABULARY, WINDOW = 11, 12
 TINY = SelectiveConfig(

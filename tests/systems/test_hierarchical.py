@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import UserError
-from offramp.systems.recursive import RecursiveConfig, RecursiveLM
+from offramp.systems.hierarchical import HierarchicalConfig, HierarchicalLM
 
 SMALL = {"vocab_size": 11, "window": 6, "width": 8, "heads": 2, "ffn_width": 16}
 
 
-def model(**changes) -> RecursiveLM:
+def model(**changes) -> HierarchicalLM:
     torch.manual_seed(0)
-    return RecursiveLM(RecursiveConfig(**{**SMALL, **changes}))
+    return HierarchicalLM(HierarchicalConfig(**{**SMALL, **changes}))
 
 
-def gradients(net: RecursiveLM) -> dict[str, bool]:
+def gradients(net: HierarchicalLM) -> dict[str, bool]:
     """Whether each trainable parameter gets a gradient that is not zero in a first segment."""
     tokens = torch.randint(11, (3, 6))
     logits, _ = net(tokens)
@@ -34,7 +34,7 @@ def gradients(net: RecursiveLM) -> dict[str, bool]:
 @pytest.mark.parametrize(("width", "published"), [(64, 152_064), (48, 89_472)])
 @pytest.mark.parametrize("variant", ["v1", "v2", "v2_published"])
 def test_parameter_counts_are_the_published_ones(variant, width, published):
-    net = RecursiveLM(RecursiveConfig(97, width=width, ffn_width=4 * width, variant=variant))
+    net = HierarchicalLM(HierarchicalConfig(97, width=width, ffn_width=4 * width, variant=variant))
     assert sum(parameter.numel() for parameter in net.parameters()) == published
 
 
@@ -141,4 +141,4 @@ def test_halting_probabilities_are_of_the_last_layers_mean_state():
 )
 def test_impossible_settings_are_named(changes, words):
     with pytest.raises(UserError, match=words):
-        RecursiveConfig(**{**SMALL, **changes})
+        HierarchicalConfig(**{**SMALL, **changes})

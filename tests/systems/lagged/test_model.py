@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from offramp.errors import UserError
-from offramp.systems.lagged import LaggedConfig, LaggedLM, SampleCache, oacd
+from offramp.systems.lagged.model import LaggedConfig, LaggedLM, SampleCache, oacd
 
 SMALL = {"vocab_size": 11, "window": 5, "width": 8, "heads": 2, "ffn_width": 16}
 

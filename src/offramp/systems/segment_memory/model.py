@@ -24,9 +24,15 @@ from torch import Tensor, nn
 
 from offramp.errors import UserError, require_heads
 from offramp.nn.layers import TransformerLayer, rotary_table
-from offramp.systems.init import truncated_normal
-from offramp.systems.memory import GatedMemory, Memory, MemoryAttention, MemoryLayer, empty_memory
-from offramp.systems.recursive import Hierarchy, RecursiveConfig, States
+from offramp.systems.hierarchical import HierarchicalConfig, Hierarchy, States
+from offramp.systems.initial_weights import truncated_normal
+from offramp.systems.segment_memory.memory import (
+    GatedMemory,
+    Memory,
+    MemoryAttention,
+    MemoryLayer,
+    empty_memory,
+)
 
 PLACES = ("none", "input", "hidden", "gated")
 READS = ("earlier_windows", "own_window")
@@ -72,9 +78,9 @@ class InfiniConfig:
     def num_layers(self) -> int:
         return self.layers if self.hrm is None else len(self.periods)
 
-    def hierarchy(self) -> RecursiveConfig:
+    def hierarchy(self) -> HierarchicalConfig:
         """Of the HRM core."""
-        return RecursiveConfig(
+        return HierarchicalConfig(
             self.vocab_size,
             self.window,
             self.width,

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from offramp.artifacts.artifact import open_artifact
 from offramp.errors import UserError
-from offramp.systems.context_states import KIND, Contexts, write_contexts
-from offramp.systems.context_stream import parallel, previous_contexts, sequential
-from offramp.systems.context_training import (
+from offramp.systems.context_vectors.model import ContextVectorConfig, ContextVectorLM
+from offramp.systems.context_vectors.recurrence import parallel, previous_contexts, sequential
+from offramp.systems.context_vectors.store import KIND, Contexts, write_contexts
+from offramp.systems.context_vectors.training import (
     UNKNOWN,
     FixedPoint,
     Reading,
@@ -25,8 +26,7 @@ from offramp.systems.context_training import (
     stopped_at,
     updates_per_epoch,
 )
-from offramp.systems.context_vector import ContextVectorConfig, ContextVectorLM
-from offramp.systems.lagged import oacd
+from offramp.systems.lagged.model import oacd
 
 
 def model(**changes) -> ContextVectorLM:

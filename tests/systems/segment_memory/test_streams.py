@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import UserError
-from offramp.systems.streams import cut_streams
+from offramp.systems.segment_memory.streams import cut_streams
 
 
 @given(length=st.integers(20, 200), window=st.integers(1, 6), rows=st.integers(1, 3))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UserError
 from offramp.systems.ensemble import Ensemble, Optimisation, clip_each
-from offramp.systems.lagged import SampleCache
+from offramp.systems.lagged.model import SampleCache
 from offramp.systems.objectives import cross_entropy
 
 LOSSES = ("oacd", "task")

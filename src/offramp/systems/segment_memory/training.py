@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_map
 
 from offramp.errors import UserError
 from offramp.systems.ensemble import Ensemble, Optimisation, clip_each
-from offramp.systems.infini import Carried, Memories, segments
-from offramp.systems.memory import Memory
 from offramp.systems.objectives import cross_entropy
-from offramp.systems.streams import Streams
+from offramp.systems.segment_memory.memory import Memory
+from offramp.systems.segment_memory.model import Carried, Memories, segments
+from offramp.systems.segment_memory.streams import Streams
 
 MODES = ("reset", "carry", "foreign", "carry_shuffled")
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp.systems.context_vector import ContextBlock, ContextLayer, ContextVectorLM
+from offramp.systems.context_vectors.model import ContextBlock, ContextLayer, ContextVectorLM
 
 TOGETHER = 65_536
 """Tokens of one part of the recurrence: the more, the more documents run side by side."""

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from offramp.errors import UserError
 from offramp.states.statistics import Readout, predictions, token_statistics
 from offramp.systems.ensemble import Optimisation
-from offramp.systems.selective import SelectiveLM, require_skips
+from offramp.systems.selective_output.model import SelectiveLM, require_skips
 from offramp.training.losses import total_nll
 
 RULES = ("straight_through", "score_function", "evenly", "interval")

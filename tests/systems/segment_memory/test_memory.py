@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from offramp.errors import UserError
 from offramp.nn.layers import TransformerLayer, rotary_table
-from offramp.systems.memory import MemoryAttention, MemoryLayer, empty_memory, features, retrieve, write
+from offramp.systems.segment_memory.memory import (
+    MemoryAttention,
+    MemoryLayer,
+    empty_memory,
+    features,
+    retrieve,
+    write,
+)
 
 
 def test_features_are_positive_and_equal_their_formula():

@@ -9,7 +9,7 @@ from offramp.systems.objectives import Carried, Objective, cross_entropy
 
 
 def segments_objective(segments: int) -> Objective:
-    """For models with ``forward(tokens, states) -> (logits, states)``, such as ``models.recursive.RecursiveLM``.
+    """For models with ``forward(tokens, states) -> (logits, states)``, such as ``models.recursive.HierarchicalLM``.
 
     Evaluation takes the logits of as many segments as training. Raises UserError for fewer than one.
     """

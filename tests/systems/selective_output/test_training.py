@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from offramp.errors import UserError
 from offramp.systems.ensemble import Optimisation
-from offramp.systems.selective import SelectiveConfig, SelectiveLM
-from offramp.systems.selective_training import (
+from offramp.systems.selective_output.model import SelectiveConfig, SelectiveLM
+from offramp.systems.selective_output.training import (
     Attempts,
     CarryOver,
     _first_to_speak,

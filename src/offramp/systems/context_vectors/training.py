@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from offramp.errors import UserError
 from offramp.states.statistics import Readout, predictions
-from offramp.systems.context_states import Contexts
-from offramp.systems.context_stream import previous_contexts
-from offramp.systems.context_vector import ContextVectorLM
-from offramp.systems.lagged import oacd
+from offramp.systems.context_vectors.model import ContextVectorLM
+from offramp.systems.context_vectors.recurrence import previous_contexts
+from offramp.systems.context_vectors.store import Contexts
+from offramp.systems.lagged.model import oacd
 from offramp.training.losses import total_nll
 
 LOSSES, DIVERSITIES = ("cvfp", "oacd"), ("batch", "rms")

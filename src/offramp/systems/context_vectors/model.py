@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.errors import UserError
-from offramp.systems.init import EMBEDDING_STD
+from offramp.systems.initial_weights import EMBEDDING_STD
 
 TOKEN_INPUTS = ("all", "first")
 HEADS = ("zero", "untied", "tied")
