@@ -1,37 +1,45 @@
-"""``python -m pipeline.studies STUDY ...``: run a study by name, or say which there are."""
+"""``python -m studies``: what there is; ``python -m studies NAME ...``: run a study, or one of the tools that serve all of them."""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
-from pathlib import Path
 
 from offramp.errors import UserError
+from studies.common import run
+from studies.common.study import studies, study_of
 
-NOT_STUDIES = ("code", "findings", "ledger", "zoo")
-
-
-def studies() -> list[str]:
-    """The names of all studies."""
-    return sorted(
-        path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem not in NOT_STUDIES
-    )
-
-
-def run(name: str) -> None:
-    """The command line of study ``name``. UserError for one that does not exist."""
-    if name not in studies():
-        raise UserError(f"study = {name!r} does not exist; choose from {', '.join(studies())}")
-    import_module(f"pipeline.studies.{name}").main()
+TOOLS = {
+    "code": ("studies.common.code", "write the digests of the code that every study depends on"),
+    "ledger": ("studies.ledger.ledger", "write claims.csv: a verdict on every claim"),
+    "findings": ("studies.findings.findings", "write docs/studies: a page per report, and an index"),
+    "relock": ("studies.common.relock", "renew the lock of studies whose results one random seed reproduces"),
+}
+"""Module, whose ``main(arguments)`` runs it, and what it does."""
 
 
-def main() -> None:
-    try:
-        run(sys.argv.pop(1) if len(sys.argv) > 1 else "")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def main(arguments: list[str]) -> None:
+    """Run what the first argument names. UserError for an unknown name."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return
+    name, *rest = arguments
+    if name in TOOLS:
+        import_module(TOOLS[name][0]).main(rest)
+    else:
+        run.main(study_of(name), rest)
+
+
+def overview() -> str:
+    """Every study with its question, and the tools."""
+    lines = ["python -m studies NAME [--corpus TEXT] ...", "", "Studies:"]
+    lines += [f"  {name:<28} {study.about.asks}" for name, study in studies().items()]
+    return "\n".join([*lines, "", "Tools:", *(f"  {name:<28} {text}" for name, (_, text) in TOOLS.items())])
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

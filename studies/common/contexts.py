@@ -37,7 +37,7 @@ from offramp.systems.context_vectors.training import (
     stopped_at,
     updates_per_epoch,
 )
-from studies.common.arms import PUBLISHED_SEED
+from studies.common.workers import PUBLISHED_SEED
 from studies.common.results import study_params
 from studies.common.subwords import subwords
 from studies.common.text import StudyText

@@ -30,7 +30,7 @@ from offramp.systems.confidence_routing import loss_weights, routed_objective
 from offramp.systems.ensemble import Ensemble, batch_flops, fit, mean_nll
 from offramp.systems.initial_weights import truncated_normal
 from offramp.systems.objectives import Objective, from_logits
-from studies.common.arms import PROCESSES, SEEDS, Found, run_arms
+from studies.common.workers import PROCESSES, SEEDS, Found, run_arms
 from studies.common.cache import find, folder
 from studies.common.characters import BATCH_SIZE, SIZES_OF, WINDOW, Characters, corrected
 from studies.common.results import study_params

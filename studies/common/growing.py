@@ -26,7 +26,7 @@ from offramp.systems.ensemble import AS_PUBLISHED, Ensemble, Weights, batch_flop
 from offramp.systems.growth import Schedule, Stage, begin
 from offramp.systems.initial_weights import truncated_normal
 from offramp.systems.objectives import Objective, named
-from studies.common.arms import PROCESSES, run_chains
+from studies.common.workers import PROCESSES, run_chains
 from studies.common.characters import BATCH_SIZE, WINDOW, Characters
 
 WIDTH, HEADS, FFN_WIDTH, STD = 64, 4, 256, 0.02

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offramp.errors import UserError
-from studies.common.arms import PUBLISHED_SEED, SEEDS, Outcome, Run, study_main
+from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, Run, study_main
 from studies.common.characters import SIZES_OF, Characters, corrected, published_1b
 from studies.common.curves import panels_figure
 from studies.common.growing import Arm, ArmLooks, Plan, StageLooks, Task, planned_flops, train_all

@@ -1,92 +1,154 @@
-"""What every study leaves behind: one small JSON file per corpus, and intervals over seeds."""
+"""What every study leaves behind: two small files per text, and intervals over random seeds.
+
+metrics/<study>.<text>.json has the values of both protocols, figures and sentences (``StudyResults``);
+metrics/<study>.<text>.csv has a row per value of the corrected protocol with its number for every random seed, so that differences
+can be paired and a rerun of one seed can be compared.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ruamel.yaml import YAML
+from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.special import stdtrit
 
-from offramp.artifacts.files import write_json
+from offramp.artifacts.files import write_csv, write_json
 from offramp.errors import UserError
-
-PARAMS = Path(__file__).resolve().parents[1] / "params.yaml"
-
-
-@cache
-def study_params(study: str) -> dict[str, Any]:
-    """The section of pipeline/studies/params.yaml that belongs to ``study``."""
-    return YAML(typ="safe").load(PARAMS.read_text(encoding="utf-8"))[study]
+from studies.common.study import Outcome, Protocol, Study
+from studies.common.text import StudyText
 
 
-def over_seeds(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and 95 % t interval over seeds of every key; ``values`` holds one dict per seed, with equal keys.
+class Interval(BaseModel):
+    """A mean over random seeds with its 95 % t interval."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    value: float
+    low: float
+    high: float
+
+
+class Published(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    n: int
+    values: dict[str, float | None]
+
+
+class Corrected(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    n: int
+    interval: str
+    values: dict[str, Interval]
+
+
+class StudyResults(BaseModel):
+    """The contents of metrics/<study>.<text>.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    study: str
+    corpus: str
+    text: dict[str, str]
+    flaws: list[str]
+    figures: dict[str, Any]
+    sentences: list[str]
+    published: Published | None = None
+    corrected: Corrected | None = None
+
+
+def result_path(home: Path, study: str, text: str) -> Path:
+    return home / "metrics" / f"{study}.{text}.json"
+
+
+def seeds_path(home: Path, study: str, text: str) -> Path:
+    return home / "metrics" / f"{study}.{text}.csv"
+
+
+def read_results(home: Path, study: str, text: str) -> StudyResults | None:
+    """The results of a study on a text; None if it has not been run. UserError for a file that is damaged."""
+    path = result_path(home, study, text)
+    try:
+        return StudyResults.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {where}: {first['msg']}; run `python -m studies {study}` again") from None
+
+
+def read_seeds(home: Path, study: str, text: str) -> dict[int, dict[str, float]]:
+    """Values of the corrected protocol by random seed; empty where none are stored."""
+    path = seeds_path(home, study, text)
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    seeds = [int(name) for name in (rows[0] if rows else {}) if name != "key"]
+    return {seed: {row["key"]: float(row[str(seed)]) for row in rows if row[str(seed)]} for seed in seeds}
+
+
+def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and 95 % t interval over random seeds of every key; ``rows`` holds one dict per seed, with equal keys.
 
     A key that is None for some seed is left out: an interval over fewer seeds would pass for one over all.
     """
-    if len(values) < 2:
-        raise UserError(
-            f"an interval over seeds needs at least 2 of them, got {len(values)}; add to the study's seeds"
-        )
+    if len(rows) < 2:
+        raise UserError(f"an interval over seeds needs at least 2 of them, got {len(rows)}; add to the study's seeds")
     out = {}
-    for key in values[0]:
-        found = [row[key] for row in values]
-        if any(value is None for value in found):
+    for key in rows[0]:
+        values = [row[key] for row in rows]
+        if any(value is None for value in values):
             continue
-        array = np.asarray(found, dtype=np.float64)
+        array = np.asarray(values, dtype=np.float64)
         half = stdtrit(len(array) - 1, 0.975) * array.std(ddof=1) / np.sqrt(len(array))
-        out[key] = {
-            "value": float(array.mean()),
-            "low": float(array.mean() - half),
-            "high": float(array.mean() + half),
-        }
+        mean = float(array.mean())
+        out[key] = {"value": mean, "low": float(mean - half), "high": float(mean + half)}
     return out
 
 
 def write_results(
-    study: str,
-    corpus: str,
-    text: dict[str, Any],
-    flaws: list[str],
-    published: dict[str, float] | None,
-    corrected: list[dict[str, float]] | None,
-    figures: dict[str, Any],
-    root: Path = Path("."),
-    sentences: list[str] | None = None,
+    home: Path, study: Study, text: StudyText, outcomes: Mapping[Protocol, Outcome], seeds: Sequence[int]
 ) -> Path:
-    """Write metrics/studies/<study>.<corpus>.json; ``corrected`` holds one dict per seed.
+    """Write both files of a study on a text; ``seeds`` are those of the corrected protocol's rows.
 
-    A protocol given as None keeps what the file says of it, if it exists and is of the same text.
+    A protocol that did not run keeps what the files say of it, if they are of the same text.
     """
-    path = root / "metrics/studies" / f"{study}.{corpus}.json"
+    path = result_path(home, study.name, text.corpus)
     before = json.loads(path.read_text()) if path.exists() else {}
-    kept = before if before.get("text") == text else {}
-    other_protocol = (published is None and "published" in kept) or (
-        corrected is None and "corrected" in kept
-    )
+    if before.get("text") != text.record():
+        before = {}
+    kept = {name: before[name] for name in ("published", "corrected") if name in before and name not in outcomes}
     out: dict[str, Any] = {
-        "study": study,
-        "corpus": corpus,
-        "text": text,
-        "flaws": flaws or kept.get("flaws", []),
-        "figures": (kept.get("figures", {}) if other_protocol else {}) | figures,
-        "sentences": sentences or kept.get("sentences", []),
+        "study": study.name,
+        "corpus": text.corpus,
+        "text": text.record(),
+        "flaws": study.about.flaws,
+        "figures": before["figures"] if kept else {},
+        "sentences": before["sentences"] if kept else [],
+        **kept,
     }
-    if published is not None:
-        out["published"] = {"n": 1, "values": published}
-    elif "published" in kept:
-        out["published"] = kept["published"]
-    if corrected is not None:
+    for outcome in outcomes.values():
+        out["figures"] |= outcome.figures
+        out["sentences"] = [*(out["sentences"] if not kept else []), *outcome.sentences] or out["sentences"]
+    if "published" in outcomes:
+        out["published"] = {"n": 1, "values": outcomes["published"].rows[0]}
+    if "corrected" in outcomes:
+        rows = outcomes["corrected"].rows
         out["corrected"] = {
-            "n": len(corrected),
-            "interval": f"95 % t interval over {len(corrected)} seeds",
-            "values": over_seeds(corrected),
+            "n": len(rows),
+            "interval": f"95 % t interval over {len(rows)} seeds",
+            "values": over_seeds(rows),
         }
-    elif "corrected" in kept:
-        out["corrected"] = kept["corrected"]
+        table = ({"key": key, **{str(seed): row[key] for seed, row in zip(seeds, rows)}} for key in rows[0])
+        write_csv(seeds_path(home, study.name, text.corpus), ("key", *map(str, seeds)), table)
+    StudyResults.model_validate(out)
     write_json(path, out)
     return path

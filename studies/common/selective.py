@@ -35,7 +35,7 @@ from offramp.systems.selective_output.training import (
     mean_score,
     train,
 )
-from studies.common.arms import PUBLISHED_SEED
+from studies.common.workers import PUBLISHED_SEED
 from studies.common.results import study_params
 from studies.common.subwords import Subwords, shuffled
 from studies.measures.reversal import Pair, read_pairs

@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 
 from offramp.systems.context_vectors.model import ContextVectorConfig, ContextVectorLM
 from offramp.systems.context_vectors.training import FixedPoint, find_contexts
-from studies.common.arms import Outcome, run_arms, study_main
+from studies.common.workers import Outcome, run_arms, study_main
 from studies.common.comparison import differences
 from studies.common.contexts import FLAWS as KNOWN_FLAWS
 from studies.common.contexts import (

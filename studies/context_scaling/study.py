@@ -29,7 +29,7 @@ from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.states.statistics import Readout, predictions
 from offramp.systems.context_vectors.training import FixedPoint, find_contexts
 from offramp.training.losses import total_nll
-from studies.common.arms import PUBLISHED_SEED, Outcome, run_arms, study_main
+from studies.common.workers import PUBLISHED_SEED, Outcome, run_arms, study_main
 from studies.common.contexts import FLAWS as KNOWN_FLAWS
 from studies.common.contexts import (
     SEEDS,

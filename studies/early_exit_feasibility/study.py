@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from offramp.models.native import BlockwiseLM
-from studies.common.arms import PUBLISHED_SEED, Outcome, study_main
+from studies.common.workers import PUBLISHED_SEED, Outcome, study_main
 from studies.common.characters import SIZES_OF, corrected, published_1b
 from studies.common.curves import panels_figure
 from studies.common.depth import (

@@ -33,7 +33,7 @@ from offramp.systems.ensemble import Weights
 from offramp.systems.hierarchical import HierarchicalConfig, HierarchicalLM
 from offramp.systems.lagged.training import head_nll
 from offramp.systems.objectives import Objective, named
-from studies.common.arms import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
+from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
 from studies.common.characters import SIZES_OF, WINDOW, corrected, published_1a
 from studies.common.comparison import (
     FFN_WIDTH,

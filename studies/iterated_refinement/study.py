@@ -24,7 +24,7 @@ from offramp.systems.deep_supervision import segments_objective
 from offramp.systems.hierarchical import HierarchicalConfig, HierarchicalLM
 from offramp.systems.iterated import IteratedLM, unrolled
 from offramp.systems.objectives import Objective, from_logits, named, repeated
-from studies.common.arms import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
+from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
 from studies.common.characters import SIZES_OF, WINDOW, corrected, published_1a
 from studies.common.comparison import (
     HEADS,

@@ -22,7 +22,7 @@ from offramp.systems.deep_supervision import segments_objective
 from offramp.systems.ensemble import EVALUATED_TOGETHER, Ensemble
 from offramp.systems.iterated import IteratedLM
 from offramp.systems.objectives import Objective, block_losses, named
-from studies.common.arms import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
+from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
 from studies.common.characters import SIZES_OF, Characters, corrected, published_1a
 from studies.common.comparison import (
     Compared,

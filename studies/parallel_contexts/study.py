@@ -38,7 +38,7 @@ from offramp.systems.context_vectors.recurrence import (
 )
 from offramp.systems.context_vectors.store import write_contexts
 from offramp.systems.context_vectors.training import FixedPoint, Reading, find_contexts, reading_losses
-from studies.common.arms import PUBLISHED_SEED, Outcome, run_arms, study_main
+from studies.common.workers import PUBLISHED_SEED, Outcome, run_arms, study_main
 from studies.common.contexts import FLAWS as KNOWN_FLAWS
 from studies.common.contexts import (
     SEEDS,

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.systems.selective_output.model import SelectiveLM
-from studies.common.arms import Outcome, run_arms, study_main
+from studies.common.workers import Outcome, run_arms, study_main
 from studies.common.results import over_seeds, study_params
 from studies.common.selective import (
     END,

@@ -35,7 +35,7 @@ from offramp.systems.objectives import Carried, Objective, cross_entropy
 from offramp.systems.segment_memory.model import InfiniConfig, InfiniLM
 from offramp.systems.segment_memory.streams import Streams, cut_streams
 from offramp.systems.segment_memory.training import streams_nll, train_streams
-from studies.common.arms import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
+from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
 from studies.common.characters import (
     BATCH_SIZE,
     SIZES,

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from offramp.systems.selective_output.model import SelectiveLM, sampled, write
 from offramp.systems.selective_output.training import Attempts, CarryOver, lags, mean_score
-from studies.common.arms import Outcome, run_arms, study_main
+from studies.common.workers import Outcome, run_arms, study_main
 from studies.common.curves import panels_figure
 from studies.common.results import over_seeds, study_params
 from studies.common.selective import (

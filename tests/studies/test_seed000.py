@@ -14,7 +14,7 @@ import torch
 from offramp.errors import UserError
 from offramp.systems.selective_output.training import CarryOver, lags
 from studies.common import selective as _selective
-from studies.common.arms import chosen_arms
+from studies.common.workers import chosen_arms
 from studies.common.characters import OwnText
 from studies.common.selective import END, fact_windows, mixed, published_windows
 from studies.common.subwords import Subwords, shuffled, subwords

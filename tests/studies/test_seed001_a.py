@@ -15,8 +15,8 @@ from offramp.errors import UserError
 from offramp.systems.deep_supervision import segments_objective
 from offramp.systems.objectives import named
 from studies import __main__ as studies
-from studies.common import arms as _arms
-from studies.common.arms import Outcome, both_protocols, chosen_arms, run_arms, run_chains, study_main
+from studies.common import workers as _arms
+from studies.common.workers import Outcome, both_protocols, chosen_arms, run_arms, run_chains, study_main
 from studies.common.characters import (
     BATCH_SIZE,
     PANGRAM,

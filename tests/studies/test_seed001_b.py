@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.errors import UserError
 from offramp.systems.segment_memory.streams import cut_streams
-from studies.common import arms as _arms
-from studies.common.arms import Outcome, chosen_arms
+from studies.common import workers as _arms
+from studies.common.workers import Outcome, chosen_arms
 from studies.common.characters import SIZES, WINDOW, OwnText, corrected, published_1a
 from studies.common.comparison import flops_per_batch
 from studies.common.text import Document, StudyText

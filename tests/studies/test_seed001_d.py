@@ -13,7 +13,7 @@ import torch
 
 from offramp.errors import UserError
 from studies.common import depth as _depth
-from studies.common.arms import chosen_arms
+from studies.common.workers import chosen_arms
 from studies.common.characters import (
     BATCH_SIZE,
     WINDOW,

@@ -1,0 +1,39 @@
+"""``python -m studies code``: write build/code, one file per study and tool, that studies/dvc.yaml names as their dependency.
+
+Each holds the SHA-256 of every module that is imported and the versions of the libraries that compute (``offramp.lineage.code``); that of
+a study also its shared settings and its pairs of facts, those of the ledger and the findings all claims and descriptions of studies.
+Made anew every time, so neither `dvc push` nor `dvc pull` knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from offramp.artifacts.files import hash_file, write_json
+from offramp.lineage.code import code_of, import_graph
+from studies.common.study import HOME, SHARED, read_yaml, studies
+
+CLAIMS_READERS = {"ledger": "studies.ledger.ledger", "findings": "studies.findings.findings"}
+"""Tools that read every study's claims.yaml and study.yaml: their modules."""
+
+
+def write_code(home: Path = HOME) -> Path:
+    """Write build/code below the folder of all studies."""
+    folder, root, graph = home / "build/code", home.parent, import_graph()
+    known, shared = studies(home), read_yaml(home / SHARED)
+    for file in folder.glob("*.json"):
+        file.unlink()
+    for study in known.values():
+        settings = {name: shared[name] for name in study.about.shared}
+        code = code_of(study.module_name, graph, root)
+        write_json(folder / f"{study.name}.json", {"code": code, "shared": settings})
+    documents = [home / name / file for name in known for file in ("study.yaml", "claims.yaml")]
+    digests = {file.relative_to(home).as_posix(): hash_file(file) for file in documents if file.exists()}
+    for name, module in CLAIMS_READERS.items():
+        write_json(folder / f"{name}.json", {"code": code_of(module, graph, root), "studies": digests})
+    return folder
+
+
+def main(arguments: Sequence[str]) -> None:
+    print(f"wrote {write_code()}")
