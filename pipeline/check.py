@@ -1,37 +1,48 @@
-"""Stage check: validate params.yaml, take the fingerprints of corpus and checkpoint, before DVC touches any other output.
+"""Stage check: validate params.yaml, and take the digests of text, checkpoint and code, before any other output is touched.
 
 DVC deletes a stage's outputs before running it, so validation inside a stage alone would come too late to keep
-earlier results. This stage runs every time; its outputs change only when text or weights do, so passing re-runs nothing.
+earlier results. This stage always runs; its outputs change only with text, weights or code, so where all of them are
+as they were, it makes no other stage run.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from offramp.artifacts.files import write_json
 from offramp.checkpoints.checkpoint import Checkpoint, check_cut, check_weights, load_tokenizer, read_config
 from offramp.checkpoints.checkpoint import fingerprint as fingerprint_weights
 from offramp.corpus.fingerprint import fingerprint
+from offramp.lineage.code import write_code
 from offramp.params import Declared
 from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
+    _check_precision(params)
+    checkpoint = _checked(params) if params.model.source == "hf" else None
+    write_json(root / "build/corpus.json", fingerprint(params.corpus, root, checkpoint))
+    write_json(root / "build/checkpoint.json", fingerprint_weights(checkpoint) if checkpoint else {})
+    stages = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    others = {name: f"pipeline.{name}" for name in stages if name != "check"}
+    write_code(others, root / "build/code", root)
+
+
+def _check_precision(params: Declared) -> None:
+    """UserError where the device is not there, or has no arithmetic of the precision that the parameters name."""
     precisions = {
         "pretrain.precision": params.pretrain.precision,
         "collect.precision": params.collect.precision,
     }
-    if (
-        params.runtime.device not in ("auto", "cpu") or "bf16" in precisions.values()
-    ):  # importing torch takes seconds
-        from offramp.machine.device import require_precision, setup
+    if params.runtime.device in ("auto", "cpu") and "bf16" not in precisions.values():
+        return  # every machine has that; importing torch to ask takes seconds
+    from offramp.machine.device import require_precision, setup
 
-        device = setup(params.runtime.device, params.runtime.threads)
-        for parameter, precision in precisions.items():
-            require_precision(device, precision, parameter)
-    checkpoint = _checked(params) if params.model.source == "hf" else None
-    write_json(root / "build/corpus.json", fingerprint(params.corpus, root, checkpoint))
-    write_json(root / "build/checkpoint.json", fingerprint_weights(checkpoint) if checkpoint else {})
+    device = setup(params.runtime.device, params.runtime.threads)
+    for parameter, precision in precisions.items():
+        require_precision(device, precision, parameter)
 
 
 def _checked(params: Declared) -> Checkpoint:

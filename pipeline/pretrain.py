@@ -11,13 +11,14 @@ from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.artifacts.files import write_csv, write_json
 from offramp.checkpoints.checkpoint import Checkpoint, weight_digests
 from offramp.corpus.windows import TokenWindows
+from offramp.lineage.code import code_digest
 from offramp.machine.device import seed_all, setup
 from offramp.machine.processes import join
 from offramp.models.build import build_model
 from offramp.models.store import save_model
 from offramp.params import Declared
 from offramp.training.pretrain import Pretrainer, num_parameters
-from offramp.training.snapshots import Snapshots, code_digest, snapshot_key
+from offramp.training.snapshots import Snapshots, snapshot_key
 from pipeline._stage import stage
 
 
@@ -31,8 +32,6 @@ def run(params: Declared, root: Path) -> None:
     train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")
     seed_all(params.pretrain.seed)
     settings, model = params.pretrain, build_model(params.model, params.pretrain, data.meta)
-    source = root / "src/offramp"
-    rooms = ("corpus", "nn", "models", "states", "training")
     weights = weight_digests(Checkpoint.of(params.model)) if params.model.source == "hf" else {}
     key = snapshot_key(
         {
@@ -43,7 +42,7 @@ def run(params: Declared, root: Path) -> None:
             "device": processes.device.type,
             "processes": processes.count,
             "torch": torch.__version__,
-            "code": code_digest(*(source / room for room in rooms)),
+            "code": code_digest("pipeline.pretrain", root),
         }
     )
     snapshots = Snapshots(

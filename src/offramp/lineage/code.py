@@ -1,9 +1,9 @@
-"""What a stage or study depends on of code: its module, all that it imports, and the libraries that compute.
+"""What a stage or a study depends on of code: its module, all that this imports, and the libraries that compute.
 
-The digests of these files are one small JSON file per stage, which dvc.yaml names instead of a list of modules: DVC does
-not follow imports, and lists of hundreds of files cost every dvc command seconds. Same code, same bytes. The same digests
-are part of the identity of everything cached outside DVC (training snapshots, models of studies), so that a changed line
-never finds what older code made.
+DVC does not follow imports. So the digests of these files are written to one small JSON file per stage, and dvc.yaml
+names that file among the stage's dependencies: lists of modules would be long, and cost every dvc command seconds.
+The same code gives the same bytes. The digests are also part of the identity of everything that is cached outside DVC
+(training snapshots, models of studies), so that a changed line never finds what older code made.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import hashlib
 import json
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import grimp
 
 from offramp.artifacts.files import hash_file, write_json
 
-PACKAGES = ("offramp", "pipeline", "studies")
-NOT_CODE_OF_A_RESULT = {"offramp.params", "offramp.errors"}
-"""Schema and error type: they decide whether a run starts, never what it computes."""
+LIBRARY = "offramp"
+NOT_CODE_OF_A_RESULT = ("offramp.params", "offramp.errors", "offramp.lineage.code")
+"""Schema, error types and this module: they decide whether a run starts or goes on, never what it computes."""
 
 DATA_FILES = (".html", ".j2", ".tsv")
 """Files beside modules that are code in all but their suffix: templates, and the pairs of the reversal test."""
@@ -34,20 +33,19 @@ LIBRARIES = {
     "torch": "torch",
     "transformers": "transformers",
 }
-"""Packages whose version can change a result, by the name that is imported: their distributions."""
+"""Libraries whose version can change a result: the name that is imported, and the distribution it comes in."""
 
 
-@cache
-def import_graph() -> grimp.ImportGraph:
-    """Who imports whom in the library, the stages and the studies; imports inside functions count."""
-    packages = [name for name in PACKAGES if find_spec(name)]
-    return grimp.build_graph(*packages, include_external_packages=True, cache_dir=None)
+def code_of(module: str, root: Path) -> dict[str, str]:
+    """The SHA-256 of every file that ``module`` needs, by path below ``root``, and the version of every library.
 
-
-def code_of(module: str, graph: grimp.ImportGraph, root: Path) -> dict[str, str]:
-    """SHA-256 by file, relative to the repository ``root``, and version by library, of all that ``module`` needs."""
-    needed = {module, *graph.find_upstream_modules(module)} - NOT_CODE_OF_A_RESULT
-    files = {_file(name, root) for name in needed if name.split(".")[0] in PACKAGES}
+    ``root`` is the repository, whose ``src`` and own packages must be what Python imports. Versions are without their
+    local part (``+cpu``, ``+cu130``): results made on another kind of machine stay usable.
+    """
+    graph = _import_graph(module.split(".")[0])
+    needed = {module, *graph.find_upstream_modules(module)}
+    modules = {name for name in needed if not graph.is_module_squashed(name)}
+    files = {_file(name, root) for name in modules | {package for name in modules for package in _packages(name)}}
     for folder in {file.parent for file in files}:
         files |= {file for file in folder.iterdir() if file.suffix in DATA_FILES}
     digests = {file.relative_to(root).as_posix(): hash_file(file) for file in sorted(files)}
@@ -55,23 +53,40 @@ def code_of(module: str, graph: grimp.ImportGraph, root: Path) -> dict[str, str]
     return digests | libraries
 
 
-def _file(module: str, root: Path) -> Path:
-    path = Path(*module.split("."))
-    path = root / "src" / path if path.parts[0] == "offramp" else root / path
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
 @cache
 def code_digest(module: str, root: Path) -> str:
-    """One SHA-256 over ``code_of``: what a cached result is known by."""
-    code = code_of(module, import_graph(), root)
-    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
+    """One SHA-256 over ``code_of``: the part of a cached result's identity that is code."""
+    return hashlib.sha256(json.dumps(code_of(module, root), sort_keys=True).encode()).hexdigest()
 
 
 def write_code(modules: dict[str, str], folder: Path, root: Path) -> None:
-    """Write ``folder``/NAME.json for every name of ``modules``; files of other names there are removed."""
+    """Write the code of every module to ``folder``/NAME.json, for NAME in ``modules``; other JSON files there go."""
     for file in folder.glob("*.json"):
         if file.stem not in modules:
             file.unlink()
     for name, module in modules.items():
-        write_json(folder / f"{name}.json", code_of(module, import_graph(), root))
+        write_json(folder / f"{name}.json", code_of(module, root))
+
+
+@cache
+def _import_graph(package: str) -> grimp.ImportGraph:
+    """Who imports whom in ``package`` and the library; imports inside functions count.
+
+    What is reached through NOT_CODE_OF_A_RESULT alone is no code of a result either: those modules are taken out.
+    """
+    graph = grimp.build_graph(package, LIBRARY, include_external_packages=True, cache_dir=None)
+    for module in NOT_CODE_OF_A_RESULT:
+        graph.remove_module(module)
+    return graph
+
+
+def _packages(module: str) -> list[str]:
+    """The packages around a module, whose ``__init__`` runs before it."""
+    parts = module.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def _file(module: str, root: Path) -> Path:
+    path = Path(*module.split("."))
+    path = root / "src" / path if path.parts[0] == LIBRARY else root / path
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

@@ -23,14 +23,6 @@ def snapshot_key(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def code_digest(*packages: Path) -> str:
-    """SHA-256 over the Python sources below the given folders: other code must not resume this training."""
-    digest = hashlib.sha256()
-    for file in sorted(file for package in packages for file in package.rglob("*.py")):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
 class Snapshots:
     """The newest snapshot of one training, the weights it may return to, and scratch files that share its life."""
 
