@@ -26,7 +26,16 @@ HOME = Path(__file__).resolve().parents[1]
 SHARED = "common/settings.yaml"
 """Settings of models that several studies share, by section; relative to the folder of all studies."""
 
-Report = Literal["selective-output", "character-systems", "context-vectors", "exit-labels", "loss-prediction"]
+REPORTS = {
+    "exit-labels": "labels for exit classifiers",
+    "loss-prediction": "predicting the loss of a token",
+    "character-systems": "recurrence, memory, supervision, growth and exits of character-level models",
+    "context-vectors": "a recurrent context trained apart from what reads it",
+    "selective-output": "a model that may decline to speak",
+}
+"""The earlier reports that studies test and what they are about, in the order of the findings."""
+
+Report = Literal["exit-labels", "loss-prediction", "character-systems", "context-vectors", "selective-output"]
 Text = Literal["pangram", "sotu", "wikitext"]
 Protocol = Literal["published", "corrected"]
 
@@ -59,6 +68,10 @@ class About(BaseModel):
     settings: dict[str, Any]
     flaws: list[str]
     """What is wrong with the published protocol, in words."""
+    story: str = ""
+    """What the report did and concluded, and what a fair test is; the opening of the study's part of the findings."""
+    facts: dict[Protocol, list[str]] = {}
+    """Sentences of the findings by protocol; figures stand in braces, by their keys, and one that is missing drops its sentence."""
     tiny: dict[str, Any] = {}
     """Values over ``settings`` with which every arm starts and ends within seconds, to see that it runs."""
 
