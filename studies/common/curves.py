@@ -1,7 +1,7 @@
-"""Tables of curves over seeds, as figures of a result file: one line with a band per arm.
+"""Tables of curves, as figures of a result file: one line per arm, with a band over random seeds.
 
-Only where every seed has a value is there a row: a band over fewer seeds would pass for one over all. A single run has no band.
-"""
+Only where every random seed has a value is there a row: a band over fewer would pass for one over all. A
+single run has no band."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ Curve = Mapping[float, float]
 
 
 def curve_rows(curves: Sequence[Curve], *names: str) -> list[list[Any]]:
-    """Rows [*names, x, y] of one arm, x rising, y as [mean, low, high] over its seeds, or as it is from a single run."""
+    """Rows [*names, x, y] of one arm, x rising, y as [mean, low, high] over its random seeds, or as it is
+    from a single run."""
     shared = sorted(set(curves[0]).intersection(*curves[1:]))
     if len(curves) == 1:
         return [[*names, x, curves[0][x]] for x in shared]
     rows = []
     for x in shared:
-        found = over_seeds([{"y": curve[x]} for curve in curves])["y"]
-        rows.append([*names, x, [found["value"], found["low"], found["high"]]])
+        interval = over_seeds([{"y": curve[x]} for curve in curves])["y"]
+        rows.append([*names, x, [interval["value"], interval["low"], interval["high"]]])
     return rows
 
 
 def curves_figure(
     title: str, arms: Mapping[str, Sequence[Curve]], x: str, y: str, note: str = "", **plot: Any
 ) -> dict[str, Any]:
-    """A figure entry for ``write_results``: curves of each arm, per seed, drawn against each other.
+    """A figure of an ``Outcome``: curves of each arm, per random seed, drawn against each other.
 
-    ``plot``: further fields of ``_findings_plots.Plot``, such as ``log=True`` or ``points=["fixed depth"]``.
-    """
+    ``plot``: further fields of ``studies.findings.plots.Plot``, such as ``log=True`` or ``points=["fixed
+    depth"]``."""
     rows = [row for arm, curves in arms.items() for row in curve_rows(curves, arm)]
     return {
         "title": title,

@@ -101,7 +101,9 @@ def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float
     A key that is None for some seed is left out: an interval over fewer seeds would pass for one over all.
     """
     if len(rows) < 2:
-        raise UserError(f"an interval over seeds needs at least 2 of them, got {len(rows)}; add to the study's seeds")
+        raise UserError(
+            f"an interval over seeds needs at least 2 of them, got {len(rows)}; add to the study's seeds"
+        )
     out = {}
     for key in rows[0]:
         values = [row[key] for row in rows]
@@ -125,7 +127,9 @@ def write_results(
     before = json.loads(path.read_text()) if path.exists() else {}
     if before.get("text") != text.record():
         before = {}
-    kept = {name: before[name] for name in ("published", "corrected") if name in before and name not in outcomes}
+    kept = {
+        name: before[name] for name in ("published", "corrected") if name in before and name not in outcomes
+    }
     out: dict[str, Any] = {
         "study": study.name,
         "corpus": text.corpus,
@@ -152,3 +156,13 @@ def write_results(
     StudyResults.model_validate(out)
     write_json(path, out)
     return path
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, without an exponent where that is readable; empty for None."""
+    if value is None:
+        return ""
+    rounded = float(f"{value:.4g}")
+    if rounded == 0:
+        return "0"
+    return np.format_float_positional(rounded, trim="-") if 1e-6 <= abs(rounded) < 1e9 else f"{rounded:.4g}"

@@ -10,11 +10,9 @@ from pathlib import Path
 
 from offramp.errors import UserError
 from offramp.machine.device import setup
-from studies.common.characters import own_text, text_of
-from studies.common.results import over_seeds, write_results
+from studies.common.results import number, over_seeds, write_results
 from studies.common.study import HOME, Outcome, Protocol, Study
-from studies.common.text import StudyText
-from studies.ledger.figures import number
+from studies.common.text import StudyText, own_text, text_of
 
 OWN_SPLITS = ("train", "calibration", "test")
 
@@ -69,12 +67,24 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     parser.add_argument("--corpus", choices=about.texts, help="one of the study's texts")
     if about.own_text:
         for split in OWN_SPLITS:
-            parser.add_argument(f"--{split}", type=Path, metavar="FILE", help=f"your own text for {split}, all three together")
+            parser.add_argument(
+                f"--{split}", type=Path, metavar="FILE", help=f"your own text for {split}, all three together"
+            )
     parser.add_argument("--protocol", choices=("published", "corrected", "both"), default="both")
     names = ", ".join(map(repr, study.arms))
-    parser.add_argument("--arm", action="append", default=[], metavar="NAME", help=f"print this arm alone: {names}")
-    parser.add_argument("--seed", action="append", default=[], type=int, help="print the corrected protocol of this random seed alone")
-    parser.add_argument("--tiny", action="store_true", help="print what tiny settings give: only to see that it runs")
+    parser.add_argument(
+        "--arm", action="append", default=[], metavar="NAME", help=f"print this arm alone: {names}"
+    )
+    parser.add_argument(
+        "--seed",
+        action="append",
+        default=[],
+        type=int,
+        help="print the corrected protocol of this random seed alone",
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="print what tiny settings give: only to see that it runs"
+    )
     return parser
 
 

@@ -160,7 +160,9 @@ class Study:
         settings: Mapping[str, Any] = about.settings
         if tiny:
             settings = merged(settings, about.tiny)
-            sections = {name: merged(section, shared["tiny"].get(name, {})) for name, section in sections.items()}
+            sections = {
+                name: merged(section, shared["tiny"].get(name, {})) for name, section in sections.items()
+            }
         if protocol == "published":
             seeds = [about.published_seed]
         return Job(
@@ -191,7 +193,9 @@ def chosen_arms(study: str, wanted: Sequence[str], known: Sequence[str]) -> list
     """The arms asked for, in the study's order; all of them where none is. UserError for one that it does not have."""
     for name in wanted:
         if name not in known:
-            raise UserError(f"--arm = {name!r} is not an arm of {study}; choose from {', '.join(map(repr, known))}")
+            raise UserError(
+                f"--arm = {name!r} is not an arm of {study}; choose from {', '.join(map(repr, known))}"
+            )
     return [name for name in known if not wanted or name in wanted]
 
 

@@ -17,8 +17,7 @@ from offramp.corpus.split import SPLITS, random_split
 from offramp.corpus.tokenizer import END, Encoder, train_tokenizer
 from offramp.errors import UserError
 from offramp.params import TokenizerParams
-from studies.common.characters import OwnText
-from studies.common.text import Document, StudyText
+from studies.common.text import Document, OwnText, StudyText
 
 
 @dataclass(frozen=True)

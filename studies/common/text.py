@@ -1,4 +1,7 @@
-"""The text of a study: documents of a corpus, in order, with the digest that every result file carries."""
+"""The text of a study: documents of a corpus, in order, with the digest that every result file carries.
+
+The State of the Union addresses (``sotu``), WikiText-2 (``wikitext``), the two repeated sentences that the
+report character-systems read without knowing it (``pangram``), or files of one's own (``own``)."""
 
 from __future__ import annotations
 
@@ -22,6 +25,12 @@ FILES = {"train": "train.tokens.head.txt", "calibration": "valid.tokens.txt"}
 ARTICLE = r"^ ?= [^=]+ = $"
 HELD_OUT_EVERY = 10
 """Every tenth address is held out, so that both parts cover the same centuries."""
+
+PANGRAM = {
+    "train": "The quick brown fox jumps over the lazy dog. " * 444,
+    "validation": "A quick brown dog runs in the park. " * 142,
+}
+"""What the report's program read in experiments 5 to 11, after it had not found the files of WikiText-2."""
 
 
 class Document(NamedTuple):
@@ -54,16 +63,61 @@ class StudyText:
         return {"sha256": self.sha256, "source": self.source}
 
 
+@dataclass(frozen=True)
+class OwnText(StudyText):
+    """Text of one's own: ``validation`` is for calibration, and the test text comes apart."""
+
+    test: tuple[Document, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the names and texts of all three files."""
+        return StudyText(self.corpus, self.source, self.train, [*self.validation, *self.test]).sha256
+
+
+def text_of(corpus: str) -> StudyText:
+    """The text of ``pangram``, ``sotu`` or ``wikitext``. UserError as ``study_text``."""
+    return pangram_text() if corpus == "pangram" else study_text(corpus)
+
+
+def pangram_text() -> StudyText:
+    """The two repeated sentences, as result files name them."""
+    return StudyText(
+        "pangram",
+        "two repeated sentences, no corpus",
+        [Document("pangram", PANGRAM["train"])],
+        [Document("pangram", PANGRAM["validation"])],
+    )
+
+
+def own_text(train: Path, calibration: Path, test: Path) -> OwnText:
+    """UTF-8 files as the three splits. UserError for one that cannot be read."""
+    parts = []
+    for option, path in (("--train", train), ("--calibration", calibration), ("--test", test)):
+        try:
+            parts.append([Document(path.name, path.read_text(encoding="utf-8"))])
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{option} = {str(path)!r} cannot be read ({error}); name a UTF-8 text file"
+            ) from None
+    return OwnText(
+        "own",
+        ", ".join(path.name for path in (train, calibration, test)),
+        parts[0],
+        parts[1],
+        tuple(parts[2]),
+    )
+
+
 def study_text(corpus: str) -> StudyText:
     """The text of ``sotu`` or ``wikitext``.
 
-    WikiText-2 comes from the folder that the environment variable WIKITEXT2 names, or from the Hugging Face hub.
-    UserError: another corpus, a folder without the files, no folder and no network.
-    """
+    WikiText-2 comes from the folder that the environment variable WIKITEXT2 names, or from the Hugging Face
+    hub. UserError: another corpus, a folder without the files, no folder and no network."""
     if corpus == "sotu":
-        found = _documents()[None]
-        held_out = found[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
-        train = [document for place, document in enumerate(found) if (place + 1) % HELD_OUT_EVERY]
+        addresses = _documents()[None]
+        held_out = addresses[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+        train = [document for place, document in enumerate(addresses) if (place + 1) % HELD_OUT_EVERY]
         return StudyText(
             corpus, f"sotu {version('sotu')} (U.S. State of the Union messages)", train, held_out
         )
@@ -113,10 +167,10 @@ def _documents(root: Path = ROOT, **changes: Any) -> dict[str | None, list[Docum
         "document_characters": None,
     }
     corpus = Corpus(**read_params(ROOT / "params.yaml").corpus.model_dump() | defaults | changes)
-    found: dict[str | None, list[Document]] = {}
+    splits: dict[str | None, list[Document]] = {}
     for _, group in groupby(open_source(corpus, root), key=lambda piece: piece.document):
         pieces = list(group)
-        found.setdefault(pieces[0].split, []).append(
+        splits.setdefault(pieces[0].split, []).append(
             Document(pieces[0].name, "".join(piece.text for piece in pieces))
         )
-    return found
+    return splits

@@ -1,29 +1,20 @@
-"""One arm of a study of seed 001, trained as published or as corrected.
+"""One arm of a study of the report character-systems, trained as published or as corrected.
 
-Learning rates are constant, so the beginning of a training is what a shorter one would have been: one run serves both limits,
-of updates and of FLOPs, and there is a look at the very end of each. The best look within a limit, by the calibration split, is
-judged on the test split.
-"""
+Learning rates are constant, so the beginning of a training is what a shorter one would have been: one run
+serves both limits, of updates and of FLOPs, and there is a look at the very end of each. The best look within
+a limit, by the calibration split, is judged on the test split."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from offramp.systems.ensemble import (
-    Ensemble,
-    Fitted,
-    Watch,
-    Weights,
-    fit,
-    mean_nll,
-)
+from offramp.systems.ensemble import Ensemble, Fitted, Watch, Weights, fit, mean_nll
 from offramp.systems.objectives import Objective
 from studies.common.characters import Characters
 
@@ -32,7 +23,8 @@ Build = Callable[[int], nn.Module]
 
 @dataclass
 class PublishedRun:
-    """The seed's protocol: epochs until none of the last ``patience`` was better, judged by the split that chose the best."""
+    """The report's protocol: epochs until none of the last ``patience`` was better, judged by the split that
+    chose the best."""
 
     ensemble: Ensemble
     """With the weights of the best epoch."""
@@ -73,7 +65,8 @@ def on_split(objective: Objective, data: Characters, split: str) -> Callable[[En
 
 @dataclass(frozen=True)
 class Limits:
-    """Batches that an arm learns from, at least one: within equal updates, and within equal FLOPs of training."""
+    """Batches that an arm learns from, at least one: within equal updates, and within equal FLOPs of
+    training."""
 
     updates: int
     flops: int
@@ -84,14 +77,15 @@ class Limits:
         return cls(max(1, updates // objective.segments), max(1, int(flops // flops_per_batch)))
 
     def looks(self, look_every: int, at_least: int = 0) -> list[int]:
-        """Batches after which an arm is looked at that goes on to the later limit and to ``at_least``: all these, and between."""
+        """Batches after which an arm is looked at that goes on to the later limit and to ``at_least``: all
+        these, and between."""
         longest = max(self.updates, self.flops, at_least)
         return sorted({self.updates, self.flops, longest, *range(look_every, longest, look_every)})
 
 
 @dataclass
 class CorrectedRun:
-    """All seeds of one arm, with what they were at every look."""
+    """All random seeds of one arm, with what their models were at every look."""
 
     ensemble: Ensemble
     objective: Objective
@@ -112,7 +106,8 @@ class CorrectedRun:
         return nll
 
     def choose(self, batches: int) -> list[int]:
-        """Leave every member with the weights of its best look within so many batches; the batches before those looks."""
+        """Leave every member with the weights of its best look within so many batches; the batches before
+        those looks."""
         nll = torch.tensor(self.calibration[: bisect_right(self.looks, batches)])
         chosen = nll.argmin(dim=0).tolist()
         self.ensemble.restore(
@@ -124,7 +119,7 @@ class CorrectedRun:
         return [self.looks[look] for look in chosen]
 
     def test_nll(self, batches: int) -> list[float]:
-        """Mean NLL in nats on the test split by seed, each at its best look within so many batches."""
+        """Mean NLL in nats on the test split by random seed, each at its best look within so many batches."""
         chosen = tuple(self.choose(batches))
         if chosen not in self._tested:
             self._tested[chosen] = self._test().tolist()
@@ -139,7 +134,7 @@ class CorrectedRun:
         return self.data.batches_per_epoch
 
     def curves(self) -> list[dict[float, float]]:
-        """Calibration perplexity by update, for every seed."""
+        """Perplexity of the calibration text by update, for every random seed."""
         return [
             {
                 float(self.objective.segments * batches): math.exp(min(row[member], 100.0))
@@ -159,7 +154,8 @@ def train_corrected(
     watch: Watch | None = None,
     at_least: int = 0,
 ) -> CorrectedRun:
-    """Train all seeds on data with the splits train, calibration and test; ``look_every`` and ``at_least`` are batches."""
+    """Train all random seeds on data with the splits train, calibration and test; ``look_every`` and
+    ``at_least`` are batches."""
     run = CorrectedRun(Ensemble(build, seeds), objective, data, limits.looks(look_every, at_least))
     calibration = on_split(objective, data, "calibration")
     fit(
@@ -173,6 +169,6 @@ def train_corrected(
     return run
 
 
-def by_seed(values: dict[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Lists over seeds by key, as one dict per seed: what ``write_results`` takes."""
+def by_seed(values: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Lists over random seeds by key, as one dict per random seed: the rows of an ``Outcome``."""
     return [dict(zip(values, row)) for row in zip(*values.values())]

@@ -1,36 +1,24 @@
 """Figures of the studies as claims name them: by study, key, protocol and corpus.
 
 A key is "name", "study:name", or two of them joined by " - " or " / ". The published protocol has one number per name,
-the corrected one a value with its interval over seeds.
+the corrected one a value with its interval over random seeds.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from offramp.errors import UserError
+from studies.common.results import Interval, StudyResults, read_results, result_path
+from studies.common.study import Protocol
 from studies.ledger.verdict import Corrected
 
 CORPORA = {"pangram": "the pangram", "wikitext": "WikiText-2", "sotu": "State of the Union"}
-"""Corpora by the weight of their figures, with their names: WikiText-2 is the published text, except where a seed read a
-repeated pangram in its place."""
+"""Corpora by the weight of their figures, with their names: WikiText-2 is the published text, except where a report
+read a repeated pangram in its place."""
 Term = tuple[str, str]
 """Study and name of one figure."""
-
-
-def result_path(study: str, corpus: str) -> Path:
-    return Path("metrics/studies") / f"{study}.{corpus}.json"
-
-
-def read_result(root: Path, study: str, corpus: str) -> dict[str, Any] | None:
-    """The result file of a study, None if there is none."""
-    path = root / result_path(study, corpus)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def terms(key: str, study: str) -> tuple[str | None, list[Term]]:
@@ -43,24 +31,26 @@ def terms(key: str, study: str) -> tuple[str | None, list[Term]]:
 
 
 class Results:
-    """The result files of some studies."""
+    """The result files of some studies, below ``home``, the folder of all studies."""
 
-    def __init__(self, root: Path, studies: Iterable[str]):
+    def __init__(self, home: Path, studies: Iterable[str]):
         """Any file may be missing: ``has`` says what there is."""
-        self._files = {
-            (study, corpus): read_result(root, study, corpus)
+        self._home = home
+        self._files: dict[tuple[str, str], StudyResults | None] = {
+            (study, corpus): read_results(home, study, corpus)
             for corpus in CORPORA
             for study in sorted(set(studies))
         }
 
-    def has(self, key: str, study: str, protocol: str, corpus: str) -> bool:
+    def has(self, key: str, study: str, protocol: Protocol, corpus: str) -> bool:
         """Whether every study in ``key`` has results of this protocol on this corpus."""
-        return all(protocol in (self._files[name, corpus] or {}) for name, _ in terms(key, study)[1])
+        files = [self._files[name, corpus] for name, _ in terms(key, study)[1]]
+        return all(file is not None and getattr(file, protocol) is not None for file in files)
 
     def published(self, key: str, study: str, corpus: str) -> float:
         """A figure under the published protocol. UserError if it is missing."""
         operator, figures = terms(key, study)
-        values = [float(self._value(figure, "published", corpus)) for figure in figures]
+        values = [self._published(figure, corpus) for figure in figures]
         if operator is None:
             return values[0]
         return values[0] - values[1] if operator == "-" else values[0] / values[1]
@@ -76,36 +66,27 @@ class Results:
             raise UserError(f"key: {key!r} has no corrected interval; give the claim a corrected_key")
         first, *rest = [self._corrected(figure, corpus) for figure in figures]
         for other in rest:
-            bounded = None not in (first.low, first.high, other.low, other.high)
-            first = Corrected(
-                first.value - other.value,
-                first.low - other.high if bounded else None,
-                first.high - other.low if bounded else None,
-                min(first.n, other.n),
-            )
+            low, high = first.low - other.high, first.high - other.low
+            first = Corrected(first.value - other.value, low, high, min(first.n, other.n))
         return first
 
+    def _published(self, figure: Term, corpus: str) -> float:
+        file = self._files[figure[0], corpus]
+        value = file.published.values.get(figure[1]) if file and file.published else None
+        if value is None:
+            raise self._missing(figure, "published", corpus)
+        return value
+
     def _corrected(self, figure: Term, corpus: str) -> Corrected:
-        found = self._value(figure, "corrected", corpus)
-        n = self._files[figure[0], corpus]["corrected"]["n"]
-        return Corrected(found["value"], found.get("low"), found.get("high"), n)
+        file = self._files[figure[0], corpus]
+        value: Interval | None = file.corrected.values.get(figure[1]) if file and file.corrected else None
+        if file is None or file.corrected is None or value is None:
+            raise self._missing(figure, "corrected", corpus)
+        return Corrected(value.value, value.low, value.high, file.corrected.n)
 
-    def _value(self, figure: Term, protocol: str, corpus: str) -> Any:
+    def _missing(self, figure: Term, protocol: Protocol, corpus: str) -> UserError:
         study, name = figure
-        found = (self._files[study, corpus] or {}).get(protocol, {}).get("values", {}).get(name)
-        if found is None:
-            raise UserError(
-                f"{result_path(study, corpus)}: {protocol} has no {name}; run "
-                f"python -m pipeline.studies.{study} --corpus {corpus}, or mend the key in pipeline/studies/claims"
-            )
-        return found
-
-
-def number(value: float | None) -> str:
-    """Four significant digits, without an exponent where that is readable; empty for None."""
-    if value is None:
-        return ""
-    rounded = float(f"{value:.4g}")
-    if rounded == 0:
-        return "0"
-    return np.format_float_positional(rounded, trim="-") if 1e-6 <= abs(rounded) < 1e9 else f"{rounded:.4g}"
+        return UserError(
+            f"{result_path(self._home, study, corpus)}: {protocol} has no {name}; run "
+            f"`python -m studies {study} --corpus {corpus}`, or mend the key in studies/*/claims.yaml"
+        )

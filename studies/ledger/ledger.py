@@ -1,25 +1,24 @@
-"""The claims ledger: every claim of claims/*.yaml with its rerun, its corrected figure and its verdict.
+"""The claims ledger: every claim of studies/*/claims.yaml with its rerun, its corrected figure and its verdict.
 
-    python -m studies.ledger.ledger
+    python -m studies ledger
 
-Reads metrics/studies/<study>.<corpus>.json and writes metrics/claims.csv. Where a study has no results on WikiText-2, the
-published text, State of the Union decides alone, and the reason says so; a claim whose study has not been run is inconclusive
-and says that. The rerun is that of the text which the seed really read: the repeated pangram where a study has one.
+Reads metrics/<study>.<corpus>.json and writes claims.csv, below the folder of all studies. Where a study has no results on WikiText-2,
+the published text, State of the Union decides alone, and the reason says so; a claim whose study has not been run is inconclusive
+and says that. The rerun is that of the text which the report really read: the repeated pangram where a study has one.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from offramp.artifacts.files import write_csv
 from offramp.errors import UserError
-from studies.ledger.figures import CORPORA, Results, number, terms
+from studies.common.results import number
+from studies.common.study import HOME, REPORTS, read_yaml, studies
+from studies.ledger.figures import CORPORA, Results, terms
 from studies.ledger.verdict import (
     VERDICTS,
     Corrected,
@@ -31,11 +30,9 @@ from studies.ledger.verdict import (
     share_band,
 )
 
-CLAIMS = Path(__file__).resolve().parents[1] / "claims"
-LEDGER = Path("studies/claims.csv")
 COLUMNS = (
     "id",
-    "seed",
+    "report",
     "section",
     "statement",
     "published",
@@ -46,6 +43,7 @@ COLUMNS = (
     "n",
     "verdict",
     "reason",
+    "alias",
 )
 BANDS = {"level": level_band, "share": share_band}
 
@@ -55,7 +53,7 @@ REASONS = {
     "artefact": "The published protocol gives {rerun}, within the claim's region ({region}); without its flaws it is "
     "{corrected}",
     "edge": "The corrected interval reaches across the edge of the claim's region ({region})",
-    "few": "Seeds are too few to decide",
+    "few": "Random seeds are too few to decide",
     "no interval": "The corrected figure has no interval",
     "disagree": "Corpora disagree about the claim's region ({region})",
 }
@@ -64,21 +62,36 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of a file of claims with the fields of its group; the head of 003_004.yaml explains them."""
+    """One row of a claims.yaml with the fields of its group; a row may override those.
+
+    A claim needs a region or, for a figure that merely describes, a band around what was published: level (within 25 % of it: nats,
+    perplexities, thresholds) or share (within 0.05 of it: correlations, shares, accuracies). Claims with a region are conclusions.
+    """
 
     id: str
-    seed: str
+    alias: str
+    """The id that the claim had when reports had numbers."""
+    report: str
     section: str
+    """Where in the report."""
     statement: str
     study: str
+    """The study whose folder the claim stands in."""
     key: str
+    """The study's name of the figure; "a - b" and "a / b" combine two, "study:key" is of another study."""
     corrected_key: str
+    """The corrected quantity where it is another one (default: ``key``)."""
     corpora: list[str]
+    """Where it is judged: figures that depend on the text on wikitext, general statements on both, where verdicts must agree."""
     region: Region
+    """Values of the corrected quantity for which the claim is true."""
     published: float | None
+    """None for a conclusion without a figure."""
     conclusion: bool
-    """False for a figure that merely describes: its region is a band around what was published."""
+    """False for a figure that merely describes."""
     reason: dict[str, str] = field(default_factory=dict)
+    """Why, per verdict, in a sentence without its full stop; it may name {published}, {rerun}, {corrected}, {low}, {high}, {region} and
+    {control}: what the published protocol gives for ``corrected_key``."""
 
     @property
     def studies(self) -> set[str]:
@@ -86,20 +99,24 @@ class Claim:
         return {study for key in (self.key, self.corrected_key) for study, _ in terms(key, self.study)[1]}
 
 
-def read_claims(folder: Path = CLAIMS) -> list[Claim]:
-    """All claims of the folder's files in order. Raises UserError naming the file, the claim, the field and the remedy."""
+def read_claims(home: Path = HOME) -> list[Claim]:
+    """All claims, report by report. Raises UserError naming the file, the claim, the field and the remedy."""
     claims: dict[str, Claim] = {}
-    for path in sorted(folder.glob("*.yaml")):
-        for group in YAML(typ="safe").load(path.read_text(encoding="utf-8")):
+    for study in studies(home).values():
+        path = home / study.name / "claims.yaml"
+        if not path.exists():
+            continue
+        for group in read_yaml(path) or ():
             shared = {name: value for name, value in group.items() if name != "rows"}
+            shared |= {"study": study.name, "report": study.about.report}
             for row in group["rows"]:
-                claim = _claim(
-                    shared | row | {"reason": shared.get("reason", {}) | row.get("reason", {})}, path.name
-                )
+                reason = shared.get("reason", {}) | row.get("reason", {})
+                claim = _claim(shared | row | {"reason": reason}, f"{study.name}/claims.yaml")
                 if claim.id in claims:
-                    raise UserError(f"{path.name}: id {claim.id} occurs twice; rename one")
+                    raise UserError(f"{study.name}/claims.yaml: id {claim.id} occurs twice; rename one")
                 claims[claim.id] = claim
-    return list(claims.values())
+    order = list(REPORTS)
+    return sorted(claims.values(), key=lambda claim: order.index(claim.report))
 
 
 def _claim(given: dict[str, Any], file: str) -> Claim:
@@ -107,18 +124,28 @@ def _claim(given: dict[str, Any], file: str) -> Claim:
     band, region = values.pop("band", None), values.get("region")
     if (band is None) == (region is None) or (band is not None and band not in BANDS):
         raise UserError(
-            f"{file}: {name}: region {region}, band {band}; give a region or a band, one of "
-            f"{', '.join(BANDS)}"
+            f"{file}: {name}: region {region}, band {band}; give a region or a band, one of {', '.join(BANDS)}"
+        )
+    if values["report"] not in REPORTS:
+        raise UserError(
+            f"{file}: {name}: the study's report is {values['report']}; claims are of {', '.join(REPORTS)}"
         )
     try:
         values["region"] = BANDS[band](values["published"]) if band else Region(*region)
         claim = Claim(**values, conclusion=band is None)
     except (TypeError, KeyError) as error:
-        known = ", ".join(entry.name for entry in fields(Claim) if entry.name != "conclusion")
+        known = ", ".join(
+            entry.name for entry in fields(Claim) if entry.name not in ("conclusion", "study", "report")
+        )
         raise UserError(f"{file}: {name}: {error}; the fields are {known} and band") from error
-    for what, found, allowed in (("corpora", claim.corpora, CORPORA), ("reason", claim.reason, VERDICTS)):
-        if set(found) - set(allowed):
-            raise UserError(f"{file}: {name}: {what} {', '.join(found)}; choose from {', '.join(allowed)}")
+    for what, values_given, allowed in (
+        ("corpora", claim.corpora, CORPORA),
+        ("reason", claim.reason, VERDICTS),
+    ):
+        if set(values_given) - set(allowed):
+            raise UserError(
+                f"{file}: {name}: {what} {', '.join(values_given)}; choose from {', '.join(allowed)}"
+            )
     return claim
 
 
@@ -150,7 +177,7 @@ class Judged:
         claim, shown = self.claim, next(iter(self.corrected.values()))
         return {
             "id": claim.id,
-            "seed": claim.seed,
+            "report": claim.report,
             "section": claim.section,
             "statement": claim.statement,
             "published": number(claim.published),
@@ -161,6 +188,7 @@ class Judged:
             "n": shown.n,
             "verdict": agree(self.each).verdict,
             "reason": self._reason(),
+            "alias": claim.alias,
         }
 
     def _reason(self) -> str:
@@ -209,13 +237,14 @@ def not_run(claim: Claim, results: Results) -> dict[str, Any] | None:
     what = "published protocol" if corrected else "corrected protocol" if reruns else "study"
     row = {
         "id": claim.id,
-        "seed": claim.seed,
+        "report": claim.report,
         "section": claim.section,
         "statement": claim.statement,
         "published": number(claim.published),
         "n": 0,
         "verdict": "inconclusive",
         "reason": f"The {what} has not been run ({', '.join(sorted(claim.studies))}).",
+        "alias": claim.alias,
     }
     return dict.fromkeys(COLUMNS, "") | row
 
@@ -223,7 +252,7 @@ def not_run(claim: Claim, results: Results) -> dict[str, Any] | None:
 def judge_claim(claim: Claim, results: Results) -> Judged:
     """The verdict on one claim. Raises UserError for a figure that is missing.
 
-    One rerun serves all corpora, that on the text the seed read if there is one: it tells whether the figure reproduces.
+    One rerun serves all corpora, that on the text the report read if there is one: it tells whether the figure reproduces.
     """
     published_on = [name for name in CORPORA if results.has(claim.key, claim.study, "published", name)]
     judged_on = [
@@ -243,27 +272,20 @@ def judge_claim(claim: Claim, results: Results) -> Judged:
     return Judged(claim, rerun, rerun_corpus, control, corrected, each)
 
 
-def write_ledger(root: Path = Path("."), claims: list[Claim] | None = None) -> Path:
-    """Write metrics/claims.csv under ``root``; same results, same bytes. Raises UserError as ``judge_claim`` does."""
-    claims = read_claims() if claims is None else claims
-    results = Results(root, {study for claim in claims for study in claim.studies})
+def write_ledger(home: Path = HOME, claims: list[Claim] | None = None) -> Path:
+    """Write claims.csv in ``home``, the folder of all studies; same results, same bytes. Raises UserError as ``judge_claim`` does."""
+    claims = read_claims(home) if claims is None else claims
+    results = Results(home, {study for claim in claims for study in claim.studies})
     rows = []
     for claim in claims:
         try:
             rows.append(not_run(claim, results) or judge_claim(claim, results).row())
         except UserError as error:
             raise UserError(f"claim {claim.id}: {error}") from error
-    write_csv(root / LEDGER, COLUMNS, rows)
-    return root / LEDGER
+    path = home / "claims.csv"
+    write_csv(path, COLUMNS, rows)
+    return path
 
 
-def main() -> None:
-    try:
-        print(f"wrote {write_ledger()}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: Sequence[str]) -> None:
+    print(f"wrote {write_ledger()}")
