@@ -129,7 +129,8 @@ def corrected(text: StudyText, size: str, sizes: Sizes) -> Characters:
 
     Calibration and test are consecutive documents of the corpus' validation part. UserError if a split has
     too little text. A model kept under an identity needs ``sizes.corrected`` of its size there: the name of a
-    size does not say how long it is."""
+    size does not say how long it is.
+    """
     counts = dict.fromkeys(("train", "calibration", "test"), WINDOW + 1)
     if isinstance(text, OwnText):
         documents = {"train": text.train, "calibration": text.validation, "test": text.test}

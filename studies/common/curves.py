@@ -1,7 +1,8 @@
 """Tables of curves, as figures of a result file: one line per arm, with a band over random seeds.
 
 Only where every random seed has a value is there a row: a band over fewer would pass for one over all. A
-single run has no band."""
+single run has no band.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def curves_figure(
     """A figure of an ``Outcome``: curves of each arm, per random seed, drawn against each other.
 
     ``plot``: further fields of ``studies.findings.plots.Plot``, such as ``log=True`` or ``points=["fixed
-    depth"]``."""
+    depth"]``.
+    """
     rows = [row for arm, curves in arms.items() for row in curve_rows(curves, arm)]
     return {
         "title": title,

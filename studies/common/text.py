@@ -1,7 +1,8 @@
 """The text of a study: documents of a corpus, in order, with the digest that every result file carries.
 
 The State of the Union addresses (``sotu``), WikiText-2 (``wikitext``), the two repeated sentences that the
-report character-systems read without knowing it (``pangram``), or files of one's own (``own``)."""
+report character-systems read without knowing it (``pangram``), or files of one's own (``own``).
+"""
 
 from __future__ import annotations
 
@@ -113,7 +114,8 @@ def study_text(corpus: str) -> StudyText:
     """The text of ``sotu`` or ``wikitext``.
 
     WikiText-2 comes from the folder that the environment variable WIKITEXT2 names, or from the Hugging Face
-    hub. UserError: another corpus, a folder without the files, no folder and no network."""
+    hub. UserError: another corpus, a folder without the files, no folder and no network.
+    """
     if corpus == "sotu":
         addresses = _documents()[None]
         held_out = addresses[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]

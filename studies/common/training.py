@@ -2,7 +2,8 @@
 
 Learning rates are constant, so the beginning of a training is what a shorter one would have been: one run
 serves both limits, of updates and of FLOPs, and there is a look at the very end of each. The best look within
-a limit, by the calibration split, is judged on the test split."""
+a limit, by the calibration split, is judged on the test split.
+"""
 
 from __future__ import annotations
 

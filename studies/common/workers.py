@@ -31,7 +31,8 @@ def run_arms(
 
     Those of the highest ``cost(*job)``, in any unit, begin first, so that no process is idle beside a long
     one at the end. ``train`` is a function of a module and must draw from generators that it seeds itself:
-    then no job's result depends on the others, or on which process ran it."""
+    then no job's result depends on the others, or on which process ran it.
+    """
     setup("cpu", 1)
     order = sorted(range(len(jobs)), key=lambda place: -cost(*jobs[place])) if cost else range(len(jobs))
     work = [(place, train, jobs[place]) for place in order]
@@ -54,7 +55,8 @@ def run_chains(
     """``later(first(*start), *job)`` of every chain, a key of ``starts`` and a job; each start runs once.
 
     As ``run_arms`` does it, but no chain waits for other starts than its own. Starts and chains begin in
-    their order."""
+    their order.
+    """
     setup("cpu", 1)
     if processes <= 1:
         started = {key: first(*job) for key, job in starts.items()}
