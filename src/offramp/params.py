@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
@@ -39,6 +39,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
+    """A part of params.yaml: no unknown keys, no conversions, and no change after reading."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -389,21 +391,21 @@ class Params(Section):
 
 
 class Declared:
-    """A stage's view of the parameters: reading one that dvc.yaml does not declare for it is an error."""
+    """A stage's view of the parameters: reading one that dvc.yaml does not declare for it is an error.
 
-    def __init__(self, stage: str, params: Section, declared: list[str], prefix: str = ""):
-        self._stage, self._params, self._declared, self._prefix = stage, params, declared, prefix
+    Its sections are the sections of Params, so that functions which take a section are given one.
+    """
 
-    def __getattr__(self, name: str) -> Any:
-        path = self._prefix + name
-        value = getattr(self._params, name)
+    def __init__(self, stage: str, params: Params, declared: list[str]):
+        self._stage, self._params, self._declared = stage, params, declared
+
+    def __getattr__(self, path: str) -> Any:
+        value = getattr(self._params, path)
         if path in self._declared:
             return value
         if any(declared.startswith(path + ".") for declared in self._declared):
-            return Declared(self._stage, value, self._declared, path + ".")
-        raise AttributeError(
-            f"stage {self._stage} reads parameter {path}, which dvc.yaml does not declare for it"
-        )
+            return _declared_part(value, self._stage, self._declared, path + ".")
+        raise AttributeError(_undeclared(self._stage, path))
 
     def to_json(self) -> dict[str, Any]:
         """The declared parameters as plain values, by dotted name: what goes into an artifact's manifest."""
@@ -414,6 +416,28 @@ class Declared:
                 value = getattr(value, name)
             out[path] = value.model_dump() if isinstance(value, BaseModel) else value
         return out
+
+
+def _declared_part(section: Section, stage: str, declared: list[str], prefix: str) -> Section:
+    """A section with only those fields that ``stage`` declares; reading another raises AttributeError."""
+
+    def refuse(_: Section, name: str) -> Any:
+        raise AttributeError(_undeclared(stage, prefix + name))
+
+    namespace = {"__getattr__": refuse, "__module__": __name__}
+    view = cast(type[Section], type(type(section).__name__, (type(section),), namespace))
+    fields: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        path, value = prefix + name, getattr(section, name)
+        if path in declared:
+            fields[name] = value
+        elif any(other.startswith(path + ".") for other in declared):
+            fields[name] = _declared_part(value, stage, declared, path + ".")
+    return view.model_construct(**fields)
+
+
+def _undeclared(stage: str, path: str) -> str:
+    return f"stage {stage} reads parameter {path}, which dvc.yaml does not declare for it"
 
 
 def read_params(path: Path = Path("params.yaml")) -> Params:
