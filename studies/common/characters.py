@@ -12,13 +12,14 @@ Shapes: S random seeds, N windows of a split, B windows of a batch, T characters
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from offramp.errors import UserError
+from studies.common.settings import Settings
 from studies.common.text import PANGRAM, Document, OwnText, StudyText
 
 WINDOW = 64
@@ -27,22 +28,21 @@ SYMBOLS = "".join(map(chr, range(32, 127))) + "\n\t"
 """The 97 symbols of set-up 1A and of the corrected protocol; anything else becomes symbol 0, a space."""
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(Settings):
     """Section ``characters`` of the shared settings: how many characters of a text are used, by split."""
 
-    published: Mapping[str, int]
+    published: dict[str, int]
     """Of a corpus in the published protocol of experiments 1 to 4: train and validation."""
-    pangram: Mapping[str, int]
+    pangram: dict[str, int]
     """Of the two repeated sentences: train and validation."""
-    corrected: Mapping[str, Mapping[str, int]]
+    corrected: dict[str, dict[str, int]]
     """Of real text in the corrected protocol, by the name of the size: train, calibration and test."""
-    by_corpus: Mapping[str, Sequence[str]]
+    by_corpus: dict[str, tuple[str, ...]]
     """Names of the sizes that a corpus is used at."""
 
     def names(self, corpus: str) -> tuple[str, ...]:
         """Sizes at which a corpus is used; text of one's own is used whole, which is the size ``own``."""
-        return ("own",) if corpus == "own" else tuple(self.by_corpus[corpus])
+        return ("own",) if corpus == "own" else self.by_corpus[corpus]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def corrected(text: StudyText, size: str, sizes: Sizes) -> Characters:
         documents = {"train": text.train, "calibration": text.validation, "test": text.test}
         parts = {split: "".join(document.text for document in some) for split, some in documents.items()}
     else:
-        counts = dict(sizes.corrected[size])
+        counts = sizes.corrected[size]
         held_out = list(text.validation)
         parts = {
             "train": _taken(list(text.train), counts["train"]),
