@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from offramp.report.figures import HEIGHT, TALL, draw
 from offramp.report.plots import CONTROLS, plain_log_axis
 from offramp.report.theme import MUTED, SIGNALS
+from studies.common.results import StudyResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from offramp.report.theme import Colour
 
 Rows = list[dict[str, Any]]
-
-TABLES = {
-    "loss_prediction": ("loss_histogram", "loss", "share", "protocol"),
-    "inference_confidence": ("risk_coverage", "coverage", "loss", "score"),
-}
-"""Study: which of its plain tables is drawn, and the columns x, y and group; protocols are tables of their own."""
-
 
 CHARACTERS, HANDLE, ROW = 78, 6, 0.2
 """Of a legend: characters that fit side by side, those that a line's sample takes the room of, inches of a row."""
@@ -59,58 +52,17 @@ def as_rows(figure: dict[str, Any]) -> Rows:
     return [row if isinstance(row, dict) else dict(zip(figure["columns"], row)) for row in figure["rows"]]
 
 
-def plot_of(result: dict[str, Any]) -> Plot | None:
-    """What is drawn of a result file: the first figure that asks for it, else what suits its study, if anything."""
-    for _, figure in sorted(result.get("figures", {}).items()):
+def plot_of(results: StudyResults) -> Plot | None:
+    """The first figure of a result file that asks to be drawn; None where none does."""
+    for _, figure in sorted(results.figures.items()):
         if isinstance(figure, dict) and figure.get("plot"):
             return Plot(
-                figure.get("title", ""),
+                figure["title"],
                 rows=as_rows(figure),
                 note=figure.get("note", ""),
                 **{"group": None} | figure["plot"],
             )
-    corrected = {key: found["value"] for key, found in result.get("corrected", {}).get("values", {}).items()}
-    if result["study"] == "exit_labels":
-        return _labels(corrected)
-    return _ranks(corrected) if result["study"] == "low_rank_readout" else _plain_table(result)
-
-
-def _plain_table(result: dict[str, Any]) -> Plot | None:
-    if result["study"] not in TABLES:
-        return None
-    name, x, y, group = TABLES[result["study"]]
-    protocols = ("published", "corrected") if group == "protocol" else ("corrected",)
-    found = {protocol: result.get("figures", {}).get(f"{name}.{protocol}", []) for protocol in protocols}
-    rows = [row | {"protocol": protocol} for protocol, table in found.items() for row in table]
-    title = name.replace("_", " ").capitalize()
-    return (
-        Plot(title if group == "protocol" else f"{title}, corrected protocol", x, y, group, rows)
-        if rows
-        else None
-    )
-
-
-def _labels(corrected: dict[str, float]) -> Plot | None:
-    words = {"final_ppl": "routed", "random_ppl": "random"}
-    rows = [
-        {"exit decided by": key.split(".")[1], "perplexity": value, "tokens": words[key.split(".")[0]]}
-        for key, value in sorted(corrected.items())
-        if key.split(".")[0] in words
-    ]
-    title = "Perplexity by label, corrected protocol"
-    return Plot(title, "perplexity", "exit decided by", "tokens", rows) if rows else None
-
-
-def _ranks(corrected: dict[str, float]) -> Plot | None:
-    rows = []
-    for key, value in corrected.items():
-        if matched := re.fullmatch(r"(?:(\w+)\.)?softmax_corr\.(\d+)", key):
-            name = (matched[1] or "plain").replace("_", ", ")
-            rows.append(
-                {"rank": int(matched[2]), "correlation with the exact one": value, "decomposition": name}
-            )
-    title = "Softmax confidence from a low-rank readout, corrected protocol"
-    return Plot(title, "rank", "correlation with the exact one", "decomposition", rows) if rows else None
+    return None
 
 
 def draw_plot(plot: Plot) -> str:
