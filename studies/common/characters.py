@@ -124,7 +124,7 @@ def published_1b(sizes: Sizes) -> Characters:
     return Characters(ids, symbols, whole_batches=True, shuffled=False)
 
 
-def corrected(text: StudyText, size: str, sizes: Sizes) -> Characters:
+def corrected_splits(text: StudyText, size: str, sizes: Sizes) -> Characters:
     """Splits train, calibration and test of ``size``, of disjoint documents; all of the text for ``own``.
 
     Calibration and test are consecutive documents of the corpus' validation part. UserError if a split has
@@ -153,7 +153,7 @@ def corrected(text: StudyText, size: str, sizes: Sizes) -> Characters:
 
 
 def document_ids(text: StudyText, size: str, sizes: Sizes) -> dict[str, Tensor]:
-    """The number of the document (number of characters,) that every character of the splits of ``corrected``
+    """The number of the document (number of characters,) that every character of the splits of ``corrected_splits``
     is from."""
     if isinstance(text, OwnText):
         documents = {"train": text.train, "calibration": text.validation, "test": list(text.test)}
