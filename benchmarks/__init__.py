@@ -1,4 +1,7 @@
-"""What Offramp's speed and memory are held to: ``python -m benchmarks [names...]`` writes metrics/benchmarks.json."""
+"""What Offramp's speed and memory are held to.
+
+``python -m benchmarks [names...]`` measures it and writes metrics/benchmarks.json.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,8 @@
-"""Run all benchmarks, or those named, print them, merge them into metrics/benchmarks.json and write the tables of README.md."""
+"""Run all benchmarks, or those named, and print them.
+
+Their rows replace those of the same name in metrics/benchmarks.json, from which the tables of README.md are
+written.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ NAMES = (
     "thresholds_sweep",
     "threshold",
     "low_rank",
-    "seed003",
+    "blockwise_training",
     "ensemble",
     "context_vectors",
     "key_values",
@@ -43,10 +47,10 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=2, help="CPU threads; one is steadier on a busy machine"
     )
-    given = parser.parse_args()
-    setup("cpu", given.threads)  # as every stage does
+    arguments = parser.parse_args()
+    setup("cpu", arguments.threads)  # as every stage does
     console, table = Console(), Table("benchmark", "value", "unit", "bar", "met", expand=True)
-    for name in given.names or NAMES:
+    for name in arguments.names or NAMES:
         console.print(f"{name} ...")
         try:
             for row in importlib.import_module(f"benchmarks.{name}").run():

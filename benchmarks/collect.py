@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -33,18 +34,19 @@ def run() -> Iterator[Row]:
     model = default_model()
     windows = RandomWindows(256, model.config.window, model.config.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
-        ours = lambda: collect(model, windows, Path(folder) / "states")  # noqa: E731
-        times, bare = in_turn(ours, lambda: forward(model, windows, [model.config.num_blocks - 1]), PAIRS)
+        work = partial(collect, model, windows, Path(folder) / "states")
+        times, bare = in_turn(work, lambda: forward(model, windows, [model.config.num_blocks - 1]), PAIRS)
         yield Row(
             "collect_over_forward",
             median_ratio(bare, times),
             "x tokens/s",
             ">= 0.85",
-            "all blocks and the logits of the last exit, default model, same batches, nothing kept or written",
+            "all blocks and the logits of the last exit, default model, same batches, "
+            "nothing kept or written",
             PAIRS,
         )
         times, bare = in_turn(
-            ours, lambda: forward(model, windows, list(range(model.config.num_blocks))), PAIRS
+            work, lambda: forward(model, windows, list(range(model.config.num_blocks))), PAIRS
         )
         yield Row(
             "collect_over_forward_all_exits",
@@ -67,13 +69,17 @@ def run() -> Iterator[Row]:
 
 
 def collect(model: BlockwiseLM, windows: RandomWindows, path: Path) -> None:
+    """Write the states of all windows, as stage collect does with its default settings."""
     collect_states(model, windows, path, SETTINGS, {}, {}, torch.device("cpu"))
 
 
 def pretrained_rows(
     base: PreTrainedModel, lm: PretrainedLM, name: str, windows: int, rounds: int
 ) -> Iterator[Row]:
-    """Of a checkpoint, one batch of windows at a time; without the readout matrices, which are written once per artifact."""
+    """The rows of a checkpoint, of one batch of windows at a time.
+
+    The readout matrices, which are written once per artifact, are left out.
+    """
     text, last = RandomWindows(windows, lm.config.window, lm.config.vocab_size), lm.config.num_blocks - 1
     with tempfile.TemporaryDirectory() as folder:
         works = {
@@ -135,16 +141,14 @@ def hidden_states_loop(
 ) -> list[dict[str, Tensor]]:
     """As one does without Offramp: per exit of ``lm`` the statistics of all windows in one batch."""
     tokens, targets = windows.batch(torch.arange(len(windows)))
-    found = base.base_model(tokens, output_hidden_states=True, use_cache=False)
-    states = [found.hidden_states[layers] for layers in lm.config.exits_after]
-    normed = [
-        *(base.base_model.norm(state) for state in states),
-        found.last_hidden_state,
-    ]  # the last one it has normed
+    output = base.base_model(tokens, output_hidden_states=True, use_cache=False)
+    states = [output.hidden_states[layers] for layers in lm.config.exits_after]
+    # Transformers has normed the last state itself.
+    normed = [*(base.base_model.norm(state) for state in states), output.last_hidden_state]
     save_file(
         {
             str(exit): state.half().contiguous()
-            for exit, state in enumerate([*states, found.last_hidden_state])
+            for exit, state in enumerate([*states, output.last_hidden_state])
         },
         file,
     )
@@ -156,6 +160,7 @@ def hidden_states_loop(
 
 @torch.no_grad()
 def forward(model: Blockwise, windows: RandomWindows, exits: list[int]) -> None:
+    """Run all blocks on all windows and compute the logits of ``exits``; nothing is kept."""
     for indices in torch.arange(len(windows)).split(SETTINGS.batch_size):
         states = model(windows.batch(indices)[0])
         for exit in exits:
@@ -163,6 +168,7 @@ def forward(model: Blockwise, windows: RandomWindows, exits: list[int]) -> None:
 
 
 def memory(windows: int) -> float:
+    """MiB that collecting so many windows of a small model adds."""
     return added_memory(
         "import tempfile\nfrom pathlib import Path\nfrom benchmarks.collect import collect\n"
         "from benchmarks.inputs import RandomWindows, model\n"

@@ -1,4 +1,7 @@
-"""The context-vector recurrence against its bare matrix-vector products, and the parallel cache against the recurrence."""
+"""The context-vector recurrence against its bare matrix-vector products.
+
+The parallel cache of contexts is held against the recurrence.
+"""
 
 from __future__ import annotations
 
@@ -23,41 +26,52 @@ CACHED = (48, 20_000)
 
 
 def run() -> Iterator[Row]:
-    for name, (width, steps) in SIZES.items():
+    for name in SIZES:
         for token_input in ("all", "first") if name == "published" else ("all",):
-            net = model(width, token_input)
-            tokens, begins = stream(steps)
-            recurrence, x = Recurrence(net.context_block), torch.zeros(steps, 1, width)
-            ours, bare = in_turn(
-                lambda: list(sequential(net, tokens, begins)), lambda: products(recurrence, x), PAIRS
-            )
-            yield Row(
-                f"context_step_over_products_{name}_{token_input}",
-                median_ratio(ours, bare),
-                "x time",
-                "<= 1.25" if name == "published" else None,
-                f"the bare matrix products: of the tokens at once, of the context one token after the other; width {width}, "
-                f"{LAYERS} layers, {steps} steps of one document",
-                PAIRS,
-            )
+            yield recurrence_row(name, token_input)
     yield parallel_cache()
     yield memory()
 
 
+def recurrence_row(name: str, token_input: str) -> Row:
+    """The recurrence of a size against its bare products; ``token_input`` says which layers see the token."""
+    width, steps = SIZES[name]
+    net, (tokens, begins) = model(width, token_input), stream(steps)
+    recurrence, x = Recurrence(net.context_block), torch.zeros(steps, 1, width)
+    times, bare = in_turn(
+        lambda: list(sequential(net, tokens, begins)), lambda: products(recurrence, x), PAIRS
+    )
+    return Row(
+        f"context_step_over_products_{name}_{token_input}",
+        median_ratio(times, bare),
+        "x time",
+        "<= 1.25" if name == "published" else None,
+        "the bare matrix products: of the tokens at once, of the context one token after the other; width "
+        f"{width}, "
+        f"{LAYERS} layers, {steps} steps of one document",
+        PAIRS,
+    )
+
+
 def model(width: int, token_input: str = "all") -> ContextVectorLM:
+    """An untrained model, the same every time."""
     torch.manual_seed(0)
     return ContextVectorLM(ContextVectorConfig(VOCABULARY, width, width, LAYERS, token_input))
 
 
 def stream(tokens: int) -> tuple[Tensor, Tensor]:
+    """So many random tokens (T,) of one document, and where documents begin (T,)."""
     begins = torch.zeros(tokens, dtype=torch.bool)
     begins[0] = True
     return torch.randint(VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(0)), begins
 
 
 def products(recurrence: Recurrence, x: Tensor) -> None:
-    """The matrix products that no recurrence can do without, into buffers: of tokens x (T, 1, E) all at once, then step by step
-    each layer's matrix times a context."""
+    """The matrix products that no recurrence can do without, into buffers.
+
+    Those of tokens x (T, 1, E) are computed all at once, then step by step each layer's matrix times a
+    context.
+    """
     works = [
         (torch.zeros(1, len(step.matrix)), step.matrix, torch.empty(1, step.matrix.shape[1]))
         for step in recurrence.steps
@@ -72,6 +86,7 @@ def products(recurrence: Recurrence, x: Tensor) -> None:
 
 
 def parallel_cache() -> Row:
+    """Writing a cache of contexts by one parallel pass, against the recurrence."""
     width, length = CACHED
     net, (tokens, begins) = model(width), stream(length)
     contexts = torch.cat([outputs[-1] for outputs in sequential(net, tokens, begins)])
@@ -90,12 +105,14 @@ def parallel_cache() -> Row:
         median_ratio(by_step, by_pass),
         "x speed",
         ">= 10",
-        f"the recurrence; {length} tokens of one document, width {width}, {LAYERS} layers, written to disk by both",
+        f"the recurrence; {length} tokens of one document, width {width}, {LAYERS} layers, written to disk "
+        "by both",
         3,
     )
 
 
 def memory() -> Row:
+    """What four times the tokens add to the memory of a parallel cache."""
     width, length = CACHED
 
     def added(tokens: int) -> float:
@@ -106,7 +123,8 @@ def memory() -> Row:
             "from offramp.systems.context_vectors.store import write_contexts\n"
             f"net, folder = model({width}), TemporaryDirectory()\n"
             f"def cache(tokens):\n    given = stream(tokens)\n"
-            f"    write_contexts(Path(folder.name, 'c'), *given, parallel(net, given[0], torch.zeros(tokens, {width})), {{}})\n"
+            f"    states = parallel(net, given[0], torch.zeros(tokens, {width}))\n"
+            "    write_contexts(Path(folder.name, 'c'), *given, states, {})\n"
             "cache(100)\n",
             f"cache({tokens})",
         )
@@ -118,6 +136,8 @@ def memory() -> Row:
         (large - contexts) / small,
         "x added memory",
         "<= 1.25",
-        f"a cache of a quarter of the tokens ({small:.0f} MiB added), without the contexts of one layer that are its input",
+        f"a cache of a quarter of the tokens ({small:.0f} MiB added), without the contexts of one layer that "
+        "are "
+        "its input",
         3,
     )

@@ -1,7 +1,9 @@
-"""Decoding SmolLM2 with early exit against Transformers, and against the same model cut off at the exit: the ceiling.
+"""Decoding SmolLM2 with early exit against Transformers, and against the same model cut off at the exit: the
+ceiling.
 
-Prompt and new tokens are both timed. A prompt runs at full depth, also where every new token leaves early, but for the rows
-named so; a model that was cut off runs it only as deep as it goes. The larger the batch, the more of the time is the prompts'.
+Prompt and new tokens are both timed. A prompt runs at full depth, also where every new token leaves early,
+except in the rows that say otherwise; a model that was cut off runs it only as deep as it goes. The larger
+the batch, the larger is the prompts' part of the time.
 """
 
 from __future__ import annotations
@@ -9,14 +11,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from benchmarks.blockwise_training import ClassifierPolicy
 from benchmarks.inputs import prompts, smollm2
-from benchmarks.measure import Row, in_rounds, median_ratio
-from benchmarks.seed003 import ClassifierPolicy
+from benchmarks.measure import Median, Row, in_rounds, median_ratio
 from offramp.exits.classifier import ExitClassifier
 from offramp.models.blockwise import Blockwise
 from offramp.models.pretrained import PretrainedLM
@@ -47,7 +50,7 @@ def run() -> Iterator[Row]:
 def rows(
     base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int
 ) -> Iterator[Row]:
-    """Of two exits, and speculation from the later one; ``texts`` are prompts of equal length."""
+    """The rows of two exits, and of speculation from the later one; ``texts`` are prompts of equal length."""
     batch, kept = f"batch{len(texts)}", Speculation(exit=1)
     list(speculate(lm, texts, new, kept))  # its trial, over before anything is timed
     times = seconds_by_variant(
@@ -60,13 +63,14 @@ def rows(
         new,
         rounds,
     )
-    ratio = lambda rival, ours: median_ratio(times[rival], times[ours])  # noqa: E731
     size = in_words(texts, new)
     theirs = f"Transformers' generate, {speed(times['transformers'], texts, new)}; {size}"
-    yield Row(f"decode_full_depth_{batch}", ratio("transformers", "full"), "x speed", None, theirs, rounds)
+    yield Row(
+        f"decode_full_depth_{batch}", speedup(times, "transformers", "full"), "x speed", None, theirs, rounds
+    )
     yield Row(
         f"decode_never_exits_{batch}",
-        ratio("transformers", "never"),
+        speedup(times, "transformers", "never"),
         "x speed",
         ">= 0.97",
         f"{theirs}; a linear classifier asked at both exits lets nobody leave",
@@ -80,57 +84,74 @@ def rows(
     )
     yield Row(
         f"decode_speculation_{batch}",
-        ratio("full", "speculation"),
+        speedup(times, "full", "speculation"),
         "x speed",
         ">= 0.97",
         f"{plain}; one Speculation kept over texts, drafting after {EXITS[1]} layers: {state}",
         rounds,
     )
-    for exit, depth, bar in ((1, "two_thirds", ">= 0.95"), (0, "one_third", ">= 0.85")):
-        shallow = cut_off(base, lm, sum(lm.config.block_layers[: exit + 1]))
-        times = seconds_by_variant(
-            {
-                "cut off": lambda count: list(decode(shallow, texts, count)),  # noqa: B023
-                "forced": lambda count: list(decode(lm, texts, count, FixedExit(exit))),  # noqa: B023
-                "prompt too": lambda count: list(
-                    decode(lm, texts, count, FixedExit(exit), route_prompt=True)
-                ),
-            },
-            new,
-            rounds,
-        )
-        shorter = (
-            f"plain decoding of the first {shallow.config.block_layers[0]} of {sum(lm.config.block_layers)} layers, prompt "
-            f"included, {speed(times['cut off'], texts, new)}; {size}"
-        )
-        yield Row(
-            f"decode_forced_{depth}_{batch}",
-            ratio("cut off", "forced"),
-            "x speed",
-            bar,
-            f"{shorter}; ours runs the prompt at full depth",
-            rounds,
-        )
-        yield Row(
-            f"decode_forced_{depth}_prompt_too_{batch}",
-            ratio("cut off", "prompt too"),
-            "x speed",
-            bar,
-            f"{shorter}; ours lets the prompt leave early too",
-            rounds,
-        )
+    yield from forced(base, lm, texts, new, rounds, exit=1, depth="two_thirds", bar=">= 0.95")
+    yield from forced(base, lm, texts, new, rounds, exit=0, depth="one_third", bar=">= 0.85")
+
+
+def forced(
+    base: PreTrainedModel,
+    lm: PretrainedLM,
+    texts: Sequence[Sequence[int]],
+    new: int,
+    rounds: int,
+    *,
+    exit: int,
+    depth: str,
+    bar: str,
+) -> Iterator[Row]:
+    """The rows of everybody leaving at ``exit``, against a model that ends there.
+
+    ``depth`` names that exit.
+    """
+    shallow = cut_off(base, lm, sum(lm.config.block_layers[: exit + 1]))
+    times = seconds_by_variant(
+        {
+            "cut off": lambda count: list(decode(shallow, texts, count)),
+            "forced": lambda count: list(decode(lm, texts, count, FixedExit(exit))),
+            "prompt too": lambda count: list(decode(lm, texts, count, FixedExit(exit), route_prompt=True)),
+        },
+        new,
+        rounds,
+    )
+    shorter = (
+        f"plain decoding of the first {shallow.config.block_layers[0]} of {sum(lm.config.block_layers)} "
+        "layers, prompt "
+        f"included, {speed(times['cut off'], texts, new)}; {in_words(texts, new)}"
+    )
+    yield Row(
+        f"decode_forced_{depth}_batch{len(texts)}",
+        speedup(times, "cut off", "forced"),
+        "x speed",
+        bar,
+        f"{shorter}; ours runs the prompt at full depth",
+        rounds,
+    )
+    yield Row(
+        f"decode_forced_{depth}_prompt_too_batch{len(texts)}",
+        speedup(times, "cut off", "prompt too"),
+        "x speed",
+        bar,
+        f"{shorter}; ours lets the prompt leave early too",
+        rounds,
+    )
 
 
 def drafting(
     base: PreTrainedModel, lm: PretrainedLM, texts: Sequence[Sequence[int]], new: int, rounds: int
 ) -> Iterator[Row]:
-    """Of one text whose every generation tries out drafting anew."""
+    """The rows of one text whose every generation tries out drafting anew."""
     times = seconds_by_variant(
         {
             "assistant": lambda count: transformers_decode(
                 base, texts, count, assistant_early_exit=EXITS[1], num_assistant_tokens=3
             ),
-            "ours": lambda count: list(speculate(lm, texts, count, Speculation(exit=1))),
+            "speculation": lambda count: list(speculate(lm, texts, count, Speculation(exit=1))),
             "full": lambda count: list(decode(lm, texts, count)),
         },
         new,
@@ -139,7 +160,7 @@ def drafting(
     size = f"a new Speculation, its trial of drafting included; {in_words(texts, new)}"
     yield Row(
         "decode_speculation_trial",
-        median_ratio(times["full"], times["ours"]),
+        speedup(times, "full", "speculation"),
         "x speed",
         None,
         f"our own plain decoding, {speed(times['full'], texts, new)}; {size}",
@@ -147,7 +168,7 @@ def drafting(
     )
     yield Row(
         "decode_speculation_over_assistant_early_exit",
-        median_ratio(times["assistant"], times["ours"]),
+        speedup(times, "assistant", "speculation"),
         "x speed",
         None,
         f"Transformers' generate with assistant_early_exit {EXITS[1]} and 3 drafted tokens, "
@@ -157,15 +178,20 @@ def drafting(
 
 
 def seconds_by_variant(variants: Mapping[str, Variant], new: int, rounds: int) -> dict[str, list[float]]:
-    """Of ``new`` tokens, in turn, after a few unmeasured ones."""
+    """Seconds of each way of decoding ``new`` tokens, taken in turn, after a few unmeasured tokens."""
     for variant in variants.values():
         variant(2)
     return dict(
         zip(
             variants,
-            in_rounds([lambda variant=variant: variant(new) for variant in variants.values()], rounds),
+            in_rounds([partial(variant, new) for variant in variants.values()], rounds),
         )
     )
+
+
+def speedup(times: Mapping[str, Sequence[float]], slow: str, fast: str) -> Median:
+    """How many times as fast the variant ``fast`` is."""
+    return median_ratio(times[slow], times[fast])
 
 
 def transformers_decode(
@@ -174,9 +200,8 @@ def transformers_decode(
     """The new tokens (B, N) of Transformers' greedy ``generate``, which nothing ends early."""
     from transformers import GenerationConfig
 
-    base.generation_config = GenerationConfig(
-        pad_token_id=0
-    )  # the checkpoint's own names tokens that end a text
+    # The checkpoint's own configuration names tokens that end a text.
+    base.generation_config = GenerationConfig(pad_token_id=0)
     tokens = torch.tensor(texts)
     out = base.generate(
         tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=new, **options
@@ -197,7 +222,8 @@ def cut_off(base: PreTrainedModel, lm: PretrainedLM, layers: int) -> PretrainedL
 
 
 def in_words(texts: Sequence[Sequence[int]], new: int) -> str:
-    return f"SmolLM2-135M in fp32, batch {len(texts)}, prompts of {len(texts[0])} tokens and {new} new ones, both timed"
+    prompts_and_new = f"prompts of {len(texts[0])} tokens and {new} new ones, both timed"
+    return f"SmolLM2-135M in fp32, batch {len(texts)}, {prompts_and_new}"
 
 
 def speed(times: Sequence[float], texts: Sequence[Sequence[int]], new: int) -> str:

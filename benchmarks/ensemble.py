@@ -1,8 +1,12 @@
-"""Training the seeds of small models: all together against one by one, and two processes against two threads."""
+"""Training one small model per random seed.
+
+All seeds together are held against one by one, and two processes against two threads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,14 +15,17 @@ from benchmarks.measure import Row, in_turn, median_ratio
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.systems.ensemble import AS_PUBLISHED, Ensemble, fit
 from offramp.systems.objectives import named
-from studies.common.arms import run_arms
+from studies.common.workers import run_arms
 
 SEEDS, VOCABULARY, WINDOW, BATCH = (0, 1, 2, 3, 4), 97, 64, 16
-"""As in the studies of seed 001."""
+"""As in the studies of the report character-systems."""
 LAYERS = (1, 4)
 UPDATES, PAIRS = 6, 5
 ARMS, ARM_UPDATES = 4, 60
-"""Of the comparison of processes with threads; long enough that starting a process counts for what it does in a study."""
+"""Of the comparison of processes with threads.
+
+Updates are enough that starting a process weighs what it does in a study.
+"""
 
 
 def run() -> Iterator[Row]:
@@ -27,15 +34,15 @@ def run() -> Iterator[Row]:
         torch.set_num_threads(1)  # of a process that trains an arm
         for layers in LAYERS:
             together, one_by_one = in_turn(
-                lambda: train_together(layers), lambda: train_one_by_one(layers), PAIRS
+                partial(train_together, layers), partial(train_one_by_one, layers), PAIRS
             )
             yield Row(
                 f"ensemble_{layers}_layer{'s' if layers > 1 else ''}",
                 median_ratio(one_by_one, together),
                 "x speed",
                 None,
-                f"one seed after the other, one thread; {len(SEEDS)} seeds of {layers} layers of width 64, batches of "
-                f"{BATCH} x {WINDOW}",
+                f"one seed after the other, one thread; {len(SEEDS)} seeds of {layers} layers of width 64, "
+                f"batches of {BATCH} x {WINDOW}",
                 PAIRS,
             )
     finally:
@@ -44,10 +51,12 @@ def run() -> Iterator[Row]:
 
 
 def build(layers: int) -> BlockwiseLM:
+    """A model of so many blocks of one layer."""
     return BlockwiseLM(ModelConfig(VOCABULARY, WINDOW, 64, 4, 256, (1,) * layers, norm="post", tied=False))
 
 
 def batches(members: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random tokens and targets (M, B, T) without end."""
     generator = torch.Generator().manual_seed(0)
     while True:
         drawn = torch.randint(VOCABULARY, (members, BATCH, WINDOW + 1), generator=generator)
@@ -55,6 +64,7 @@ def batches(members: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def train_together(layers: int, updates: int = UPDATES) -> None:
+    """Train the models of all seeds as one batch of models."""
     ensemble = Ensemble(lambda seed: build(layers), SEEDS)
     fit(
         ensemble,
@@ -66,7 +76,7 @@ def train_together(layers: int, updates: int = UPDATES) -> None:
 
 
 def train_one_by_one(layers: int, updates: int = UPDATES) -> None:
-    """What a loop of one's own does."""
+    """What a plain loop over seeds does."""
     objective = named("final", layers)
     for seed in SEEDS:
         torch.manual_seed(seed)
@@ -93,14 +103,14 @@ def processes(threads: int) -> Row:
     def by_processes() -> None:
         run_arms(train_together, [(layers, ARM_UPDATES)] * ARMS, processes=threads)
 
-    ours, theirs = in_turn(by_processes, by_threads, 1)
+    with_processes, with_threads = in_turn(by_processes, by_threads, 1)
     torch.set_num_threads(threads)
     return Row(
         "ensemble_processes",
-        median_ratio(theirs, ours),
+        median_ratio(with_threads, with_processes),
         "x speed",
         ">= 1",
-        f"arm after arm and seed after seed with {threads} threads; {ARMS} arms of {len(SEEDS)} seeds, {layers} layers, "
-        f"{ARM_UPDATES} updates, {threads} processes of one thread",
+        f"arm after arm and seed after seed with {threads} threads; {ARMS} arms of {len(SEEDS)} seeds, "
+        f"{layers} layers, {ARM_UPDATES} updates, {threads} processes of one thread",
         1,
     )

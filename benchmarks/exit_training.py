@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import naive_seed003 as naive
+from benchmarks import naive_blockwise as naive
+from benchmarks.blockwise_training import BATCH, VOCAB, WINDOW, fit_from_cache, untrained
 from benchmarks.collect import collect
 from benchmarks.inputs import RandomWindows
 from benchmarks.measure import Row, in_turn, median_ratio, seconds
-from benchmarks.seed003 import BATCH, VOCAB, WINDOW, fit_from_cache, seed_model
 from offramp.exits.classifier import fit_classifier
 
 EPOCHS, PAIRS = 3, 3
@@ -20,7 +20,7 @@ TOKENS, WIDTH = 65_536, 64
 
 
 def run() -> Iterator[Row]:
-    model, windows = seed_model(), RandomWindows(512, WINDOW, VOCAB)
+    model, windows = untrained(), RandomWindows(512, WINDOW, VOCAB)
     with torch.no_grad():
         tokens, targets = windows.batch(torch.arange(len(windows)))
         hidden = model.embed(tokens)
@@ -45,7 +45,7 @@ def run() -> Iterator[Row]:
 
 
 def convergence() -> Row:
-    """Seconds until a classifier of the size of the seeds' states has converged, early stopping included."""
+    """Seconds until a classifier on narrow states has converged, early stopping included."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(TOKENS, WIDTH, generator=generator)
     labels = (
@@ -54,10 +54,10 @@ def convergence() -> Row:
     fit, select = slice(0, TOKENS * 3 // 4), slice(TOKENS * 3 // 4, TOKENS)
 
     def work() -> None:
-        found = fit_classifier(
+        outcome = fit_classifier(
             (inputs[fit], labels[fit]), (inputs[select], labels[select]), "gain", [128], 8e-3, 4096, 200, 2, 0
         )
-        if not found.converged:
+        if not outcome.converged:
             raise RuntimeError("the fit did not converge, so its time says nothing")
 
     times = sorted(seconds(work) for _ in range(PAIRS))

@@ -1,4 +1,7 @@
-"""Random text and untrained models: what a pass costs does not depend on what it says. And SmolLM2, where it does."""
+"""Random text and untrained models, for what a pass costs does not depend on what it says.
+
+SmolLM2 and real text stand in where it does.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,10 @@ COMPUTE_BOUND = "width 512, 12 layers in 3 blocks, vocabulary 8192"
 
 
 def smollm2(exits_after: Sequence[int], window: int) -> tuple[PreTrainedModel, PretrainedLM]:
-    """Transformers' SmolLM2-135M-Instruct and ours on the same weights; Skipped where it has not been made."""
+    """Transformers' SmolLM2-135M-Instruct, and the same weights cut into blocks.
+
+    Raises Skipped where the checkpoint has not been made.
+    """
     if not (SMOLLM2 / "config.json").exists():
         raise Skipped("there is no checkpoint in build/smollm2; run `make smollm2`")
     from transformers import AutoModelForCausalLM

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from offramp.analysis.low_rank import approximate, logit_fidelity, rank_sweep
 from offramp.states.statistics import Readout, predictions
 
 TOKENS, VOCAB, WIDTH, RANKS = 4096, 8192, 64, (1, 2, 5, 10, 20, 32, 64)
-"""Ranks and width of seed 004."""
+"""Ranks and width of the report loss-prediction."""
 VARIANTS = ("plain", "weighted_centred")
 TEXTBOOK_TOKENS, PAIRS = 1024, 3
 
@@ -40,14 +41,12 @@ def run() -> Iterator[Row]:
         ),
     ):
         arguments = (matrix, fit, inputs[:tokens], targets[:tokens])
-        ours, others = in_turn(
-            lambda: rank_sweep(*arguments, RANKS, VARIANTS),  # noqa: B023
-            lambda: rival(*arguments),
-            PAIRS,
+        times, others = in_turn(
+            partial(rank_sweep, *arguments, RANKS, VARIANTS), partial(rival, *arguments), PAIRS
         )
         yield Row(
             f"low_rank_sweep_over_{name}",
-            median_ratio(others, ours),
+            median_ratio(others, times),
             "x speed",
             bar,
             f"{against}; {size}, {tokens} tokens",
@@ -57,6 +56,7 @@ def run() -> Iterator[Row]:
 
 
 def one_pass_per_rank(matrix: Tensor, fit: Tensor, inputs: Tensor, targets: Tensor) -> None:
+    """The same figures from the fastest readout pass, run again for every variant and rank."""
     readout = Readout(matrix)
     predictions(inputs, readout, targets)
     for approximation in approximate(matrix, fit, VARIANTS).values():
@@ -66,7 +66,7 @@ def one_pass_per_rank(matrix: Tensor, fit: Tensor, inputs: Tensor, targets: Tens
 
 
 def textbook(matrix: Tensor, fit: Tensor, inputs: Tensor, targets: Tensor) -> None:
-    """As seed 004 did it, and the loss: everything from the logits of a chunk of tokens, rank by rank."""
+    """What the report loss-prediction computed, and the loss, from the logits of all tokens, rank by rank."""
     for approximation in approximate(matrix, fit, VARIANTS).values():
         for rank in RANKS:
             exact, logits = inputs @ matrix.T, approximation.state(inputs, rank) @ matrix.T
@@ -84,13 +84,13 @@ def textbook(matrix: Tensor, fit: Tensor, inputs: Tensor, targets: Tensor) -> No
 
 
 def memory() -> Row:
-    """What grows with the tokens and what grows with the vocabulary, each at full size while the other is small."""
+    """The memory that tokens and vocabulary cost, each at full size while the other is small."""
 
     def added(tokens: int, vocab: int) -> float:
         setup = (
             "from offramp.analysis.low_rank import rank_sweep\n"
-            f"draw = lambda tokens: (torch.randn({vocab}, 64), torch.randn(256, 64), torch.randn(tokens, 64), "
-            f"torch.randint({vocab}, (tokens,)))\n"
+            f"draw = lambda tokens: (torch.randn({vocab}, 64), torch.randn(256, 64), "
+            f"torch.randn(tokens, 64), torch.randint({vocab}, (tokens,)))\n"
             f"rank_sweep(*draw(64), [1, 2]); arguments = draw({tokens})"
         )
         return added_memory(setup, f"rank_sweep(*arguments, {RANKS})")

@@ -49,7 +49,10 @@ class Row:
 
 
 class Median(float):
-    """Of paired measurements, with ``interval``: the 95 % percentile bootstrap of that median; None of fewer than five."""
+    """The median of paired measurements.
+
+    ``interval`` is its 95 % percentile bootstrap interval, None where there are fewer than five measurements.
+    """
 
     interval: list[float] | None
 
@@ -67,7 +70,11 @@ class Skipped(Exception):
 
 
 def machine() -> str:
-    """Processor and the widest instructions torch uses of it, threads, torch and the load while measuring; nothing that identifies a host or a path."""
+    """The processor, its widest instructions that torch uses, threads, torch's version and the load while
+    measuring.
+
+    It holds nothing that identifies a host or a path.
+    """
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -79,12 +86,13 @@ def machine() -> str:
         model = names[0] if names else model
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return (
-        f"{platform.system()} {platform.machine()}, {model} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}{load}"
+        f"{platform.system()} {platform.machine()}, {model} ({torch.backends.cpu.get_cpu_capability()}), "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}{load}"
     )
 
 
 def seconds(work: Callable[[], Any]) -> float:
+    """Seconds that ``work`` takes, by the clock."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -93,22 +101,26 @@ def seconds(work: Callable[[], Any]) -> float:
 def in_turn(
     first: Callable[[], Any], second: Callable[[], Any], pairs: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of two pieces of work, alternating and changing who begins, after one unmeasured run of each."""
+    """Seconds of two pieces of work, in turn and changing who begins, after one unmeasured run of each."""
     first(), second()
     a, b = in_rounds((first, second), pairs)
     return a, b
 
 
 def in_rounds(works: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """Per piece of work its seconds, all once a round and every other round in reverse; the first run of each counts too."""
+    """Seconds of each piece of work, one list per piece.
+
+    In a round every piece runs once, in every other round in reverse order. The first run of each counts too.
+    """
     times: list[list[float]] = [[] for _ in works]
     for number in range(rounds):
-        for here, work in list(zip(times, works))[:: 1 if number % 2 else -1]:
-            here.append(seconds(work))
+        for times_of_work, work in list(zip(times, works))[:: 1 if number % 2 else -1]:
+            times_of_work.append(seconds(work))
     return times
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Median:
+    """The median of paired ratios. ValueError where there are not as many of the one as of the other."""
     return Median.of(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
@@ -129,5 +141,7 @@ before = status("VmRSS")
 {work}
 print((status("VmHWM") - before) / 1024)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    return float(done.stdout.split()[-1])
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return float(process.stdout.split()[-1])

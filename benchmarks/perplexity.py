@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from benchmarks.blockwise_training import ClassifierPolicy
 from benchmarks.inputs import COMPUTE_BOUND, RandomWindows, compute_bound_model, smollm2
 from benchmarks.measure import Row, in_turn, median_ratio
-from benchmarks.seed003 import ClassifierPolicy
 from offramp.exits.classifier import ExitClassifier
 from offramp.models.blockwise import Blockwise
 from offramp.routing.decoder import Decoder
@@ -28,14 +28,17 @@ def run() -> Iterator[Row]:
 def row(name: str, lm: Blockwise, windows: int, length: int, size: str, pairs: int) -> Row:
     tokens, targets = RandomWindows(windows, length, lm.config.vocab_size).batch(torch.arange(windows))
     policy, executor = half_leave(lm, tokens), Executor(lm)
-    whole, steps = executor.run(tokens, targets, policy), token_by_token(lm, tokens, targets, policy)
-    differ, apart = (
-        float((whole.exit != steps[0]).float().mean()),
-        float((whole.loss - steps[1]).abs().mean()),
+    whole, (exits, losses) = (
+        executor.run(tokens, targets, policy),
+        token_by_token(lm, tokens, targets, policy),
     )
-    if differ > 0.01 or apart > 0.01:
+    other_exits = float((whole.exit != exits).float().mean())
+    difference = float((whole.loss - losses).abs().mean())
+    if other_exits > 0.01 or difference > 0.01:
         raise RuntimeError(
-            f"the two ways score differently ({differ:.2%} of the exits, {apart:.3f} nats per token), so their times say nothing"
+            f"the two ways score differently ({other_exits:.2%} of the exits, {difference:.3f} nats per "
+            "token), "
+            "so their times say nothing"
         )
     parallel, sequential = in_turn(
         lambda: executor.run(tokens, targets, policy),
@@ -49,7 +52,8 @@ def row(name: str, lm: Blockwise, windows: int, length: int, size: str, pairs: i
         "x speed",
         None,
         f"one token of each of {windows} windows of {length} per pass, keys and values kept; "
-        f"{', '.join(map(str, counts))} tokens leave, {differ:.2%} of them elsewhere, mean difference of the losses {apart:.0e} nats, {size}",
+        f"{', '.join(map(str, counts))} tokens leave, {other_exits:.2%} of them elsewhere, "
+        f"mean difference of the losses {difference:.0e} nats, {size}",
         pairs,
     )
 

@@ -16,10 +16,11 @@ from benchmarks.measure import ROOT, Skipped
 FOLDER = ROOT / ".benchmarks"
 
 
-def made(name: str, settings: Mapping[str, Any], stage: str) -> Path:
-    """A clone in .benchmarks/NAME in which the pipeline has run up to ``stage`` with ``settings`` (dotted names) in its params.yaml.
+def reproduced(name: str, settings: Mapping[str, Any], stage: str) -> Path:
+    """A clone in .benchmarks/NAME in which the pipeline has run up to ``stage``.
 
-    It shares this checkout's DVC cache: what was made once is not made again. Raises what ``cloned`` raises.
+    ``settings`` (dotted names) are those parameters of its params.yaml that differ from this checkout's,
+    whose DVC cache it shares: what was computed once is not computed again. Raises what ``cloned`` raises.
     """
     clone = cloned(name)
     _run(clone, sys.executable, "-m", "dvc", "cache", "dir", "--local", str(ROOT / ".dvc/cache"))
@@ -30,9 +31,10 @@ def made(name: str, settings: Mapping[str, Any], stage: str) -> Path:
 
 
 def cloned(name: str) -> Path:
-    """A clone in .benchmarks/NAME with the code that is committed here.
+    """A clone in .benchmarks/NAME with the code that is committed in this checkout.
 
-    Raises Skipped where the pipeline's code has changes that are not committed, RuntimeError where a command fails.
+    Raises Skipped where the pipeline's code has changes that are not committed, RuntimeError where a command
+    fails.
     """
     code = ("src", "pipeline", "dvc.yaml", "params.yaml")
     if changed := _run(ROOT, "git", "status", "--porcelain", "--", *code).strip():
@@ -46,7 +48,10 @@ def cloned(name: str) -> Path:
 
 
 def set_params(path: Path, settings: Mapping[str, Any]) -> None:
-    """Set parameters (dotted names) in a params.yaml and keep its comments. Raises KeyError where a section is missing."""
+    """Set parameters (dotted names) in a params.yaml and keep its comments.
+
+    Raises KeyError where a section is missing.
+    """
     yaml = YAML()
     values = yaml.load(path)
     for name, value in settings.items():
@@ -59,7 +64,7 @@ def set_params(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """For commands of the checkout ``root`` with this Python."""
+    """The environment for commands of the checkout ``root`` with this Python."""
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -70,7 +75,7 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def _run(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:5])} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-    return done.stdout
+    process = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command[:5])} failed:\n{(process.stdout + process.stderr)[-2000:]}")
+    return process.stdout

@@ -1,4 +1,7 @@
-"""What propagated keys and values cost SmolLM2 in quality, with and without the first token of a sequence among those that leave."""
+"""What propagated keys and values cost SmolLM2 in quality.
+
+Tokens leave at random, with and without the first token of a sequence among them.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ WINDOWS, LENGTH, BATCH = 32, 128, 8
 def run() -> Iterator[Row]:
     lm = smollm2((10, 20), LENGTH)[1]
     text = torch.tensor(prompts(WINDOWS, LENGTH + 1))
-    found = propagation_cost(
+    costs = propagation_cost(
         lm, [(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) for rows in text.split(BATCH)], draws=1000
     )
-    for kv, rises in found.items():
+    for kv, rises in costs.items():
         for kept in KEPT:
             rise, (low, high) = rises[f"keep_first_{kept}"].values()
             who = "any token" if not kept else "any token but the first of a sequence"
@@ -28,7 +31,9 @@ def run() -> Iterator[Row]:
                 rise,
                 "nats/token",
                 None,
-                f"true keys and values (routing.kv: recompute); {LEAVING:.0%} leave at random, {who}, half each after 10 and 20 of 30 "
-                f"layers; {WINDOWS} addresses' first {LENGTH} tokens, 95 % over them {low:.3f} to {high:.3f}",
+                f"true keys and values (routing.kv: recompute); {LEAVING:.0%} leave at random, {who}, half "
+                "each after "
+                f"10 and 20 of 30 layers; {WINDOWS} addresses' first {LENGTH} tokens, 95 % over them "
+                f"{low:.3f} to {high:.3f}",
                 WINDOWS,
             )

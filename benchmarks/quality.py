@@ -1,20 +1,25 @@
-"""Quality against compute of models that the pipeline trains: perplexity, agreement, bits per byte, FLOPs and seconds, for every signal.
+"""Quality against compute of models that the pipeline trains.
 
-Three models (``MODELS``): a jointly trained one, which is held to the bar, and two small ones, alike but for their exits: tuned
-(trained jointly) and raw (full depth alone is trained, and its readout reads out the exit, too: the logit lens).
+For every signal the benchmark measures perplexity, agreement, bits per byte, FLOPs and seconds, and writes
+metrics/plots/pareto.csv. There are three models (``MODELS``): a jointly trained one, which is held to the
+bar, and two small ones, alike but for their exits: tuned (trained jointly) and raw (full depth alone is
+trained, and its readout reads out the exit, too: the logit lens).
 
-Thresholds, one per exit, are those that ``threshold: budget`` finds on held-out calibration text. The signal and budget that are
-held to the bar are chosen by executing them on calibration documents that neither classifiers nor thresholds were made on (the
-part ``guarantee``), with a margin for so little text: the cheapest of a grid on some windows of these, then, for that signal,
-budgets between it and the next of the grid on all. All that is reported is measured on test windows.
-Exits are asked from the first on; the learned signal is tried from a middle one on (``routing.first_exit``), too. Beside the
-signals: everybody leaving at one exit, which is a shallower model. Writes metrics/plots/pareto.csv.
+Thresholds, one per exit, are those that ``threshold: budget`` finds on held-out calibration text. The signal
+and budget that are held to the bar are chosen by executing them on calibration documents that neither
+classifiers nor thresholds were made on (the part ``guarantee``), with a margin for so little text: the
+cheapest of a grid on some windows of these, then, for that signal, budgets between it and the next of the
+grid on all. All that is reported is measured on test windows.
+
+Exits are asked from the first on; the learned signal is tried from a middle one on (``routing.first_exit``),
+too. Beside the signals stands everybody leaving at one exit, which is a shallower model.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import ROOT, Median, Row, seconds
-from benchmarks.projects import made
+from benchmarks.projects import reproduced
 from offramp.artifacts.artifact import open_artifact
 from offramp.artifacts.files import write_text
 from offramp.corpus.token_bytes import bits_per_byte, token_bytes
@@ -33,9 +38,9 @@ from offramp.exits.signals import LEARNED
 from offramp.exits.store import Exits
 from offramp.models.store import load_model
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
-from offramp.routing.evaluate import run_split, spread_windows
 from offramp.routing.executor import Executor, Policy
 from offramp.routing.policies import FixedExit, Scorer, ThresholdPolicy
+from offramp.routing.split import run_split, spread_windows
 from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds
 from offramp.states.resampling import DocumentSums
 
@@ -63,9 +68,15 @@ WINDOWS, BATCH, PAIRS = 192, 32, 4
 RETIMED = 54
 """Timed batches of the row that is held to the bar, which is measured once more when it has been chosen."""
 MOST_RISE = 0.01
-"""In perplexity; a choice that keeps it on calibration text and breaks it on test text counts as full depth, 1.0x."""
+"""The largest rise in perplexity, as a share of it.
+
+A choice that keeps it on calibration text and breaks it on test text counts as full depth, 1.0x.
+"""
 LEVEL, DRAWS = 0.95, 10_000
-"""With that certainty a choice must keep ``MOST_RISE`` on calibration text: a one-sided bound from resampled documents."""
+"""A choice must keep ``MOST_RISE`` on calibration text with that certainty.
+
+The bound is one-sided and comes from resampled documents.
+"""
 COLUMNS = (
     "model",
     "signal",
@@ -88,11 +99,11 @@ COLUMNS = (
 def run() -> Iterator[Row]:
     rows: list[dict[str, Any]] = []
     for model, settings in MODELS.items():
-        pareto = Pareto(made(model, settings, "train_exits"))
-        found = [{"model": model, **row} for row in pareto.rows()]
-        rows += found
+        pareto = Pareto(reproduced(model, settings, "train_exits"))
+        measured = [{"model": model, **row} for row in pareto.rows()]
+        rows += measured
         static, signals = (
-            [row for row in found if (row["budget"] is None) == fixed] for fixed in (True, False)
+            [row for row in measured if (row["budget"] is None) == fixed] for fixed in (True, False)
         )
         best, fixed = cheapest(signals), cheapest(static)
         speeds = []
@@ -112,8 +123,11 @@ def run() -> Iterator[Row]:
             speeds[0] if met else 1.0,
             "x speed",
             ">= 1.2" if model == "joint" else None,
-            f"full depth of the same model ({pareto.words}); of {len(signals)} signals and budgets the one that saves most FLOPs on "
-            f"calibration documents of its own at no more than 1 % more perplexity there (one-sided 95 %); on test text: {told(best)}",
+            f"full depth of the same model ({pareto.words}); of {len(signals)} signals and budgets the one "
+            "that saves "
+            "most FLOPs on calibration documents of its own at no more than 1 % more perplexity there "
+            "(one-sided 95 %); "
+            f"on test text: {told(best)}",
             RETIMED if best else 0,
         )
         yield Row(
@@ -139,9 +153,8 @@ class Pareto:
         self.window, sizes = windows.window, self.executor.model.config
         self.test = Held(self.executor, windows, spread_windows(len(windows), WINDOWS))
         number, tokens = np.unique(self.exits.held_out(LEARNED, "guarantee")["sequence"], return_counts=True)
-        whole = torch.from_numpy(
-            number[tokens == windows.window].astype(np.int64)
-        )  # without windows that two parts share
+        # Windows that two parts share are left out.
+        whole = torch.from_numpy(number[tokens == windows.window].astype(np.int64))
         calibration = TokenWindows(data, "calibration")
         self.some, self.all = (
             Held(self.executor, calibration, whole[spread_windows(len(whole), WINDOWS)]),
@@ -156,7 +169,7 @@ class Pareto:
         self.words = f"{method}, {'+'.join(map(str, sizes.block_layers))} layers of width {sizes.width}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """Everybody at each exit, every signal at every budget of the grid, and finer budgets of the best signal."""
+        """Everybody at each exit, every signal at every budget, and finer budgets of the best signal."""
         model = self.executor.model
         rows = [
             self.row(f"everybody at exit {exit}", None, FixedExit(exit), self.some)
@@ -202,23 +215,22 @@ class Pareto:
         )
 
     def row(self, name: str, budget: float | None, policy: Policy, calibration: Held) -> dict[str, Any]:
-        found, before = (
-            self.test.run(policy, f"{name} {budget}"),
-            calibration.run(policy, f"{name} {budget}, calibration"),
-        )
+        """What ``policy`` gains and costs on test text, and on the calibration windows it is chosen by."""
+        measured = self.test.run(policy, f"{name} {budget}")
+        chosen_by = calibration.run(policy, f"{name} {budget}, calibration")
         return {
             "signal": name,
             "first_exit": policy.first,
             "budget": budget,
             "policy": policy,
-            **found,
+            **measured,
             "bits_per_byte": bits_per_byte(
-                float(np.log(found["ppl"])) * len(self.test.target), self.num_bytes
+                float(np.log(measured["ppl"])) * len(self.test.target), self.num_bytes
             ),
             "wall_saving": 1 - statistics.median(self.times(policy, PAIRS)),
             "calibration_windows": len(calibration.chosen),
             **{
-                f"calibration_{key}": before[key]
+                f"calibration_{key}": chosen_by[key]
                 for key in ("ppl_increase", "ppl_increase_high", "flop_saving")
             },
         }
@@ -229,7 +241,7 @@ class Pareto:
         batches = [self.test.windows.batch(parts[number % len(parts)]) for number in range(pairs)]
         ratios = []
         for number, batch in enumerate(batches):
-            arms = (lambda: self.executor.run(*batch, None), lambda: self.executor.run(*batch, policy))  # noqa: B023
+            arms = partial(self.executor.run, *batch, None), partial(self.executor.run, *batch, policy)
             order = (0, 1) if number % 2 else (1, 0)
             times = {place: seconds(arms[place]) for place in order}
             ratios.append(times[1] / times[0])
@@ -246,13 +258,12 @@ class Held:
         self.target = torch.cat(
             [windows.batch(part)[1].flatten() for part in self.chosen.split(BATCH)]
         ).numpy()
-        self.full = run_split(
-            executor, windows, self.chosen, None, BATCH, torch.device("cpu"), name="full depth"
-        )
+        self.full = run_split(executor, windows, self.chosen, batch_size=BATCH, name="full depth")
 
     def run(self, policy: Policy, name: str) -> dict[str, float]:
+        """Quality and FLOPs of the windows under ``policy``; ``name`` labels the progress bar."""
         routed = run_split(
-            self.executor, self.windows, self.chosen, policy, BATCH, torch.device("cpu"), name=name
+            self.executor, self.windows, self.chosen, policy=policy, batch_size=BATCH, name=name
         )
         model = self.executor.model
         nll, reference = (float(part.loss.mean(dtype=np.float64)) for part in (routed, self.full))
@@ -270,6 +281,7 @@ class Held:
 
 
 def keeps(row: dict[str, Any]) -> bool:
+    """Whether a choice keeps ``MOST_RISE`` on calibration text, with the certainty ``LEVEL``."""
     return row["calibration_ppl_increase_high"] <= MOST_RISE
 
 
@@ -279,11 +291,13 @@ def cheapest(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def told(row: dict[str, Any] | None) -> str:
+    """A choice and what it gains and costs on test text, in words."""
     if row is None:
         return "none loses that little"
     budget = "" if row["budget"] is None else f" within {row['budget']:.1%} of the FLOPs"
     later = f" from exit {row['first_exit']} on" if row["first_exit"] and row["budget"] else ""
     return (
-        f"{row['signal']}{later}{budget}, {row['shallow_ratio']:.0%} leave, {row['flop_saving']:.0%} of the FLOPs and "
-        f"{row['wall_saving']:.0%} of the time saved, perplexity {row['ppl_increase']:+.2%}"
+        f"{row['signal']}{later}{budget}, {row['shallow_ratio']:.0%} leave, {row['flop_saving']:.0%} of the "
+        "FLOPs "
+        f"and {row['wall_saving']:.0%} of the time saved, perplexity {row['ppl_increase']:+.2%}"
     )

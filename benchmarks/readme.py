@@ -41,6 +41,7 @@ class Line:
 
 
 def both(name: str) -> str:
+    """The records of a row of decoding at both sizes of a batch."""
     return f"{name}_batch1 {name}_batch4"
 
 
@@ -148,8 +149,8 @@ TABLES: dict[str, tuple[Line, ...]] = {
         ),
     ),
     "pipeline": (
-        Line("token statistics, 70k words x 64", PRODUCT, "statistics_over_product_seed", "{}x", "2.0x", 1),
-        Line("", "full logits and the textbook formulas", "statistics_speedup_seed", "{}x as fast", "4x", 1),
+        Line("token statistics, 70k words x 64", PRODUCT, "statistics_over_product_words", "{}x", "2.0x", 1),
+        Line("", "full logits and the textbook formulas", "statistics_speedup_words", "{}x as fast", "4x", 1),
         Line("token statistics, 1k x 128", PRODUCT, "statistics_over_product_default", "{}x", "2.0x", 1),
         Line(
             "",
@@ -213,9 +214,10 @@ TABLES: dict[str, tuple[Line, ...]] = {
         Line("1,000 thresholds on 1 M tokens, three exits", "", "threshold_sweep", "{} s", "2 s"),
         Line("", "one threshold after the other", "threshold_sweep_speed", "{}x as fast", digits=0),
         Line(
-            "seed 003 end to end (32k words, 2+2 layers, 10 classifier epochs)",
+            "the procedure of the report exit-labels, end to end (32k words, 2+2 layers, 10 classifier "
+            "epochs)",
             "full logits, model run again for every classifier epoch",
-            "seed003_end_to_end",
+            "blockwise_end_to_end",
             "{}x as fast",
             "8x",
             1,
@@ -223,14 +225,14 @@ TABLES: dict[str, tuple[Line, ...]] = {
         Line(
             "its classifiers and evaluation alone",
             "the same",
-            "seed003_exits_and_evaluation",
+            "blockwise_exits_and_evaluation",
             "{}x",
             digits=1,
         ),
         Line(
             "its pretraining and selection of hard tokens alone",
             "the same",
-            "seed003_pretraining",
+            "blockwise_pretraining",
             "{}x",
             digits=1,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def run() -> Iterator[Row]:
 def rows(
     lm: Blockwise, windows: int, shares: Sequence[float], pairs: int, bar: str | None, suffix: str = ""
 ) -> Iterator[Row]:
-    """Of a model with three exits; ``bar`` is for shares from 50 % on."""
+    """One row per share of tokens that leave a model with three exits; ``bar`` is for shares from 50 % on."""
     tokens, targets = RandomWindows(windows, 128, 8192).batch(torch.arange(windows))
     size = f"{COMPUTE_BOUND}, {windows} windows of 128"
     executor, last = Executor(lm), Readout(lm.readout_matrix(2))
@@ -45,7 +46,7 @@ def rows(
     for share in shares:
         policy, work = GivenExits(random_exits(tokens.numel(), share)), Work()
         executor.run(tokens, targets, policy, work)
-        routed, full = in_turn(lambda: executor.run(tokens, targets, policy), plain, pairs)  # noqa: B023
+        routed, full = in_turn(partial(executor.run, tokens, targets, policy), plain, pairs)
         if share == 0:
             yield Row(
                 f"routed_nothing_exits{suffix}",
@@ -57,7 +58,7 @@ def rows(
             )
             continue
         flop_saving = 1 - executed_flops(lm, work) / full_depth_flops(lm, tokens.numel(), tokens.shape[1])
-        saved = [1 - ours / whole for ours, whole in zip(routed, full)]
+        saved = [1 - seconds / whole for seconds, whole in zip(routed, full)]
         yield Row(
             f"routed_{100 * share:.0f}_exit{suffix}",
             Median.of(part / flop_saving for part in saved),

@@ -1,7 +1,8 @@
-"""The pipeline on SmolLM2 with the overrides that README.md documents: minutes, and the highest memory of any process of it.
+"""The pipeline on SmolLM2 with the overrides that README.md documents: minutes, and the memory of its largest
+process.
 
-It runs as README.md says it, in a new clone with an empty cache, so that every stage runs. Joint training of all weights,
-which README.md mentions beside, is pretrained for a few steps in the same clone for its memory alone.
+It runs as README.md says it, in a new clone with an empty cache, so that every stage runs. Joint training of
+all weights, which README.md mentions beside it, runs for a few steps in the same clone for its memory alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ JOINT = {
     "pretrain.evaluate_every": 2,
     "pretrain.evaluate_windows": 2,
 }
-"""Adam has both its moments after the first step, and the second look may find better weights than the first."""
+"""After the first step Adam has both its moments, and the second look may keep other weights."""
 
 MEASURED = """
 import resource, subprocess, sys
@@ -34,21 +35,24 @@ failed = subprocess.run(sys.argv[1:], stdout=2).returncode
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(failed != 0)
 """
-"""Starts a command and tells the memory (KiB) of the largest process below: small itself, for Linux counts a parent's memory as its child's."""
+"""Starts a command and tells the memory (KiB) of the largest process below it.
+
+The program is small itself, for Linux counts a parent's memory as its child's.
+"""
 
 
 def documented() -> list[str]:
-    """The command of README.md, in words."""
+    """The command of README.md, split into words. LookupError where README.md has none."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, found, rest = text.partition(OVERRIDES)
-    if not found:
+    _, overrides, rest = text.partition(OVERRIDES)
+    if not overrides:
         raise LookupError(f"README.md has no command that begins with {OVERRIDES!r}")
-    return shlex.split((found + rest.partition("```")[0]).replace("\\\n", " "))
+    return shlex.split((overrides + rest.partition("```")[0]).replace("\\\n", " "))
 
 
 def run() -> Iterator[Row]:
     if not (SMOLLM2 / "config.json").exists():
-        raise Skipped("SmolLM2 is not here; run `make smollm2`")
+        raise Skipped("there is no checkpoint in build/smollm2; run `make smollm2`")
     shutil.rmtree(FOLDER / "smollm2", ignore_errors=True)
     clone = cloned("smollm2")
     (clone / "build").mkdir()
@@ -79,7 +83,7 @@ def used(folder: Path, command: Sequence[str]) -> tuple[float, float]:
     log = folder / ".dvc/output.txt"
     with log.open("w", encoding="utf-8") as output:
         start = time.perf_counter()
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", MEASURED, *command],
             cwd=folder,
             env=environment(folder),
@@ -87,6 +91,6 @@ def used(folder: Path, command: Sequence[str]) -> tuple[float, float]:
             stderr=output,
         )
         seconds = time.perf_counter() - start
-    if done.returncode:
+    if process.returncode:
         raise RuntimeError(f"{shlex.join(command[:3])} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
-    return seconds, int(done.stdout) * 1024 / 1e9
+    return seconds, int(process.stdout) * 1024 / 1e9

@@ -1,6 +1,7 @@
 """How long one more threshold takes: ``dvc exp run -S threshold=...`` in a copy of a checkout that has run.
 
-The first one in the copy is not measured: DVC reads every artifact there once, since it knows files by their place on the disk.
+The first one in the copy is not measured: DVC reads every artifact there once, since it knows files by their
+place on the disk.
 """
 
 from __future__ import annotations
@@ -12,20 +13,19 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import Row, Skipped, seconds
+from benchmarks.measure import ROOT, Row, Skipped, seconds
 from benchmarks.projects import environment
 
 NEW = ("0.6321", "0.7321")
 
 
 def run() -> Iterator[Row]:
-    here = Path.cwd()
-    if not (here / "dvc.lock").exists() or not (here / "routed/manifest.json").exists():
+    if not (ROOT / "dvc.lock").exists() or not (ROOT / "routed/manifest.json").exists():
         raise Skipped("the pipeline has not been run in this checkout; run `make repro` first")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "checkout"
         shutil.copytree(
-            here,
+            ROOT,
             copy,
             symlinks=True,
             ignore=shutil.ignore_patterns(
@@ -36,9 +36,9 @@ def run() -> Iterator[Row]:
 
         def rerun(threshold: str) -> None:
             command = [sys.executable, "-m", "dvc", "exp", "run", "-S", f"threshold={threshold}"]
-            done = subprocess.run(command, cwd=copy, env=environment(copy), capture_output=True, text=True)
-            output.append(done.stdout + done.stderr)
-            if done.returncode:
+            process = subprocess.run(command, cwd=copy, env=environment(copy), capture_output=True, text=True)
+            output.append(process.stdout + process.stderr)
+            if process.returncode:
                 raise RuntimeError(f"dvc exp run failed:\n{output[-1][-2000:]}")
 
         rerun(NEW[0])

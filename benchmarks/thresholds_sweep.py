@@ -16,6 +16,7 @@ NAIVE = 20
 
 
 def one_by_one(confidence: np.ndarray, values: dict[str, np.ndarray], thresholds: np.ndarray) -> None:
+    """Exit shares and means of ``values`` (K, N) under each threshold, one pass over all tokens for each."""
     for threshold in thresholds:
         exits = exits_taken(confidence, [threshold] * (EXITS - 1))
         np.bincount(exits, minlength=EXITS)

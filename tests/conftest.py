@@ -15,11 +15,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 ON_ONE_RUN = ("test_end_to_end", "test_bad_input", "test_dependencies", "test_launcher")
-"""Files of tests/pipeline whose tests share one run of the pipeline, the longest thing that tests wait for."""
+"""Files of tests/pipeline whose tests share one run of the pipeline, the longest wait of all."""
 
 
 class ByFile(LoadScopeScheduling):
-    """A file's tests stay in one process, so that what they share is made once; so do those that share the pipeline's run."""
+    """The tests of a file stay in one process, so that what they share is computed once.
+
+    So do those that share the run of the pipeline.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]

@@ -1,4 +1,8 @@
-"""What the benchmarks compare does the same work: Transformers, the model cut off at an exit, one token per pass, a plain loop."""
+"""What the benchmarks compare does the same work.
+
+Compared are Transformers, the model cut off at an exit, one token per pass, and a plain loop over hidden
+states.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ TEXTS = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]]
 
 @pytest.fixture
 def pair():
-    """Transformers' model of 5 layers, and ours on its weights with exits after 2 and 4."""
+    """Transformers' model of 5 layers, and the library's on its weights with exits after 2 and 4."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=61,
@@ -38,8 +42,8 @@ def pair():
     return base, PretrainedLM(base, make_config(config, (2, 4), 24, "tiny")).eval()
 
 
-def tokens(found):
-    return [row.tokens for row in found]
+def tokens(generations):
+    return [row.tokens for row in generations]
 
 
 @pytest.mark.parametrize("policy", [None, nobody_leaves], ids=["no policy", "nobody leaves"])

@@ -58,28 +58,28 @@ def root(tmp_path, monkeypatch) -> Path:
 
 def test_a_model_is_made_once_and_this_checkout_stays_as_it_is(root):
     for _ in range(2):
-        clone = projects.made("short", {"steps": 5}, "train")
+        clone = projects.reproduced("short", {"steps": 5}, "train")
     assert (clone / "model").read_text() == "steps: 5     # of training\n"
     assert (clone / "runs.log").read_text() == "run\n"
     assert not (root / "model").exists() and "1000" in (root / "params.yaml").read_text()
 
 
 def test_code_that_is_committed_later_is_what_runs(root):
-    projects.made("short", {"steps": 5}, "train")
+    projects.reproduced("short", {"steps": 5}, "train")
     (root / "train.py").write_text(TRAIN.replace('+ "run', '+ "later'))
     subprocess.run(["git", "commit", "-qam", "later"], cwd=root, check=True)
-    clone = projects.made("short", {"steps": 5}, "train")
+    clone = projects.reproduced("short", {"steps": 5}, "train")
     assert (clone / "runs.log").read_text() == "run\nlater\n"
 
 
 def test_changes_that_are_not_committed_are_refused_by_name(root):
     (root / "params.yaml").write_text("steps: 7\n")
     with pytest.raises(Skipped, match=r"params\.yaml"):
-        projects.made("short", {"steps": 5}, "train")
+        projects.reproduced("short", {"steps": 5}, "train")
 
 
 def test_a_stage_that_fails_is_an_error_and_no_skipped_benchmark(root):
     (root / "train.py").write_text("raise SystemExit('out of steps')")
     subprocess.run(["git", "commit", "-qam", "broken"], cwd=root, check=True)
     with pytest.raises(RuntimeError, match="dvc repro"):
-        projects.made("short", {"steps": 5}, "train")
+        projects.reproduced("short", {"steps": 5}, "train")

@@ -78,10 +78,10 @@ def test_the_documented_run_on_smollm2_sets_parameters_that_exist(tmp_path):
             for name, _, value in (word.partition("=") for word in words[3::2])
         },
     )
-    found = read_params(params)
+    documented_params = read_params(params)
     assert (
-        found.model.name_or_path == "build/smollm2"
-        and found.model.exits_after == [10, 20]
-        and found.pretrain.method == "frozen"
+        documented_params.model.name_or_path == "build/smollm2"
+        and documented_params.model.exits_after == [10, 20]
+        and documented_params.pretrain.method == "frozen"
     )
-    assert found.routing.curve_fractions == [0.3, 0.7]
+    assert documented_params.routing.curve_fractions == [0.3, 0.7]

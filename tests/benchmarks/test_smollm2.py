@@ -1,4 +1,4 @@
-"""What the benchmark of the pipeline on SmolLM2 says of a command: its seconds and the memory of the largest process below it."""
+"""The benchmark on SmolLM2 measures a command's seconds and the memory of its largest process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of processes is read as Linux tells it")
 def test_the_largest_process_counts_whoever_started_it(folder):
-    seconds, own = used(folder, [sys.executable, "-c", LARGE])
+    seconds, direct = used(folder, [sys.executable, "-c", LARGE])
     _, child = used(
         folder,
         [
@@ -28,7 +28,7 @@ def test_the_largest_process_counts_whoever_started_it(folder):
             f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LARGE!r}], check=True)",
         ],
     )
-    assert 0.4 < own < 0.6 and child == pytest.approx(own, rel=0.1)
+    assert 0.4 < direct < 0.6 and child == pytest.approx(direct, rel=0.1)
     assert seconds > 0.2
 
 

@@ -1,32 +1,35 @@
-"""The seed's experiment 003 end to end: Offramp's path against the seed's own way (``naive_seed003``)."""
+"""Block-wise training and early exit end to end, at the size of the report exit-labels.
+
+Offramp's path is held against the report's own way (``naive_blockwise``).
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import naive_seed003 as naive
+from benchmarks import naive_blockwise as naive
 from benchmarks.collect import collect
 from benchmarks.inputs import RandomWindows, model
-from benchmarks.measure import Row, median_ratio, seconds
+from benchmarks.measure import ROOT, Row, median_ratio, seconds
 from offramp.artifacts.artifact import open_artifact
 from offramp.exits.classifier import ExitClassifier, fit_classifier
 from offramp.exits.labels import label
 from offramp.models.native import BlockwiseLM
 from offramp.params import Pretrain, load_params
-from offramp.routing.executor import Arrivals, Decision, Executor
+from offramp.routing.executor import Arrivals, Decision, Executor, Policy
 from offramp.states.store import States
 from offramp.training.pretrain import Pretrainer
 from offramp.training.snapshots import Snapshots
 
 WINDOWS, SHARE = 10_000, 0.05
-"""The experiment's windows, and the share of them run here: every step's cost is proportional to windows."""
+"""Windows of the report, and the share of them that is run: every step's cost is proportional to windows."""
 WINDOW, VOCAB, BATCH, EPOCHS = 32, 32_768, 64, 10
 PAIRS = 2
 
@@ -34,16 +37,18 @@ PAIRS = 2
 def run() -> Iterator[Row]:
     train = RandomWindows(int(WINDOWS * SHARE), WINDOW, VOCAB)
     held_out = RandomWindows(int(WINDOWS * SHARE / 5), WINDOW, VOCAB, seed=1)
-    plain, ours = zip(
+    naive_times, times = zip(
         *(
-            (naive_path(seed_model(), train, held_out), our_path(seed_model(), train, held_out))
+            (naive_path(untrained(), train, held_out), library_path(untrained(), train, held_out))
             for _ in range(PAIRS)
         )
     )
     against = (
-        f"the seed's way (full logits; model run again in each of {EPOCHS} exit-classifier epochs, for hard tokens, and every "
-        f"block on every token in evaluation): {len(train)} of 10,000 windows of 32, vocabulary {VOCAB}, width 64, 2+2 layers; "
-        "per block as many steps as one epoch has"
+        f"the report's way (full logits; model run again in each of {EPOCHS} exit-classifier epochs, for "
+        "hard tokens, "
+        f"and every block on every token in evaluation): {len(train)} of 10,000 windows of 32, vocabulary "
+        f"{VOCAB}, "
+        "width 64, 2+2 layers; per block as many steps as one epoch has"
     )
     parts = {
         "end_to_end": sum,
@@ -51,9 +56,9 @@ def run() -> Iterator[Row]:
         "exits_and_evaluation": lambda took: took[1],
     }
     for part, of in parts.items():
-        slow, fast = [of(took) for took in plain], [of(took) for took in ours]
+        slow, fast = [of(took) for took in naive_times], [of(took) for took in times]
         yield Row(
-            f"seed003_{part}",
+            f"blockwise_{part}",
             median_ratio(slow, fast),
             "x speed",
             ">= 8" if part == "end_to_end" else None,
@@ -62,14 +67,13 @@ def run() -> Iterator[Row]:
         )
 
 
-def seed_model() -> BlockwiseLM:
+def untrained() -> BlockwiseLM:
+    """The report's model, with the library's layers."""
     return model(VOCAB, WINDOW, 64, 4, 256, (2, 2), norm="post", tied=False)
 
 
 def settings(steps: int) -> Pretrain:
-    """The pretrain section of this experiment; ``steps`` for both blocks together."""
-    from benchmarks.measure import ROOT
-
+    """The pretrain section of the report's procedure; ``steps`` are those of both blocks together."""
     values = load_params("pretrain", ROOT).pretrain.model_dump()
     values |= {
         "method": "blockwise",
@@ -94,15 +98,19 @@ def settings(steps: int) -> Pretrain:
 
 
 def steps_per_epoch(windows: RandomWindows) -> int:
+    """Batches that hold every window once."""
     return -(-len(windows) // BATCH)
 
 
-class ClassifierPolicy:
-    """A token leaves block 0 where the classifier's probability reaches the threshold."""
+class ClassifierPolicy(Policy):
+    """A token leaves where the classifier's probability reaches the threshold.
 
-    reads_out, reads_before, flops_per_token, first = False, False, 128, 0
+    The classifier gives a logit (N,) per state (N, D).
+    """
 
-    def __init__(self, classifier: ExitClassifier, threshold: float):
+    flops_per_token = 128
+
+    def __init__(self, classifier: Callable[[Tensor], Tensor], threshold: float):
         self.classifier, self.threshold = classifier, threshold
 
     def decide(self, arrivals: Arrivals) -> Decision:
@@ -110,7 +118,7 @@ class ClassifierPolicy:
         return Decision(confidence >= self.threshold, confidence)
 
 
-def our_path(model: BlockwiseLM, train: RandomWindows, held_out: RandomWindows) -> tuple[float, float]:
+def library_path(model: BlockwiseLM, train: RandomWindows, held_out: RandomWindows) -> tuple[float, float]:
     """Seconds of pretraining, and of everything from collected states to routed held-out text."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -120,6 +128,7 @@ def our_path(model: BlockwiseLM, train: RandomWindows, held_out: RandomWindows) 
         )
 
         def route() -> None:
+            """Collect states, fit the exit classifier, set its threshold and route the held-out text."""
             collect(model, train, root / "states")
             classifier, inputs = fit_from_cache(root / "states", EPOCHS)
             with torch.no_grad():
@@ -145,19 +154,21 @@ def fit_from_cache(path: Path, epochs: int) -> tuple[ExitClassifier, Tensor]:
 def naive_path(model: BlockwiseLM, train: RandomWindows, held_out: RandomWindows) -> tuple[float, float]:
     """Seconds of training the blocks and selecting hard tokens, and of classifier training and evaluation."""
     steps, begun = steps_per_epoch(train), time.perf_counter()
-    with torch.no_grad():  # the seed embeds all sequences first; the embedding is never trained
-        (tokens, targets), (others, wanted) = (w.batch(torch.arange(len(w))) for w in (train, held_out))
-        hidden, held = model.embed(tokens), model.embed(others)
+    with torch.no_grad():  # the report embeds all sequences first; it never trains the embedding
+        (tokens, targets), (held_tokens, held_targets) = (
+            windows.batch(torch.arange(len(windows))) for windows in (train, held_out)
+        )
+        hidden, held = model.embed(tokens), model.embed(held_tokens)
     naive.train_block(model, 0, hidden, targets, BATCH, steps, 1e-3)
-    naive.block_nll(model, 0, held, wanted, BATCH)
+    naive.block_nll(model, 0, held, held_targets, BATCH)
     classifying = time.perf_counter()
     classifier = naive.train_classifier(model, 0, hidden, targets, BATCH, EPOCHS, 1e-3)
     selecting = time.perf_counter()
     hard, hard_targets, threshold = naive.hard_tokens(model, 0, classifier, hidden, targets, BATCH, 0.5)
     naive.train_block(model, 1, hard, hard_targets, BATCH, steps, 1e-4)
-    held_hard, held_targets, _ = naive.hard_tokens(model, 0, classifier, held, wanted, BATCH, 0.5)
-    naive.block_nll(model, 1, held_hard, held_targets, BATCH)
+    held_hard, held_hard_targets, _ = naive.hard_tokens(model, 0, classifier, held, held_targets, BATCH, 0.5)
+    naive.block_nll(model, 1, held_hard, held_hard_targets, BATCH)
     evaluating = time.perf_counter()
-    naive.evaluate(model, classifier, threshold, held, wanted, BATCH)
+    naive.evaluate(model, classifier, threshold, held, held_targets, BATCH)
     ended = time.perf_counter()
     return classifying - begun + evaluating - selecting, selecting - classifying + ended - evaluating

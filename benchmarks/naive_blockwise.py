@@ -1,8 +1,9 @@
-"""Block-wise training with early exit as the seed's experiment 003 did it, for comparison only.
+"""Block-wise training with early exit as the report exit-labels did it, for comparison only.
 
-Every step materialises logits (tokens x vocabulary); the exit classifier's training runs the block and its head
-again in every epoch, hard tokens run them once more, and evaluation computes every block and head on every token.
-The layers are the library's, so that the comparison is of the procedure and not of the transformer.
+Every step materialises logits (tokens x vocabulary). The exit classifier's training runs the block and its
+head again in every epoch, hard tokens run them once more, and evaluation computes every block and head on
+every token. The layers are the library's, so that the comparison is of the procedure and not of the
+transformer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from offramp.models.native import BlockwiseLM
 
 @dataclass
 class Evaluated:
-    """Per token, each (N,)."""
+    """The exit taken and the loss in nats, both (N,)."""
 
     exit: Tensor
     loss: Tensor
@@ -34,24 +35,26 @@ def block_loss(model: BlockwiseLM, block: int, hidden: Tensor, targets: Tensor) 
 def train_block(
     model: BlockwiseLM, block: int, hidden: Tensor, targets: Tensor, batch_size: int, steps: int, rate: float
 ) -> None:
+    """Train one block and its head on inputs (N, T, D) and targets (N, T), everything else frozen."""
     parameters = [*model.blocks[block].parameters(), model.readout_matrix(block)]
     for parameter in model.parameters():
-        parameter.requires_grad_(any(parameter is mine for mine in parameters))
+        parameter.requires_grad_(any(parameter is trained for trained in parameters))
     optimiser = torch.optim.AdamW(parameters, lr=rate)
-    done = 0
-    while done < steps:
-        for rows in torch.randperm(len(hidden)).split(batch_size)[: steps - done]:
+    step = 0
+    while step < steps:
+        for rows in torch.randperm(len(hidden)).split(batch_size)[: steps - step]:
             loss = block_loss(model, block, hidden[rows], targets[rows])
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             loss.item()
-            done += 1
+            step += 1
 
 
 @torch.no_grad()
 def block_nll(model: BlockwiseLM, block: int, hidden: Tensor, targets: Tensor, batch_size: int) -> float:
+    """Mean loss in nats after ``block`` of its inputs (N, T, D)."""
     batches = zip(hidden.split(batch_size), targets.split(batch_size))
     return sum(block_loss(model, block, x, y).item() for x, y in batches) / targets.numel()
 
@@ -85,11 +88,11 @@ def hard_tokens(
     batch_size: int,
     ratio: float,
 ) -> tuple[Tensor, Tensor, float]:
-    """Outputs (B', T, D) and targets of the least confident ``ratio`` of tokens, repacked, and the threshold."""
+    """Outputs (B', T, D) and targets of the least confident ``ratio`` of tokens, repacked; the threshold."""
     states, confidences = [], []
     for x in hidden.split(batch_size):
         x = model.run_block(block, x)
-        model.logits(block, x)  # the seed's block returns its logits with every call
+        model.logits(block, x)  # the report's block returns its logits with every call
         states.append(x)
         confidences.append(torch.sigmoid(classifier(x)).squeeze(-1))
     x, confidence = torch.cat(states), torch.cat(confidences)
@@ -112,7 +115,7 @@ def evaluate(
     targets: Tensor,
     batch_size: int,
 ) -> Evaluated:
-    """Two blocks, both run on every token; a token takes the logits of block 0 where its confidence suffices."""
+    """Run both blocks on every token; one whose confidence suffices takes the logits of block 0."""
     exits, losses = [], []
     for x, y in zip(hidden.split(batch_size), targets.split(batch_size)):
         shallow = model.run_block(0, x)

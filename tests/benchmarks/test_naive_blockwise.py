@@ -1,4 +1,4 @@
-"""The naive seed 003 path does the same work as the library's: equal losses, hard tokens and exits for equal weights."""
+"""The naive path does the library's work: equal weights give equal losses, hard tokens and exits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import naive_seed003 as naive
+from benchmarks import naive_blockwise as naive
+from benchmarks.blockwise_training import ClassifierPolicy
 from benchmarks.inputs import RandomWindows, model
 from benchmarks.statistics import textbook
-from offramp.routing.executor import Decision, Executor
+from offramp.routing.executor import Executor
 from offramp.states.statistics import Readout, token_statistics
 from offramp.training.losses import total_nll
 from offramp.training.sequences import InContext, repack
@@ -42,42 +43,35 @@ def test_hard_tokens_are_the_same(setup, tmp_path):
     states, wanted, threshold = naive.hard_tokens(
         lm, 0, classifier, lm.embed(tokens).detach(), targets, 4, 0.5
     )
-    confidence = lambda block, x, y: torch.sigmoid(classifier(x)).squeeze(-1)  # noqa: E731
+
+    def confidence(block, x, targets):
+        return torch.sigmoid(classifier(x)).squeeze(-1)
+
     device = torch.device("cpu")
-    ours = repack(InContext(lm, windows, 0, device), lm, 0, confidence, threshold, 8, tmp_path, 4, device)
-    x, y, _ = ours.batch(torch.arange(len(ours)))
+    packed = repack(InContext(lm, windows, 0, device), lm, 0, confidence, threshold, 8, tmp_path, 4, device)
+    x, y, _ = packed.batch(torch.arange(len(packed)))
     torch.testing.assert_close(x, states)
     assert torch.equal(y, wanted)
 
 
-def test_evaluation_takes_the_same_exits_and_losses(setup):
-    """Losses of the first exit always; of the last where nobody left, for the naive path computes every token there."""
+@pytest.mark.parametrize("threshold, exit", [(0.5, 0), (2.0, 1)], ids=["some leave", "nobody leaves"])
+def test_evaluation_takes_the_same_exits_and_losses(setup, threshold, exit):
+    """Losses are compared at the first exit, and at the last where nobody left.
+
+    The naive path computes every token in the last block, also those that left before.
+    """
     lm, _, tokens, targets, classifier = setup
-    x = lm.embed(tokens).detach()
-    for threshold in (0.5, 2.0):
-        found = naive.evaluate(lm, classifier, threshold, x, targets, 4)
-        policy = type(
-            "Policy",
-            (),
-            {
-                "reads_out": False,
-                "reads_before": False,
-                "flops_per_token": 0,
-                "first": 0,
-                "decide": lambda _, here: Decision(
-                    torch.sigmoid(classifier(here.states)).squeeze(-1) >= threshold
-                ),
-            },
-        )()
-        routed = Executor(lm).run(tokens, targets, policy)
-        assert torch.equal(routed.exit.flatten(), found.exit)
-        same = found.exit == 0 if threshold < 1 else found.exit == 1
-        assert same.any()
-        np.testing.assert_allclose(routed.loss.flatten()[same], found.loss[same], rtol=1e-4)
+    evaluated = naive.evaluate(lm, classifier, threshold, lm.embed(tokens).detach(), targets, 4)
+    policy = ClassifierPolicy(lambda states: classifier(states).squeeze(-1), threshold)
+    routed = Executor(lm).run(tokens, targets, policy)
+    assert torch.equal(routed.exit.flatten(), evaluated.exit)
+    same = evaluated.exit == exit
+    assert same.any()
+    np.testing.assert_allclose(routed.loss.flatten()[same], evaluated.loss[same], rtol=1e-4)
 
 
 def test_textbook_statistics_are_equal():
     hidden, matrix, targets = torch.randn(20, 8), torch.randn(100, 8), torch.randint(100, (20,))
-    ours = token_statistics([hidden], [Readout(matrix)], targets)[0]
+    statistics = token_statistics([hidden], [Readout(matrix)], targets)[0]
     for name, values in textbook(hidden, matrix, targets).items():
-        torch.testing.assert_close(ours[name], values, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(statistics[name], values, rtol=1e-3, atol=1e-4)
