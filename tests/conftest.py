@@ -10,7 +10,7 @@ import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
-pytest_plugins = ["tests.fixtures.tracked_project", "tests.fixtures.pipeline_run"]
+pytest_plugins = ["tests.fixtures.tracked_project", "tests.fixtures.pipeline_run", "tests.fixtures.study_results"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

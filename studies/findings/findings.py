@@ -236,7 +236,7 @@ def _part(study: Study, corpus: str, results: StudyResults) -> Part:
         for _, figure in sorted(results.figures.items())
         if isinstance(figure, dict) and "rows" in figure and "title" in figure
     ]
-    plot = plot_of(results)
+    plot = plot_of(results.figures)
     drawn = plot and {
         "title": f"{plot.title}, {CORPORA[corpus]}",
         "file": f"{study.name}.{corpus}.svg",

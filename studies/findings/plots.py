@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from offramp.report.figures import HEIGHT, TALL, draw
 from offramp.report.plots import CONTROLS, plain_log_axis
 from offramp.report.theme import MUTED, SIGNALS
-from studies.common.results import StudyResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,9 +52,9 @@ def as_rows(figure: dict[str, Any]) -> Rows:
     return [row if isinstance(row, dict) else dict(zip(figure["columns"], row)) for row in figure["rows"]]
 
 
-def plot_of(results: StudyResults) -> Plot | None:
-    """The first figure of a result file that asks to be drawn; None where none does."""
-    for _, figure in sorted(results.figures.items()):
+def plot_of(figures: Mapping[str, Any]) -> Plot | None:
+    """The first of a result's figures that asks to be drawn; None where none does."""
+    for _, figure in sorted(figures.items()):
         if isinstance(figure, dict) and figure.get("plot"):
             return Plot(
                 figure["title"],

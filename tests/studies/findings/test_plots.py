@@ -15,7 +15,7 @@ GROWTH = {
 
 
 def drawn(figure: dict) -> str:
-    return draw_plot(plot_of({"study": "any", "figures": {"curves": figure}}))
+    return draw_plot(plot_of({"curves": figure}))
 
 
 def test_a_band_is_of_all_seeds_or_there_is_none():
