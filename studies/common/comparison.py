@@ -1,4 +1,5 @@
-"""Arms of a study held against each other: at equal updates and at equal training FLOPs, differences paired by seed."""
+"""Arms of a study held against each other: at equal updates and at equal training FLOPs, differences paired
+by seed."""
 
 from __future__ import annotations
 
@@ -15,30 +16,36 @@ from offramp.systems.initial_weights import truncated_normal
 from offramp.systems.objectives import Objective
 from studies.common.characters import BATCH_SIZE, WINDOW, Characters
 from studies.common.curves import panels_figure
+from studies.common.study import Outcome
 from studies.common.training import CorrectedRun, Limits
 
 WIDTH, HEADS, FFN_WIDTH = 64, 4, 256
-"""Of every model of seed 001, but for one of 48."""
+"""Of every model of the report character-systems, but for one of width 48."""
+
+Derive = Callable[[dict[str, float]], dict[str, float]]
+"""What follows from the losses in nats of all arms, by key."""
 
 
 @dataclass
 class Compared:
-    """What one arm came to under the corrected protocol; lists over seeds."""
+    """What one arm came to under the corrected protocol; lists over random seeds."""
 
     nll: list[float]
     """On test text in nats, at equal updates."""
     flops_nll: list[float]
     """At equal FLOPs in training."""
     passes: list[float]
-    """Over the training text, until the best look at equal updates; of the head, where features are frozen."""
+    """Over the training text, until the best look at equal updates; of the head, where features are
+    frozen."""
     parameters: int
     curves: list[dict[float, float]]
     more: list[dict[str, float]] = field(default_factory=list)
-    """What else was measured, by seed: names without the size and the arm."""
+    """What else was measured, by random seed: names without the size and the arm."""
 
 
 def transformer(layers: int, vocab_size: int) -> BlockwiseLM:
-    """The seed's model with a block per layer and the weights of experiments 1 to 4: 128 V + 65,664 L parameters."""
+    """The report's model with a block per layer and the weights of experiments 1 to 4: 128 V + 65,664 L
+    parameters."""
     model = BlockwiseLM(
         ModelConfig(vocab_size, WINDOW, WIDTH, HEADS, FFN_WIDTH, (1,) * layers, norm="post", tied=False)
     )
@@ -96,51 +103,51 @@ def gains(nll: Mapping[str, float], reference: str) -> dict[str, float]:
     }
 
 
-def published_values(
-    found: Sequence[dict[str, float]], arms: Sequence[str], derive: Callable[[dict[str, float]], dict]
-) -> dict:
-    """The values of all arms and what follows from their perplexities."""
-    values = {name: value for arm in found for name, value in arm.items()}
-    return values | derive({arm: math.log(values[f"ppl.{arm}"]) for arm in arms})
+def published_outcome(by_arm: Mapping[str, dict[str, float]], derive: Derive) -> Outcome:
+    """The values of all arms and what follows from their perplexities; no row without an arm."""
+    values = {name: value for arm in by_arm.values() for name, value in arm.items()}
+    derived = derive({arm: math.log(values[f"ppl.{arm}"]) for arm in by_arm})
+    return Outcome([values | derived] if by_arm else [])
 
 
-def corrected_values(
-    found: Mapping[str, Mapping[str, Compared]],
-    seeds: int,
-    derive: Callable[[dict[str, float]], dict[str, float]],
-) -> list[dict[str, float]]:
-    """One dict per seed of everything, by size and arm; ``derive`` gets perplexities' logarithms by arm."""
-    return [
+def corrected_outcome(by_place: Mapping[tuple[str, str], Compared], seeds: int, derive: Derive) -> Outcome:
+    """Everything of so many random seeds, from what arms came to by size of the text and arm; no row without
+    an arm."""
+    sizes: dict[str, dict[str, Compared]] = {}
+    for (size, arm), result in by_place.items():
+        sizes.setdefault(size, {})[arm] = result
+    if not sizes:
+        return Outcome([])
+    rows = [
         {
             f"{size}.{name}": value
-            for size, arms in found.items()
-            for name, value in _of_seed(arms, seed, derive).items()
+            for size, arms in sizes.items()
+            for name, value in _of_seed(arms, place, derive).items()
         }
-        for seed in range(seeds)
+        for place in range(seeds)
     ]
+    return Outcome(rows, {"learning_curves": _learning_curves(sizes)})
 
 
-def _of_seed(
-    arms: Mapping[str, Compared], seed: int, derive: Callable[[dict[str, float]], dict[str, float]]
-) -> dict[str, float]:
+def _of_seed(arms: Mapping[str, Compared], place: int, derive: Derive) -> dict[str, float]:
     row: dict[str, float] = {}
     for prefix, lists in (
         ("", {arm: one.nll for arm, one in arms.items()}),
         ("flops.", {arm: one.flops_nll for arm, one in arms.items()}),
     ):
-        nll = {arm: values[seed] for arm, values in lists.items()}
+        nll = {arm: values[place] for arm, values in lists.items()}
         row |= {f"{prefix}ppl.{arm}": math.exp(value) for arm, value in nll.items()}
         row |= {f"{prefix}{name}": value for name, value in derive(nll).items()}
     for arm, one in arms.items():
-        row |= {f"epoch.{arm}": one.passes[seed], f"parameters.{arm}": one.parameters}
-        row |= {f"{name}.{arm}": value for name, value in (one.more[seed] if one.more else {}).items()}
+        row |= {f"epoch.{arm}": one.passes[place], f"parameters.{arm}": one.parameters}
+        row |= {f"{name}.{arm}": value for name, value in (one.more[place] if one.more else {}).items()}
     return row
 
 
-def learning_curves(found: Mapping[str, Mapping[str, Compared]]) -> dict[str, Any]:
+def _learning_curves(sizes: Mapping[str, Mapping[str, Compared]]) -> dict[str, Any]:
     """The figure of a study whose conclusion is which arm learns better."""
     panels = {
-        f"{size} characters": {arm: one.curves for arm, one in arms.items()} for size, arms in found.items()
+        f"{size} characters": {arm: one.curves for arm, one in arms.items()} for size, arms in sizes.items()
     }
     return panels_figure(
         "Perplexity of calibration text by update", panels, "text", "updates", "perplexity", log=True

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from offramp.systems.ensemble import Ensemble, Fitted, Watch, Weights, fit, mean_nll
 from offramp.systems.objectives import Objective
 from studies.common.characters import Characters
+from studies.common.settings import Settings
 
 Build = Callable[[int], nn.Module]
 
@@ -36,10 +37,20 @@ class PublishedRun:
         return {f"ppl.{arm}": self.fitted.best_ppl, f"epoch.{arm}": self.fitted.best_look}
 
 
+class PublishedTraining(Settings):
+    """How long the report trains."""
+
+    epochs: int
+    """At most."""
+    patience: int | None
+    """Epochs without a better one after which training ends; None: it goes on to the last."""
+
+
 def train_published(
     build: Build,
     objective: Objective,
     data: Characters,
+    *,
     epochs: int,
     patience: int | None,
     seed: int,
@@ -111,12 +122,7 @@ class CorrectedRun:
         those looks."""
         nll = torch.tensor(self.calibration[: bisect_right(self.looks, batches)])
         chosen = nll.argmin(dim=0).tolist()
-        self.ensemble.restore(
-            {
-                name: torch.stack([self.weights[look][name][member] for member, look in enumerate(chosen)])
-                for name in self.ensemble.weights
-            }
-        )
+        self.ensemble.restore(of_looks(self.weights, chosen))
         return [self.looks[look] for look in chosen]
 
     def test_nll(self, batches: int) -> list[float]:
@@ -145,11 +151,21 @@ class CorrectedRun:
         ]
 
 
+def of_looks(weights: Sequence[Weights], chosen: Sequence[int]) -> Weights:
+    """The weights of an ensemble whose every member is as it was at a look of its own; ``weights`` are by
+    look."""
+    return {
+        name: torch.stack([weights[look][name][member] for member, look in enumerate(chosen)])
+        for name in weights[0]
+    }
+
+
 def train_corrected(
     build: Build,
     objective: Objective,
     data: Characters,
     limits: Limits,
+    *,
     look_every: int,
     seeds: Sequence[int],
     watch: Watch | None = None,

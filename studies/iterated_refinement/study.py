@@ -1,22 +1,21 @@
-"""Seed 001, experiment 3: does refining a state in two passes help?
+"""Does refining a state in two passes help? Experiment 3 of the report character-systems.
 
-    python -m studies.iterated_refinement.study --corpus sotu
+    python -m studies iterated_refinement --corpus sotu
 
-Published: one-layer models on 20,000 characters, each until its best epoch. Iterated refinement (irt) and HRM then make two
-updates per batch where the standard model makes one (F8), HRM's first layer never learns (F4, hrm_published), and both spend
-twice the compute of the standard model when they are used.
+Published: one-layer models on 20,000 characters, each until its best epoch. Iterated refinement (irt) and the
+hierarchical model (HRM) then make two updates per batch where the standard model makes one, HRM's first layer
+never learns (hrm_published), and both spend twice the compute of the standard model when they are used.
 
-Corrected: five seeds at equal updates, and at equal FLOPs of training. Controls: a standard model that updates twice per batch
-too (repeated), one that costs as much as irt in use (standard_2), the two passes with one loss and the gradient through both
-(unrolled), and HRM with its gradient mended (hrm). Against the seed's up to 30 epochs all arms have a fixed number of updates,
-about as many as its best arms took; most would go on learning (see the curves). Writes
-metrics/studies/iterated_refinement.<corpus>.json.
+Corrected: five random seeds at equal updates, and at equal FLOPs of training. Controls: a standard model that
+updates twice per batch too (repeated), one that costs as much as irt in use (standard_2), the two passes with
+one loss and the gradient through both (unrolled), and HRM with its gradient mended (hrm). Against the
+report's up to 30 epochs all arms have a fixed number of updates, about as many as its best arms took; most
+would go on learning, as the curves show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from torch import nn
 
@@ -24,34 +23,27 @@ from offramp.systems.deep_supervision import segments_objective
 from offramp.systems.hierarchical import HierarchicalConfig, HierarchicalLM
 from offramp.systems.iterated import IteratedLM, unrolled
 from offramp.systems.objectives import Objective, from_logits, named, repeated
-from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
-from studies.common.characters import SIZES_OF, WINDOW, corrected, published_1a
+from studies.common.characters import WINDOW, Characters, Sizes, corrected_splits, published_1a
 from studies.common.comparison import (
     HEADS,
     Compared,
     compared,
-    corrected_values,
+    corrected_outcome,
     differences,
     gains,
-    learning_curves,
     limits,
     parameters,
-    published_values,
+    published_outcome,
     transformer,
 )
-from studies.common.results import study_params
-from studies.common.text import StudyText
-from studies.common.training import train_corrected, train_published
+from studies.common.settings import Settings
+from studies.common.study import Job, Outcome
+from studies.common.training import PublishedTraining, train_corrected, train_published
+from studies.common.workers import run_arms
 
-STUDY = "iterated_refinement"
-SETTINGS: dict[str, Any] = study_params(STUDY)
 ARMS = ("standard", "repeated", "standard_2", "irt", "unrolled", "hrm_published", "hrm")
-FLAWS = [
-    "F4 the gradient never reaches the first layer of HRM version 2: it stays a random, fixed layer",
-    "F8 iterated refinement and HRM make two updates per batch and run twice per use, the standard model once",
-]
 HRM_WIDTH = 48
-"""Of the seed's HRM, to come near the parameters of the others."""
+"""Of the report's HRM, to come near the parameters of the others."""
 PASSES = 2
 PAIRS = (
     ("irt", "standard"),
@@ -68,8 +60,17 @@ PAIRS = (
 )
 
 
+class CorrectedTraining(Settings):
+    """How long the corrected protocol trains."""
+
+    updates: dict[str, int]
+    """By size of the text."""
+    look_every: int
+    """Updates between two looks at the calibration text."""
+
+
 def build(arm: str, vocab_size: int) -> Callable[[int], nn.Module]:
-    """The model of an arm, as initialised in the seed."""
+    """The model of an arm, as initialised in the report."""
     if arm.startswith("hrm"):
         variant = "v2" if arm == "hrm" else "v2_published"
         config = HierarchicalConfig(vocab_size, WINDOW, HRM_WIDTH, HEADS, 4 * HRM_WIDTH, variant, (1, 2))
@@ -92,65 +93,47 @@ def objective(arm: str) -> Objective:
     return repeated(final, PASSES) if arm == "repeated" else final
 
 
-def published_arm(text: StudyText, arm: str, settings: dict[str, Any]) -> dict[str, float]:
-    """Values of one arm as the seed ran it."""
-    data = published_1a(text)
+def published(job: Job) -> Outcome:
+    """Every arm as the report ran it, with one random seed."""
+    data = published_1a(job.text, Sizes.of(job.shared["characters"]))
+    how = PublishedTraining.of(job.settings["published"])
+    jobs = [(data, arm, how, job.seeds[0]) for arm in job.arms]
+    return published_outcome(dict(zip(job.arms, run_arms(published_arm, jobs, job.processes))), derived)
+
+
+def corrected(job: Job) -> Outcome:
+    """Every arm on every size of the text, at equal updates and at equal FLOPs."""
+    sizes, how = Sizes.of(job.shared["characters"]), CorrectedTraining.of(job.settings["corrected"])
+    texts = {size: corrected_splits(job.text, size, sizes) for size in sizes.names(job.text.corpus)}
+    places = [(size, arm) for size in texts for arm in job.arms]
+    jobs = [(texts[size], arm, how.updates[size], how.look_every, job.seeds) for size, arm in places]
+    results = run_arms(corrected_arm, jobs, job.processes)
+    return corrected_outcome(dict(zip(places, results)), len(job.seeds), derived)
+
+
+def published_arm(data: Characters, arm: str, how: PublishedTraining, seed: int) -> dict[str, float]:
+    """Values of one arm as the report ran it."""
     run = train_published(
         build(arm, data.vocab_size),
         objective(arm),
         data,
-        settings["epochs"],
-        settings["patience"],
-        PUBLISHED_SEED,
+        epochs=how.epochs,
+        patience=how.patience,
+        seed=seed,
     )
     return run.values(arm) | {f"parameters.{arm}": parameters(run.ensemble)}
 
 
 def corrected_arm(
-    text: StudyText, size: str, arm: str, settings: dict[str, Any], seeds: Sequence[int]
+    data: Characters, arm: str, updates: int, look_every: int, seeds: tuple[int, ...]
 ) -> Compared:
-    """One arm on one size of text, all seeds together."""
-    data, updates = corrected(text, size), settings["updates"][size]
-    own = build(arm, data.vocab_size), objective(arm)
-    within = limits(*own, data, updates, (build("standard", data.vocab_size), objective("standard")))
-    return compared(
-        train_corrected(*own, data, within, settings["look_every"] // own[1].segments, seeds), within
-    )
+    """One arm on one size of text, all random seeds together; ``look_every`` is in updates."""
+    model = build(arm, data.vocab_size), objective(arm)
+    within = limits(*model, data, updates, (build("standard", data.vocab_size), objective("standard")))
+    run = train_corrected(*model, data, within, look_every=look_every // model[1].segments, seeds=seeds)
+    return compared(run, within)
 
 
 def derived(nll: dict[str, float]) -> dict[str, float]:
     """What follows from the losses of all arms."""
     return differences(nll, PAIRS) | gains(nll, "standard")
-
-
-def run(
-    text: StudyText,
-    protocol: str,
-    arms: Sequence[str],
-    settings: dict[str, Any] = SETTINGS,
-    seeds: Sequence[int] = tuple(SEEDS),
-) -> Outcome:
-    """Both protocols on one text; text of one's own has the corrected one alone."""
-    outcome, published_jobs, jobs = Outcome(), [], []
-    if protocol in ("published", "both") and text.corpus != "own":
-        published_jobs = [(text, arm, settings["published"]) for arm in arms]
-    if protocol in ("corrected", "both"):
-        jobs = [
-            (text, size, arm, settings["corrected"], seeds) for size in SIZES_OF[text.corpus] for arm in arms
-        ]
-    published, found = both_protocols(published_arm, published_jobs, corrected_arm, jobs)
-    if published_jobs:
-        outcome.published = published_values(published, [arm for _, arm, _ in published_jobs], derived)
-    if jobs:
-        by_size: dict[str, dict[str, Compared]] = {size: {} for size in SIZES_OF[text.corpus]}
-        for (_, size, arm, *_), one in zip(jobs, found):
-            by_size[size][arm] = one
-        outcome.corrected = corrected_values(by_size, len(seeds), derived)
-        outcome.figures["learning_curves"] = learning_curves(by_size)
-    return outcome
-
-
-main = study_main(STUDY, __doc__.splitlines()[0], ARMS, FLAWS, run)
-
-if __name__ == "__main__":
-    main()
