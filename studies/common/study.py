@@ -72,6 +72,8 @@ class About(BaseModel):
     """What the report did and concluded, and what a fair test is; the opening of the study's part of the findings."""
     facts: dict[Protocol, list[str]] = {}
     """Sentences of the findings by protocol; figures stand in braces, by their keys, and one that is missing drops its sentence."""
+    timings: list[str] = []
+    """How keys of values in seconds begin: no rerun gives them again."""
     tiny: dict[str, Any] = {}
     """Values over ``settings`` with which every arm starts and ends within seconds, to see that it runs."""
 
