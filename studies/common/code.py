@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offramp.artifacts.files import hash_file, write_json
-from offramp.lineage.code import code_of, import_graph
+from offramp.lineage.code import code_of
 from studies.common.study import HOME, SHARED, read_yaml, studies
 
 CLAIMS_READERS = {"ledger": "studies.ledger.ledger", "findings": "studies.findings.findings"}
@@ -20,18 +20,18 @@ CLAIMS_READERS = {"ledger": "studies.ledger.ledger", "findings": "studies.findin
 
 def write_code(home: Path = HOME) -> Path:
     """Write build/code below the folder of all studies."""
-    folder, root, graph = home / "build/code", home.parent, import_graph()
+    folder, root = home / "build/code", home.parent
     known, shared = studies(home), read_yaml(home / SHARED)
     for file in folder.glob("*.json"):
         file.unlink()
     for study in known.values():
         settings = {name: shared[name] for name in study.about.shared}
-        code = code_of(study.module_name, graph, root)
+        code = code_of(study.module_name, root)
         write_json(folder / f"{study.name}.json", {"code": code, "shared": settings})
     documents = [home / name / file for name in known for file in ("study.yaml", "claims.yaml")]
     digests = {file.relative_to(home).as_posix(): hash_file(file) for file in documents if file.exists()}
     for name, module in CLAIMS_READERS.items():
-        write_json(folder / f"{name}.json", {"code": code_of(module, graph, root), "studies": digests})
+        write_json(folder / f"{name}.json", {"code": code_of(module, root), "studies": digests})
     return folder
 
 
