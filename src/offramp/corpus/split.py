@@ -1,4 +1,8 @@
-"""Documents to train, calibration and test: never parts of one document to two of them."""
+"""Which documents are for training, which for calibration and which for the test.
+
+Whole documents are assigned, never parts of one: text that a model was fitted on would otherwise be near its
+test.
+"""
 
 from __future__ import annotations
 
@@ -24,40 +28,47 @@ REMEDY = (
 
 
 def survey(source: Source) -> tuple[np.ndarray, int]:
-    """Read everything once: the split given to each document (index into SPLITS, or -1) and all characters.
+    """Read the whole source once: the split that it puts each document in, and how many characters it has.
 
-    Errors in the text show here, before any work on it.
+    Splits are (documents,) int8: an index into SPLITS, or -1 where the source has none. UserError where the
+    text is damaged: it shows here, before any work on it.
     """
-    given, characters = bytearray(), 0
+    splits, characters = bytearray(), 0
     for piece in source:
         characters += len(piece.text)
-        if piece.document == len(given):
-            given.append(SPLITS.index(piece.split) if piece.split else 255)
-    return np.frombuffer(bytes(given), dtype=np.int8), characters
+        if piece.document == len(splits):
+            splits.append(SPLITS.index(piece.split) if piece.split else 255)
+    return np.frombuffer(bytes(splits), dtype=np.int8), characters
 
 
-def assign(given: np.ndarray, corpus: Corpus) -> np.ndarray:
-    """The split (index into SPLITS) of each document: the source's own, or random by ``split_seed``.
+def assign(source_splits: np.ndarray, corpus: Corpus) -> np.ndarray:
+    """The split of each document, (documents,) indices into SPLITS.
 
-    UserError if there are too few documents.
+    It is the source's own, ``source_splits`` as ``survey`` gives them, or drawn by ``corpus.split_seed``
+    where the source has none. UserError if there are too few documents.
     """
-    if not len(given):
+    if not len(source_splits):
         raise UserError(f"corpus.source = {corpus.source}: there is no text in it; {REMEDY}")
-    if (given >= 0).all():
-        counts = np.bincount(given, minlength=len(SPLITS))
+    if (source_splits >= 0).all():
+        counts = np.bincount(source_splits, minlength=len(SPLITS))
         for split, count in zip(SPLITS, counts):
             if count < LEAST[split]:
-                own = "validation" if split == "calibration" else split
+                hub_split = "validation" if split == "calibration" else split
                 raise UserError(
-                    f"corpus.hub_name = {corpus.hub_name!r}: its split {own} has {count} document(s) with "
-                    f"text, at least {LEAST[split]} needed for {split}; {REMEDY}"
+                    f"corpus.hub_name = {corpus.hub_name!r}: its split {hub_split} has {count} document(s) "
+                    f"with text, at least {LEAST[split]} needed for {split}; {REMEDY}"
                 )
-        return given
-    return random_split(len(given), corpus.calibration_fraction, corpus.test_fraction, corpus.split_seed)
+        return source_splits
+    return random_split(
+        len(source_splits), corpus.calibration_fraction, corpus.test_fraction, corpus.split_seed
+    )
 
 
 def random_split(documents: int, calibration_fraction: float, test_fraction: float, seed: int) -> np.ndarray:
-    """(documents,) indices into SPLITS, each with its LEAST; UserError if there are too few documents."""
+    """A random split of so many documents: (documents,) indices into SPLITS, at least LEAST of each.
+
+    The fractions are of documents, not of text. UserError if there are too few documents.
+    """
     if documents < sum(LEAST.values()):
         raise UserError(
             f"the text has {documents} document(s), at least {sum(LEAST.values())} are needed "

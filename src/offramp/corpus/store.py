@@ -24,16 +24,21 @@ ROWS = 10_000
 
 @dataclass
 class Stream:
-    """One split's stream while it is written, and its counts."""
+    """The token stream of one split while it is written, and what has been written so far."""
 
     file: BinaryIO
     documents: int = 0
     characters: int = 0
     tokens: int = 0
+    """With the end tokens of documents."""
     unknown: int = 0
+    """Tokens that are ``<unk>``."""
 
     def counts(self, window: int) -> dict[str, Any]:
-        """``unknown_rate`` is the share of text tokens (end tokens aside) that are the unknown token."""
+        """Documents, characters, tokens, whole windows of ``window`` tokens, and the rate of unknown tokens.
+
+        ``unknown_rate`` is the share of text tokens (end tokens aside) that are the unknown token.
+        """
         return {
             "documents": self.documents,
             "characters": self.characters,
@@ -44,11 +49,12 @@ class Stream:
 
 
 def stream_file(split: str) -> str:
+    """The name of a split's token stream within a data artifact."""
     return f"{split}.bin"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smaller of uint16 and uint32 that holds every id, little-endian."""
+    """Token ids on disk: little-endian uint16 where every id of the vocabulary fits, else uint32."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
@@ -61,10 +67,11 @@ def write_streams(
     end_id: int | None,
     unknown_id: int | None,
 ) -> dict[str, Stream]:
-    """Write all splits in one pass over ``pieces``; ``splits`` (documents,) are the indices into SPLITS.
+    """Write the token streams of all splits and the table of documents, in one pass over ``pieces``.
 
-    ``end_id`` ends every document, if there is one.
-    Returns the counts of each split. Memory is a few buffers, however long the text.
+    ``splits`` (documents,) are indices into SPLITS; ``encode`` gives the token ids (N,) of a piece's text.
+    The token ``end_id``, where there is one, is written after every document; ``unknown_id`` is counted.
+    Returns the streams with their counts, by split. Memory is a few buffers, however long the text.
     """
     end = np.asarray([] if end_id is None else [end_id], dtype=dtype)
     with ExitStack() as stack:
@@ -103,7 +110,7 @@ class _DocumentTable:
     def __init__(self, path: Path):
         self._schema = pa.schema(self.COLUMNS)
         self._writer = pq.ParquetWriter(path, self._schema)
-        self._rows: list[tuple] = []
+        self._rows: list[tuple[str | int, ...]] = []
 
     def __enter__(self) -> _DocumentTable:
         return self

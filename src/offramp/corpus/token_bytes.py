@@ -16,9 +16,10 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def token_bytes(tokenizer: Tokenizer, kind: str) -> np.ndarray:
-    """UTF-8 bytes (V,), float64, of every token; 0 for special ones, which stand for no text, NaN where it cannot be known.
+    """How many UTF-8 bytes of text every token of the vocabulary stands for, (V,) float64.
 
-    That is every ``<unk>``, and with lowercased words (kind ``word``) everything.
+    Special tokens stand for no text: 0. NaN where the number cannot be known: of ``<unk>``, and of every
+    token of lowercased words (kind ``word``).
     """
     entries = tokenizer.get_vocab(with_added_tokens=True)
     added = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
@@ -30,9 +31,7 @@ def token_bytes(tokenizer: Tokenizer, kind: str) -> np.ndarray:
             out[id] = math.nan
         elif entry in special:
             out[id] = 0
-        elif (
-            by_byte
-        ):  # every character of the entry is one byte, but for added tokens, which are written as text
+        elif by_byte:  # a character of the entry is one byte, but for added tokens, which are written as text
             out[id] = len(entry.encode() if entry in added else entry)
         else:
             out[id] = 1 if BYTE.fullmatch(entry) else len(entry.replace("▁", " ").encode())
@@ -40,5 +39,5 @@ def token_bytes(tokenizer: Tokenizer, kind: str) -> np.ndarray:
 
 
 def bits_per_byte(nats: float, num_bytes: float) -> float | None:
-    """Of a text whose tokens lose ``nats`` in sum; None where its bytes are not known."""
-    return nats / math.log(2) / num_bytes if num_bytes > 0 else None  # nor is NaN
+    """Bits per byte of a text whose tokens lose ``nats`` in sum; None where its bytes are 0 or NaN."""
+    return nats / math.log(2) / num_bytes if num_bytes > 0 else None

@@ -1,8 +1,8 @@
-"""Tokenizers: byte-level BPE, lowercased words or characters, in the ``tokenizer.json`` format, or a checkpoint's own.
+"""Tokenizers as ``tokenizer.json``: byte-level BPE, lowercased words, characters, or a checkpoint's own.
 
-``<eos>`` is token 0 and ends every document; word and char have ``<unk>`` as token 1. In word texts a literal
-``<unk>`` or ``<eos>`` keeps that meaning, as prepared corpora use them; in bpe and char they are plain text, as are the
-special tokens of a checkpoint.
+``<eos>`` is token 0 and ends every document; kinds word and char have ``<unk>`` as token 1. In texts of words
+a literal ``<unk>`` or ``<eos>`` keeps that meaning, as prepared corpora use them; in bpe and char both are
+plain text, as are the special tokens of a checkpoint.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ CHUNK = re.compile(r"(?:\s*+[^ \n]++)+?(?<=\S)|[\s\S]+")
 spans: the tokens of the chunks are the tokens of the text."""
 
 CACHED_CHUNKS = 2**17
+"""Chunks whose tokens an encoder remembers before it forgets all of them."""
 
 
 def train_tokenizer(params: TokenizerParams, texts: Iterable[str]) -> Tokenizer:
-    """A tokenizer whose vocabulary comes from ``texts`` alone; same texts, same ``tokenizer.json``.
+    """A tokenizer of kind bpe, word or char whose vocabulary comes from ``texts`` alone.
 
-    UserError if no word or character occurs ``min_count`` times.
+    The same texts give the same file. UserError if no word or character occurs ``min_count`` times.
     """
     if params.kind == "bpe":
         return _train_bpe(params.vocab_size, texts)
@@ -65,20 +66,21 @@ def train_tokenizer(params: TokenizerParams, texts: Iterable[str]) -> Tokenizer:
 
 
 def open_tokenizer(data: Artifact) -> Tokenizer:
-    """The tokenizer of a data artifact; its kind is ``data.meta["kind"]``."""
+    """The tokenizer of a data artifact, whose kind ``data.meta["kind"]`` says."""
     return Tokenizer.from_file(str(data.file(FILE)))
 
 
 class Encoder:
-    """``encoder(text)``: the token ids of a text, uint32 (N,): the library's own, but several times faster.
+    """What turns text into token ids: ``encoder(text)`` is uint32 (N,).
 
-    Words repeat, so their tokens are remembered; characters are a table look-up. A checkpoint's tokenizer may join what is
-    on both sides of a space or newline, so it is asked about the text as a whole.
+    It gives the tokens that the tokenizers library gives, several times faster: words repeat, so their tokens
+    are remembered, and characters are a table look-up. A checkpoint's tokenizer may join what is on both
+    sides of a space or newline, so it is given the text as a whole.
     """
 
     def __init__(self, tokenizer: Tokenizer, kind: str):
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        # "<eos>" inside a text is no end of it; a setting that tokenizer.json does not keep
+        # "<eos>" inside a text does not end it; tokenizer.json does not keep this setting
         self._tokenizer.encode_special_tokens = True
         self._chunks: dict[str, list[int]] = {}
         self._whole = kind == "pretrained"
@@ -100,15 +102,16 @@ class Encoder:
 
 
 def token_texts(tokenizer: Tokenizer, kind: str, ids: Sequence[int]) -> list[str]:
-    """What each token shows as; joined, they read as the text.
+    """The text that each of the tokens ``ids`` shows as; joined, they read as the text.
 
-    bpe, pretrained: a character made of several tokens belongs to the last of them, the others are ""; bytes that never
-    become a character, as where ``ids`` begin inside one, show as U+FFFD. word: every token but the first
-    begins with the space before it.
+    Kinds bpe and pretrained: a character made of several tokens belongs to the last of them, the others show
+    nothing; bytes that never become a character, as where ``ids`` begin inside one, show as U+FFFD. Kind
+    word: every token but the first begins with the space before it. ValueError for an id that is not in the
+    vocabulary.
     """
     if kind == "pretrained":
         return _pretrained_texts(tokenizer, ids)
-    tokens = [tokenizer.id_to_token(int(id)) for id in ids]
+    tokens = [_token(tokenizer, int(id)) for id in ids]
     if kind == "word":
         return [" " * (place > 0) + token for place, token in enumerate(tokens)]
     if kind == "char":
@@ -122,14 +125,20 @@ def token_texts(tokenizer: Tokenizer, kind: str, ids: Sequence[int]) -> list[str
     ]
 
 
+def _token(tokenizer: Tokenizer, id: int) -> str:
+    token = tokenizer.id_to_token(id)
+    if token is None:
+        raise ValueError(f"token {id} is not in the tokenizer's vocabulary of {tokenizer.get_vocab_size()}")
+    return token
+
+
 def _pretrained_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """Decodes each token after the one before it: alone, some tokenizers would lose its leading space."""
+    """The texts of tokens, each decoded after the one before it: alone, some lose their leading space."""
     texts, context, done = [], 0, 0
     for end in range(1, len(ids) + 1):
         before, now = (tokenizer.decode(ids[context:stop], skip_special_tokens=False) for stop in (done, end))
-        inside = (
-            now.endswith("\ufffd") and end - done < 4 and end < len(ids)
-        )  # no character has more than four bytes
+        # no character has more than four bytes
+        inside = now.endswith("\ufffd") and end - done < 4 and end < len(ids)
         texts.append("" if inside else now[len(before) :])
         if not inside:
             context, done = done, end
@@ -185,5 +194,5 @@ def _codepoint_table(tokenizer: Tokenizer) -> np.ndarray:
 def _byte_characters() -> list[str]:
     """The character that byte-level BPE writes for each byte: itself if printable, else one past U+00FF."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    substitutes = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]

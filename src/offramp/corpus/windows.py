@@ -17,10 +17,11 @@ Indices = Sequence[int] | np.ndarray | Tensor
 
 
 class TokenWindows:
-    """The windows of one split, without overlap: window i reads tokens i*T .. i*T+T-1, predicting the next.
+    """The windows of one split of a data artifact, without overlap: window i reads tokens i*T .. i*T+T-1.
 
-    ``data`` comes from ``open_artifact(path, "data")``, which refuses a damaged one.
-    Shapes: B indices, T tokens per window.
+    Each token's target is the token after it, in the last place that of the next window. What is left of the
+    stream after the last whole window and its target is not used. Shapes: B indices, T tokens per window.
+    ValueError for a split that does not exist.
     """
 
     def __init__(self, data: Artifact, split: str):
@@ -38,7 +39,8 @@ class TokenWindows:
 
     def batch(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T), int64; IndexError for an index that is not in 0 .. len - 1."""
-        tokens = torch.from_numpy(self._stream[self._places(indices, self.window + 1)].astype(np.int64))
+        places = self._places(indices, self.window + 1)
+        tokens = torch.from_numpy(self._stream[places].astype(np.int64))
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def documents(self, indices: Indices) -> np.ndarray:
@@ -49,6 +51,7 @@ class TokenWindows:
     def _places(self, indices: Indices, length: int) -> np.ndarray:
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
-            found = f"{indices.min()} to {indices.max()}"
-            raise IndexError(f"window indices must be from 0 to {len(self) - 1}, got {found}")
+            raise IndexError(
+                f"window indices must be from 0 to {len(self) - 1}, got {indices.min()} to {indices.max()}"
+            )
         return indices[:, None] * self.window + np.arange(length)
