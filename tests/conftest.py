@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,15 @@ import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
-pytest_plugins = ["tests.fixtures.tracked_project", "tests.fixtures.pipeline_run", "tests.fixtures.study_results"]
+pytest_plugins = [
+    "tests.fixtures.tracked_project",
+    "tests.fixtures.pipeline_run",
+    "tests.fixtures.study_results",
+]
 REPOSITORY = Path(__file__).resolve().parents[1]
-
+# Tests use no network. A name that no folder has would be looked up on the hub otherwise, for half a minute
+# where there is none.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 ON_ONE_RUN = ("test_end_to_end", "test_bad_input", "test_dependencies", "test_launcher")
 """Files of tests/pipeline whose tests share one run of the pipeline, the longest wait of all."""
@@ -35,7 +42,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Longest first: no process then ends long after the other."""
+    """What needs the run of the whole pipeline is slow.
+
+    Longest first: no process then ends long after the other.
+    """
+    for item in items:
+        if item.path.stem in ON_ONE_RUN and "project" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: (item.path.stem not in ON_ONE_RUN, item.path.parent.name != "pipeline"))
 
 

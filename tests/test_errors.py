@@ -35,6 +35,7 @@ def test_other_failures_are_left_as_they_are():
         torch.zeros(2, 3) @ torch.zeros(2, 3)
 
 
+@pytest.mark.slow
 def test_a_stage_in_too_little_memory_ends_with_one_line():
     """A real process under a limit of address space, as a cluster's scheduler sets it."""
     script = (

@@ -211,6 +211,7 @@ def test_what_cannot_be_done_is_refused_with_a_remedy(ranks, variants, message):
         rank_sweep(*draw(4), ranks, variants)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_tokens():
     """Tokens x vocabulary would be 1 GiB more; what grows is four numbers per token and rank."""
 

@@ -289,6 +289,7 @@ def test_the_harness_reports_what_the_likelihoods_say(routed, tasks, offline):
     assert results["texts"]["word_perplexity,none"] == pytest.approx(math.exp(-total / words), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_passes_its_options_on(project, tasks, offline, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["offramp"])
     arguments = [

@@ -11,6 +11,8 @@ import pytest
 from benchmarks import projects
 from benchmarks.measure import Skipped
 
+pytestmark = pytest.mark.slow
+
 STAGE = """
 stages:
   train:

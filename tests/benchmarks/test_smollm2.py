@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.smollm2 import used
 
+pytestmark = pytest.mark.slow
+
 LARGE = "import numpy, time; block = numpy.ones(50_000_000); time.sleep(0.2)"  # 0.4 GB
 
 

@@ -397,6 +397,7 @@ def test_weights_that_are_not_finite_are_refused(folder, value):
         load_pretrained(str(folder), exits_after=[2], window=32)
 
 
+@pytest.mark.slow
 def test_weights_too_large_for_memory_are_not_taken_for_damaged_ones(tmp_path):
     """A real process under a limit of address space, once it has loaded a small model and all that takes."""
     small = save_checkpoint(tmp_path / "small")

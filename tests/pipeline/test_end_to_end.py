@@ -12,6 +12,8 @@ import pytest
 from tests.fixtures.pipeline_run import command, copy_repository, run_stages
 from tests.fixtures.reduce_params import reduce_params
 
+pytestmark = pytest.mark.slow
+
 ARTIFACTS = ("data", "models/lm", "states/calibration", "states/test", "models/exits", "routed")
 
 

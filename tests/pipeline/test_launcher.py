@@ -12,6 +12,8 @@ from offramp.artifacts.artifact import open_artifact
 from tests.fixtures.pipeline_run import command
 from tests.fixtures.reduce_params import reduce_params
 
+pytestmark = pytest.mark.slow
+
 TWO = "accelerate launch --multi_gpu --num_processes 2 --main_process_port 0"
 
 

@@ -30,6 +30,8 @@ from tests.conftest import REPOSITORY
 from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.reduce_params import reduce_params
 
+pytestmark = pytest.mark.slow
+
 STAGES = (
     "check",
     "prepare",

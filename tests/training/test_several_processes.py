@@ -28,6 +28,8 @@ from tests.conftest import REPOSITORY
 from tests.fixtures import pretrained_training as pretrained
 from tests.training.test_pretrain import make_trainer
 
+pytestmark = pytest.mark.slow
+
 TRAININGS = {  # batches of 5 have unequal halves, and every process has its own number of hard tokens
     "joint": {"pretrain__method": "joint", "pretrain__joint_classifier": {"label": "loss", "weight": 1.0}},
     "layers left out": {
