@@ -10,6 +10,7 @@ from studies.common import run
 from studies.common.study import studies, study_of
 
 TOOLS = {
+    "all": ("studies.common.every", "run every study on one text"),
     "code": ("studies.common.code", "write the digests of the code that every study depends on"),
     "ledger": ("studies.ledger.ledger", "write claims.csv: a verdict on every claim"),
     "findings": ("studies.findings.findings", "write docs/studies: a page per report, and an index"),

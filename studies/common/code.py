@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offramp.artifacts.files import hash_file, write_json
+from offramp.errors import UserError
 from offramp.lineage.code import code_of
 from studies.common.study import HOME, SHARED, read_yaml, studies
 
@@ -25,6 +26,10 @@ def write_code(home: Path = HOME) -> Path:
     for file in folder.glob("*.json"):
         file.unlink()
     for study in known.values():
+        if not (home / study.name / "__init__.py").exists():
+            raise UserError(
+                f"{home / study.name} has no __init__.py; add an empty one, or its imports are not followed"
+            )
         settings = {name: shared[name] for name in study.about.shared}
         code = code_of(study.module_name, root)
         write_json(folder / f"{study.name}.json", {"code": code, "shared": settings})
