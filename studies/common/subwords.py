@@ -1,12 +1,13 @@
-"""Sub-words for the studies of seeds 000 and 002: documents split, a tokenizer of the training documents, windows inside documents.
+"""A text as sub-words: documents split, a tokenizer of the training documents, windows inside documents.
 
-Shapes: C tokens of a split, N windows, T tokens of a window.
+Shapes: C tokens of a split, N windows, B windows of a batch, T tokens of a window.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,17 +32,22 @@ class Subwords:
     tokenizer: str
     """As tokenizer.json has it."""
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         return Tokenizer.from_str(self.tokenizer).get_vocab_size()
 
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(Tokenizer.from_str(self.tokenizer), "bpe")
+
     def encode(self, text: str) -> list[int]:
-        return Encoder(Tokenizer.from_str(self.tokenizer), "bpe")(text).tolist()
+        return self._encoder(text).tolist()
 
     def windows(self, split: str, window: int, most: int | None = None) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (N, T), none of which reaches from one document into the next; what is left of a document is left out.
+        """Inputs and targets (N, T), none of which reaches from one document into the next.
 
-        ``most``: as many windows, spread evenly over the split. UserError where no document fills a window.
+        What is left of a document is left out. ``most``: as many windows, spread evenly over the split.
+        UserError where no document fills a window.
         """
         stream, starts = self.tokens[split], self.starts[split]
         ends = torch.cat((starts[1:], torch.tensor([len(stream)])))
@@ -53,35 +59,37 @@ class Subwords:
         )
         if not len(begins):
             raise UserError(
-                f"text: no document of {split} has the {window + 1} tokens of a window and its last target; give longer ones"
+                f"text: no document of {split} has the {window + 1} tokens of a window and its last target; "
+                "give longer ones"
             )
         if most is not None and most < len(begins):
             begins = begins[torch.linspace(0, len(begins) - 1, most).long()]
-        found = stream[begins.unsqueeze(1) + torch.arange(window + 1)]
-        return found[:, :-1], found[:, 1:]
+        windows = stream[begins.unsqueeze(1) + torch.arange(window + 1)]
+        return windows[:, :-1], windows[:, 1:]
 
 
-def subwords(text: StudyText, vocab_size: int, held_out: float) -> Subwords:
-    """Documents drawn into train, calibration and test (a share ``held_out`` each; own text has its own), and their tokens.
+def subwords(text: StudyText, vocab_size: int, held_out: float, documents: int | None = None) -> Subwords:
+    """Documents drawn into train, calibration and test, and their tokens.
 
-    UserError for too few documents.
+    Calibration and test have a share ``held_out`` of the documents each; text of one's own has its own.
+    ``documents``: only so many of the corpus, its first ones. UserError for too few of them.
     """
-    parts = _parts(text, held_out)
+    parts = _parts(text, held_out, documents)
     settings = TokenizerParams(kind="bpe", vocab_size=vocab_size, min_count=2)
     tokenizer = train_tokenizer(settings, (document.text for document in parts["train"]))
     encoder, end = Encoder(tokenizer, "bpe"), tokenizer.token_to_id(END)
     tokens, starts = {}, {}
-    for split, documents in parts.items():
-        found = [np.append(encoder(document.text), end).astype(np.int64) for document in documents]
-        tokens[split] = torch.from_numpy(np.concatenate(found))
-        starts[split] = torch.from_numpy(np.cumsum([0, *map(len, found[:-1])]))
+    for split, chosen in parts.items():
+        encoded = [np.append(encoder(document.text), end).astype(np.int64) for document in chosen]
+        tokens[split] = torch.from_numpy(np.concatenate(encoded))
+        starts[split] = torch.from_numpy(np.cumsum([0, *map(len, encoded[:-1])]))
     return Subwords(tokens, starts, tokenizer.to_str())
 
 
-def _parts(text: StudyText, held_out: float) -> dict[str, list[Document]]:
+def _parts(text: StudyText, held_out: float, most: int | None) -> dict[str, list[Document]]:
     if isinstance(text, OwnText):
         return {"train": text.train, "calibration": text.validation, "test": list(text.test)}
-    documents = [*text.train, *text.validation]
+    documents = [*text.train, *text.validation][:most]
     splits = random_split(len(documents), held_out, held_out, 0)
     return {
         split: [document for document, place in zip(documents, splits) if SPLITS[place] == split]
@@ -90,7 +98,7 @@ def _parts(text: StudyText, held_out: float) -> dict[str, list[Document]]:
 
 
 def shuffled(tokens: Tensor, targets: Tensor, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of windows (N, T) without end, in a fresh order every time through."""
+    """Batches (B, T) of windows (N, T) without end, in a fresh order every time through."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         for rows in torch.randperm(len(tokens), generator=generator).split(batch_size):

@@ -1,16 +1,19 @@
 """Training of the small selective models that the studies of the report selective-output share.
 
-A selective model has a gate that may decline to speak after a token and take a skipped step instead. The report carried
-the targets of silent places over while the input went on, so that most targets had been read already ("carried targets"),
-and shifted labels that had been shifted before ("labels shifted twice"). Arms differ in their loss alone:
+A selective model has a gate that may decline to speak after a token and take a skipped step instead. The
+report carried the targets of silent places over while the input went on, so that most targets had been read
+already ("carried targets"), and shifted labels that had been shifted before ("labels shifted twice"). Arms
+differ in their loss alone:
 
-    ordinary          the next token; the gate learns entropy, as published, from states that nothing leaks into
-    ordinary_long     the same for twice the updates: as many FLOPs as the arms with one skipped step per token
+    ordinary          the next token; the gate learns entropy, as published, from states that nothing leaks
+                      into
+    ordinary_long     the same for twice the updates: as many FLOPs as arms with one skipped step per token
     carried           the published loss: carried targets, and labels shifted twice
     leak_only         carried targets, labels shifted once
     shift_only        labels shifted twice, nothing carried
     fixed_carried     the published loss of the fixed-skip successor, in which every second place speaks
-    straight_through, score_function    skipped steps that reveal nothing, and a gate that learns from what they buy
+    straight_through, score_function
+                      skipped steps that reveal nothing, and a gate that learns from what they buy
     evenly            the same number of skipped steps at even distances; no gate
     always            a skipped step before every token: the fixed-skip successor without its leak
 
@@ -108,6 +111,8 @@ class CorrectedTraining(Settings):
 class SelectiveModels(Settings):
     """The section selective_models of common/settings.yaml."""
 
+    documents: int | None
+    """Of the corpus, its first ones; None for all."""
     vocab_size: int
     held_out: float
     """Share of the documents that is for calibration, and as many again for test."""
@@ -162,7 +167,7 @@ class Run:
     method: Method
     train: Windows
     chosen_by: Windows
-    fitted: Trained = field(default_factory=Trained)
+    fitted: Trained = field(init=False)
     gates: list[float] = field(default_factory=list)
     """Mean gate of the first attempts, by look."""
     silent: list[float] = field(default_factory=list)
@@ -171,12 +176,22 @@ class Run:
     def fit(
         self,
         batches: Iterator[Windows],
+        *,
         how: Optimisation,
         updates: int,
         look_every: int,
         patience: int | None,
     ) -> None:
-        self.fitted = train(self.model, self.method, batches, how, updates, look_every, self._look, patience)
+        self.fitted = train(
+            self.model,
+            self.method,
+            batches,
+            self._look,
+            how=how,
+            updates=updates,
+            look_every=look_every,
+            patience=patience,
+        )
         self.model.eval()
 
     def _look(self, model: SelectiveLM) -> float:
@@ -205,11 +220,12 @@ class Run:
 
 @torch.no_grad()
 def gates_of(model: SelectiveLM, tokens: Tensor) -> Tensor:
-    """Gates (N, T - 1) of the first attempts at all places but the last, which the published loss leaves out."""
+    """Gates (N, T - 1) of the first attempts at all places but the last, which the published loss leaves
+    out."""
     return torch.cat([model.gate(model.states(part)[:, :-1]) for part in tokens.split(TOGETHER)])
 
 
-# Corrected ----------------------------------------------------------------------------------------------------------
+# Corrected --------------------------------------------------------------------------------------------------
 
 
 def train_corrected(
@@ -239,7 +255,7 @@ def train_corrected(
     )
     run.fit(
         batches,
-        Optimisation(how.learning_rate),
+        how=Optimisation(how.learning_rate),
         updates=how.updates * (2 if arm == "ordinary_long" else 1),
         look_every=how.look_every,
         patience=None,
@@ -272,7 +288,7 @@ def mixed(batches: Iterator[Windows], facts: Iterator[Tensor], share: float) -> 
         yield tokens, targets
 
 
-# Published ----------------------------------------------------------------------------------------------------------
+# Published --------------------------------------------------------------------------------------------------
 
 
 def published_facts(models: SelectiveModels) -> list[Fact]:
@@ -293,7 +309,7 @@ def train_published(data: Subwords, arm: str, seed: int, models: SelectiveModels
     epoch = -(-len(training[0]) // how.batch_size)
     run.fit(
         shuffled(*training, how.batch_size, seed),
-        Optimisation(how.learning_rate),
+        how=Optimisation(how.learning_rate),
         updates=how.max_epochs * epoch,
         look_every=epoch,
         patience=how.patience,

@@ -1,4 +1,5 @@
-"""Risk and coverage of a model that may keep silent, and what its skipped steps buy, on numbers that can be checked by hand."""
+"""Risk and coverage of a model that may keep silent, and what its skipped steps buy, on numbers that can be
+checked by hand."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from offramp.errors import UserError
 from offramp.systems.selective_output.model import SelectiveConfig, SelectiveLM
-from studies.measures.selective import (
-    attempted,
+from studies.selective_output.coverage import (
+    attempt_statistics,
     coverage_curves,
     gate_figures,
     place_nll,
@@ -52,12 +53,10 @@ def test_hindsight_is_the_best_and_its_opposite_the_worst(losses, quarters):
 def test_curves_and_gates():
     curves = coverage_curves({"s": SCORE}, NLL[0], [0.5, 1.0])
     assert curves == {"s": {0.5: pytest.approx(math.exp(1.5)), 1.0: pytest.approx(math.exp(2.5))}}
-    found = gate_figures(SCORE, -SCORE)
-    assert found["gate_entropy_r"] == pytest.approx(-1) and (found["gate_min"], found["gate_max"]) == (
-        0.1,
-        0.9,
-    )
-    assert found["gate_mean"] == 0.5
+    figures = gate_figures(SCORE, -SCORE)
+    assert figures["gate_entropy_r"] == pytest.approx(-1)
+    assert (figures["gate_min"], figures["gate_max"]) == (0.1, 0.9)
+    assert figures["gate_mean"] == 0.5
 
 
 def test_losses_by_place():
@@ -73,17 +72,17 @@ def test_every_attempt_is_looked_at():
     )
     text = torch.randint(11, (40, 7))
     tokens, targets = text[:, :-1], text[:, 1:]
-    found = attempted(model, tokens, targets, 2)
+    statistics = attempt_statistics(model, tokens, targets, 2)
     with torch.no_grad():
         for attempt, h in enumerate(model.attempts(tokens, 2)):
             logits = model.head(h)
             nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            np.testing.assert_allclose(found.nll[attempt], nll, atol=1e-5)
+            np.testing.assert_allclose(statistics.nll[attempt], nll, atol=1e-5)
             entropy = torch.distributions.Categorical(logits=logits).entropy().flatten()
-            np.testing.assert_allclose(found.entropy[attempt], entropy, atol=1e-5)
-            np.testing.assert_allclose(found.gate[attempt], model.gate(h).flatten(), atol=1e-5)
-    assert found.place[:7].tolist() == [0, 1, 2, 3, 4, 5, 0]
-    assert set(found.scores()) == {"gate", "entropy", "random", "oracle"}
+            np.testing.assert_allclose(statistics.entropy[attempt], entropy, atol=1e-5)
+            np.testing.assert_allclose(statistics.gate[attempt], model.gate(h).flatten(), atol=1e-5)
+    assert statistics.place[:7].tolist() == [0, 1, 2, 3, 4, 5, 0]
+    assert set(statistics.scores()) == {"gate", "entropy", "random", "oracle"}
 
 
 @pytest.mark.parametrize(
