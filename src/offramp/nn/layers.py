@@ -1,10 +1,11 @@
 """Transformer layers whose pieces (keys/values, queries, the rest) can be run on different sets of tokens.
 
-Early exit needs that split: a token that left still owes its keys and values to later tokens, but
-nothing else. The dense forward is composed of the same pieces, so the two cannot drift apart.
+Early exit needs that split: a token that left still owes its keys and values to later tokens, but nothing
+else. The forward pass over all tokens is made of the same pieces, so the two cannot drift apart.
 
-Shapes: B sequences, T positions, N = any number of tokens, L layers, D width, H heads, G heads of keys and values
-(grouped-query attention where G < H), E width of a head, R rotated dimensions of a head.
+Shapes: B sequences, T positions, N = any number of tokens, L layers, D width, H heads, G heads of keys and
+values (grouped-query attention where G < H), E width of a head, R rotated dimensions of a head (0 where
+positions are learned).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 def rotary_table(num_positions: int, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary position embedding (RoFormer), each (num_positions, head_dim / 2).
 
-    Half-split pairing: dimension i turns with dimension i + head_dim / 2.
+    Dimension i turns with dimension i + head_dim / 2 (not with its neighbour, as in the paper), by the angle
+    position x ``base`` ^ (-2 i / head_dim).
     """
     frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angle = torch.outer(torch.arange(num_positions, dtype=torch.float64), frequency)
@@ -31,7 +33,7 @@ def rotary_table(num_positions: int, head_dim: int, base: float = 10000.0) -> tu
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (..., H, R) by the angles of its positions, cos and sin (..., R / 2)."""
+    """Turn x (..., H, R) by the angles of its positions, given by their cosines and sines (..., R / 2)."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
     return torch.cat(
@@ -44,15 +46,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:
-    """Scaled dot-product attention of (B, T, H, E) over keys and values (B, S, G, E); ``mask`` as in torch's function.
+    """Scaled dot-product attention of queries (B, T, H, E) over keys and values (B, S, G, E): (B, T, H, E).
 
-    Returns (B, T, H, E).
+    ``mask`` are ``attn_mask`` and ``is_causal`` of ``torch.nn.functional.scaled_dot_product_attention``.
     """
     if query.device.type == "cpu":  # in bf16 the backward pass of the CPU kernel takes 7x the time of fp32
         query, key, value = query.float(), key.float(), value.float()
-    off = query.device.type == "cpu" and torch.is_autocast_enabled(
-        "cpu"
-    )  # entering the context costs as much as a small product
+    # only where it is on: entering the context costs as much as a small product
+    off = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False) if off else nullcontext():
         out = F.scaled_dot_product_attention(
             query.transpose(1, 2),
@@ -66,7 +67,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """FLOPs of one layer's matrix products."""
+    """FLOPs of one layer's matrix products (a multiply-add counts two)."""
 
     token: int
     """Of a token that runs: queries, output projection, feed-forward part."""
@@ -76,42 +77,106 @@ class LayerCosts:
     """Of one query meeting one key, in all heads."""
 
 
-class StackedKeysValues(nn.Module):
-    """Keys and values that given states have in several layers, as one matrix product.
+class Layer(nn.Module):
+    """What every transformer layer offers: its pieces apart, each on whatever tokens it is given.
 
-    What stands for a token that left is the same in every later layer, so the projections of those layers can be stacked
-    once the weights of the norms before them are folded in. That copies them, so it waits until a token has left.
+    A token that runs needs all of them; of a token that left, later layers need ``attention_input`` and
+    ``keys_values`` alone (state propagation, CALM, arXiv 2207.07061).
     """
 
-    def __init__(self, layers: Sequence[Any]):
+    heads: int
+    """H, heads of queries."""
+    groups: int
+    """G, heads of keys and values."""
+    head_dim: int
+    """E, dimensions of a head."""
+
+    def attention_input(self, x: Tensor) -> Tensor:
+        """What attention reads, (..., D), of hidden states x (..., D): after its norm, if that is first."""
+        raise NotImplementedError
+
+    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries (..., H, E) of attention inputs (..., D) at the positions of cos and sin (..., R / 2)."""
+        raise NotImplementedError
+
+    def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (..., G, E), of attention inputs (..., D)."""
+        raise NotImplementedError
+
+    def split_keys_values(self, projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (..., G, E), of their projection (..., 2 G E): all keys, then all values."""
+        raise NotImplementedError
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Hidden states (..., D) after the norm before attention, without its weight and bias."""
+        raise NotImplementedError
+
+    def folded_keys_values(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (2 G E, D) and bias (2 G E,) or None that project ``normalise(x)`` to keys and values.
+
+        The weight and bias of the norm are folded in; ``split_keys_values`` takes the product.
+        """
+        raise NotImplementedError
+
+    @property
+    def costs(self) -> LayerCosts:
+        """FLOPs of the layer's pieces."""
+        raise NotImplementedError
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Hidden states after the layer, from those before, x (..., D), and what heads read, (..., H, E)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Hidden states after the layer of x (B, T, D), every token attending to itself and those before.
+
+        ``cos`` and ``sin`` (T, R / 2) are of the positions 0 .. T-1.
+        """
+        source = self.attention_input(x)
+        query = self.queries(source, cos, sin)
+        key, value = self.keys_values(source, cos, sin)
+        return self.finish(x, attend(query, key, value, is_causal=True))
+
+
+class StackedKeysValues(nn.Module):
+    """Keys and values that states have in several layers, from one matrix product.
+
+    The state of a token that left stays as it is in all later layers, so the projections of those layers can
+    be stacked once the weights of the norms before them are folded in. That copies the weights, so it is put
+    off until the first token has left.
+    """
+
+    def __init__(self, layers: Sequence[Layer]):
         super().__init__()
-        self.layers = tuple(layers)  # a tuple: they are the model's own
+        self.layers = tuple(layers)  # a tuple registers no submodules: the layers belong to the model
 
     @cached_property
     def project(self) -> nn.Linear:
+        """The stacked projection, D -> L x 2 G E."""
         folded = [layer.folded_keys_values() for layer in self.layers]
         project = nn.Linear(folded[0][0].shape[1], 1, bias=False, device="meta")
         project.weight = nn.Parameter(
             torch.cat([weight.detach() for weight, _ in folded]), requires_grad=False
         )
-        if folded[0][1] is not None:
-            project.bias = nn.Parameter(torch.cat([bias.detach() for _, bias in folded]), requires_grad=False)
+        biases = [bias.detach() for _, bias in folded if bias is not None]
+        if biases:
+            project.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
         return project
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Per layer keys and values, each (N, G, E), of states (N, D) at the positions of cos and sin (N, R / 2)."""
+        """Keys and values, each (N, G, E), that states x (N, D) have in every layer."""
         projected = self.project(self.layers[0].normalise(x)).chunk(len(self.layers), dim=-1)
         return [layer.split_keys_values(part, cos, sin) for layer, part in zip(self.layers, projected)]
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Layer):
     """Self-attention with rotary positions and a SwiGLU feed-forward part; no biases, no dropout.
 
-    norm="pre":  x = x + attn(N1(x));  x = x + ffn(N2(x))    (Llama)
-    norm="post": x = N1(x + attn(x));  x = N2(x + ffn(x))    (seeds 001, 003, 004)
+    norm="pre":  x = x + attn(N1(x));  x = x + ffn(N2(x))    (Llama) norm="post": x = N1(x + attn(x));  x =
+    N2(x + ffn(x))    (reports character-systems, exit-labels, loss-prediction)
 
-    With fewer ``key_value_heads`` than heads, groups of heads share keys and values (arXiv 2305.13245); a token that left then
-    owes later layers less.
+    With fewer ``key_value_heads`` than heads, groups of heads share keys and values (arXiv 2305.13245); a
+    token that left then owes later layers less. ``eps`` is that of the norms.
     """
 
     def __init__(
@@ -138,24 +203,19 @@ class TransformerLayer(nn.Module):
         return self.attn_norm(x) if self.norm == "pre" else x
 
     def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries (..., H, E) of attention inputs (..., D) at the positions of cos and sin."""
         return rotate(self.query(x).unflatten(-1, (self.heads, self.head_dim)), cos, sin)
 
     def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (..., G, E), of attention inputs (..., D)."""
         return self.split_keys_values(self.key_value(x), cos, sin)
 
     def split_keys_values(self, projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (..., G, E), of what their matrices give (..., 2 G E)."""
         key, value = projected.unflatten(-1, (2 * self.groups, self.head_dim)).chunk(2, dim=-2)
         return rotate(key, cos, sin), value
 
     def normalise(self, x: Tensor) -> Tensor:
-        """The norm before attention without its weight; nothing where there is none."""
         return F.rms_norm(x, x.shape[-1:], None, self.attn_norm.eps) if self.norm == "pre" else x
 
     def folded_keys_values(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (2 G E, D) and bias (2 G E,) or None that make ``split_keys_values``' argument of ``normalise(x)``."""
         weight = self.key_value.weight
         return (weight * self.attn_norm.weight if self.norm == "pre" else weight), None
 
@@ -169,7 +229,6 @@ class TransformerLayer(nn.Module):
         )
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the layer for tokens x (..., D), given what their heads read, attended (..., H, E)."""
         x = x + self.attn_out(attended.flatten(-2))
         if self.norm == "post":
             x = self.attn_norm(x)
@@ -177,12 +236,6 @@ class TransformerLayer(nn.Module):
         return x + self.feed_forward(self.ffn_norm(x))
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        """The SwiGLU feed-forward part of normalised states (..., D), without the residual connection."""
         gate, up = self.ffn_in(x).chunk(2, dim=-1)
         return self.ffn_out(F.silu(gate) * up)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """All tokens of x (B, T, D), causally; cos and sin (T, E / 2)."""
-        source = self.attention_input(x)
-        query = self.queries(source, cos, sin)
-        key, value = self.keys_values(source, cos, sin)
-        return self.finish(x, attend(query, key, value, is_causal=True))

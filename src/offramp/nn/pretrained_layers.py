@@ -1,99 +1,71 @@
-"""Layers of Transformers checkpoints, with their pieces apart: what ``nn.layers.TransformerLayer`` offers, on their own weights.
+"""Layers of Transformers checkpoints with their pieces apart, as ``nn.layers.Layer`` has them.
 
-An adapter holds references to the modules of a Transformers layer and copies none of their weights. Dropout is left out.
-
-Shapes: N = any number of tokens, D width, H heads, G heads of keys and values, E width of a head, R rotated dimensions of a
-head (0 where positions are learned).
+An adapter holds references to the modules of a Transformers layer and copies none of their weights. Dropout
+is left out. Shapes are those of ``nn.layers``.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp.nn.layers import LayerCosts, attend, rotate
+from offramp.nn.layers import Layer, LayerCosts, rotate
+
+if TYPE_CHECKING:
+    from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+    from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXLayer as NeoXLayer
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 
 def rotate_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first R dimensions of x (..., H, E) by the angles of its positions, cos and sin (..., R / 2)."""
+    """Turn the first R dimensions of x (..., H, E) by its positions' angles, cos and sin (..., R / 2)."""
     rotated = 2 * cos.shape[-1]
     if rotated == x.shape[-1]:
         return rotate(x, cos, sin)
     return torch.cat((rotate(x[..., :rotated], cos, sin), x[..., rotated:]), dim=-1) if rotated else x
 
 
-class PretrainedLayer(nn.Module):
-    """What the families share; each says where its matrices are."""
+class PretrainedLayer(Layer):
+    """A layer of a Transformers checkpoint; each family says where its matrices are."""
 
-    heads: int
-    groups: int
-    head_dim: int
-    attn_norm: nn.Module
-
-    def attention_input(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries (..., H, E) of attention inputs (..., D) at the positions of cos and sin (..., R / 2)."""
-        raise NotImplementedError
-
-    def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (..., G, E), of attention inputs (..., D)."""
-        raise NotImplementedError
+    STACK: ClassVar[str]
+    """The name of the list of layers within the family's decoder."""
+    FINAL_NORM: ClassVar[str]
+    """The name of the norm after the last layer."""
 
     def split_keys_values(self, projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (..., G, E), of what their matrices give, (..., 2 G E): all keys, then all values."""
         key, value = projected.unflatten(-1, (2 * self.groups, self.head_dim)).chunk(2, dim=-2)
         return rotate_part(key, cos, sin), value
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """The norm before attention without its weight and bias."""
-        raise NotImplementedError
-
-    def folded_keys_values(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (2 G E, D) and bias (2 G E,) or None that make ``split_keys_values``' argument of ``normalise(x)``."""
-        raise NotImplementedError
-
-    @property
-    def costs(self) -> LayerCosts:
-        raise NotImplementedError
 
     @property
     def writers(self) -> tuple[nn.Module, nn.Module]:
         """The matrices whose products are added to the state: of attention and of the feed-forward part."""
         raise NotImplementedError
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the layer for tokens x (..., D), given what their heads read, attended (..., H, E)."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """All tokens of x (B, T, D), causally; cos and sin (T, R / 2)."""
-        source = self.attention_input(x)
-        query = self.queries(source, cos, sin)
-        key, value = self.keys_values(source, cos, sin)
-        return self.finish(x, attend(query, key, value, is_causal=True))
-
 
 def identity_copy(layer: PretrainedLayer) -> PretrainedLayer:
-    """A layer with weights of its own, those of ``layer`` but for what is added to the state, which begins as zero."""
-    own = copy.deepcopy(layer)
+    """A copy of a layer, with its own weights, that adds nothing yet: what writes to the state is 0."""
+    silent = copy.deepcopy(layer)
     with torch.no_grad():
-        for writer in own.writers:
+        for writer in silent.writers:
             for parameter in writer.parameters():
                 parameter.zero_()
-    return own
+    return silent
 
 
 class LlamaLayer(PretrainedLayer):
-    """Llama, Mistral, Qwen2 (biases of queries, keys and values) and Qwen3 (a norm per head of queries and of keys)."""
+    """A layer of Llama, Mistral, Qwen2 (with biases before attention) or Qwen3 (with norms of heads).
+
+    The layers of the four families have their matrices under the same names.
+    """
 
     STACK, FINAL_NORM = "layers", "norm"
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: LlamaDecoderLayer):
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
@@ -134,11 +106,11 @@ class LlamaLayer(PretrainedLayer):
 
     @property
     def costs(self) -> LayerCosts:
-        width, own = self.query.in_features, self.heads * self.head_dim
+        width, heads_width = self.query.in_features, self.heads * self.head_dim
         return LayerCosts(
-            2 * (2 * width * own + 3 * width * self.mlp.up_proj.out_features),
-            2 * 2 * width * self.groups * self.head_dim,
-            2 * 2 * own,
+            token=2 * (2 * width * heads_width + 3 * width * self.mlp.up_proj.out_features),
+            key_value=2 * 2 * width * self.groups * self.head_dim,
+            pair=2 * 2 * heads_width,
         )
 
     @property
@@ -151,11 +123,11 @@ class LlamaLayer(PretrainedLayer):
 
 
 class GPT2Layer(PretrainedLayer):
-    """GPT-2: learned positions, so nothing turns; one matrix (D, 3 D) for queries, keys and values."""
+    """A layer of GPT-2: learned positions, so no rotation; queries, keys, values from one matrix (D, 3 D)."""
 
     STACK, FINAL_NORM = "h", "ln_f"
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: GPT2Block):
         super().__init__()
         attention, mlp = layer.attn, layer.mlp
         self.heads = self.groups = attention.num_heads
@@ -199,15 +171,16 @@ class GPT2Layer(PretrainedLayer):
 
 
 class GPTNeoXLayer(PretrainedLayer):
-    """GPT-NeoX: attention and feed-forward part side by side or one after the other, rotated only in part.
+    """A layer of GPT-NeoX, of which attention and feed-forward part may stand side by side.
 
-    Its matrix (3 D, D) holds query, key and value of the first head, then those of the second: what serves the queries
-    alone is a stride through it, multiplied head by head rather than copied.
+    Only a part of each head is rotated. Its matrix (3 D, D) holds query, key and value of the first head,
+    then those of the second: what serves the queries alone is a stride through it, multiplied head by head
+    rather than copied.
     """
 
     STACK, FINAL_NORM = "layers", "final_layer_norm"
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: NeoXLayer):
         super().__init__()
         attention, mlp = layer.attention, layer.mlp
         self.head_dim, self.scaling = attention.head_size, attention.scaling
@@ -228,12 +201,12 @@ class GPTNeoXLayer(PretrainedLayer):
         return rotate_part(key, cos, sin), value
 
     def _by_head(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (H, 3 E, D) and bias (H, 3 E)."""
+        """The matrix by heads: weight (H, 3 E, D) and bias (H, 3 E) or None."""
         shape, bias = (self.heads, 3 * self.head_dim), self.projections.bias
         return self.projections.weight.unflatten(0, shape), None if bias is None else bias.unflatten(0, shape)
 
     def _project(self, x: Tensor, part: slice) -> Tensor:
-        """(..., H, P) of x (..., D) by the P rows ``part`` of every head."""
+        """Products (..., H, P) of x (..., D) with the P rows ``part`` of every head."""
         weight, bias = self._by_head()
         out = (x.flatten(0, -2) @ weight[:, part].mT).transpose(0, 1).unflatten(0, x.shape[:-1])
         return out if bias is None else out + bias[:, part]
@@ -242,13 +215,16 @@ class GPTNeoXLayer(PretrainedLayer):
         return F.layer_norm(x, x.shape[-1:], eps=self.attn_norm.eps)
 
     def folded_keys_values(self) -> tuple[Tensor, Tensor | None]:
-        weight, bias = (
-            None
-            if part is None
-            else torch.cat([share.flatten(0, 1) for share in part.split(self.head_dim, 1)[1:]])
-            for part in self._by_head()
+        weight, bias = self._by_head()
+        return _fold(
+            self._keys_then_values(weight),
+            None if bias is None else self._keys_then_values(bias),
+            self.attn_norm,
         )
-        return _fold(weight, bias, self.attn_norm)
+
+    def _keys_then_values(self, by_head: Tensor) -> Tensor:
+        """The rows (2 H E, ...) of all keys, then of all values, of the matrix by heads (H, 3 E, ...)."""
+        return torch.cat([part.flatten(0, 1) for part in by_head.split(self.head_dim, 1)[1:]])
 
     @property
     def costs(self) -> LayerCosts:
@@ -272,15 +248,15 @@ LAYERS = {
     "gpt2": GPT2Layer,
     "gpt_neox": GPTNeoXLayer,
 }
-"""By the ``model_type`` of a checkpoint's configuration."""
+"""The adapter of each supported family, by the ``model_type`` of a checkpoint's configuration."""
 
 
-def _rms_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Transformers' RMS norms, in one operation instead of six."""
+def _rms_norm(norm: LlamaRMSNorm, x: Tensor) -> Tensor:
+    """What Transformers' RMS norm gives of x (..., D), in one operation instead of six."""
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
 
 
 def _fold(weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias for inputs that lack the weight and bias of the norm."""
+    """Weight and bias of a projection with those of the norm before it folded in: for inputs without them."""
     shift = weight @ norm.bias
     return weight * norm.weight, shift if bias is None else bias + shift

@@ -1,9 +1,9 @@
 """Translators: what maps the state at an early exit to one that the model's own final norm and head can read.
 
-A logit lens reads the state as it is; a trained affine map makes it a tuned lens (arXiv 2303.08112), a norm and an MLP
-an exit of EE-LLM (arXiv 2312.04916). All add their part to the state and begin as the identity, so training starts from
-the logit lens. The other kind of EE-LLM, an extra transformer layer, sees more than one state and is no function of this
-module: see ``models.blockwise.Blockwise.exit_layer``.
+A logit lens reads the state as it is; a trained affine map makes it a tuned lens (arXiv 2303.08112), a norm
+and an MLP an exit of EE-LLM (arXiv 2312.04916). All add their part to the state and begin as the identity, so
+training starts from the logit lens. The other kind of EE-LLM, an extra transformer layer, sees more than one
+state and is no function of this module: see ``models.blockwise.Blockwise.exit_layer``.
 
 Shapes: D width, R rank, or inner width of the MLP.
 """
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 KINDS = ("identity", "affine", "low_rank", "mlp")
 BLOCK = "block"
-"""The extra layer's name among the kinds."""
+"""The kind of an extra transformer layer, which is no function of this module."""
 
 
 class Identity(nn.Identity):
-    """x: the logit lens."""
+    """x as it is: the logit lens."""
 
     flops = 0
 
@@ -35,7 +35,7 @@ class Translator(nn.Module):
 
     @property
     def flops(self) -> int:
-        """FLOPs of one token's matrix products."""
+        """FLOPs of one token's matrix products (a multiply-add counts two)."""
         return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
 
 
@@ -72,10 +72,16 @@ class MLP(Translator):
         return x + self.last(F.silu(gate) * up)
 
 
-def make_translator(kind: str, width: int, rank: int | None = None) -> nn.Module:
-    """A translator of states (..., ``width``) of one of KINDS; ``rank`` is that of low_rank, and the inner width of mlp."""
+def make_translator(kind: str, width: int, rank: int | None = None) -> Identity | Translator:
+    """A translator of states (..., ``width``) of one of KINDS.
+
+    ``rank`` is that of low_rank, and the inner width of mlp; the other kinds have none. ValueError where it
+    is missing.
+    """
     if kind == "identity":
         return Identity()
     if kind == "affine":
         return Affine(width)
+    if rank is None:
+        raise ValueError(f"a translator of kind {kind} needs a rank")
     return {"low_rank": LowRank, "mlp": MLP}[kind](width, rank)
