@@ -34,7 +34,6 @@ from offramp.artifacts.files import write_text
 from offramp.corpus.token_bytes import bits_per_byte, token_bytes
 from offramp.corpus.tokenizer import open_tokenizer
 from offramp.corpus.windows import TokenWindows
-from offramp.exits.signals import LEARNED
 from offramp.exits.store import Exits
 from offramp.models.store import load_model
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
@@ -43,6 +42,7 @@ from offramp.routing.policies import FixedExit, Scorer, ThresholdPolicy
 from offramp.routing.split import run_split, spread_windows
 from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds
 from offramp.states.resampling import DocumentSums
+from offramp.vocabulary import LEARNED
 
 MODELS: dict[str, dict[str, Any]] = {
     "joint": {

@@ -13,24 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML, YAMLError
 
 from offramp.errors import UserError
-
-SIGNALS = (
-    "learned",
-    "max_prob",
-    "margin_prob",
-    "margin",
-    "entropy",
-    "max_logit",
-    "max_minus_mean",
-    "saturation",
-    "patience",
-)
-ORACLES = ("correct_prob",)
-JOINT_LABELS = ("correct", "distill", "loss")
-"""Labels that need no deeper exit than the one they belong to, so a classifier can learn them during pretraining."""
+from offramp.vocabulary import BENEFITS, LEARNED, ORACLES, SIGNALS, JointLabel, Label
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -100,7 +87,8 @@ class Model(Section):
             )
         if self.key_value_heads and self.heads % self.key_value_heads:
             raise ValueError(
-                f"key_value_heads {self.key_value_heads} does not divide heads = {self.heads}; each is shared by as many heads"
+                f"key_value_heads {self.key_value_heads} does not divide heads = {self.heads}; "
+                "each is shared by as many heads"
             )
         return self
 
@@ -117,16 +105,6 @@ class Model(Section):
         if any(later <= earlier for earlier, later in pairwise(self.exits_after)):
             raise ValueError(f"exits_after = {self.exits_after} is not increasing")
         return self
-
-    @property
-    def num_blocks(self) -> int:
-        return len(self.block_layers) if self.source == "native" else len(self.exits_after) + 1
-
-    def sizes(self) -> dict[str, Any]:
-        """What the configuration of the native model takes from here."""
-        return self.model_dump(
-            include={"width", "heads", "key_value_heads", "ffn_width", "block_layers", "norm", "tied"}
-        )
 
 
 class Blockwise(Section):
@@ -148,7 +126,7 @@ class Blockwise(Section):
 
 
 class JointClassifier(Section):
-    label: Literal["correct", "distill", "loss"]
+    label: JointLabel
     weight: Annotated[float, Field(gt=0)]
 
 
@@ -203,7 +181,7 @@ class Risk(Section):
 class Exits(Section):
     confidence: str
     mode: Literal["post", "joint"]
-    label: Literal["correct", "distill", "loss", "loss_regression", "easy", "agreement", "gain", "divergence"]
+    label: Label
     easy_loss: Annotated[float, Field(gt=0)]
     inputs: Literal["state", "statistics", "both"]
     calibration: Literal["isotonic", "temperature"]
@@ -219,8 +197,8 @@ class Exits(Section):
     def _a_signal_for_inference(self) -> Exits:
         if self.confidence in ORACLES:
             raise ValueError(
-                f"confidence = {self.confidence!r} needs the target, which inference does not have: it is an oracle; "
-                f"use one of {', '.join(SIGNALS)}"
+                f"confidence = {self.confidence!r} needs the target, which inference does not have: "
+                f"it is an oracle; use one of {', '.join(SIGNALS)}"
             )
         if self.confidence not in SIGNALS:
             raise ValueError(f"confidence = {self.confidence!r} is not a signal; known: {', '.join(SIGNALS)}")
@@ -269,25 +247,28 @@ class Params(Section):
     runtime: Runtime
 
     @model_validator(mode="after")
-    def _consistent(self) -> Params:
-        pretrain, model, blocks = self.pretrain, self.model, self.model.num_blocks
-        pretrained = model.source == "hf"
-        if pretrained != (self.tokenizer.kind == "pretrained"):
+    def _method_suits_model(self) -> Params:
+        pretrain, source = self.pretrain, self.model.source
+        if (source == "hf") != (self.tokenizer.kind == "pretrained"):
             raise ValueError(
-                f"tokenizer.kind {self.tokenizer.kind} does not go with model.source {model.source}: a checkpoint reads the "
-                "tokens of its own tokenizer, kind pretrained, and the native model any other"
+                f"tokenizer.kind {self.tokenizer.kind} does not go with model.source {source}: a checkpoint reads "
+                "the tokens of its own tokenizer, kind pretrained, and the native model any other"
             )
-        if pretrained and pretrain.method not in ("frozen", "joint"):
+        if source == "hf" and pretrain.method not in ("frozen", "joint"):
             raise ValueError(
                 f"pretrain.method {pretrain.method} is of model.source native; use frozen or joint for a checkpoint"
             )
-        if pretrained and pretrain.joint_classifier:
+        if source == "hf" and pretrain.joint_classifier:
             raise ValueError(
                 "pretrain.joint_classifier is of model.source native; set it to null for a checkpoint"
             )
-        if not pretrained and pretrain.method == "frozen":
+        if source == "native" and pretrain.method == "frozen":
             raise ValueError("pretrain.method frozen trains the exits of a checkpoint; set model.source: hf")
-        blockwise = pretrain.method == "blockwise"
+        return self
+
+    @model_validator(mode="after")
+    def _every_exit_learns(self) -> Params:
+        pretrain, blocks = self.pretrain, self._blocks
         if len(pretrain.exit_weights) not in (0, blocks):
             raise ValueError(
                 f"pretrain.exit_weights has {len(pretrain.exit_weights)} values for {blocks} blocks; "
@@ -295,99 +276,130 @@ class Params(Section):
             )
         if pretrain.exit_weights and not sum(pretrain.exit_weights):
             raise ValueError("pretrain.exit_weights are all zero: nothing would be trained")
-        if not blockwise and not pretrained and pretrain.head == "frozen":
-            raise ValueError("pretrain.head frozen belongs to method blockwise; use shared or per_block")
-        if pretrain.method == "final" and pretrain.head == "per_block" and blocks > 1:
-            raise ValueError(
-                "pretrain.method final never trains the earlier heads; set pretrain.head: shared"
-            )
-        if blockwise and model.tied and pretrain.head == "shared" and blocks > 1:
-            raise ValueError(
-                "pretrain.head shared with model.tied would let later blocks move the embedding that frozen blocks "
-                "read; set model.tied: false, or pretrain.head: per_block or frozen"
-            )
-        if blockwise and model.tied and pretrain.blockwise.embedding == "frozen":
-            raise ValueError(
-                "pretrain.blockwise.embedding frozen would freeze the tied readout too; set model.tied: false"
-            )
-        if self.exits.confidence == "patience" and blocks < 3:
-            raise ValueError(
-                f"exits.confidence patience compares successive exits, so it needs at least 3 blocks; there are {blocks}"
-            )
-        if self.routing.first_exit >= blocks - 1:
-            raise ValueError(
-                f"routing.first_exit {self.routing.first_exit} leaves no exit before full depth of {blocks} blocks; "
-                f"give 0 to {blocks - 2}"
-            )
-        if self.routing.keep_first >= self.window:
-            raise ValueError(
-                f"routing.keep_first {self.routing.keep_first} keeps all tokens of a window of {self.window}; give less"
-            )
-        if self.routing.first_exit and self.exits.confidence == "patience":
-            raise ValueError(
-                "exits.confidence patience compares all exits from the first on; set routing.first_exit: 0"
-            )
-        if isinstance(self.threshold, list) and len(self.threshold) != blocks - 1:
-            raise ValueError(
-                f"threshold {self.threshold} has {len(self.threshold)} values; give one for each of the {blocks - 1} exits "
-                "before full depth, or a single number"
-            )
-        if isinstance(self.threshold, str) and self.routing.decay:
-            raise ValueError(
-                f"threshold {self.threshold} is found for all positions alike; with routing.decay give a number"
-            )
-        if self.threshold in ("budget", "price") and self.routing.kv == "recompute":
-            raise ValueError(
-                f"threshold {self.threshold} weighs what leaving saves, which with routing.kv recompute hangs on later tokens; "
-                "set routing.kv: propagate or drop, or another threshold"
-            )
-        if self.threshold == "price" and (self.exits.confidence, self.exits.mode) != ("learned", "post"):
-            raise ValueError(
-                "threshold price weighs a predicted gain: set exits.confidence: learned and exits.mode: post "
-                f"(now {self.exits.confidence}, {self.exits.mode})"
-            )
-        if self.threshold == "price" and self.exits.label not in ("gain", "divergence"):
-            raise ValueError(
-                f"threshold price needs exits.label gain or divergence, in nats; it is {self.exits.label}"
-            )
-        if self.exits.mode == "joint" and pretrain.joint_classifier is None:
-            raise ValueError(
-                "exits.mode joint needs pretrain.joint_classifier, e.g. {label: loss, weight: 1.0}"
-            )
-        if blockwise and pretrain.blockwise.hard_signal == "classifier" and pretrain.joint_classifier is None:
-            raise ValueError("pretrain.blockwise.hard_signal classifier needs pretrain.joint_classifier")
-        if pretrain.method == "final" and pretrain.joint_classifier:
-            raise ValueError(
-                "pretrain.method final trains no earlier exit; set pretrain.joint_classifier: null"
-            )
-        for name in ("lora", "layer_dropout", "curriculum"):
-            if pretrain.method != "joint" and getattr(pretrain, name):
-                off = "0.0" if name == "layer_dropout" else "null"
-                raise ValueError(
-                    f"pretrain.{name} belongs to method joint; set it to {off} for method {pretrain.method}"
-                )
-        if (
-            pretrain.gradient_checkpointing
-            and pretrain.method == "frozen"
-            and pretrain.frozen.translator != "block"
-        ):
-            raise ValueError(
-                f"pretrain.gradient_checkpointing runs layers again, and under method frozen with translator {pretrain.frozen.translator} "
-                "no layer is trained; set it to false"
-            )
-        if pretrain.lora and not pretrained:
-            raise ValueError(
-                "pretrain.lora adapts a trained model, and model.source native starts from random weights; set it to null"
-            )
-        if pretrain.curriculum and pretrain.exit_weights and not pretrain.exit_weights[-1]:
-            raise ValueError(
-                "pretrain.curriculum always trains the last exit; give it a weight in pretrain.exit_weights, or null"
-            )
         if pretrain.steps < blocks:
             raise ValueError(
                 f"pretrain.steps {pretrain.steps} leaves a block without a step; there are {blocks} blocks"
             )
         return self
+
+    @model_validator(mode="after")
+    def _heads_suit_method(self) -> Params:
+        pretrain, several = self.pretrain, self._blocks > 1
+        blockwise, tied = pretrain.method == "blockwise", self.model.tied
+        if not blockwise and self.model.source == "native" and pretrain.head == "frozen":
+            raise ValueError("pretrain.head frozen belongs to method blockwise; use shared or per_block")
+        if pretrain.method == "final" and pretrain.head == "per_block" and several:
+            raise ValueError(
+                "pretrain.method final never trains the earlier heads; set pretrain.head: shared"
+            )
+        if blockwise and tied and pretrain.head == "shared" and several:
+            raise ValueError(
+                "pretrain.head shared with model.tied would let later blocks move the embedding that frozen "
+                "blocks read; set model.tied: false, or pretrain.head: per_block or frozen"
+            )
+        if blockwise and tied and pretrain.blockwise.embedding == "frozen":
+            raise ValueError(
+                "pretrain.blockwise.embedding frozen would freeze the tied readout too; set model.tied: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_may_leave(self) -> Params:
+        routing, blocks, patience = self.routing, self._blocks, self.exits.confidence == "patience"
+        if patience and blocks < 3:
+            raise ValueError(
+                "exits.confidence patience compares successive exits, so it needs at least 3 blocks; "
+                f"there are {blocks}"
+            )
+        if routing.first_exit >= blocks - 1:
+            raise ValueError(
+                f"routing.first_exit {routing.first_exit} leaves no exit before full depth of {blocks} blocks; "
+                f"give 0 to {blocks - 2}"
+            )
+        if routing.keep_first >= self.window:
+            raise ValueError(
+                f"routing.keep_first {routing.keep_first} keeps all tokens of a window of {self.window}; give less"
+            )
+        if routing.first_exit and patience:
+            raise ValueError(
+                "exits.confidence patience compares all exits from the first on; set routing.first_exit: 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _threshold_can_be_had(self) -> Params:
+        threshold, exits, early = self.threshold, self.exits, self._blocks - 1
+        if isinstance(threshold, list) and len(threshold) != early:
+            raise ValueError(
+                f"threshold {threshold} has {len(threshold)} values; give one for each of the {early} exits "
+                "before full depth, or a single number"
+            )
+        if isinstance(threshold, str) and self.routing.decay:
+            raise ValueError(
+                f"threshold {threshold} is found for all positions alike; with routing.decay give a number"
+            )
+        if threshold in ("budget", "price") and self.routing.kv == "recompute":
+            raise ValueError(
+                f"threshold {threshold} weighs what leaving saves, which with routing.kv recompute hangs on later "
+                "tokens; set routing.kv: propagate or drop, or another threshold"
+            )
+        if threshold == "price" and (exits.confidence, exits.mode) != (LEARNED, "post"):
+            raise ValueError(
+                "threshold price weighs a predicted gain: set exits.confidence: learned and exits.mode: post "
+                f"(now {exits.confidence}, {exits.mode})"
+            )
+        if threshold == "price" and exits.label not in BENEFITS:
+            raise ValueError(
+                f"threshold price needs exits.label gain or divergence, in nats; it is {exits.label}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _joint_classifier_is_trained(self) -> Params:
+        pretrain = self.pretrain
+        if self.exits.mode == "joint" and pretrain.joint_classifier is None:
+            raise ValueError(
+                "exits.mode joint needs pretrain.joint_classifier, e.g. {label: loss, weight: 1.0}"
+            )
+        hard_signal = pretrain.blockwise.hard_signal if pretrain.method == "blockwise" else None
+        if hard_signal == "classifier" and pretrain.joint_classifier is None:
+            raise ValueError("pretrain.blockwise.hard_signal classifier needs pretrain.joint_classifier")
+        if pretrain.method == "final" and pretrain.joint_classifier:
+            raise ValueError(
+                "pretrain.method final trains no earlier exit; set pretrain.joint_classifier: null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_suit_method(self) -> Params:
+        pretrain = self.pretrain
+        for name, off in (("lora", "null"), ("layer_dropout", "0.0"), ("curriculum", "null")):
+            if pretrain.method != "joint" and getattr(pretrain, name):
+                raise ValueError(
+                    f"pretrain.{name} belongs to method joint; set it to {off} for method {pretrain.method}"
+                )
+        no_layer_learns = pretrain.method == "frozen" and pretrain.frozen.translator != "block"
+        if pretrain.gradient_checkpointing and no_layer_learns:
+            raise ValueError(
+                "pretrain.gradient_checkpointing runs layers again, and under method frozen with translator "
+                f"{pretrain.frozen.translator} no layer is trained; set it to false"
+            )
+        if pretrain.lora and self.model.source == "native":
+            raise ValueError(
+                "pretrain.lora adapts a trained model, and model.source native starts from random weights; "
+                "set it to null"
+            )
+        if pretrain.curriculum and pretrain.exit_weights and not pretrain.exit_weights[-1]:
+            raise ValueError(
+                "pretrain.curriculum always trains the last exit; give it a weight in pretrain.exit_weights, or null"
+            )
+        return self
+
+    @property
+    def _blocks(self) -> int:
+        """The number of blocks, and so of exits with full depth among them."""
+        model = self.model
+        return len(model.block_layers) if model.source == "native" else len(model.exits_after) + 1
 
 
 class Declared:
@@ -399,16 +411,19 @@ class Declared:
     def __init__(self, stage: str, params: Params, declared: list[str]):
         self._stage, self._params, self._declared = stage, params, declared
 
-    def __getattr__(self, path: str) -> Any:
-        value = getattr(self._params, path)
-        if path in self._declared:
+    def __getattr__(self, section: str) -> Any:
+        value = getattr(self._params, section)
+        if section in (*self._declared, "runtime"):
             return value
-        if any(declared.startswith(path + ".") for declared in self._declared):
-            return _declared_part(value, self._stage, self._declared, path + ".")
-        raise AttributeError(_undeclared(self._stage, path))
+        if any(path.startswith(section + ".") for path in self._declared):
+            return _declared_part(value, self._stage, self._declared, section + ".")
+        raise AttributeError(_undeclared(self._stage, section))
 
     def to_json(self) -> dict[str, Any]:
-        """The declared parameters as plain values, by dotted name: what goes into an artifact's manifest."""
+        """The declared parameters as plain values, by dotted name: what goes into an artifact's manifest.
+
+        Not ``runtime``, which is no part of a result's identity.
+        """
         out = {}
         for path in self._declared:
             value: Any = self._params
@@ -452,6 +467,7 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
 
 
 def parse_params(values: Any, source: str = "params.yaml") -> Params:
+    """Validate what a YAML file held; UserError names ``source``, every wrong key, its value and the remedy."""
     try:
         return Params.model_validate_json(json.dumps(values))
     except ValidationError as error:
@@ -464,17 +480,15 @@ def load_params(stage: str, root: Path = Path(".")) -> Declared:
     params = read_params(root / "params.yaml")
     stages = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     declared = list(stages[stage].get("params", []))
-    view = Declared(stage, params, [*declared, "runtime"])
-    view.to_json = lambda: Declared(
-        stage, params, declared
-    ).to_json()  # runtime is not part of a result's identity
-    return view
+    return Declared(stage, params, declared)
 
 
-def _explain(problem: dict[str, Any], source: str) -> str:
+def _explain(problem: ErrorDetails, source: str) -> str:
+    """What pydantic found wrong, as one line for whoever wrote the file."""
     keys = [str(part) for part in problem["loc"]]
     if keys[:1] == ["threshold"]:  # a union: pydantic complains once per member
-        return f'{source}: threshold = {problem["input"]!r}: give a number from 0 to 1, one per exit, or "auto", "risk", "budget" or "price"'
+        given = f"{source}: threshold = {problem['input']!r}"
+        return f'{given}: give a number from 0 to 1, one per exit, or "auto", "risk", "budget" or "price"'
     where = ".".join(keys)
     value = "" if problem["type"] in ("missing", "value_error") else f" = {problem['input']!r}"
     message = {

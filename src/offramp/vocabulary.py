@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
+
+LEARNED = "learned"
+"""The confidence of the trained exit classifier."""
+SIGNALS = (
+    LEARNED,
+    "max_prob",
+    "margin_prob",
+    "margin",
+    "entropy",
+    "max_logit",
+    "max_minus_mean",
+    "saturation",
+    "patience",
+)
+"""What exits.confidence may name: signals that can be had at inference."""
+ORACLES = ("correct_prob",)
+"""Signals that need the target: for training labels and controls only."""
+
+JointLabel = Literal["correct", "distill", "loss"]
+"""Labels that need no deeper exit than the one they belong to, so a classifier can learn them during pretraining."""
+Benefit = Literal["gain", "divergence"]
+"""Labels in nats that going deeper would save, so that they can be weighed against what going deeper costs."""
+Label = Literal[JointLabel, "loss_regression", "easy", "agreement", Benefit]
+"""What an exit classifier can be taught."""
+BENEFITS: tuple[Benefit, ...] = get_args(Benefit)
 
 
 class Control(NamedTuple):
@@ -21,6 +46,12 @@ CONTROLS = {
     LOSS_ORACLE: Control("loss oracle", "knows the loss at the exit"),
     GAIN_ORACLE: Control("gain oracle", "knows what depth would buy"),
 }
-"""Controls that pick who leaves, by the names that results know them by: every table and figure calls them by these labels."""
+"""Controls that pick who leaves, by their names in results; every table and figure calls them by these labels."""
 FIXED = "fixed"
 """What the threshold curve calls fixed depths: all tokens leave at one exit."""
+
+STATE, READOUT = "state", "readout"
+LOOKS_AT = (STATE, READOUT)
+"""What a signal looks at: the state alone, which a classifier reads, or a readout."""
+RAW, TUNED = "raw", "tuned"
+"""How an exit is read out: through the last exit's norm and head (logit lens), or as it was trained to be."""

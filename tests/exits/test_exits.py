@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from offramp import vocabulary
 from offramp.errors import UserError
 from offramp.exits.calibration import (
     expected_calibration_error,
@@ -19,7 +22,7 @@ from offramp.exits.calibration import (
 from offramp.exits.classifier import ExitClassifier, fit_classifier
 from offramp.exits.labels import KINDS
 from offramp.exits.ranking import aurc, auroc, classification_quality, loss_gap, most_confident
-from offramp.exits.signals import LEARNED, ORACLES, SIGNALS, known_signals, raw_signal
+from offramp.exits.signals import ORACLES, SIGNALS, known_signals, raw_signal
 from offramp.exits.train import PARTS, split_calibration
 
 
@@ -165,12 +168,9 @@ def test_what_a_signal_costs():
 
 
 def test_the_parameters_know_the_same_signals_and_labels():
-    from typing import get_args
-
-    from offramp import params
-
-    assert set(params.SIGNALS) == {LEARNED, *SIGNALS} and set(params.ORACLES) == set(ORACLES)
-    assert set(get_args(params.Exits.model_fields["label"].annotation)) == set(KINDS)
+    assert set(vocabulary.SIGNALS) == {vocabulary.LEARNED, *SIGNALS}
+    assert set(vocabulary.ORACLES) == set(ORACLES)
+    assert set(get_args(vocabulary.Label)) == set(KINDS)
     assert "patience" not in known_signals(2) and "patience" in known_signals(3)
 
 

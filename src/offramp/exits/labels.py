@@ -25,14 +25,11 @@ KINDS = {
 }
 """binary: trained by BCE; probability: MSE of the sigmoid (seed 003); cost: regressed, and low is confident."""
 
-BENEFITS = ("gain", "divergence")
-"""Labels in nats that going deeper would save, so that they can be weighed against what going deeper costs."""
-
 
 def label(states: States, exit: int, name: str, easy_loss: float) -> np.ndarray:
     """The label ``name`` of every token at ``exit``, float32 (num_tokens, L).
 
-    L is 1, but for BENEFITS the number of later exits: what going on to each of them would save; full depth comes last.
+    L is 1, but for ``vocabulary.BENEFITS`` the number of later exits: what going on to each of them would save; full depth comes last.
     """
     if name not in KINDS:
         raise UserError(f"exits.label = {name!r} is not a label; known: {', '.join(KINDS)}")

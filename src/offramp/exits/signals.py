@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import UserError
+from offramp.vocabulary import LEARNED
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -58,9 +59,6 @@ ORACLES = {
     )
 }
 """Signals that need the target: for training labels and controls only."""
-
-LEARNED = "learned"
-"""The signal of the trained exit classifier."""
 
 
 def known_signals(num_exits: int) -> list[str]:

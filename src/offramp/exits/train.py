@@ -26,9 +26,10 @@ from offramp.exits.calibration import fit_calibrator
 from offramp.exits.classifier import ExitClassifier, classifier_inputs, fit_classifier
 from offramp.exits.labels import KINDS, agreement, label
 from offramp.exits.ranking import aurc, auroc, classification_quality, loss_gap, most_confident
-from offramp.exits.signals import LEARNED, known_signals, raw_signal
+from offramp.exits.signals import known_signals, raw_signal
 from offramp.exits.store import HELD_OUT
 from offramp.states.store import States
+from offramp.vocabulary import LEARNED
 
 PARTS = ("fit", "select", "guarantee")
 

@@ -8,27 +8,16 @@ from offramp.errors import UserError
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.models.pretrained import load_pretrained
+from offramp.params import Model, Pretrain
 
 
-def build_model(model: Any, pretrain: Any, meta: dict[str, Any]) -> Blockwise:
+def build_model(model: Model, pretrain: Pretrain, meta: dict[str, Any]) -> Blockwise:
     """A native model with random weights, or a checkpoint cut into blocks.
 
-    ``model`` and ``pretrain`` are sections of the parameters, ``meta`` the metadata of the data to be learned. UserError for a
-    checkpoint of another vocabulary.
+    ``meta`` is the metadata of the data to be learned. Raises UserError for a checkpoint of another vocabulary.
     """
     if model.source == "native":
-        return BlockwiseLM(
-            ModelConfig.from_json(
-                model.sizes()
-                | {
-                    "vocab_size": meta["vocab_size"],
-                    "window": meta["window"],
-                    "heads_per_exit": pretrain.head == "per_block",
-                    "exited_state": pretrain.blockwise.exited_state,
-                    "exit_classifiers": pretrain.joint_classifier is not None,
-                }
-            )
-        )
+        return BlockwiseLM(_native_config(model, pretrain, meta))
     pretrained = load_pretrained(
         model.name_or_path,
         model.gguf_file,
@@ -44,3 +33,21 @@ def build_model(model: Any, pretrain: Any, meta: dict[str, Any]) -> Blockwise:
             f"{pretrained.config.vocab_size}: they do not belong together; run `dvc repro`"
         )
     return pretrained
+
+
+def _native_config(model: Model, pretrain: Pretrain, meta: dict[str, Any]) -> ModelConfig:
+    """The sizes that the parameters give, the parts that the method of training needs, and the vocabulary of the data."""
+    return ModelConfig(
+        vocab_size=meta["vocab_size"],
+        window=meta["window"],
+        width=model.width,
+        heads=model.heads,
+        ffn_width=model.ffn_width,
+        block_layers=tuple(model.block_layers),
+        norm=model.norm,
+        tied=model.tied,
+        heads_per_exit=pretrain.head == "per_block",
+        exited_state=pretrain.blockwise.exited_state,
+        exit_classifiers=pretrain.joint_classifier is not None,
+        key_value_heads=model.key_value_heads,
+    )
