@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -17,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.systems.ensemble import AS_PUBLISHED, Ensemble, batch_flops, mean_nll
 from offramp.systems.lagged.model import LaggedConfig, LaggedLM, SampleCache
-from offramp.systems.lagged.training import HeadFit, LaggedBatch, collect, fit_head, settled, train_lagged
+from offramp.systems.lagged.training import HeadFit, LaggedBatch, collect, fit_head, lagged_updates, settled
 from offramp.systems.objectives import Carried, Objective, cross_entropy, from_logits
+from offramp.training.loop import Selection, Training
 from studies.common.characters import BATCH_SIZE, WINDOW, Characters
 from studies.common.training import CorrectedRun, Limits
 
@@ -38,7 +38,7 @@ def batches(data: Characters, seeds: Sequence[int], by_place: bool) -> Iterator[
 
 
 def objective(passes: int, loss: Literal["oacd", "task"] = "task") -> Objective:
-    """Logits after ``passes`` passes from an empty cache; the ``loss`` of each pass as in ``train_lagged``, to count its FLOPs."""
+    """Logits after ``passes`` passes from an empty cache; the ``loss`` of each pass as in ``lagged_updates``, to count its FLOPs."""
 
     def of_pass(
         model: nn.Module, tokens: Tensor, targets: Tensor, carried: Carried
@@ -69,23 +69,27 @@ class Lagged:
         )
 
     def train(
-        self, loss: Literal["oacd", "task"], count: int, looked: Callable[[int], bool] = lambda batch: False
+        self,
+        loss: Literal["oacd", "task"],
+        count: int,
+        looks: Sequence[int] = (),
+        look: Callable[[int], object] = lambda batches: None,
     ) -> None:
-        """Phase 1 on ``count`` batches. ``looked`` is told the batches so far."""
-        train_lagged(
-            self.ensemble, self.cache, islice(self.batches, count), loss, self.passes, AS_PUBLISHED, looked
-        )
+        """Phase 1 on ``count`` batches; ``look`` is called with their number so far after each of ``looks`` batches."""
+        Training(
+            step=lagged_updates(
+                self.ensemble, self.cache, self.batches, loss, passes=self.passes, how=AS_PUBLISHED
+            ),
+            look=lambda batches: ([], look(batches)),
+            steps=count,
+            looks=looks,
+            selection=Selection(),
+        ).run()
 
     def train_task(self, looks: list[int], select: str = "calibration") -> CorrectedRun:
         """Phase 1 by the task's loss, looked at on the split ``select`` after each of so many batches."""
         run = CorrectedRun(self.ensemble, objective(self.passes), self.data, looks)
-
-        def looked(batch: int) -> bool:
-            if batch in looks:
-                run.look(self.nll(select))
-            return False
-
-        self.train("task", looks[-1], looked)
+        self.train("task", looks[-1], looks, lambda batches: run.look(self.nll(select)))
         return run
 
     def limits(self, loss: Literal["oacd", "task"], updates: int, flops: float) -> Limits:
@@ -117,7 +121,7 @@ class Lagged:
             self.ensemble.weights["head.weight"].detach(),
             *self.features("train"),
             self.features(select),
-            settings["epochs"],
-            BATCH_SIZE * WINDOW,
-            settings["learning_rate"],
+            epochs=settings["epochs"],
+            batch=BATCH_SIZE * WINDOW,
+            learning_rate=settings["learning_rate"],
         )

@@ -33,7 +33,6 @@ from offramp.systems.ensemble import Weights
 from offramp.systems.hierarchical import HierarchicalConfig, HierarchicalLM
 from offramp.systems.lagged.training import head_nll
 from offramp.systems.objectives import Objective, named
-from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
 from studies.common.characters import SIZES_OF, WINDOW, corrected, published_1a
 from studies.common.comparison import (
     FFN_WIDTH,
@@ -53,6 +52,7 @@ from studies.common.comparison import (
 from studies.common.results import study_params
 from studies.common.text import StudyText
 from studies.common.training import Limits, train_corrected, train_published
+from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
 from studies.hierarchy_and_lagged_caches.lagged import Lagged
 
 STUDY = "hierarchy_and_lagged_caches"
@@ -164,13 +164,12 @@ def _frozen_arm(lagged: Lagged, arm: str, within: Limits, head: dict[str, Any]) 
     """Features of layers as drawn, or after phase 1 within its limits, and the head of phase 2, whose updates are not counted."""
     after: dict[int, Weights] = {}
 
-    def looked(batch: int) -> bool:
-        if batch in (within.updates, within.flops):
-            after[batch] = lagged.ensemble.snapshot()
-        return False
+    def keep(batches: int) -> None:
+        after[batches] = lagged.ensemble.snapshot()
 
     if not arm.startswith("untrained"):
-        lagged.train("oacd", max(within.updates, within.flops), looked)
+        counted = within.updates, within.flops
+        lagged.train("oacd", max(counted), counted, keep)
         lagged.ensemble.restore(after[within.updates])
     nll, epochs, calibration = _judged(lagged, head)
     flops_nll = nll

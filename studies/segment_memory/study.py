@@ -22,7 +22,6 @@ negative where the first is better. At 500k characters only the arms without HRM
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,12 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.systems.ensemble import AS_PUBLISHED, Ensemble
+from offramp.systems.ensemble import AS_PUBLISHED, Ensemble, fit_members
 from offramp.systems.objectives import Carried, Objective, cross_entropy
 from offramp.systems.segment_memory.model import InfiniConfig, InfiniLM
 from offramp.systems.segment_memory.streams import Streams, cut_streams
-from offramp.systems.segment_memory.training import streams_nll, train_streams
-from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
+from offramp.systems.segment_memory.training import stream_updates, streams_nll
 from studies.common.characters import (
     BATCH_SIZE,
     SIZES,
@@ -61,6 +59,7 @@ from studies.common.comparison import (
 from studies.common.results import study_params
 from studies.common.text import Document, StudyText
 from studies.common.training import CorrectedRun
+from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
 
 STUDY = "segment_memory"
 SETTINGS: dict[str, Any] = study_params(STUDY)
@@ -144,27 +143,24 @@ def published_arm(text: StudyText, name: str, settings: dict[str, Any]) -> dict[
     ensemble = Ensemble(lambda seed: build(arm, data.vocab_size, "v2_published"), [PUBLISHED_SEED])
     tokens, targets = data.windows("validation")
     validation = Streams(tokens[None], targets[None], torch.ones(1, len(tokens), dtype=torch.bool))
-    epoch = len(data.windows("train")[0]) // BATCH_SIZE * settings["segments"]
-    found: list[float] = []
-
-    def looked(updates: int) -> bool:
-        if updates % epoch == 0:
-            found.append(streams_nll(ensemble, validation, "reset", settings["segments"]).item())
-        return len(found) - (1 + found.index(min(found))) >= settings["patience"] if found else False
-
+    epoch = len(data.windows("train")[0]) // BATCH_SIZE
     generator = torch.Generator().manual_seed(PUBLISHED_SEED)
-    train_streams(
+    (fitted,) = fit_members(
         ensemble,
-        lambda number: [shuffled_batches(data, generator)],
-        arm.mode,
-        settings["segments"],
-        settings["epochs"] * epoch,
-        AS_PUBLISHED,
-        looked,
+        stream_updates(
+            ensemble,
+            lambda number: [shuffled_batches(data, generator)],
+            arm.mode,
+            segments=settings["segments"],
+            how=AS_PUBLISHED,
+        ),
+        lambda members: streams_nll(members, validation, "reset", settings["segments"]),
+        looks=[epoch * number for number in range(1, settings["epochs"] + 1)],
+        patience=settings["patience"],
     )
     return {
-        f"ppl.{name}": math.exp(min(found)),
-        f"epoch.{name}": 1 + found.index(min(found)),
+        f"ppl.{name}": fitted.best_ppl,
+        f"epoch.{name}": fitted.best_look,
         f"parameters.{name}": parameters(ensemble),
     }
 
@@ -259,14 +255,11 @@ def corrected_arm(
         steps=len(training[0].tokens),
         test=lambda mode: streams_nll(ensemble, held_out["test"], mode, count),
     )
-
-    def looked(made: int) -> bool:
-        if made // count in run.looks:
-            run.look(streams_nll(ensemble, held_out["calibration"], arm.mode, count))
-        return False
-
-    train_streams(
-        ensemble, lambda number: training, arm.mode, count, run.looks[-1] * count, AS_PUBLISHED, looked
+    fit_members(
+        ensemble,
+        stream_updates(ensemble, lambda number: training, arm.mode, segments=count, how=AS_PUBLISHED),
+        lambda members: run.look(streams_nll(members, held_out["calibration"], arm.mode, count)),
+        looks=run.looks,
     )
     found = compared(run, within)
     if arm.mode == "carry":

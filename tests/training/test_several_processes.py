@@ -141,7 +141,7 @@ def together(data, tmp_path_factory) -> Path:
     ]
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")])
     done = subprocess.run(
-        [*launch, "-m", "tests.training.test_parallel", str(data.path), str(folder)],
+        [*launch, "-m", "tests.training.test_several_processes", str(data.path), str(folder)],
         text=True,
         cwd=REPOSITORY,
         capture_output=True,

@@ -10,10 +10,9 @@ Shapes: S members, B sequences, T positions, V symbols; every weight and every b
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.errors import UserError
 from offramp.systems.objectives import Carried, Objective
+from offramp.training.loop import BestOfEach, Training
 
 Weights = dict[str, Tensor]
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -157,16 +157,16 @@ def _seeded(build: Callable[[int], nn.Module], seed: int) -> nn.Module:
         return build(seed)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fitted:
     """What training did to one member."""
 
-    curve: list[float] = field(default_factory=list)
+    curve: list[float]
     """Perplexity at every look."""
-    best_look: int = 0
+    best_look: int
     """Place of the best in ``curve``, counted from 1: the epoch where looks are epochs."""
-    best_nll: float = math.inf
-    updates: int = 0
+    best_nll: float
+    updates: int
     """Of the optimiser, until the member stopped."""
 
     @property
@@ -202,47 +202,65 @@ def fit(
     restore_best: bool = True,
     watch: Watch | None = None,
 ) -> list[Fitted]:
-    """Train all members with a fresh optimiser; after each of ``looks`` batches, rising, look at ``evaluate`` (S,), NLL in nats.
+    """Train all members towards an objective by ``fit_members``; a step is a batch, of ``objective.segments`` updates.
 
-    The last look ends the training. A batch is worth ``objective.segments`` updates. With ``patience`` a member stops after
-    that many looks in a row without a better one, and its weights stay what they were then. In the end every member has the
-    weights of its best look, or without ``restore_best`` its last ones. ``watch`` sees every batch before it is learnt from.
+    ``watch`` sees every batch before it is learnt from.
     """
-    optimiser = _optimiser(ensemble, how)
-    found = [Fitted() for _ in ensemble.seeds]
-    best, kept, missed = ensemble.snapshot(), ensemble.snapshot(), [0] * len(ensemble)
-    running = list(range(len(ensemble)))
-    for look, (before, after) in enumerate(itertools.pairwise((0, *looks)), start=1):
-        for _ in range(after - before):
-            tokens, targets = next(batches)
-            if watch is not None:
-                watch(ensemble, tokens, targets)
-            update(ensemble, optimiser, objective, tokens, targets, how.clip_norm)
-        nll = evaluate(ensemble).tolist()
-        for member in tuple(running):
-            fitted = found[member]
-            fitted.curve.append(math.exp(min(nll[member], 100.0)))
-            fitted.updates = after * objective.segments
-            missed[member] += 1
-            if nll[member] < fitted.best_nll:
-                fitted.best_nll, fitted.best_look, missed[member] = nll[member], look, 0
-                _copy_member(ensemble, best, member)
-            if look == len(looks) or missed[member] == patience:
-                running.remove(member)
-                _copy_member(ensemble, kept, member)
-        if not running:
-            break
-    ensemble.restore(best if restore_best else kept)
-    return found
+    optimiser = optimiser_of(ensemble, how)
+
+    def step(number: int) -> None:
+        tokens, targets = next(batches)
+        if watch is not None:
+            watch(ensemble, tokens, targets)
+        update(ensemble, optimiser, objective, tokens, targets, how.clip_norm)
+
+    return fit_members(
+        ensemble,
+        step,
+        evaluate,
+        looks=looks,
+        patience=patience,
+        restore_best=restore_best,
+        updates_per_step=objective.segments,
+    )
 
 
-def _copy_member(ensemble: Ensemble, into: Weights, member: int) -> None:
-    with torch.no_grad():
-        for name, weight in ensemble.weights.items():
-            into[name][member] = weight[member]
+def fit_members(
+    ensemble: Ensemble,
+    step: Callable[[int], None],
+    evaluate: Callable[[Ensemble], Tensor],
+    *,
+    looks: Sequence[int],
+    patience: int | None = None,
+    restore_best: bool = True,
+    updates_per_step: int = 1,
+) -> list[Fitted]:
+    """Train all members; after each of ``looks`` steps, rising, look at ``evaluate`` (S,), NLL in nats.
+
+    The last look ends the training. With ``patience`` a member stops after that many looks in a row without a better one,
+    and its weights stay what they were then. In the end every member has the weights of its best look, or without
+    ``restore_best`` its last ones.
+    """
+    selection = BestOfEach(ensemble.weights, patience, restore_best)
+    Training(
+        step=step,
+        look=lambda steps: ([], evaluate(ensemble).tolist()),
+        steps=looks[-1],
+        looks=frozenset(looks),
+        selection=selection,
+    ).run()
+    return [
+        Fitted(
+            [math.exp(min(nll, 100.0)) for nll in selection.curves[member]],
+            selection.best_look[member],
+            selection.lowest[member],
+            updates_per_step * selection.steps[member],
+        )
+        for member in range(len(ensemble))
+    ]
 
 
-def _optimiser(ensemble: Ensemble, how: Optimisation) -> torch.optim.AdamW:
+def optimiser_of(ensemble: Ensemble, how: Optimisation) -> torch.optim.AdamW:
     """Elementwise, so members that share it do not see each other."""
     rates: dict[float, list[Tensor]] = {}
     for name, weight in ensemble.trainable().items():

@@ -1,4 +1,4 @@
-"""The loop that trains: a phase at a time, with early stopping on the calibration split and exact resume."""
+"""A phase of pretraining: its optimiser, learning rates and losses, in the loop that all trainings share (``loop``)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from offramp.errors import UserError
 from offramp.machine.processes import ALONE, Processes
+from offramp.training.loop import Bar, Progress, Row, Selection, Training, every
 from offramp.training.snapshots import Snapshots
 
 
@@ -83,22 +83,16 @@ class Phase:
 
 
 @dataclass
-class Progress:
-    """Everything that changes during a training besides the model and the optimiser."""
+class PhaseProgress(Progress):
+    """The progress of a training in phases."""
 
     phase: int = 0
-    step: int = 0
-    best_loss: float = math.inf
-    """Of what the phase minimises."""
     best_nll: float = math.inf
-    """At the best step."""
-    best_step: int = 0
-    misses: int = 0
+    """At the best step, a mean over exits like ``best_loss``; another measure only in phases that minimise a divergence."""
     running: dict[str, float] = field(default_factory=dict)
-    """Sum of each training loss since the last evaluation."""
+    """Sum of each training loss since the last look."""
     summed: dict[str, int] = field(default_factory=dict)
     """Steps in each of those sums."""
-    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 def sequence_order(num_sequences: int, batch_size: int, seed: int, first_step: int) -> Iterator[Tensor]:
@@ -126,12 +120,64 @@ def learning_rate(config: FitConfig, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def fit(
+@dataclass(frozen=True)
+class Means:
+    """What a look says of all exits together, as weighted means in nats."""
+
+    nll: float
+    minimised: float
+
+
+class BestOnDisk(Selection[Means]):
+    """The weights at the lowest loss, on the main process's disk meanwhile: memory holds the weights, their gradients and AdamW's
+    two moments. All processes hold the same weights at any time."""
+
+    def __init__(
+        self,
+        phase: Phase,
+        progress: PhaseProgress,
+        *,
+        model: nn.Module,
+        patience: int,
+        snapshots: Snapshots,
+        processes: Processes,
+    ):
+        self.phase, self.progress, self.model, self.patience = phase, progress, model, patience
+        self.snapshots, self.processes = snapshots, processes
+
+    def begin(self, progress: Progress) -> None:
+        if self.processes.main:
+            self.snapshots.keep(self.returns_to(progress), trained(self.model))
+
+    def judge(self, progress: Progress, measured: Means) -> None:
+        if measured.minimised < progress.best_loss:
+            progress.best_loss, self.progress.best_nll = measured.minimised, measured.nll
+            progress.best_step, progress.best_look, progress.misses = progress.step, progress.looks, 0
+            if progress.step:
+                self.begin(progress)
+        elif progress.step > self.phase.patient_until:
+            progress.misses += 1
+
+    def ended(self, progress: Progress) -> bool:
+        return progress.misses >= self.patience
+
+    def finish(self, progress: Progress) -> None:
+        if (
+            self.processes.main
+        ):  # others may have no such disk, and it forgets these weights with the next phase's
+            self.model.load_state_dict(self.snapshots.kept(self.returns_to(progress)), strict=False)
+        self.processes.spread(trained(self.model).values())
+
+    def returns_to(self, progress: Progress) -> str:
+        return f"{self.progress.phase}_{progress.best_step}"
+
+
+def fit_phase(
     phase: Phase,
-    index: int,
+    *,
     model: nn.Module,
     config: FitConfig,
-    progress: Progress,
+    progress: PhaseProgress,
     snapshots: Snapshots,
     resumed: dict[str, Any] | None,
     extra: dict[str, Any],
@@ -140,85 +186,64 @@ def fit(
     """Train one phase and leave the best weights in the model.
 
     ``resumed`` is a snapshot taken inside this phase; ``extra`` goes into every snapshot unchanged. Several processes
-    take a share of every batch each and make the same step: all hold the same weights at any time. The best weights lie on the
-    main one's disk meanwhile, so memory holds the weights, their gradients and AdamW's two moments.
+    take a share of every batch each and make the same step. UserError for batches smaller than the number of processes, and
+    where a loss is no finite number any more.
     """
     if min(config.batch_size, phase.num_sequences) < processes.count:
         raise UserError(
             f"pretrain: {phase.name} has batches of {min(config.batch_size, phase.num_sequences)} sequences for "
             f"{processes.count} processes; raise pretrain.batch_size or start fewer (runtime.launcher)"
         )
-    if phase.starts_trained and not resumed:
-        _evaluate(phase, config, progress)
-    if not phase.steps:
-        return
-
-    def best() -> str:
-        return f"{index}_{progress.best_step}"
-
-    def keep() -> None:
-        if processes.main:
-            snapshots.keep(best(), trained(model))
-
+    parameters = phase.parameters if phase.steps else [torch.empty(0)]
     optimiser = torch.optim.AdamW(
-        phase.parameters,
-        lr=config.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=config.weight_decay,
-        fused=True,
+        parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
     )
     if resumed:
         optimiser.load_state_dict(resumed.pop("optimiser"))
-    else:
-        keep()
-    batches = sequence_order(phase.num_sequences, config.batch_size, config.seed + index, progress.step)
-    bar = tqdm(
-        total=phase.steps,
-        initial=progress.step,
-        desc=f"pretrain {phase.name}",
-        unit="step",
-        disable=processes.no_bar,
+    batches = sequence_order(
+        phase.num_sequences, config.batch_size, config.seed + progress.phase, progress.step
     )
-    while progress.step < phase.steps and progress.misses < config.patience:
-        rate = config.learning_rate * phase.rate * learning_rate(config, progress.step, phase.steps)
+
+    def step(number: int) -> None:
+        rate = config.learning_rate * phase.rate * learning_rate(config, number, phase.steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        losses = losses_and_gradients(phase, processes.share(next(batches)), progress.step, processes)
+        losses = losses_and_gradients(phase, processes.share(next(batches)), number, processes)
         for name, loss in losses.items():
             if not math.isfinite(loss):
                 raise UserError(
-                    f"pretrain: the loss of {phase.name}, {name}, is {loss} at step {progress.step}; lower "
+                    f"pretrain: the loss of {phase.name}, {name}, is {loss} at step {number}; lower "
                     f"pretrain.learning_rate (now {config.learning_rate}) or raise pretrain.warmup_steps"
                 )
         nn.utils.clip_grad_norm_(phase.parameters, config.clip_norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        progress.step += 1
         for name, loss in losses.items():
             progress.running[name] = progress.running.get(name, 0.0) + loss
             progress.summed[name] = progress.summed.get(name, 0) + 1
-        bar.update()
-        if progress.step % config.evaluate_every == 0 or progress.step == phase.steps:
-            if _evaluate(phase, config, progress):
-                keep()
-            bar.set_postfix(calibration_ppl=f"{math.exp(min(progress.best_nll, 50)):.2f}")
-        if processes.main and snapshots.due():
-            snapshots.save(
-                {
-                    "model": trained(model),
-                    "optimiser": optimiser.state_dict(),
-                    "progress": vars(progress),
-                    **extra,
-                },
-                best(),
-            )
-    bar.close()
-    del optimiser
-    if (
-        processes.main
-    ):  # others may have no such disk, and it forgets these weights when it keeps the next phase's
-        model.load_state_dict(snapshots.kept(best()), strict=False)
-    processes.spread(trained(model).values())
+
+    Training(
+        step=step,
+        look=lambda number: _look(phase, config, progress),
+        steps=phase.steps,
+        looks=every(config.evaluate_every, phase.steps),
+        looks_first=phase.starts_trained,
+        selection=BestOnDisk(
+            phase,
+            progress,
+            model=model,
+            patience=config.patience,
+            snapshots=snapshots,
+            processes=processes,
+        ),
+        snapshots=snapshots if processes.main else None,
+        state=lambda: {"model": trained(model), "optimiser": optimiser.state_dict(), **extra},
+        bar=Bar(
+            f"pretrain {phase.name}",
+            disable=processes.no_bar,
+            shows=lambda so_far: {"calibration_ppl": f"{math.exp(min(progress.best_nll, 50)):.2f}"},
+        ),
+    ).run(progress)
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
@@ -245,38 +270,30 @@ def losses_and_gradients(phase: Phase, indices: Tensor, step: int, processes: Pr
     return dict(zip(means, processes.sum_gradients(phase.parameters, list(means.values()))))
 
 
-def _evaluate(phase: Phase, config: FitConfig, progress: Progress) -> bool:
-    """Add rows to the learning curve; True if this is the best step so far."""
+def _look(phase: Phase, config: FitConfig, progress: PhaseProgress) -> tuple[list[Row], Means]:
+    """The points of the learning curve, one per exit, and the means over exits; training losses are counted afresh from here."""
     looks = phase.evaluate()
-    for exit, look in looks.items():
-        name = f"exit {exit}"
-        progress.curve.append(
-            {
-                "phase": phase.name,
-                "exit": exit,
-                "step": progress.step,
-                "tokens": progress.step * config.batch_size * phase.window,
-                "train_loss": progress.running[name] / progress.summed[name]
-                if name in progress.summed
-                else None,
-                "calibration_ppl": math.exp(min(look.nll, 100.0)),
-                **({} if look.kl is None else {"calibration_kl": look.kl}),
-            }
-        )
+    rows = [
+        {
+            "phase": phase.name,
+            "exit": exit,
+            "step": progress.step,
+            "tokens": progress.step * config.batch_size * phase.window,
+            "train_loss": _mean_loss(progress, f"exit {exit}"),
+            "calibration_ppl": math.exp(min(look.nll, 100.0)),
+            **({} if look.kl is None else {"calibration_kl": look.kl}),
+        }
+        for exit, look in looks.items()
+    ]
     progress.running, progress.summed = {}, {}
     weights = {exit: phase.weights.get(exit, 1.0) for exit in looks}
-    nll, mean = (
+    nll, minimised = (
         sum(weights[exit] * value(look) for exit, look in looks.items()) / sum(weights.values())
         for value in (lambda look: look.nll, lambda look: look.minimised)
     )
-    improved = mean < progress.best_loss
-    if improved:
-        progress.best_loss, progress.best_nll, progress.best_step, progress.misses = (
-            mean,
-            nll,
-            progress.step,
-            0,
-        )
-    elif progress.step > phase.patient_until:
-        progress.misses += 1
-    return improved
+    return rows, Means(nll, minimised)
+
+
+def _mean_loss(progress: PhaseProgress, name: str) -> float | None:
+    """Of the steps since the last look; None where the loss was in none of them."""
+    return progress.running[name] / progress.summed[name] if name in progress.summed else None

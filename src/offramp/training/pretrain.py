@@ -19,7 +19,7 @@ from offramp.machine.processes import ALONE, Processes
 from offramp.models.blockwise import Blockwise
 from offramp.models.pretrained import PretrainedLM
 from offramp.states.statistics import Readout, token_statistics
-from offramp.training.fit import FitConfig, Look, Loss, Phase, Progress, fit, trained
+from offramp.training.fit import FitConfig, Look, Loss, Phase, PhaseProgress, fit_phase, trained
 from offramp.training.frozen import Translators
 from offramp.training.layerskip import dropout_probabilities, exits_on, handed_on, layers_run, states_with
 from offramp.training.lora import add_adapters
@@ -79,10 +79,11 @@ class Pretrainer:
         lora = self.params.lora
         merge = add_adapters(self.model, lora.rank, lora.alpha) if lora else None
         resumed = self.snapshots.load()
-        progress = Progress(**resumed["progress"]) if resumed else Progress()
+        progress = PhaseProgress(**resumed["progress"]) if resumed else PhaseProgress()
         best = dict(resumed["done"]) if resumed else {}
         if resumed:
             self.model.load_state_dict({**resumed["finished"], **resumed.pop("model")}, strict=False)
+            self.finished = dict(resumed["finished"])
             self.thresholds = list(resumed["thresholds"])
             self.judged_by += [matrix.to(self.device) for matrix in resumed["judged_by"]]
         blocks = range(self.model.config.num_blocks) if self.params.method == "blockwise" else range(1)
@@ -94,16 +95,15 @@ class Pretrainer:
                 "thresholds": self.thresholds,
                 "judged_by": self.judged_by,
             }
-            fit(
+            fit_phase(
                 phase,
-                index,
-                self.model,
-                self.config,
-                progress,
-                self.snapshots,
-                resumed if progress.step else None,
-                extra,
-                self.processes,
+                model=self.model,
+                config=self.config,
+                progress=progress,
+                snapshots=self.snapshots,
+                resumed=resumed if progress.step else None,
+                extra=extra,
+                processes=self.processes,
             )
             best[phase.name] = {
                 "best_step": progress.best_step,
@@ -113,7 +113,7 @@ class Pretrainer:
             if self.params.method == "frozen":
                 best[phase.name]["calibration_kl"] = progress.best_loss
             self.finished |= trained(self.model)
-            progress = Progress(phase=index + 1, curve=progress.curve)
+            progress = PhaseProgress(phase=index + 1, curve=progress.curve)
             resumed = None
         if merge:
             merge()

@@ -191,15 +191,13 @@ def test_phase_2_trains_what_reads_the_contexts(cached, norm):
     net, _, contexts = cached
     before = {name: value.clone() for name, value in net.state_dict().items()}
     how = Reading(batch=8, shuffled=True, norm=norm, learning_rate=1e-2)
-    nll = learn_to_read(
-        net,
-        contexts,
-        how,
-        5,
-        10,
-        lambda: reading_losses(net, *_stream(contexts), contexts)[0].mean().item(),
-        seed=0,
-    )
+    nll: list[float] = []
+
+    def look() -> float:
+        nll.append(reading_losses(net, *_stream(contexts), contexts)[0].mean().item())
+        return nll[-1]
+
+    learn_to_read(net, contexts, how, look, looks=5, updates_per_look=10, seed=0)
     changed = {
         name.split(".")[0] for name, value in net.state_dict().items() if not torch.equal(value, before[name])
     }
@@ -217,7 +215,7 @@ def test_unshuffled_batches_are_consecutive_and_epochs_are_whole(cached):
     read = net.read
     net.read = lambda tokens, outputs: (seen.append(tokens), read(tokens, outputs))[1]
     updates = updates_per_epoch(contexts, how)
-    learn_to_read(net, contexts, how, 2, updates, lambda: None, seed=0)
+    learn_to_read(net, contexts, how, lambda: 0.0, looks=2, updates_per_look=updates, seed=0)
     known = next_tokens(*_stream(contexts)) != UNKNOWN
     assert torch.equal(torch.cat(seen), contexts.tokens[known].repeat(2)) and len(seen) == 2 * updates
 

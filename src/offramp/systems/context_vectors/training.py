@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from offramp.systems.context_vectors.model import ContextVectorLM
 from offramp.systems.context_vectors.recurrence import previous_contexts
 from offramp.systems.context_vectors.store import Contexts
 from offramp.systems.lagged.model import oacd
+from offramp.training.loop import Best, Training, every
 from offramp.training.losses import total_nll
 
 LOSSES, DIVERSITIES = ("cvfp", "oacd"), ("batch", "rms")
@@ -36,8 +36,6 @@ START_STD = 0.01
 """Of the contexts before the first iteration."""
 UNKNOWN = -1
 """The target of a token after which its document ends."""
-
-Seen = TypeVar("Seen")
 
 
 # Phase 1 --------------------------------------------------------------------------------------------------------------
@@ -172,29 +170,36 @@ def learn_to_read(
     model: ContextVectorLM,
     contexts: Contexts,
     how: Reading,
+    look: Callable[[], float],
+    *,
     looks: int,
     updates_per_look: int,
-    look: Callable[[], Seen],
     seed: int,
-    enough: Callable[[], bool] = lambda: False,
-) -> list[Seen]:
-    """Train on cached contexts; what ``look()`` says after every ``updates_per_look`` updates, ``looks`` times, or until
-    ``enough()``."""
+    patience: int | None = None,
+) -> None:
+    """Train on cached contexts and leave the weights of the look at which ``look()`` was lowest.
+
+    There are ``looks`` looks, one after every ``updates_per_look`` updates, or fewer: ``patience`` of them in a row without
+    a lower value end the training.
+    """
     parameters = model.reading_parameters(how.norm)
     optimiser = torch.optim.Adam(parameters, lr=how.learning_rate, fused=True)
-    stream, seen = _batches(contexts, how, torch.Generator().manual_seed(seed)), []
-    for _ in range(looks):
-        for _, (tokens, outputs, targets) in zip(range(updates_per_look), stream):
-            optimiser.zero_grad(set_to_none=True)
-            (
-                total_nll(model.read(tokens, outputs), model.readout_matrix(), targets) / len(targets)
-            ).backward()
-            nn.utils.clip_grad_norm_(parameters, how.clip_norm)
-            optimiser.step()
-        seen.append(look())
-        if enough():
-            break
-    return seen
+    batches = _batches(contexts, how, torch.Generator().manual_seed(seed))
+
+    def step(number: int) -> None:
+        tokens, outputs, targets = next(batches)
+        optimiser.zero_grad(set_to_none=True)
+        (total_nll(model.read(tokens, outputs), model.readout_matrix(), targets) / len(targets)).backward()
+        nn.utils.clip_grad_norm_(parameters, how.clip_norm)
+        optimiser.step()
+
+    Training(
+        step=step,
+        look=lambda updates: ([], look()),
+        steps=looks * updates_per_look,
+        looks=every(updates_per_look, looks * updates_per_look),
+        selection=Best(model, patience),
+    ).run()
 
 
 def _batches(

@@ -14,12 +14,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from offramp.errors import UserError
-from offramp.systems.ensemble import Ensemble, Optimisation, clip_each
-from offramp.systems.lagged.model import SampleCache
+from offramp.systems.ensemble import Ensemble, Optimisation, clip_each, optimiser_of
+from offramp.systems.lagged.model import LaggedLM, SampleCache
 from offramp.systems.objectives import cross_entropy
+from offramp.training.loop import BestOfEach, Row, Training
 
 LOSSES = ("oacd", "task")
 TOGETHER = 64
@@ -38,16 +39,16 @@ class LaggedBatch:
     """(S, B): the windows' numbers; their places in the epoch where the published mistake (F1) is wanted."""
 
 
-def train_lagged(
+def lagged_updates(
     ensemble: Ensemble,
     cache: SampleCache,
     batches: Iterator[LaggedBatch],
     loss: Literal["oacd", "task"],
+    *,
     passes: int,
     how: Optimisation,
-    looked: Callable[[int], bool] = lambda batch: False,
-) -> int:
-    """Updates made, ``passes`` per batch until ``batches`` ends or ``looked(batches so far)`` asks to stop.
+) -> Callable[[int], None]:
+    """Phase 1 as a step for ``fit_members``: ``passes`` updates on the next of ``batches``, an iterator without end.
 
     Raises UserError for an unknown loss.
     """
@@ -55,18 +56,19 @@ def train_lagged(
         raise UserError(
             f"loss = {loss!r} is unknown to lagged cache training; use one of {', '.join(LOSSES)}"
         )
+    optimiser = optimiser_of(ensemble, how)
     weights = list(ensemble.trainable().values())
-    optimiser = torch.optim.AdamW(weights, lr=how.learning_rate, weight_decay=how.weight_decay, fused=True)
-    updates = 0
-    for count, batch in enumerate(batches, start=1):
-        for step in range(passes):
+
+    def step(number: int) -> None:
+        batch = next(batches)
+        for index in range(passes):
 
             def value(
-                model: nn.Module, tokens: Tensor, targets: Tensor, cached: Tensor, step: int = step
+                model: LaggedLM, tokens: Tensor, targets: Tensor, cached: Tensor, index: int = index
             ) -> tuple[Tensor, Tensor]:
-                logits, states = model(tokens, cached, step)
+                logits, states = model(tokens, cached, index)
                 return (
-                    cross_entropy(logits, targets) if loss == "task" else model.features_loss(states, step)
+                    cross_entropy(logits, targets) if loss == "task" else model.features_loss(states, index)
                 ), states.detach()
 
             optimiser.zero_grad(set_to_none=True)
@@ -75,13 +77,11 @@ def train_lagged(
             clip_each([weight.grad for weight in weights if weight.grad is not None], how.clip_norm)
             optimiser.step()
             cache.write(batch.slots, states)
-            updates += 1
-        if looked(count):
-            break
-    return updates
+
+    return step
 
 
-def settled(model: nn.Module, tokens: Tensor, passes: int) -> tuple[Tensor, Tensor]:
+def settled(model: LaggedLM, tokens: Tensor, passes: int) -> tuple[Tensor, Tensor]:
     """Logits (B, T, V) and states (n, B, T, D) of windows (B, T) after ``passes`` passes from an empty cache."""
     config = model.config
     cache = torch.zeros(config.layers, *tokens.shape, config.width)
@@ -94,7 +94,7 @@ def settled(model: nn.Module, tokens: Tensor, passes: int) -> tuple[Tensor, Tens
 def collect(ensemble: Ensemble, tokens: Tensor, passes: int) -> Tensor:
     """Features (S, N T, n D) of windows (N, T), the same windows for every model."""
 
-    def features(model: nn.Module, part: Tensor) -> Tensor:
+    def features(model: LaggedLM, part: Tensor) -> Tensor:
         return torch.cat(settled(model, part, passes)[1].unbind(0), dim=-1)
 
     parts = [ensemble(features, part.expand(len(ensemble), *part.shape)) for part in tokens.split(TOGETHER)]
@@ -118,6 +118,7 @@ def fit_head(
     features: Tensor,
     targets: Tensor,
     select: tuple[Tensor, Tensor],
+    *,
     epochs: int,
     batch: int,
     learning_rate: float,
@@ -130,21 +131,21 @@ def fit_head(
     head = start.detach().clone().requires_grad_()
     optimiser = torch.optim.AdamW([head], lr=learning_rate, weight_decay=0.01, fused=True)
     generator = torch.Generator().manual_seed(seed)
-    best, best_epoch, lowest = start.clone(), [0] * len(start), [float("inf")] * len(start)
-    curve = []
-    for epoch in range(1, epochs + 1):
+
+    def epoch(number: int) -> None:
         for rows in torch.randperm(len(targets), generator=generator).split(batch):
             optimiser.zero_grad(set_to_none=True)
             head_nll(head, features[:, rows], targets[rows]).sum().backward()
             clip_each([head.grad], 1.0)
             optimiser.step()
+
+    def look(epochs_so_far: int) -> tuple[list[Row], list[float]]:
         with torch.no_grad():
-            curve.append(head_nll(head, *select).tolist())
-            for model, nll in enumerate(curve[-1]):
-                if nll < lowest[model]:
-                    lowest[model], best_epoch[model] = nll, epoch
-                    best[model] = head[model]
-    return HeadFit(best, best_epoch, curve)
+            return [], head_nll(head, *select).tolist()
+
+    selection = BestOfEach({"head": head})
+    Training(step=epoch, look=look, steps=epochs, looks=range(1, epochs + 1), selection=selection).run()
+    return HeadFit(head.detach(), selection.best_look, [list(nll) for nll in zip(*selection.curves)])
 
 
 def head_nll(heads: Tensor, features: Tensor, targets: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ Shapes: S models, N steps, R rows, T positions.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from offramp.errors import UserError
-from offramp.systems.ensemble import Ensemble, Optimisation, clip_each
+from offramp.systems.ensemble import Ensemble, Optimisation, clip_each, optimiser_of
 from offramp.systems.objectives import cross_entropy
 from offramp.systems.segment_memory.memory import Memory
 from offramp.systems.segment_memory.model import Carried, Memories, segments
@@ -88,41 +89,44 @@ def _loss(
     return cross_entropy(logits, targets), tree_map(Tensor.detach, carried)
 
 
-def train_streams(
+def stream_updates(
     ensemble: Ensemble,
     passes: Callable[[int], list[Streams]],
     mode: str,
-    count: int,
-    updates: int,
+    *,
+    segments: int,
     how: Optimisation,
-    looked: Callable[[int], bool] = lambda updates: False,
-) -> int:
-    """Updates made, ``count`` per window, until there are ``updates`` of them or ``looked(updates so far)`` asks to stop.
+) -> Callable[[int], None]:
+    """Training as a step for ``fit_members``: the next window of every model's streams, an update per segment of it.
 
     ``passes(k)`` gives every model's streams for its pass k over the text; memories are empty at the start of each pass.
-    Raises UserError as ``require_mode`` does.
+    The steps raise UserError as ``require_mode`` does.
     """
+    optimiser = optimiser_of(ensemble, how)
     weights = list(ensemble.trainable().values())
-    optimiser = torch.optim.AdamW(weights, lr=how.learning_rate, weight_decay=how.weight_decay, fused=True)
-    made, number = 0, 0
-    while True:
-        streams = passes(number)
-        for own in streams:
-            require_mode(mode, own)
-        reader = Reader(ensemble, streams[0].tokens.shape[1], mode)
-        for window in windows_of(streams):
-            memory, carried = reader.read(window.begins), ()
-            for _ in range(count):
-                optimiser.zero_grad(set_to_none=True)
-                losses, carried = ensemble(_loss, window.tokens, window.targets, memory, carried)
-                losses.sum().backward()
-                clip_each([weight.grad for weight in weights if weight.grad is not None], how.clip_norm)
-                optimiser.step()
-            reader.wrote(memory, carried.memory)
-            made += count
-            if looked(made) or made >= updates:
-                return made
-        number += 1
+
+    def windows() -> Iterator[tuple[Window, Reader]]:
+        for number in itertools.count():
+            streams = passes(number)
+            for one in streams:
+                require_mode(mode, one)
+            reader = Reader(ensemble, streams[0].tokens.shape[1], mode)
+            yield from ((window, reader) for window in windows_of(streams))
+
+    read = windows()
+
+    def step(number: int) -> None:
+        window, reader = next(read)
+        memory, carried = reader.read(window.begins), ()
+        for _ in range(segments):
+            optimiser.zero_grad(set_to_none=True)
+            losses, carried = ensemble(_loss, window.tokens, window.targets, memory, carried)
+            losses.sum().backward()
+            clip_each([weight.grad for weight in weights if weight.grad is not None], how.clip_norm)
+            optimiser.step()
+        reader.wrote(memory, carried.memory)
+
+    return step
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -36,6 +36,7 @@ from offramp.errors import UserError
 from offramp.states.statistics import Readout, predictions, token_statistics
 from offramp.systems.ensemble import Optimisation
 from offramp.systems.selective_output.model import SelectiveLM, require_skips
+from offramp.training.loop import Best, Row, Training, every
 from offramp.training.losses import total_nll
 
 RULES = ("straight_through", "score_function", "evenly", "interval")
@@ -254,57 +255,64 @@ def _each_nll(model: SelectiveLM, states: Tensor, targets: Tensor) -> Tensor:
 # Training -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trained:
     """What a training did."""
 
-    curve: list[tuple[int, float]] = field(default_factory=list)
+    curve: list[tuple[int, float]]
     """Updates and NLL in nats by ``evaluate``, at every look."""
-    best_look: int = 0
+    best_look: int
     """Counted from 1."""
-    best_nll: float = math.inf
+    best_nll: float
 
 
 def train(
     model: SelectiveLM,
     method: Method,
     batches: Iterator[tuple[Tensor, Tensor]],
+    evaluate: Callable[[SelectiveLM], float],
+    *,
     how: Optimisation,
     updates: int,
     look_every: int,
-    evaluate: Callable[[SelectiveLM], float],
     patience: int | None = None,
 ) -> Trained:
-    """Train in place at a constant rate, and leave the weights of the best look; stop after ``patience`` looks without a better one.
+    """Train in place at a constant rate, and leave the weights of the best look; stop after ``patience`` looks in a row
+    without a better one.
 
     UserError where the loss is no number any more.
     """
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay, fused=True
     )
-    found, best = Trained(), {}
-    for update in range(1, updates + 1):
+    loss = torch.zeros(())
+
+    def step(number: int) -> None:
+        nonlocal loss
         optimiser.zero_grad(set_to_none=True)
         loss = method.loss(model, *next(batches))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), how.clip_norm)
         optimiser.step()
-        if update % look_every and update != updates:
-            continue
+
+    def look(update: int) -> tuple[list[Row], float]:
         nll = evaluate(model)
         if not math.isfinite(nll) or not math.isfinite(float(loss.detach())):
             raise UserError(
                 f"selective model: the loss is {float(loss.detach())} at update {update}; lower learning_rate (now "
                 f"{how.learning_rate})"
             )
-        found.curve.append((update, nll))
-        if nll < found.best_nll:
-            found.best_nll, found.best_look = nll, len(found.curve)
-            best = {name: weight.clone() for name, weight in model.state_dict().items()}
-        elif patience is not None and len(found.curve) - found.best_look >= patience:
-            break
-    model.load_state_dict(best)
-    return found
+        return [{"update": update, "nll": nll}], nll
+
+    progress = Training(
+        step=step,
+        look=look,
+        steps=updates,
+        looks=every(look_every, updates),
+        selection=Best(model, patience),
+    ).run()
+    curve = [(row["update"], row["nll"]) for row in progress.curve]
+    return Trained(curve, progress.best_look, progress.best_loss)
 
 
 def mean_score(model: SelectiveLM, method: Method, tokens: Tensor, targets: Tensor) -> float:
