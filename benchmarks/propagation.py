@@ -22,13 +22,13 @@ def run() -> Iterator[Row]:
     costs = propagation_cost(
         lm, [(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) for rows in text.split(BATCH)], draws=1000
     )
-    for kv, rises in costs.items():
-        for kept in KEPT:
-            rise, (low, high) = rises[f"keep_first_{kept}"].values()
+    for kv, rises in (("propagate", costs.propagate), ("drop", costs.drop)):
+        for kept, cost in zip(KEPT, (rises.keep_first_0, rises.keep_first_1)):
+            low, high = cost.interval
             who = "any token" if not kept else "any token but the first of a sequence"
             yield Row(
                 f"{kv}_smollm2_keep_first_{kept}",
-                rise,
+                cost.nll_rise,
                 "nats/token",
                 None,
                 f"true keys and values (routing.kv: recompute); {LEAVING:.0%} leave at random, {who}, half "

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from offramp.artifacts.artifact import open_artifact
-from offramp.artifacts.files import write_csv, write_json
 from offramp.corpus.windows import TokenWindows
 from offramp.machine.device import setup
 from offramp.machine.processes import join
 from offramp.models.store import load_model
 from offramp.params import Declared
+from offramp.results.states import Collected, LossShare
 from offramp.states.collect import collect_states, loss_histogram, summarise
 from offramp.states.store import States
 from pipeline._stage import stage
@@ -42,8 +42,8 @@ def run(params: Declared, root: Path) -> None:
         states = States(artifact)
         metrics[split] = summarise(states)
         histogram += loss_histogram(states, split)
-    write_json(root / "metrics/states.json", metrics)
-    write_csv(root / "metrics/plots/loss_distribution.csv", ("split", "exit", "loss", "share"), histogram)
+    Collected(**metrics).write(root)
+    LossShare.write(root, [LossShare(**row) for row in histogram])
 
 
 main = stage("collect", run, shared=True, memory="collect.batch_size, collect.shard_tokens or window")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offramp.artifacts.files import write_json
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.corpus.prepare import corpus_metrics, prepare
 from offramp.params import Declared
+from offramp.results.corpus import Corpus
 from pipeline._stage import stage
 
 
@@ -19,9 +19,9 @@ def run(params: Declared, root: Path) -> None:
         root / "data",
         params.to_json(),
         root,
-        Checkpoint.of(params.model),
+        Checkpoint.of(params.model) if params.tokenizer.kind == "pretrained" else None,
     )
-    write_json(root / "metrics" / "corpus.json", corpus_metrics(data))
+    Corpus(**corpus_metrics(data)).write(root)
 
 
 main = stage("prepare", run)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from offramp.artifacts.artifact import create_artifact, open_artifact
-from offramp.artifacts.files import write_csv, write_json
-from offramp.checkpoints.checkpoint import Checkpoint, weight_digests
+from offramp.checkpoints.checkpoint import Checkpoint
+from offramp.checkpoints.weights import weight_digests
 from offramp.corpus.windows import TokenWindows
 from offramp.lineage.code import code_digest
 from offramp.machine.device import seed_all, setup
@@ -17,6 +17,7 @@ from offramp.machine.processes import join
 from offramp.models.build import build_model
 from offramp.models.store import save_model
 from offramp.params import Declared
+from offramp.results.pretraining import LearningCurve, Pretraining
 from offramp.training.pretrain import Pretrainer, num_parameters
 from offramp.training.snapshots import Snapshots, snapshot_key
 from pipeline._stage import stage
@@ -54,16 +55,14 @@ def run(params: Declared, root: Path) -> None:
     if not processes.main:
         return
 
+    curve = [LearningCurve(**row) for row in result.curve]
     with create_artifact(root / "models/lm", "lm", params.to_json(), {"data": data}) as out:
         save_model(model, out.path, base_trained=settings.method != "frozen")
-        write_csv(out.path / "learning_curves.csv", tuple(result.curve[0]), result.curve)
+        LearningCurve.write_to(out.path / "learning_curves.csv", curve)
         out.meta.update(parameters=num_parameters(model), hardness_thresholds=result.thresholds)
-    write_csv(root / "metrics/plots/learning_curves.csv", tuple(result.curve[0]), result.curve)
+    LearningCurve.write(root, curve)
     tokens = sum(int(phase["steps"]) for phase in result.best.values()) * settings.batch_size * train.window
-    write_json(
-        root / "metrics/pretrain.json",
-        {"parameters": num_parameters(model), "tokens_seen": tokens, **result.best},
-    )
+    Pretraining(parameters=num_parameters(model), tokens_seen=tokens, **result.best).write(root)
     snapshots.delete()
 
 

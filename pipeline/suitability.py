@@ -9,7 +9,6 @@ from pathlib import Path
 
 from offramp.analysis.suitability import assess, of_states
 from offramp.artifacts.artifact import open_artifact
-from offramp.artifacts.files import write_json
 from offramp.machine.device import setup
 from offramp.models.store import load_model
 from offramp.params import Declared
@@ -21,7 +20,7 @@ def run(params: Declared, root: Path) -> None:
     lm = open_artifact(root / "models/lm", "lm", inputs={"data": data})
     states = open_artifact(root / "states/test", "states", inputs={"data": data, "lm": lm})
     model = load_model(lm).to(setup(params.runtime.device, params.runtime.threads))
-    write_json(root / "metrics/suitability.json", assess(of_states(data, lm, model, states, params)))
+    assess(of_states(data, lm, model, states, params.routing, params.exits.hidden)).write(root)
 
 
 main = stage("suitability", run, memory="routing.batch_size or window")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from offramp.artifacts.files import write_csv
 from offramp.exits.store import Exits
 from offramp.params import Declared
-from offramp.routing.evaluate import all_scorers, threshold_curve
+from offramp.results.routing import CurvePoint
+from offramp.routing.sweep import all_scorers, threshold_curve
 from pipeline._inputs import open_routing_inputs
 from pipeline._stage import stage
 
@@ -20,10 +20,8 @@ from pipeline._stage import stage
 def run(params: Declared, root: Path) -> None:
     inputs = open_routing_inputs(params, root)
     scorers = all_scorers(Exits(inputs.exits), torch.device("cpu"))
-    rows = threshold_curve(
-        inputs.executor, inputs.windows, inputs.states, scorers, params.routing, inputs.device
-    )
-    write_csv(root / "metrics/plots/threshold_curve.csv", tuple(rows[0]), rows)
+    curve = threshold_curve(inputs.executor, inputs.windows, inputs.states, scorers, params.routing)
+    CurvePoint.write(root, curve)
 
 
 main = stage("sweep", run, memory="routing.batch_size or window")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from offramp.artifacts.artifact import open_artifact
-from offramp.artifacts.files import write_csv, write_json
 from offramp.exits.store import Exits
 from offramp.exits.train import train_exits
 from offramp.machine.device import setup
 from offramp.params import Declared
+from offramp.results.exits import FitEpoch, FittedExits, ThresholdEffect
 from offramp.routing.thresholds import threshold_table
 from offramp.states.store import States
 from pipeline._stage import stage
@@ -21,10 +21,9 @@ def run(params: Declared, root: Path) -> None:
     exits, metrics, curve = train_exits(
         States(calibration), params.exits, root / "models/exits", params.to_json()
     )
-    write_json(root / "metrics/exits.json", metrics)
-    write_csv(root / "metrics/plots/exit_fit.csv", ("exit", "epoch", "fit_loss", "select_loss"), curve)
-    rows = threshold_table(Exits(exits))
-    write_csv(root / "metrics/plots/thresholds.csv", tuple(rows[0]), rows)
+    FittedExits(**metrics).write(root)
+    FitEpoch.write(root, [FitEpoch(**row) for row in curve])
+    ThresholdEffect.write(root, threshold_table(Exits(exits)))
 
 
 main = stage("train_exits", run, memory="exits.batch_size, exits.hidden or the corpus")

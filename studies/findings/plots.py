@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from offramp.report.figures import HEIGHT, TALL, draw
-from offramp.report.plots import CONTROLS, plain_log_axis
+from offramp.report.plots import DASHES, plain_log_axis
 from offramp.report.theme import MUTED, SIGNALS
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def draw_plot(plot: Plot) -> str:
     groups = list(dict.fromkeys(str(row[plot.group]) for row in plot.rows)) if plot.group else [None]
     spare = iter([colour for name, colour in SIGNALS.items() if name not in groups] * len(groups))
     colours = {
-        group: MUTED if group in CONTROLS else SIGNALS[group] if group in SIGNALS else next(spare)
+        group: MUTED if group in DASHES else SIGNALS[group] if group in SIGNALS else next(spare)
         for group in groups
     }
     panels = list(dict.fromkeys(row[plot.panel] for row in plot.rows)) if plot.panel else [None]
@@ -125,7 +125,7 @@ def _paint(axes: Axes, plot: Plot, rows: Rows, colours: dict[str | None, Colour]
         alone = named or group in plot.points
         if not alone:
             points.sort(key=lambda row: _value(row[plot.x]))
-        style: dict[str, Any] = {"linestyle": CONTROLS.get(group, "-")}
+        style: dict[str, Any] = {"linestyle": DASHES.get(group, "-")}
         if alone:
             style = {"marker": "D" if group in plot.points else "o", "linestyle": "none"}
         xs, ys = ([_value(row[name]) for row in points] for name in (plot.x, plot.y))

@@ -46,7 +46,7 @@ def draw(seed: int, vocab: int = 90, width: int = 6, tokens: int = 50, constant:
 
 
 def textbook_logits(variant: str, matrix, fit, inputs, rank: int):
-    """Logits at a rank from the SVD of W, or from projecting on the leading left singular vectors of W C^(1/2)."""
+    """Logits at a rank, from the SVD of W or by projecting on leading left singular vectors of W C^(1/2)."""
     matrix, fit, inputs = (tensor.double() for tensor in (matrix, fit, inputs))
     mean = fit.mean(0) if variant.endswith("centred") else torch.zeros_like(fit[0])
     if variant.startswith("weighted"):
@@ -161,7 +161,10 @@ def test_coverage_grows_to_one_and_the_weighted_spectra_say_what_is_lost(variant
 
 
 def two_directions(of_words: float, of_tokens: float):
-    """Logits that vary in direction 1, of scale 1, and are constant in direction 0: its scale in W, its size in h."""
+    """Logits that vary in direction 1, of scale 1, and are constant in direction 0.
+
+    That direction has a scale in W and a size in h.
+    """
     generator = torch.Generator().manual_seed(2)
     words, states = torch.zeros(400, 8), torch.zeros(600, 8)
     words[:, :2] = torch.randn(400, 2, generator=generator) * torch.tensor([of_words, 1.0])
@@ -171,7 +174,10 @@ def two_directions(of_words: float, of_tokens: float):
 
 
 def test_a_large_constant_component_of_the_logits_uses_up_the_first_rank():
-    """As in seed 004: most of W, nearly all of the logits' correlation, and nothing that tells tokens apart."""
+    """As in the report loss-prediction.
+
+    The first rank has most of W, nearly all of the logits' correlation, and nothing that tells tokens apart.
+    """
     rows = two_directions(of_words=20, of_tokens=1)
     assert rows["plain", 1]["coverage"] > 0.99 and rows["plain", 1]["logit_corr"] > 0.99
     assert rows["plain", 1]["logit_mse"] > 0.8  # the whole variance over tokens
@@ -184,7 +190,7 @@ def test_a_large_constant_component_of_the_logits_uses_up_the_first_rank():
 
 
 def test_kept_apart_the_constant_component_costs_no_rank():
-    """The plain first rank goes to the larger direction of W and misses the constant, which is most of the logits."""
+    """The plain first rank goes to the larger direction of W and misses most of the logits, the constant."""
     rows = two_directions(of_words=0.5, of_tokens=40)
     assert rows["plain", 1]["logit_corr"] < 0.3
     assert rows["centred", 1]["logit_corr"] > 0.99 and rows["centred", 1]["softmax_corr"] > 0.99

@@ -1,4 +1,4 @@
-"""Separation measures against plain references, and the mistakes of seed 004 they are there to expose."""
+"""Separation measures against plain references, and the mistakes of the report loss-prediction that they expose."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def noisy(tokens: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 
 def test_two_modes_are_found_and_one_skewed_mode_is_not():
-    """Seed 004 called a skewed distribution bimodal. A mixture alone would too: two Gaussians fit an exponential better."""
+    """The report loss-prediction called a skewed distribution bimodal.
+
+    A mixture alone would too: two Gaussians fit an exponential better.
+    """
     generator = np.random.default_rng(0)
     exponential = loss_distribution(generator.exponential(3, 20_000))
     assert exponential["bic_gain"] > 0 and exponential["dip_p"] > 0.5 and not exponential["bimodal"]
@@ -78,7 +81,7 @@ def test_losses_that_are_not_numbers_are_named():
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.8])
 def test_any_gaussian_split_by_itself_has_a_large_d(fraction):
-    """The d of 2.82 in seed 004 is what no structure at all gives: 2.65 at the median."""
+    """The report's d of 2.82 is what no structure at all gives: 2.65 at the median."""
     loss = np.random.default_rng(0).normal(5, 1, 200_000)
     found = split(-loss, loss, fraction)
     assert found["cohens_d"] == pytest.approx(found["gaussian_d"], rel=0.01)
@@ -116,7 +119,7 @@ def test_equal_scores_get_the_mean_over_their_orders():
 
 
 def test_a_decision_is_compared_with_the_oracle_at_its_own_share():
-    """Seed 004 divided the gap of a 9.5 % easy set by the oracle's gap at 50 %."""
+    """The report loss-prediction divided the gap of a 9.5 % easy set by the oracle's gap at 50 %."""
     score, loss, _ = noisy(2_000, 3)
     decision = most_confident(score, 190)
     found = split(decision, loss, easy_fraction=decision.mean())
@@ -132,7 +135,7 @@ def test_a_decision_is_compared_with_the_oracle_at_its_own_share():
 
 
 def test_probability_of_the_correct_token_is_the_loss_itself():
-    """Seed 004's "100 % of the oracle": an identity, and its weak Pearson only the bend of exp(-x)."""
+    """The report's "100 % of the oracle": an identity, and its weak Pearson only the bend of exp(-x)."""
     _, loss, _ = noisy(5_000, 0)
     found = signal_separation(np.exp(-loss), loss)
     assert found["tautology"] and found["oracle_share"] == pytest.approx(1) and found["pearson"] > -0.8
@@ -202,7 +205,7 @@ def grouped(sequences: int, length: int, seed: int = 0):
 
 
 def test_intervals_equal_resampling_the_tokens_themselves():
-    """Ranks are taken again in every plain resample; the linearised measures must follow, and not only in width."""
+    """Ranks are taken again in every plain resample; the linearised measures must follow in both."""
     sequence, score, loss, deep = grouped(100, 12)
     bootstrap = SequenceBootstrap(sequence)
     bootstrap.add("s", parts(score, loss, deep))
@@ -263,7 +266,7 @@ def test_predictability_finds_a_function_of_the_state_and_nothing_in_noise():
 
 @pytest.mark.parametrize("documents", [10, 2])
 def test_no_sequence_is_on_both_sides_nor_any_document_where_there_are_enough(documents):
-    """Seed 004 fitted on the neighbours of the tokens it tested on."""
+    """The report loss-prediction fitted on the neighbours of the tokens it tested on."""
     sequence = np.repeat(np.arange(40), 16)
     document = sequence * documents // 40
     fit = held_out_split(document, sequence, seed=0)

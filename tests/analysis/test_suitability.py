@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 import re
 import shutil
@@ -13,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from offramp.analysis.advice import advise, propagation, table
+from offramp.analysis.advice import propagation, table, verdict_on
 from offramp.analysis.suitability import assess, of_checkpoint, of_states
 from offramp.app.cli import main
 from offramp.app.project import open_project
@@ -21,6 +19,17 @@ from offramp.artifacts.artifact import open_artifact
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
+from offramp.results.suitability import (
+    Bound,
+    BreakEven,
+    ExitWorth,
+    KeptFirst,
+    NllRise,
+    OracleBounds,
+    ReadoutQuality,
+    StatePropagation,
+    Suitability,
+)
 from tests.fixtures.small_project import make_project
 
 CPU = torch.device("cpu")
@@ -45,22 +54,23 @@ def expected(model, windows, readout_of):
 
 def of_test_states(project, tokens):
     states = open_artifact(project.root / "states/test", "states")
-    return of_states(
-        project.data, project.lm, project.model, states, project.params, tokens, rounds=2, batch_size=4
-    )
+    settings, hidden = project.params.routing, project.params.exits.hidden
+    sizes = {"tokens": tokens, "rounds": 2, "batch_size": 4}
+    return of_states(project.data, project.lm, project.model, states, settings, hidden, **sizes)
 
 
 def test_a_projects_exits_are_read_from_cached_states_raw_and_as_trained(project):
     root, model = project
     opened = open_project(root)
-    found = assess(of_test_states(opened, 10**6))
+    result = assess(of_test_states(opened, 10**6))
     for kind, readout_of in (("raw", 1), ("tuned", 0)):
         agreement, nll = expected(model, TokenWindows(opened.data, "test"), readout_of)
-        read = found["exits"]["exit_0"]["readouts"][kind]
-        assert (read["agreement"], read["nll"]) == (pytest.approx(agreement), pytest.approx(nll, rel=1e-5))
-        assert read["nll_interval"][0] < nll < read["nll_interval"][1]
-        assert found["exits"]["exit_1"]["readouts"][kind]["agreement"] == 1
-    assert json.loads(json.dumps(found)) == found
+        first, full = (row.readouts[kind] for row in result.rows)
+        assert (first.agreement, first.nll) == (pytest.approx(agreement), pytest.approx(nll, rel=1e-5))
+        assert first.nll_interval[0] < nll < first.nll_interval[1]
+        assert full.agreement == 1
+    result.write(root)
+    assert Suitability.read(root) == result
 
 
 def test_fewer_tokens_are_whole_windows_spread_over_the_text(project):
@@ -96,21 +106,21 @@ def test_a_checkpoint_as_it_is_is_read_through_the_logit_lens(checkpoint):
     folder, theirs = checkpoint
     text = "Fellow citizens of the Senate and of the House of Representatives. " * 12
     subject = of_checkpoint(Checkpoint(str(folder)), [2, 4], text, CPU, window=32, rounds=2)
-    found = assess(subject)
+    result = assess(subject)
     tokens, targets = (
-        torch.cat([part[place] for part in subject.batches])[: found["sequences"]] for place in (0, 1)
+        torch.cat([part[place] for part in subject.batches])[: result.sequences] for place in (0, 1)
     )
     with torch.no_grad():
         out = theirs(tokens, output_hidden_states=True)
         lens = theirs.lm_head(theirs.model.norm(out.hidden_states[4]))
-    read = found["exits"]["exit_1"]["readouts"]
-    assert set(read) == {"raw"}
+    second, full = result.rows[1:]
+    assert set(second.readouts) == {"raw"}
     expected_nll = torch.nn.functional.cross_entropy(lens.flatten(0, 1), targets.flatten()).item()
-    assert read["raw"]["nll"] == pytest.approx(expected_nll, rel=1e-4)
-    assert read["raw"]["agreement"] == pytest.approx(
+    assert second.readouts["raw"].nll == pytest.approx(expected_nll, rel=1e-4)
+    assert second.readouts["raw"].agreement == pytest.approx(
         (lens.argmax(-1) == out.logits.argmax(-1)).double().mean().item()
     )
-    assert found["exits"]["exit_2"]["layers"] == 5 and table(found).row_count == 3
+    assert full.layers == 5 and table(result).row_count == 3
 
 
 def test_a_text_of_less_than_two_windows_is_refused(checkpoint):
@@ -118,28 +128,24 @@ def test_a_text_of_less_than_two_windows_is_refused(checkpoint):
         of_checkpoint(Checkpoint(str(checkpoint[0])), [2], "Fellow citizens", CPU, window=32)
 
 
-def finding(kind="tuned", oracle=0.4, agreement=0.6, excess=0.2, flops=(0.05, 0.1), seconds=(0.1, 0.2)):
-    """What ``assess`` finds of a model with one early exit; break-even shares by kind of signal: state, readout."""
-    readouts = [
-        {kind: {"agreement": share, "nll": nll}} for share, nll in ((agreement, 3.0 + excess), (1.0, 3.0))
-    ]
+def measured(kind="tuned", oracle=0.4, agreement=0.6, excess=0.2, flops=(0.05, 0.1), seconds=(0.1, 0.2)):
+    """A model with one early exit: its exits, and what oracles save; break-even shares by kind of signal: state, readout."""
+
+    def readout(share, nll):
+        quality = ReadoutQuality(agreement=share, agreement_interval=None, nll=nll, nll_interval=None)
+        return {kind: quality}
+
     shares = {
-        signal: {"flops": flops[place], "seconds": seconds[place]}
+        signal: BreakEven(flops=flops[place], seconds=seconds[place], asking_seconds=0.01)
         for place, signal in enumerate(("state", "readout"))
     }
-    return {
-        "oracle": {kind: {"small_rise": {"flop_saving": oracle}}},
-        "exits": {
-            "exit_0": {
-                "exit": 0,
-                "layers": 2,
-                "flop_saving": 0.5,
-                "readouts": readouts[0],
-                "break_even": shares,
-            },
-            "exit_1": {"exit": 1, "layers": 6, "flop_saving": 0.0, "readouts": readouts[1]},
-        },
-    }
+    early = ExitWorth(
+        exit=0, layers=2, flop_saving=0.5, readouts=readout(agreement, 3.0 + excess), break_even=shares
+    )
+    full = ExitWorth(exit=1, layers=6, flop_saving=0.0, readouts=readout(1.0, 3.0))
+    bound = Bound(flop_saving=oracle, ppl=20.0)
+    bounds = OracleBounds(least_loss=bound, same_ppl=bound, small_rise=bound, same_prediction=bound)
+    return [early, full], {kind: bounds}
 
 
 @pytest.mark.parametrize(
@@ -187,18 +193,17 @@ def finding(kind="tuned", oracle=0.4, agreement=0.6, excess=0.2, flops=(0.05, 0.
     ],
 )
 def test_advice_follows_from_the_numbers(changes, verdict, sentence):
-    advice = advise(finding(**changes))
-    assert advice.verdict == verdict
-    assert re.search(sentence, advice.sentence), advice.sentence
+    given, said = verdict_on(*measured(**changes))
+    assert given == verdict
+    assert re.search(sentence, said), said
 
 
 def test_advice_is_about_the_tuned_exits_where_there_are_any():
-    found, raw = finding(), finding("raw", excess=5.0)
-    both = copy.deepcopy(found)
-    both["oracle"] |= raw["oracle"]
-    for row, other in zip(both["exits"].values(), raw["exits"].values()):
-        row["readouts"] |= other["readouts"]
-    assert advise(both) == advise(found)
+    (tuned, oracle), (raw, raw_oracle) = measured(), measured("raw", excess=5.0)
+    both = [
+        row.model_copy(update={"readouts": row.readouts | other.readouts}) for row, other in zip(tuned, raw)
+    ]
+    assert verdict_on(both, oracle | raw_oracle) == verdict_on(tuned, oracle)
 
 
 def test_the_command_prints_a_table_and_the_advice_or_json(
@@ -207,11 +212,11 @@ def test_the_command_prints_a_table_and_the_advice_or_json(
     monkeypatch.chdir(project[0])
     quick = ["--tokens", "200", "--rounds", "2", "--batch-size", "2"]
     assert main(["suitability", "--json", *quick]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["tokens"] == 192 and found["advice"]["sentence"]
+    result = Suitability.model_validate_json(capsys.readouterr().out)
+    assert result.tokens == 192 and result.advice.sentence
     assert all(
         math.isfinite(bound["flop_saving"])
-        for bounds in found["oracle"].values()
+        for bounds in result.to_json()["oracle"].values()
         for bound in bounds.values()
     )
     text = tmp_path / "text.txt"
@@ -249,5 +254,6 @@ def test_the_command_prints_a_table_and_the_advice_or_json(
     ],
 )
 def test_advice_on_state_propagation_names_the_setting(every, kept, sentence):
-    rises = {f"keep_first_{count}": {"nll_rise": rise} for count, rise in enumerate((every, kept))}
-    assert re.search(sentence, propagation({"state_propagation": {"propagate": rises}}))
+    all_leave, first_stays = (NllRise(nll_rise=rise, interval=None) for rise in (every, kept))
+    rises = KeptFirst(keep_first_0=all_leave, keep_first_1=first_stays)
+    assert re.search(sentence, propagation(StatePropagation(propagate=rises, drop=rises)))

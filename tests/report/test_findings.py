@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from offramp.report.findings import headline, percent, result_table, sentences
 from offramp.report.inputs import Measurements, read_measurements
+from offramp.results.routing import Promise
 from tests.fixtures.report_run import fabricate
 
 
@@ -19,8 +20,12 @@ def measured(tmp_path_factory) -> Measurements:
 
 
 def changed(measured: Measurements, timing=None, interval=None, **routing) -> Measurements:
-    routing["interval"] = measured.routing["interval"] | (interval or {})
-    return replace(measured, routing=measured.routing | routing, timing=measured.timing | (timing or {}))
+    routing["interval"] = measured.routing.interval.model_copy(update=interval)
+    return replace(
+        measured,
+        routing=measured.routing.model_copy(update=routing),
+        timing=measured.timing.model_copy(update=timing),
+    )
 
 
 def said(measured: Measurements) -> list[str]:
@@ -120,7 +125,7 @@ def test_table_keeps_rows_with_their_tokens(measured):
     assert "288,384 test tokens" in everything.name
     assert [row.name for row in everything.rows] == ["routed", "full depth", "exit 0", "exit 1"]
     assert "76,800 control tokens" in same.name
-    assert [row.name for row in same.rows] == ["this signal", "random exits", "gain oracle", "loss oracle"]
+    assert [row.name for row in same.rows] == ["this signal", "random exits", "loss oracle", "gain oracle"]
     routed, random = everything.rows[0].cells, same.rows[1].cells
     assert (routed[0].value, routed[0].interval) == ("22.61", "21.74 to 23.52")
     assert (routed[6].value, routed[6].interval) == ("21.6%", "19.0% to 24.1%")
@@ -132,19 +137,19 @@ def test_no_negative_zero():
     assert percent(-0.031) == "\u22123.1%"
 
 
-PROMISE = {
-    "measure": "error",
-    "tolerance": 0.02,
-    "delta": 0.05,
-    "sequences": 760,
-    "tested": 31,
-    "passed": 30,
-    "held_out_risk": 0.015,
-    "p_value": 0.03,
-    "test_risk": 0.0171,
-    "test_interval": [0.0162, 0.0180],
-    "kept": True,
-}
+PROMISE = Promise(
+    measure="error",
+    tolerance=0.02,
+    delta=0.05,
+    sequences=760,
+    tested=31,
+    passed=30,
+    held_out_risk=0.015,
+    p_value=0.03,
+    test_risk=0.0171,
+    test_interval=[0.0162, 0.0180],
+    kept=True,
+)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +162,9 @@ PROMISE = {
 )
 def test_a_promise_is_held_against_fresh_text(measured, change, lead):
     (sentence,) = [
-        text for text in said(changed(measured, risk=PROMISE | change)) if "promise" in text.lower()
+        text
+        for text in said(changed(measured, risk=PROMISE.model_copy(update=change)))
+        if "promise" in text.lower()
     ]
     assert sentence.startswith(lead) and "error at most 0.02 with probability 0.95" in sentence
     assert (

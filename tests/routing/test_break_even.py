@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from offramp.exits.classifier import ExitClassifier
-from offramp.routing.break_even import AskAtOneExit, _line, flops_break_even, seconds_break_even
+from offramp.routing.break_even import AskAtOneExit, flops_break_even, line_through, seconds_break_even
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
 from offramp.routing.executor import Executor, Work
 from tests.routing.test_executor import make_model
@@ -16,17 +16,16 @@ from tests.routing.test_executor import make_model
 def test_at_break_even_the_costs_of_those_who_leave_and_of_those_who_stay_make_a_plain_pass(kind):
     model = make_model((1, 3))
     leaving, staying = exit_costs(model, 24, kind == "readout", 100 if kind == "state" else 0)
-    share = flops_break_even(model, 24, 0, kind, 100)
+    share = flops_break_even(model, 24, 0, kind, classifier_flops=100)
     assert share * leaving + (1 - share) * staying == pytest.approx(1)
     assert 0 < share < 1
 
 
 def test_an_exit_behind_which_there_is_less_than_leaving_costs_never_pays():
     model = make_model((1, 1))
-    model.readout_flops = lambda exit: (
-        10**6 * (exit == 0)
-    )  # a dear translator before the first exit's readout
-    assert flops_break_even(model, 24, 0, "state", 100) is None
+    # a dear translator before the first exit's readout
+    model.readout_flops = lambda exit: 10**6 * (exit == 0)
+    assert flops_break_even(model, 24, 0, "state", classifier_flops=100) is None
 
 
 @pytest.mark.parametrize("kind, readouts", [("state", [0, 0, 96]), ("readout", [0, 96, 96])])
@@ -55,18 +54,17 @@ def test_those_laid_down_leave_at_that_exit_only():
 
 
 def test_the_break_even_share_is_where_the_line_of_times_crosses_the_plain_one():
-    assert _line(1.1, 0.9)["break_even"] == pytest.approx(
-        0.25
-    )  # half of the tokens take off twice what asking puts on
-    assert _line(0.99, 0.9)["break_even"] == 0
-    assert _line(0.99, 1.05)["break_even"] is None  # asking took no time, but leaving saved none
-    assert _line(1.1, 1.1)["break_even"] is None
-    assert _line(1.5, 1.3)["break_even"] is None  # 1.25 of the tokens
+    # half of the tokens take off twice what asking puts on
+    assert line_through(1.1, 0.9).break_even == pytest.approx(0.25)
+    assert line_through(0.99, 0.9).break_even == 0
+    assert line_through(0.99, 1.05).break_even is None  # asking took no time, but leaving saved none
+    assert line_through(1.1, 1.1).break_even is None
+    assert line_through(1.5, 1.3).break_even is None  # 1.25 of the tokens
 
 
 def test_every_exit_and_kind_of_signal_is_timed():
     model = make_model((1, 1, 1))
     batch = tuple(torch.randint(50, (2, 4, 24), generator=torch.Generator().manual_seed(0)))
-    found = seconds_break_even(Executor(model), [batch] * 3, [8])
-    assert len(found) == 2 and all(set(row) == {"state", "readout"} for row in found)
-    assert all(value["asking_cost"] > -1 and value["saving"] < 1 for row in found for value in row.values())
+    timed = seconds_break_even(Executor(model), [batch] * 3, [8])
+    assert len(timed) == 2 and all(set(of_exit) == {"state", "readout"} for of_exit in timed)
+    assert all(asked.asking_cost > -1 and asked.saving < 1 for of_exit in timed for asked in of_exit.values())

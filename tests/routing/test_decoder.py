@@ -24,7 +24,10 @@ KV = st.sampled_from(["propagate", "recompute", "drop"])
 
 
 def feed_in_pieces(decoder, tokens, lengths, policy, draw):
-    """Feed rows (B, T), each up to its length, in calls of random size; exits and losses of the next token, by row."""
+    """Feed rows (B, T), each up to its length, in calls of random size.
+
+    Returns exits and losses of the next token, by row.
+    """
     found = [([], []) for _ in lengths]
     done = [0] * len(lengths)
     while any(have < length for have, length in zip(done, lengths)):
@@ -143,7 +146,10 @@ def test_a_row_longer_than_the_window_is_refused():
 
 
 def test_rows_that_go_on_are_copied_as_far_as_they_reach_not_as_far_as_they_may():
-    """Of four rows of 24 places one has left: the keys and values of the others are picked out of their 5 places each."""
+    """Of four rows of 24 places one has left.
+
+    The keys and values of the others are picked out of their 5 places each.
+    """
     model = make_model((1, 1))
     decoder, copied = Decoder(model, 4), []
     tokens = torch.randint(50, (4, 5), generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
-from offramp.routing.executor import Decision, Executor, Work
+from offramp.routing.executor import Decision, Executor, Policy, Work
 from offramp.routing.policies import GivenExits
 from tests.fixtures.routing_reference import decode
 
@@ -49,10 +49,8 @@ def make_model(
     return model.eval()
 
 
-class StatePolicy:
+class StatePolicy(Policy):
     """Leave when a fixed linear score of the state is positive: depends on the token's state alone, as real ones do."""
-
-    reads_out, reads_before, flops_per_token, first = False, False, 0, 0
 
     def __init__(self, model, bias=0.0):
         generator = torch.Generator().manual_seed(7)

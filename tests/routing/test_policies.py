@@ -233,7 +233,9 @@ def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, thr
         routing__budget=0.95,
         routing__first_exit=first,
     )
-    chosen = choose_policy(threshold, exits, model, 32, params.exits, params.routing, CPU)
+    chosen = choose_policy(
+        threshold, exits, model, window=32, signals=params.exits, settings=params.routing, device=CPU
+    )
     tokens, targets = windows.batch(torch.arange(4))
     taken = Executor(model).run(tokens, targets, chosen.policy).exit
     assert ((taken >= first) & (taken <= 2)).all()
@@ -242,7 +244,9 @@ def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, thr
         costs = np.array(exit_costs(model, 32, chosen.policy.reads_out, chosen.policy.flops_per_token, first))
         spent = costs[exits_taken(held.confidence, chosen.policy.thresholds)].mean()
         assert 0.95 - 0.02 <= spent <= 0.95 + 1e-9
-    assert set(chosen.rule) == ({threshold} if threshold in ("budget", "price", "risk") else set())
+    rules = {"budget": chosen.budget, "price": chosen.price, "risk": chosen.promise}
+    said = [name for name, rule in rules.items() if rule is not None]
+    assert said == [name for name in rules if name == threshold]
     if isinstance(threshold, list):
         assert (
             chosen.policy.thresholds[first:] == threshold[first:]
@@ -326,8 +330,8 @@ def test_the_first_tokens_of_a_sequence_can_be_kept_in_whatever_they_are_sure_of
     model, windows, _, exits, _ = routed
     tokens, targets = windows.batch(torch.arange(4))
     kept = ThresholdPolicy(model, Scorer(exits, "learned", CPU), [0.0, 0.0], keep_first=3)
-    found = Executor(model, kv).run(tokens, targets, kept)
-    assert (found.exit[:, :3] == 2).all() and (found.exit[:, 3:] == 0).all()
+    taken = Executor(model, kv).run(tokens, targets, kept).exit
+    assert (taken[:, :3] == 2).all() and (taken[:, 3:] == 0).all()
     decoder = Decoder(model, 4, kv)
     for place in range(8):
         fed = decoder.feed(torch.arange(4), tokens[:, place], kept, torch.full((4,), 2))

@@ -15,7 +15,7 @@ from offramp.artifacts.artifact import open_artifact
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
 from offramp.params import load_params
-from offramp.routing.executor import Decision, Executor
+from offramp.routing.executor import Decision, Executor, Policy
 from offramp.routing.policies import GivenExits
 from offramp.states.collect import collect_states
 from offramp.states.store import States
@@ -73,9 +73,8 @@ def test_routing_differs_from_fp32_by_rounding_alone(kv):
 
 
 def test_decisions_are_made_in_float32():
-    class Looks:
+    class Looks(Policy):
         reads_out = reads_before = True
-        flops_per_token = first = 0
 
         def decide(self, arrivals):
             seen.append(
@@ -105,7 +104,10 @@ def test_everything_that_measures_a_model_runs_it_as_its_states_were_collected(p
     opened = open_project(project)
     states = States(open_artifact(project / "states/test", "states"))
     inputs = open_routing_inputs(load_params("evaluate", project), project)
-    subject = of_states(opened.data, opened.lm, opened.model, states.artifact, opened.params, rounds=1)
+    params = opened.params
+    subject = of_states(
+        opened.data, opened.lm, opened.model, states.artifact, params.routing, params.exits.hidden, rounds=1
+    )
     assert {
         states.precision,
         inputs.executor.precision,

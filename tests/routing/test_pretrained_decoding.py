@@ -1,4 +1,4 @@
-"""Parallel equals sequential on Transformers' architectures, and full-depth generation is Transformers' own."""
+"""Parallel equals sequential on Transformers' architectures; full-depth generation is Transformers' own."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ class HalfLeaves(StatePolicy):
 
 @torch.no_grad()
 def transformers_losses(theirs, layers, tokens, targets):
-    """Losses (B, T) where every token runs ``layers`` (B, T) of Transformers' own and later ones find its state as it left.
+    """Losses (B, T) where every token runs ``layers`` (B, T) of Transformers' own and later ones find its
+    state as it left.
 
-    The states of tokens that left are put back after every layer; the final norm and head then read each where it is.
+    The states of tokens that left are put back after every layer; the final norm and head then read each
+    where it is.
     """
     stack = next(
         part
@@ -84,7 +86,10 @@ def test_routed_scores_are_those_of_transformers_layers_with_the_states_of_token
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
 def test_modules_of_the_checkpoint_run_for_as_many_tokens_as_are_reported(pair, kv):  # noqa: F811
-    """Scoring and decoding; counted by hooks on the last matrix of attention and of feed-forward of each of Transformers' layers."""
+    """The calls of scoring and decoding are those reported.
+
+    Hooks count them on the last matrix of attention and of feed-forward of each of Transformers' layers.
+    """
     _, model = pair
     text = torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(2))
     policy, layers = HalfLeaves(model, text), [layer for block in model.blocks for layer in block]

@@ -22,15 +22,14 @@ def test_nothing_is_lost_where_later_blocks_do_not_change_what_others_see():
     for layer in model.blocks[1]:
         torch.nn.init.zeros_(layer.attn_out.weight)
         torch.nn.init.zeros_(layer.ffn_out.weight)
-    found = propagation_cost(model, batches(), 50)
-    for kept in (0, 1):
-        assert found["propagate"][f"keep_first_{kept}"]["nll_rise"] == pytest.approx(0, abs=1e-6)
+    cost = propagation_cost(model, batches(), 50).propagate
+    for rise in (cost.keep_first_0, cost.keep_first_1):
+        assert rise.nll_rise == pytest.approx(0, abs=1e-6)
 
 
 def test_propagated_and_dropped_states_change_what_later_tokens_predict():
-    found = propagation_cost(make_model((1, 1, 2)), batches(), 50)
-    for kv in ("propagate", "drop"):
-        for entry in found[kv].values():
-            assert (
-                entry["nll_rise"] != 0 and entry["interval"][0] <= entry["nll_rise"] <= entry["interval"][1]
-            )
+    cost = propagation_cost(make_model((1, 1, 2)), batches(), 50)
+    for kept in (cost.propagate, cost.drop):
+        for rise in (kept.keep_first_0, kept.keep_first_1):
+            low, high = rise.interval
+            assert rise.nll_rise != 0 and low <= rise.nll_rise <= high

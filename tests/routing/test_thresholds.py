@@ -158,7 +158,9 @@ def test_the_promise_is_kept_in_at_least_one_minus_delta_of_repeated_draws_and_l
     broken, as_tokens_broken, leaving = [], [], []
     for number in range(draws):
         select, test = draw(world, 40, generator), draw(world, sequences, generator)
-        choice = risk_thresholds(select, test, COSTS, measure, tolerance, delta, steps)
+        choice = risk_thresholds(
+            select, test, COSTS, measure=measure, tolerance=tolerance, delta=delta, steps=steps
+        )
         broken.append(true_risk(world, risk, measure, choice.thresholds) > tolerance)
         leaving.append((exits_taken(world.confidence, choice.thresholds) < 2).mean())
         if number < 50:
@@ -183,7 +185,7 @@ def choice_as_if_tokens_were_independent(select, test, measure, tolerance, delta
 def test_the_choice_says_what_it_rests_on():
     world, generator = population(2000), np.random.default_rng(0)
     select, test = draw(world, 100, generator), draw(world, 300, generator)
-    choice = risk_thresholds(select, test, COSTS, "disagreement", 0.1, 0.05)
+    choice = risk_thresholds(select, test, COSTS, measure="disagreement", tolerance=0.1, delta=0.05)
     assert 0 < choice.passed == choice.tested - 1
     assert choice.sequences == 300 and choice.p_value <= 0.05
     assert choice.risk == pytest.approx(
@@ -202,7 +204,9 @@ def test_when_no_step_can_be_promised_nobody_leaves():
         held.target,
         held.sequence,
     )
-    choice = risk_thresholds(held, everywhere_wrong, COSTS, "disagreement", 0.05, 0.05, steps=5)
+    choice = risk_thresholds(
+        held, everywhere_wrong, COSTS, measure="disagreement", tolerance=0.05, delta=0.05, steps=5
+    )
     assert choice.thresholds == [1.0, 1.0] and (choice.passed, choice.tested, choice.risk) == (0, 1, 0.0)
     assert (exits_taken(held.confidence, choice.thresholds) == 2).all()
 
@@ -210,9 +214,9 @@ def test_when_no_step_can_be_promised_nobody_leaves():
 def test_too_few_test_sequences_and_impossible_promises_are_refused():
     held = population(40)
     with pytest.raises(UserError, match="at least 59 held-out sequences to test on, there are 40"):
-        risk_thresholds(held, held, COSTS, "disagreement", 0.05, 0.05)
+        risk_thresholds(held, held, COSTS, measure="disagreement", tolerance=0.05, delta=0.05)
     with pytest.raises(UserError, match=r"exits\.risk\.delta = 0"):
-        risk_thresholds(held, held, COSTS, "disagreement", 0.05, 0)
+        risk_thresholds(held, held, COSTS, measure="disagreement", tolerance=0.05, delta=0)
 
 
 @pytest.mark.parametrize("budget", [0.45, 0.7, 0.95, 0.999])

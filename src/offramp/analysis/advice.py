@@ -1,14 +1,20 @@
-"""Whether to use early exit, said in a sentence: rules over what ``analysis.suitability`` found, and its table."""
+"""Whether to use early exit, said in a sentence: rules over what ``analysis.suitability`` measured, and its table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
 
-from offramp.analysis.oracle import ALLOWED_RISE, BOUNDS
-from offramp.routing.break_even import KINDS
+from offramp.analysis.oracle import ALLOWED_RISE, BOUNDS, readout_in_use
+from offramp.results.suitability import (
+    Advice,
+    ExitWorth,
+    OracleBounds,
+    StatePropagation,
+    Suitability,
+)
+from offramp.vocabulary import LOOKS_AT, RAW, READOUT, STATE
 
 WORTH = 0.1
 """Share of the FLOPs that an oracle must save for early exit to be worth anything: signals reach a part of it."""
@@ -18,15 +24,16 @@ SPOILT = 0.1
 """Nats per token that state propagation may cost when half of the tokens have left."""
 
 
-@dataclass(frozen=True)
-class Advice:
-    verdict: str
-    """no | train the exits first | not on this machine | worth a try"""
-    sentence: str
+def advise(
+    exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds], state_propagation: StatePropagation
+) -> Advice:
+    """What to do with exits, in order of depth, and an oracle's bounds by the kind of readout: raw, tuned, or both."""
+    verdict, sentence = verdict_on(exits, oracle)
+    return Advice(verdict=verdict, sentence=sentence, propagation=propagation(state_propagation))
 
 
-def advise(found: dict[str, Any]) -> Advice:
-    """The first of these that applies, on the exits' own readouts where training gave them any.
+def verdict_on(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds]) -> tuple[str, str]:
+    """The first of these verdicts that applies and why, by the exits' own readouts where training gave them any.
 
     Leaving *pays* at an exit, for a kind of signal, if more tokens agree with full depth there (all of them would be let go by a
     perfect signal) than its break-even share.
@@ -38,72 +45,62 @@ def advise(found: dict[str, Any]) -> Advice:
     4. not on this machine: it does, but by the clock at none;
     5. worth a try: it pays by the clock at some exit, for signals of both kinds or of one.
     """
-    kind = "tuned" if "tuned" in found["oracle"] else "raw"
-    *early, full = rows(found)
-    saving = found["oracle"][kind]["small_rise"]["flop_saving"]
-    oracle = f"an oracle that knows every loss saves {percent(saving)} of the FLOPs at {ALLOWED_RISE:.0%} more perplexity"
-    nearest = min(early, key=lambda row: row["readouts"][kind]["nll"])
-    excess = nearest["readouts"][kind]["nll"] - full["readouts"][kind]["nll"]
-    in_flops, by_clock = (
-        {signal for signal in KINDS if any(_pays(row, kind, signal, unit) for row in early)}
-        for unit in ("flops", "seconds")
-    )
-    if kind == "raw" and (excess > USABLE or not in_flops or saving < WORTH):
-        agreeing = percent(nearest["readouts"][kind]["agreement"])
-        return Advice(
+    kind = readout_in_use(oracle)
+    *early, full = exits
+    saving = oracle[kind].small_rise.flop_saving
+    bound = f"an oracle that knows every loss saves {percent(saving)} of the FLOPs at {ALLOWED_RISE:.0%} more perplexity"
+    nearest = min(early, key=lambda row: row.readouts[kind].nll)
+    excess = nearest.readouts[kind].nll - full.readouts[kind].nll
+    in_flops = {signal for signal in LOOKS_AT if any(_pays(row, kind, row.flops(signal)) for row in early)}
+    by_clock = {signal for signal in LOOKS_AT if any(_pays(row, kind, row.seconds(signal)) for row in early)}
+    if kind == RAW and (excess > USABLE or not in_flops or saving < WORTH):
+        return (
             "train the exits first",
-            (
-                f"Not before the exits are trained: read out raw, the best of them (exit {nearest['exit']}, after layer {nearest['layers']} of "
-                f"{full['layers']}) is {excess:.2f} nats worse than full depth and agrees with it on {agreeing} of the tokens; {oracle}."
-            ),
+            f"Not before the exits are trained: read out raw, the best of them (exit {nearest.exit}, after layer "
+            f"{nearest.layers} of {full.layers}) is {excess:.2f} nats worse than full depth and agrees with it on "
+            f"{percent(nearest.readouts[kind].agreement)} of the tokens; {bound}.",
         )
     if saving < WORTH:
-        return Advice("no", f"No: even {oracle}.")
+        return "no", f"No: even {bound}."
+    at_best_exit = _at_best_exit(exits, kind)
     if not in_flops:
-        return Advice("no", f"No, asking costs more than leaving brings back: {_at_best_exit(found, kind)}.")
+        return "no", f"No, asking costs more than leaving brings back: {at_best_exit}."
     if not by_clock:
-        return Advice(
-            "not on this machine", f"Not on this machine, though {oracle}: {_at_best_exit(found, kind)}."
-        )
+        return "not on this machine", f"Not on this machine, though {bound}: {at_best_exit}."
     which = {
-        ("state",): ", with a signal that looks at the state and reads nothing out",
-        ("readout",): ", with a signal of the readout",
+        (STATE,): ", with a signal that looks at the state and reads nothing out",
+        (READOUT,): ", with a signal of the readout",
     }.get(tuple(by_clock), "")
-    return Advice("worth a try", f"Worth a try{which}: {oracle}; {_at_best_exit(found, kind)}.")
+    return "worth a try", f"Worth a try{which}: {bound}; {at_best_exit}."
 
 
-def propagation(found: dict[str, Any]) -> str:
+def propagation(cost: StatePropagation) -> str:
     """What later tokens lose by tokens that left, in a sentence, and what to set where it is more than SPOILT nats."""
-    every, kept = (
-        found["state_propagation"]["propagate"][f"keep_first_{count}"]["nll_rise"] for count in (0, 1)
-    )
-    said = (
+    every, kept = cost.propagate.keep_first_0.nll_rise, cost.propagate.keep_first_1.nll_rise
+    loss = (
         f"When random tokens leave, half of them, propagated keys and values cost {every:.3f} nats per token"
     )
     if every <= SPOILT:
-        return f"{said}."
+        return f"{loss}."
     if kept <= every / 2:
-        return f"{said}, {kept:.3f} if the first of a sequence stays: set routing.keep_first: 1{'' if kept <= SPOILT else ', or routing.kv: recompute'}."
-    return f"{said}, and {kept:.3f} if the first of a sequence stays: set routing.kv: recompute."
+        more = "" if kept <= SPOILT else ", or routing.kv: recompute"
+        return f"{loss}, {kept:.3f} if the first of a sequence stays: set routing.keep_first: 1{more}."
+    return f"{loss}, and {kept:.3f} if the first of a sequence stays: set routing.kv: recompute."
 
 
-def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was found of every exit, in their order."""
-    return sorted(found["exits"].values(), key=lambda row: row["exit"])
-
-
-def table(found: dict[str, Any]) -> Table:
-    """What ``assess`` found, for a person to read; intervals below the values."""
-    kinds, timing = list(found["oracle"]), found["timing"]
+def table(result: Suitability) -> Table:
+    """What ``analysis.suitability`` measured, for a person to read; intervals below the values."""
+    kinds, timing = list(result.oracle), result.timing
     bounds = "; ".join(
-        " / ".join(percent(found["oracle"][kind][name]["flop_saving"]) for kind in kinds) + f" {kept}"
+        " / ".join(percent(getattr(result.oracle[kind], name).flop_saving) for kind in kinds) + f" {kept}"
         for name, kept in BOUNDS.items()
     )
     out = Table(
-        title=f"{found['model']}: {found['tokens']:,} tokens in {found['sequences']:,} windows of {found['window']}",
-        caption=f"FLOPs saved by an oracle ({' / '.join(kinds)}): {bounds}.\nRaw: the last readout on the earlier state; tuned: the exit's own. "
-        "Below: 95 % over windows.\nBreak-even: share of tokens that must leave before asking pays, in FLOPs / by the clock, for a signal of the "
-        f"state and one of the readout;\n{timing['rounds']} batches of {timing['tokens']:,} tokens in turn on {timing['machine']}.",
+        title=f"{result.model}: {result.tokens:,} tokens in {result.sequences:,} windows of {result.window}",
+        caption=f"FLOPs saved by an oracle ({' / '.join(kinds)}): {bounds}.\nRaw: the last readout on the earlier state; "
+        "tuned: the exit's own. Below: 95 % over windows.\nBreak-even: share of tokens that must leave before asking pays, in "
+        "FLOPs / by the clock, for a signal of the state and one of the readout;\n"
+        f"{timing.rounds} batches of {timing.tokens} tokens in turn on {timing.machine}.",
     )
     headings = (
         "exit",
@@ -115,47 +112,46 @@ def table(found: dict[str, Any]) -> Table:
     )
     for heading in headings:
         out.add_column(heading, justify="right")
-    for row in rows(found):
-        read = [_cell(row["readouts"][kind], name) for name in ("agreement", "nll") for kind in kinds]
-        asked = [
-            " / ".join(_share(row["break_even"][kind][unit]) for unit in ("flops", "seconds"))
-            for kind in KINDS
-            if "break_even" in row
-        ]
-        out.add_row(str(row["exit"]), str(row["layers"]), percent(row["flop_saving"]), *read, *asked)
+    for row in result.rows:
+        readouts = [row.readouts[kind] for kind in kinds]
+        cells = [_cell(readout.agreement, readout.agreement_interval) for readout in readouts]
+        cells += [_cell(readout.nll, readout.nll_interval) for readout in readouts]
+        if row.break_even:
+            cells += [f"{_share(row.flops(kind))} / {_share(row.seconds(kind))}" for kind in LOOKS_AT]
+        out.add_row(str(row.exit), str(row.layers), percent(row.flop_saving), *cells)
     return out
 
 
 def percent(share: float) -> str:
+    """A share in per cent, with a decimal where it is below ten."""
     return f"{share:.0%}" if abs(share) >= 0.0995 or share == 0 else f"{share:.1%}"
 
 
-def _pays(row: dict[str, Any], kind: str, signal: str, unit: str) -> bool:
-    share = row["break_even"][signal][unit]
-    return share is not None and share < row["readouts"][kind]["agreement"]
+def _pays(row: ExitWorth, kind: str, break_even: float | None) -> bool:
+    return break_even is not None and break_even < row.readouts[kind].agreement
 
 
-def _at_best_exit(found: dict[str, Any], kind: str) -> str:
+def _at_best_exit(exits: Sequence[ExitWorth], kind: str) -> str:
     """What may leave, and what must, at the exit where leaving all tokens that agree saves most FLOPs."""
-    *early, full = rows(found)
-    best = max(early, key=lambda row: row["readouts"][kind]["agreement"] * row["flop_saving"])
-    flops, seconds = (_least(best, unit) for unit in ("flops", "seconds"))
+    *early, full = exits
+    best = max(early, key=lambda row: row.readouts[kind].agreement * row.flop_saving)
+    flops, seconds = _least(map(best.flops, LOOKS_AT)), _least(map(best.seconds, LOOKS_AT))
     return (
-        f"at exit {best['exit']}, after layer {best['layers']} of {full['layers']}, {percent(best['readouts'][kind]['agreement'])} of the "
-        f"tokens already have their final prediction; for asking to pay, {flops} must leave there by the count of FLOPs, {seconds} by the clock"
+        f"at exit {best.exit}, after layer {best.layers} of {full.layers}, {percent(best.readouts[kind].agreement)} of the "
+        f"tokens already have their final prediction; for asking to pay, {flops} must leave there by the count of FLOPs, "
+        f"{seconds} by the clock"
     )
 
 
-def _least(row: dict[str, Any], unit: str) -> str:
-    """The smaller break-even share of an exit, over kinds of signal."""
-    shares = [share for signal in KINDS if (share := row["break_even"][signal][unit]) is not None]
-    return percent(min(shares)) if shares else "more than all of them"
+def _least(shares: Iterable[float | None]) -> str:
+    """The smallest of an exit's break-even shares."""
+    possible = [share for share in shares if share is not None]
+    return percent(min(possible)) if possible else "more than all of them"
 
 
 def _share(value: float | None) -> str:
     return "never" if value is None else percent(value)
 
 
-def _cell(quality: dict[str, Any], name: str) -> str:
-    bounds = quality[f"{name}_interval"]
-    return f"{quality[name]:.3f}" + (f"\n{bounds[0]:.3f} {bounds[1]:.3f}" if bounds else "")
+def _cell(value: float, bounds: list[float] | None) -> str:
+    return f"{value:.3f}" + (f"\n{bounds[0]:.3f} {bounds[1]:.3f}" if bounds else "")

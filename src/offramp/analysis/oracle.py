@@ -7,9 +7,12 @@ Shapes: K exits, N tokens. ``costs`` (K,) are FLOPs of leaving at each exit as s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
+
+from offramp.results.suitability import Bound, OracleBounds
+from offramp.vocabulary import RAW, TUNED
 
 ALLOWED_RISE = 0.01
 """Rise in perplexity at which advice is given."""
@@ -19,17 +22,9 @@ BOUNDS = {
     "small_rise": f"at {ALLOWED_RISE:.0%} more",
     "same_prediction": "with all predictions those of full depth",
 }
-"""Names of the bounds in metrics/suitability.json, and what each keeps."""
+"""What each of the ``OracleBounds`` keeps, in words."""
 PRECISION = 1e-12
 """Relative width at which the search for a price of FLOPs ends."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    flop_saving: float
-    """1 - FLOPs of the exits taken / FLOPs at full depth."""
-    ppl: float
-    """At the exits taken."""
 
 
 def least_loss(loss: np.ndarray, costs: np.ndarray) -> Bound:
@@ -50,10 +45,10 @@ def largest_saving(loss: np.ndarray, costs: np.ndarray, ppl_rise: float = 0.0) -
     if cheapest[0] <= limit:
         return _bound(*cheapest)
     kept, low, high = _priced(loss, costs, 0.0), 0.0, 1.0
-    while (over := _priced(loss, costs, high))[
-        0
-    ] <= limit:  # ends: at a high enough price all take the cheapest exit
+    over = _priced(loss, costs, high)
+    while over[0] <= limit:  # ends: at a high enough price all take the cheapest exit
         kept, low, high = over, high, 2 * high
+        over = _priced(loss, costs, high)
     while high - low > PRECISION * high:
         price = (low + high) / 2
         tried = _priced(loss, costs, price)
@@ -62,7 +57,8 @@ def largest_saving(loss: np.ndarray, costs: np.ndarray, ppl_rise: float = 0.0) -
         else:
             over, high = tried, price
     share = min(1.0, (limit - kept[0]) / (over[0] - kept[0]))
-    return _bound(*(own + share * (other - own) for own, other in zip(kept, over)))
+    (nll, cost), (nll_over, cost_over) = kept, over
+    return _bound(nll + share * (nll_over - nll), cost + share * (cost_over - cost))
 
 
 def same_prediction(loss: np.ndarray, argmax: np.ndarray, costs: np.ndarray) -> Bound:
@@ -70,14 +66,19 @@ def same_prediction(loss: np.ndarray, argmax: np.ndarray, costs: np.ndarray) -> 
     return _bound(*_means(loss, costs, settled_at(argmax)))
 
 
-def bounds(loss: np.ndarray, argmax: np.ndarray, costs: np.ndarray) -> dict[str, Bound]:
-    """All of BOUNDS."""
-    return {
-        "least_loss": least_loss(loss, costs),
-        "same_ppl": largest_saving(loss, costs),
-        "small_rise": largest_saving(loss, costs, ALLOWED_RISE),
-        "same_prediction": same_prediction(loss, argmax, costs),
-    }
+def bounds(loss: np.ndarray, argmax: np.ndarray, costs: np.ndarray) -> OracleBounds:
+    """What every oracle saves; loss and argmax (K, N)."""
+    return OracleBounds(
+        least_loss=least_loss(loss, costs),
+        same_ppl=largest_saving(loss, costs),
+        small_rise=largest_saving(loss, costs, ALLOWED_RISE),
+        same_prediction=same_prediction(loss, argmax, costs),
+    )
+
+
+def readout_in_use(oracle: Mapping[str, OracleBounds]) -> str:
+    """The kind of readout that counts: the exits' own (tuned) where training gave them any, else raw."""
+    return TUNED if TUNED in oracle else RAW
 
 
 def settled_at(argmax: np.ndarray) -> np.ndarray:
@@ -87,14 +88,15 @@ def settled_at(argmax: np.ndarray) -> np.ndarray:
 
 
 def _priced(loss: np.ndarray, costs: np.ndarray, price: float) -> tuple[float, float]:
+    """Mean loss and mean cost where every token takes the exit of least loss + price x cost."""
     return _means(loss, costs, np.argmin(loss + price * costs[:, None], axis=0))
 
 
 def _means(loss: np.ndarray, costs: np.ndarray, exits: np.ndarray) -> tuple[float, float]:
-    return float(np.take_along_axis(loss, exits[None], axis=0).mean(dtype=np.float64)), float(
-        costs[exits].mean()
-    )
+    """Mean loss (nats) and mean cost at the exits taken (N,)."""
+    taken = np.take_along_axis(loss, exits[None], axis=0)
+    return float(taken.mean(dtype=np.float64)), float(costs[exits].mean())
 
 
 def _bound(nll: float, cost: float) -> Bound:
-    return Bound(1 - cost, float(np.exp(nll)))
+    return Bound(flop_saving=1 - cost, ppl=float(np.exp(nll)))

@@ -1,10 +1,11 @@
 """Should this model exit early at all? What its exits are worth, what an oracle would save, what asking costs, and advice.
 
-Everything is measured before any exit classifier is trained. Per exit: ``agreement`` (share of tokens whose argmax is that of full
-depth) and NLL, read out raw (the last exit's norm and head on the earlier state: logit lens) and tuned (the exit's own readout,
-where training gave it one). Oracles that know every loss and prediction bound what any signal can save (``analysis.oracle``);
-break-even is the share of tokens that must leave at an exit before asking pays (``routing.break_even``); ``state_propagation`` is what it
-costs the others when some have left (``routing.propagation``). ``analysis.advice`` says in a sentence what follows.
+Everything is measured before any exit classifier is trained. Per exit: ``agreement`` (share of tokens whose argmax is
+that of full depth) and NLL, read out raw (the last exit's norm and head on the earlier state: logit lens) and tuned (the
+exit's own readout, where training gave it one). Oracles that know every loss and prediction bound what any signal can
+save (``analysis.oracle``); break-even is the share of tokens that must leave at an exit before asking pays
+(``routing.break_even``); ``state_propagation`` is what it costs the others when some have left (``routing.propagation``).
+``analysis.advice`` says in a sentence what follows.
 
 Shapes: K exits, N tokens.
 """
@@ -12,17 +13,18 @@ Shapes: K exits, N tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.analysis.advice import advise, propagation
+from offramp.analysis.advice import advise
 from offramp.analysis.oracle import bounds
 from offramp.artifacts.artifact import Artifact
-from offramp.checkpoints.checkpoint import Checkpoint, load_tokenizer, read_config
+from offramp.checkpoints.checkpoint import Checkpoint
+from offramp.checkpoints.configuration import read_config
+from offramp.checkpoints.tokenizers import load_tokenizer
 from offramp.corpus.tokenizer import Encoder
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
@@ -30,14 +32,19 @@ from offramp.exits.classifier import ExitClassifier
 from offramp.models.blockwise import Blockwise
 from offramp.models.pretrained import PretrainedLM, load_pretrained
 from offramp.models.store import THEIRS
-from offramp.routing.break_even import KINDS, flops_break_even, seconds_break_even
+from offramp.params import Routing as RoutingParams
+from offramp.results.shape import exit_key
+from offramp.results.suitability import BreakEven, ExitWorth, ReadoutQuality, Suitability, TimedText
+from offramp.routing.break_even import TimedAsking, flops_break_even, seconds_break_even
 from offramp.routing.cost import exit_costs
-from offramp.routing.evaluate import machine, spread_windows, token_rows
 from offramp.routing.executor import Executor
 from offramp.routing.propagation import propagation_cost
+from offramp.routing.split import spread_windows, token_rows
+from offramp.routing.timing import machine
 from offramp.states.resampling import DocumentSums, interval
 from offramp.states.statistics import Readout, predictions
 from offramp.states.store import States
+from offramp.vocabulary import LOOKS_AT, RAW, TUNED
 
 DRAWS = 1000
 """Bootstrap draws of windows behind every interval."""
@@ -75,34 +82,32 @@ def of_states(
     lm: Artifact,
     model: Blockwise,
     states: Artifact,
-    params: Any,
+    settings: RoutingParams,
+    hidden: list[int],
+    *,
     tokens: int = 16384,
     rounds: int = 5,
     batch_size: int | None = None,
 ) -> Subject:
-    """The model of ``lm`` on cached states of it, timed on test windows; of ``params`` it reads routing.kv, routing.batch_size and
-    exits.hidden."""
-    cached, windows, size = (
-        States(states),
-        TokenWindows(data, "test"),
-        batch_size or params.routing.batch_size,
-    )
+    """The model of ``lm`` on about ``tokens`` of its cached states, timed on ``rounds`` batches of test windows.
+
+    Of ``settings`` it reads ``kv`` and, where none is given, ``batch_size``; ``hidden`` are the widths of the classifier that
+    is asked.
+    """
+    cached, windows, size = States(states), TokenWindows(data, "test"), batch_size or settings.batch_size
+    chosen = spread_windows(cached.num_tokens // cached.window, max(1, tokens // cached.window))
     rows = np.zeros(cached.num_tokens, bool)
-    rows[
-        token_rows(
-            spread_windows(cached.num_tokens // cached.window, max(1, tokens // cached.window)), cached.window
-        )
-    ] = True
-    batches = _batches(*windows.batch(spread_windows(len(windows), rounds * size)), size, model.cos.device)
+    rows[token_rows(chosen, cached.window)] = True
+    text = windows.batch(spread_windows(len(windows), rounds * size))
     return Subject(
-        str(lm.path),
-        model,
-        cached.window,
-        _read_cached(cached, model, rows, _trained(model, lm)),
-        batches,
-        params.routing.kv,
-        cached.precision,
-        params.exits.hidden,
+        name=str(lm.path),
+        model=model,
+        window=cached.window,
+        readings=_read_cached(cached, model, rows, _trained(model, lm)),
+        batches=_batches(*text, size, model.cos.device),
+        kv=settings.kv,
+        precision=cached.precision,
+        hidden=hidden,
     )
 
 
@@ -111,6 +116,7 @@ def of_checkpoint(
     exits_after: Sequence[int],
     text: str,
     device: torch.device,
+    *,
     window: int = 128,
     tokens: int = 16384,
     rounds: int = 5,
@@ -126,7 +132,8 @@ def of_checkpoint(
     count = min((len(ids) - 1) // window, max(2, tokens // window))
     if count < 2:
         raise UserError(
-            f"--text has {len(ids)} tokens; give at least {2 * window + 1}, two windows of {window}, or a smaller --window"
+            f"--text has {len(ids)} tokens; give at least {2 * window + 1}, two windows of {window}, "
+            "or a smaller --window"
         )
     inputs, targets = (
         ids[: count * window].view(count, window),
@@ -135,64 +142,63 @@ def of_checkpoint(
     size = min(batch_size or 4, count)
     turns = torch.arange(rounds * size) % count
     return Subject(
-        checkpoint.name_or_path,
-        model,
-        window,
-        {"raw": read_raw(model, inputs, targets, device)},
-        _batches(inputs[turns], targets[turns], size, device),
+        name=checkpoint.name_or_path,
+        model=model,
+        window=window,
+        readings={RAW: read_raw(model, inputs, targets, device)},
+        batches=_batches(inputs[turns], targets[turns], size, device),
     )
 
 
-def assess(subject: Subject) -> dict[str, Any]:
-    """The whole answer, as plain numbers that JSON holds."""
-    model, last = subject.model, subject.model.config.num_blocks - 1
+def assess(subject: Subject) -> Suitability:
+    """The whole answer: what is measured of the subject, and what to do."""
+    model, batches = subject.model, subject.batches
     costs = np.array(exit_costs(model, subject.window, reads_out=False, decision_flops=0, kv=subject.kv))
-    classifier_flops = ExitClassifier(model.config.width, subject.hidden).flops
-    seconds = seconds_break_even(
-        Executor(model, subject.kv, subject.precision), subject.batches, subject.hidden
+    timed = seconds_break_even(Executor(model, subject.kv, subject.precision), batches, subject.hidden)
+    qualities = {name: _quality(readings) for name, readings in subject.readings.items()}
+    exits = [
+        ExitWorth(
+            exit=exit,
+            layers=sum(model.config.block_layers[: exit + 1]),
+            flop_saving=float(1 - cost),
+            readouts={name: of_exits[exit] for name, of_exits in qualities.items()},
+            **({"break_even": _break_even(subject, exit, timed[exit])} if exit < len(timed) else {}),
+        )
+        for exit, cost in enumerate(costs)
+    ]
+    oracle = {
+        name: bounds(readings.loss, readings.argmax, costs) for name, readings in subject.readings.items()
+    }
+    state_propagation = propagation_cost(model, batches, DRAWS, subject.precision)
+    sequence = next(iter(subject.readings.values())).sequence
+    return Suitability(
+        model=subject.name,
+        precision=subject.precision,
+        window=subject.window,
+        tokens=len(sequence),
+        sequences=len(np.unique(sequence)),
+        exits={exit_key(row.exit): row for row in exits},
+        oracle=oracle,
+        state_propagation=state_propagation,
+        timing=TimedText(
+            rounds=len(batches), tokens=batches[0][0].numel(), machine=machine(batches[0][0].device)
+        ),
+        advice=advise(exits, oracle, state_propagation),
     )
-    quality = {name: _quality(readings) for name, readings in subject.readings.items()}
-    exits = {}
-    for exit in range(last + 1):
-        row = {
-            "exit": exit,
-            "layers": sum(model.config.block_layers[: exit + 1]),
-            "flop_saving": float(1 - costs[exit]),
-            "readouts": {name: rows[exit] for name, rows in quality.items()},
-        }
-        if exit < last:
-            row["break_even"] = {
-                kind: {
-                    "flops": flops_break_even(
-                        model, subject.window, exit, kind, classifier_flops, subject.kv
-                    ),
-                    "seconds": seconds[exit][kind]["break_even"],
-                    "asking_seconds": seconds[exit][kind]["asking_cost"],
-                }
-                for kind in KINDS
-            }
-        exits[f"exit_{exit}"] = row
-    oracles = {
-        name: {bound: asdict(value) for bound, value in bounds(readings.loss, readings.argmax, costs).items()}
-        for name, readings in subject.readings.items()
+
+
+def _break_even(subject: Subject, exit: int, timed: dict[str, TimedAsking]) -> dict[str, BreakEven]:
+    classifier_flops = ExitClassifier(subject.model.config.width, subject.hidden).flops
+    return {
+        kind: BreakEven(
+            flops=flops_break_even(
+                subject.model, subject.window, exit, kind, classifier_flops=classifier_flops, kv=subject.kv
+            ),
+            seconds=timed[kind].break_even,
+            asking_seconds=timed[kind].asking_cost,
+        )
+        for kind in LOOKS_AT
     }
-    first = next(iter(subject.readings.values()))
-    found = {
-        "model": subject.name,
-        "precision": subject.precision,
-        "window": subject.window,
-        "tokens": len(first.sequence),
-        "sequences": len(np.unique(first.sequence)),
-        "exits": exits,
-        "oracle": oracles,
-        "state_propagation": propagation_cost(model, subject.batches, DRAWS, subject.precision),
-        "timing": {
-            "rounds": len(subject.batches),
-            "tokens": subject.batches[0][0].numel(),
-            "machine": machine(subject.batches[0][0].device),
-        },
-    }
-    return found | {"advice": asdict(advise(found)) | {"propagation": propagation(found)}}
 
 
 @torch.no_grad()
@@ -201,48 +207,46 @@ def read_raw(
 ) -> Readings:
     """Every exit read out through the last one's norm and head, over windows (S, T)."""
     last = model.config.num_blocks - 1
-    readout, found = Readout(model.readout_matrix(last)), [[] for _ in range(last + 1)]
+    readout = Readout(model.readout_matrix(last))
+    of_exits: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(last + 1)]
     for rows in torch.arange(len(tokens)).split(batch_size):
         wanted = targets[rows].flatten().to(device)
         for exit, states in enumerate(model(tokens[rows].to(device))):
-            found[exit].append(
-                predictions(model.readout_input(last, states.flatten(0, 1)), readout, wanted)[:2]
-            )
-    loss, argmax = (
-        np.stack([torch.cat([part[place] for part in parts]).cpu().numpy() for parts in found])
+            loss, argmax, *_ = predictions(model.readout_input(last, states.flatten(0, 1)), readout, wanted)
+            of_exits[exit].append((loss, argmax))
+    losses, argmaxes = (
+        np.stack([torch.cat([part[place] for part in parts]).cpu().numpy() for parts in of_exits])
         for place in (0, 1)
     )
-    return Readings(loss, argmax, np.repeat(np.arange(len(tokens)), tokens.shape[1]))
+    return Readings(losses, argmaxes, np.repeat(np.arange(len(tokens)), tokens.shape[1]))
 
 
 def _read_cached(states: States, model: Blockwise, rows: np.ndarray, trained: bool) -> dict[str, Readings]:
     """The exits' readings of the tokens in the mask ``rows``: raw where they differ from, or are, the exits' own."""
-    own = Readings(
-        *(
-            np.stack([states.column(f"{name}_{exit}")[rows] for exit in range(states.num_exits)])
-            for name in ("loss", "argmax")
-        ),
-        states.column("sequence")[rows],
+    exits = range(states.num_exits)
+    stored = Readings(
+        loss=np.stack([states.column(f"loss_{exit}")[rows] for exit in exits]),
+        argmax=np.stack([states.column(f"argmax_{exit}")[rows] for exit in exits]),
+        sequence=states.column("sequence")[rows],
     )
     if not trained:
-        return {"raw": own}
+        return {RAW: stored}
     if _shares_readout(model):
-        return {"tuned": own}
-    return {"raw": _cached_lens(states, model, rows, own), "tuned": own}
+        return {TUNED: stored}
+    return {RAW: _cached_lens(states, model, rows, stored), TUNED: stored}
 
 
 @torch.no_grad()
-def _cached_lens(states: States, model: Blockwise, rows: np.ndarray, own: Readings) -> Readings:
-    last, loss, argmax = states.num_exits - 1, own.loss.copy(), own.argmax.copy()
+def _cached_lens(states: States, model: Blockwise, rows: np.ndarray, stored: Readings) -> Readings:
+    """The stored states of the tokens in ``rows``, read out through the last exit's norm and head."""
+    last, loss, argmax = states.num_exits - 1, stored.loss.copy(), stored.argmax.copy()
     matrix = model.readout_matrix(last)
-    readout, targets = (
-        Readout(matrix),
-        torch.from_numpy(states.column("target")[rows]).long().to(matrix.device),
-    )
+    readout = Readout(matrix)
+    targets = torch.from_numpy(states.column("target")[rows]).long().to(matrix.device)
     for exit in range(last):
         inputs = model.readout_input(last, states.hidden(exit, rows).to(matrix.device))
         loss[exit], argmax[exit] = (part.cpu().numpy() for part in predictions(inputs, readout, targets)[:2])
-    return Readings(loss, argmax, own.sequence)
+    return Readings(loss, argmax, stored.sequence)
 
 
 def _trained(model: Blockwise, lm: Artifact) -> bool:
@@ -264,20 +268,22 @@ def _batches(tokens: Tensor, targets: Tensor, size: int, device: torch.device) -
     return [part for part in parts if len(part[0]) == min(size, len(tokens))]
 
 
-def _quality(readings: Readings) -> list[dict[str, Any]]:
+def _quality(readings: Readings) -> list[ReadoutQuality]:
+    """Per exit, with intervals from resamples of windows."""
     agrees = readings.argmax == readings.argmax[-1]
-    values = {("agreement", exit): row for exit, row in enumerate(agrees)} | {
-        ("nll", exit): row for exit, row in enumerate(readings.loss)
-    }
+    values = {("agreement", exit): row for exit, row in enumerate(agrees)}
+    values |= {("nll", exit): row for exit, row in enumerate(readings.loss)}
     draws = DocumentSums(readings.sequence, values).resample(DRAWS, 0)
+
+    def mean(name: str, exit: int) -> float:
+        return float(values[name, exit].mean(dtype=np.float64))
+
     return [
-        {
-            entry: part
-            for name in ("agreement", "nll")
-            for entry, part in (
-                (name, float(values[name, exit].mean(dtype=np.float64))),
-                (f"{name}_interval", interval(draws[name, exit])),
-            )
-        }
+        ReadoutQuality(
+            agreement=mean("agreement", exit),
+            agreement_interval=interval(draws["agreement", exit]),
+            nll=mean("nll", exit),
+            nll_interval=interval(draws["nll", exit]),
+        )
         for exit in range(len(agrees))
     ]

@@ -186,7 +186,8 @@ def suitability(options: argparse.Namespace) -> int:
         project = open_project()
         path = options.states or Path("states", "test" if Path("states/test").is_dir() else "calibration")
         states = open_artifact(path, "states", inputs={"data": project.data, "lm": project.lm})
-        subject = of_states(project.data, project.lm, project.model, states, project.params, **sizes)
+        settings, hidden = project.params.routing, project.params.exits.hidden
+        subject = of_states(project.data, project.lm, project.model, states, settings, hidden, **sizes)
     else:
         if not options.exits_after or options.text is None:
             raise UserError(
@@ -204,18 +205,16 @@ def suitability(options: argparse.Namespace) -> int:
             options.exits_after,
             text,
             setup("auto", os.cpu_count() or 1),
-            options.window or 128,
+            window=options.window or 128,
             **sizes,
         )
-    found = assess(subject)
+    result = assess(subject)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(result.to_json(), indent=2))
     else:
         console = Console(width=160)
-        console.print(table(found))
-        console.print(
-            found["advice"]["sentence"], found["advice"]["propagation"], soft_wrap=True, highlight=False
-        )
+        console.print(table(result))
+        console.print(result.advice.sentence, result.advice.propagation, soft_wrap=True, highlight=False)
     return 0
 
 

@@ -101,7 +101,13 @@ class Project:
             )
         window = self.data.meta["window"]
         return choose_policy(
-            params.threshold, Exits(exits), self.model, window, params.exits, params.routing, self.device
+            params.threshold,
+            Exits(exits),
+            self.model,
+            window=window,
+            signals=params.exits,
+            settings=params.routing,
+            device=self.device,
         ).policy
 
 

@@ -56,19 +56,23 @@ class Figure:
 
 def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
     """All figures, in reading order; ``confidence`` is the signal that routed, drawn strongest."""
-    controls = f"{measured.routing['control_tokens']:,} control tokens"
+    controls = f"{measured.routing.control_tokens:,} control tokens"
     drawings: list[tuple[str, str, str, Callable[[Axes], None]]] = [
         (
             "learning_train_loss",
             "Training loss",
             "On training batches, by tokens seen since the phase began.",
-            lambda axes: plots.learning_curves(axes, measured, "train_loss", "training loss (nats)"),
+            lambda axes: plots.learning_curves(
+                axes, measured, lambda row: row.train_loss, "training loss (nats)"
+            ),
         ),
         (
             "learning_calibration_ppl",
             "Perplexity while training",
             "On the calibration split, log scale; the dot is the look whose weights were kept.",
-            lambda axes: plots.learning_curves(axes, measured, "calibration_ppl", "calibration perplexity"),
+            lambda axes: plots.learning_curves(
+                axes, measured, lambda row: row.calibration_ppl, "calibration perplexity", mark_kept=True
+            ),
         ),
         (
             "loss_distribution",
@@ -89,14 +93,21 @@ def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
             "Lines differ in which tokens leave: at every exit, the same share by each signal's ranking; on "
             f"{controls}. Diamonds are fixed depths, the ring is the threshold of this run.",
             lambda axes: plots.threshold_curve(
-                axes, measured, confidence, "shallow_ratio", "tokens leaving early"
+                axes,
+                measured,
+                confidence,
+                saving=lambda row: row.shallow_ratio,
+                label="tokens leaving early",
+                routed=measured.routing.controls.signal.shallow_ratio,
             ),
         ),
         (
             "curve_flop_saving",
             "Perplexity by FLOPs saved",
             f"The same signals and depths, charged for readouts, confidence and keys/values; on {controls}.",
-            lambda axes: plots.threshold_curve(axes, measured, confidence, "flop_saving", "FLOPs saved"),
+            lambda axes: plots.threshold_curve(
+                axes, measured, confidence, saving=lambda row: row.flop_saving, label="FLOPs saved"
+            ),
         ),
         (
             "exits_by_position",

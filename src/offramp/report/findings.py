@@ -5,26 +5,28 @@ A saving or a share is a fraction in the metrics and a percentage here; perplexi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from offramp.report.inputs import Measurements
 from offramp.report.theme import exit_name
+from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing
+from offramp.results.shape import Interval
+from offramp.vocabulary import CONTROLS
 
 AGREE = 0.05
 """Savings within five points of one another are said to agree."""
 
-COLUMNS = {
-    "ppl": "perplexity",
-    "accuracy": "accuracy",
-    "agreement": "agreement",
-    "shallow_ratio": "early exits",
-    "layer_saving": "layers saved",
-    "flop_saving": "FLOPs saved",
-    "wall_saving": "time saved",
-}
-"""Measures of the result table, in order, with the words that head their columns."""
+COLUMNS = (
+    "perplexity",
+    "accuracy",
+    "agreement",
+    "early exits",
+    "layers saved",
+    "FLOPs saved",
+    "time saved",
+)
+"""Heads of the result table's columns."""
 
 
 @dataclass(frozen=True)
@@ -58,27 +60,24 @@ class Sentence:
 def result_table(measured: Measurements) -> list[Group]:
     """Two groups: what ran on every test token, and what is compared on the control tokens."""
     routing, timing, exits = measured.routing, measured.timing, measured.exits
-    controls = routing["controls"]
-    intervals = {name: bounds for name, bounds in routing["interval"].items() if name in ("ppl", "accuracy")}
-    intervals["wall_saving"] = [timing["wall_saving_low"], timing["wall_saving_high"]]
-    routed = Row(
-        "routed", "", _cells(routing | {"wall_saving": timing["wall_saving"]}, intervals), strong=True
+    routed = _cells(
+        routing,
+        time=Cell(
+            percent(timing.wall_saving), _range((timing.wall_saving_low, timing.wall_saving_high), percent)
+        ),
+        ppl_interval=routing.interval.ppl,
+        accuracy_interval=routing.interval.accuracy,
     )
-    everything = Group(f"all {routing['tokens']:,} test tokens", [routed])
-    everything.rows.append(
-        Row("full depth", "nothing leaves", _cells(controls["full"] | {"wall_saving": 0.0}))
-    )
-    for index in range(exits - 1):
-        cells = _cells(controls[f"exit_{index}"])
-        everything.rows.append(Row(exit_name(index, exits), "everything leaves here", cells))
-    same = Group(f"{routing['control_tokens']:,} control tokens, equal exit fractions")
-    for name, label, note in (
-        ("signal", "this signal", "same thresholds as routed"),
-        ("random", "random exits", "the floor"),
-        ("gain_oracle", "gain oracle", "knows what depth would buy"),
-        ("loss_oracle", "loss oracle", "knows the loss at the exit"),
-    ):
-        same.rows.append(Row(label, note, _cells(controls[name]), strong=name == "signal"))
+    everything = Group(f"all {routing.tokens:,} test tokens", [Row("routed", "", routed, strong=True)])
+    full = _cells(routing.controls.full, time=Cell(percent(0.0)))
+    everything.rows.append(Row("full depth", "nothing leaves", full))
+    for index, depth in enumerate(routing.controls.fixed):
+        everything.rows.append(Row(exit_name(index, exits), "everything leaves here", _cells(depth)))
+    same = Group(f"{routing.control_tokens:,} control tokens, equal exit fractions")
+    signal = _cells(routing.controls.signal)
+    same.rows.append(Row("this signal", "same thresholds as routed", signal, strong=True))
+    for name, control in CONTROLS.items():
+        same.rows.append(Row(control.label, control.note, _cells(routing.controls.named(name))))
     return [everything, same]
 
 
@@ -95,42 +94,42 @@ def sentences(measured: Measurements) -> list[Sentence]:
 
 
 def headline(measured: Measurements) -> str:
-    routing, wall = measured.routing, measured.timing["wall_saving"]
+    """The run in one line, for the top of the page."""
+    routing, wall = measured.routing, measured.timing.wall_saving
     time = f"{percent(abs(wall))} {'less' if wall >= 0 else 'more'} time"
-    full = perplexity(routing["controls"]["full"]["ppl"])
     return (
-        f"{percent(routing['shallow_ratio'])} of tokens leave early: perplexity {full} at full depth, "
-        f"{perplexity(routing['ppl'])} routed, {percent(routing['flop_saving'])} of FLOPs saved, {time}"
+        f"{percent(routing.shallow_ratio)} of tokens leave early: perplexity {perplexity(routing.controls.full.ppl)} at "
+        f"full depth, {perplexity(routing.ppl)} routed, {percent(routing.flop_saving)} of FLOPs saved, {time}"
     )
 
 
 def _quality(measured: Measurements) -> Sentence:
     routing = measured.routing
-    full, routed = routing["controls"]["full"]["ppl"], routing["ppl"]
+    full, routed = routing.controls.full.ppl, routing.ppl
     lead = "Early exits cost perplexity." if routed > full else "Early exits cost no perplexity."
-    interval = _interval(routing["interval"].get("ppl_increase"), signed)
+    interval = _interval(routing.interval.ppl_increase, signed)
     rest = (
         f"It goes from {perplexity(full)} at full depth to {perplexity(routed)} routed: "
         f"{signed(routed / full - 1)}{interval}"
     )
-    if measured.exits > 1:
-        shallow = perplexity(routing["controls"]["exit_0"]["ppl"])
+    if routing.controls.fixed:
+        shallow = perplexity(routing.controls.fixed[0].ppl)
         rest += f"; sending every token out at exit 0 gives {shallow}"
-    agreement = f"Predictions agree with full depth on {percent(routing['agreement'])} of tokens."
+    agreement = f"Predictions agree with full depth on {percent(routing.agreement)} of tokens."
     return Sentence(lead, f"{rest}. {agreement}")
 
 
-def _against_chance(routing: dict[str, Any]) -> Sentence:
+def _against_chance(routing: Routing) -> Sentence:
     if _nothing_to_choose(routing):
-        share = "No token" if routing["shallow_ratio"] == 0 else "Every token"
+        share = "No token" if routing.shallow_ratio == 0 else "Every token"
         rest = f"{share} leaves early at this threshold, so any signal would do the same."
         return Sentence("There is no choice to judge.", rest)
-    bounds = routing["interval"].get("random_minus_signal_nll")
+    bounds = routing.interval.random_minus_signal_nll
     if bounds is None:
-        rest = "metrics/routing.json has no interval for random minus signal NLL."
+        rest = f"{Routing.path} has no interval for random minus signal NLL."
         return Sentence("Not compared with random exits.", rest)
     low, high = bounds
-    signal, random = (perplexity(routing["controls"][name]["ppl"]) for name in ("signal", "random"))
+    signal, random = perplexity(routing.controls.signal.ppl), perplexity(routing.controls.random.ppl)
     numbers = (
         f"perplexity {signal} against {random} at equal exit fractions on the control tokens; "
         f"random minus signal in nats per token: 95% interval {nats(low)} to {nats(high)}"
@@ -142,8 +141,8 @@ def _against_chance(routing: dict[str, Any]) -> Sentence:
     return Sentence("The signal is not shown to beat random exits:", f"{numbers}, which includes 0.")
 
 
-def _against_oracle(routing: dict[str, Any]) -> Sentence:
-    value, bounds = routing.get("headroom"), routing["interval"].get("headroom")
+def _against_oracle(routing: Routing) -> Sentence:
+    value, bounds = routing.headroom, routing.interval.headroom
     if value is None:
         alike = _nothing_to_choose(routing)
         why = "one exit takes every token" if alike else "the oracle does no better than random exits here"
@@ -157,42 +156,38 @@ def _against_oracle(routing: dict[str, Any]) -> Sentence:
     return Sentence(lead, f"{scale}{doubt}.")
 
 
-def _ranking(routing: dict[str, Any]) -> list[Sentence]:
+def _ranking(routing: Routing) -> list[Sentence]:
     """Calibration says whether confidences fit, AUROC whether they tell tokens apart: a score can do one and not the other."""
-    ranked = routing.get("auroc")
-    if ranked is None:
+    if routing.auroc is None:
         return []
     rest = (
-        f'calibration error {percent(routing["ece"])}{_interval(routing["interval"].get("ece"), percent)}; AUROC of "leaving at '
-        f'exit 0 agrees with full depth" {ranked:.2f} (0.5 is chance), mean disagreement over all coverages '
-        f"{percent(routing['aurc'])}."
+        f"calibration error {percent(routing.ece)}{_interval(routing.interval.ece, percent)}; AUROC of "
+        f'"leaving at exit 0 agrees with full depth" {routing.auroc:.2f} (0.5 is chance), mean disagreement over all '
+        f"coverages {percent(routing.aurc)}."
     )
     return [Sentence("Calibration and ranking are two things:", rest)]
 
 
-def _promise(routing: dict[str, Any]) -> list[Sentence]:
-    if "risk" not in routing:
+def _promise(routing: Routing) -> list[Sentence]:
+    risk = routing.risk
+    if risk is None:
         return []
-    risk = routing["risk"]
-    name = risk["measure"].replace("_", " ")
-    lead = (
-        "The promised risk was kept on fresh text."
-        if risk["kept"]
-        else "The promised risk was NOT kept on fresh text."
-    )
-    if not risk["passed"]:
+    name = risk.measure.replace("_", " ")
+    lead = f"The promised risk was {'kept' if risk.kept else 'NOT kept'} on fresh text."
+    if not risk.passed:
         lead = "No threshold could be promised, so nothing leaves."
     rest = (
-        f"Promised: {name} at most {risk['tolerance']:g} with probability {1 - risk['delta']:g}, from {risk['sequences']:,} held-out "
-        f"sequences taken as independent ({risk['passed']} of {risk['tested']} candidates passed). Measured on the test split: "
-        f"{risk['test_risk']:.4f}{_interval(risk['test_interval'], nats)}."
+        f"Promised: {name} at most {risk.tolerance:g} with probability {1 - risk.delta:g}, from {risk.sequences:,} held-out "
+        f"sequences taken as independent ({risk.passed} of {risk.tested} candidates passed). Measured on the test split: "
+        f"{risk.test_risk:.4f}{_interval(risk.test_interval, nats)}."
     )
     return [Sentence(lead, rest)]
 
 
 def _savings(measured: Measurements) -> Sentence:
-    layers, flops = measured.routing["layer_saving"], measured.routing["flop_saving"]
-    wall, low, high = (measured.timing[f"wall_saving{end}"] for end in ("", "_low", "_high"))
+    layers, flops = measured.routing.layer_saving, measured.routing.flop_saving
+    timing = measured.timing
+    wall, low, high = timing.wall_saving, timing.wall_saving_low, timing.wall_saving_high
     notes = [
         f"{percent(layers)} of layers, {percent(flops)} of FLOPs, {percent(wall)} of time "
         f"(middle half of the timed pairs: {percent(low)} to {percent(high)})."
@@ -206,10 +201,9 @@ def _savings(measured: Measurements) -> Sentence:
         notes.append(f"The clock is {points(flops - wall)} behind the FLOPs.")
     if wall - flops > AGREE:
         notes.append(f"The clock is {points(wall - flops)} ahead of the FLOPs.")
-    skipping, asking = measured.timing["skipping_saving"], measured.timing["asking_cost"]
     notes.append(
-        f"Skipping alone, exits known beforehand, saves {percent(skipping)} of the time; asking every token at every exit costs "
-        f"{percent(asking)} ({measured.timing['asking_microseconds']:.2f} microseconds per token and exit)."
+        f"Skipping alone, exits known beforehand, saves {percent(timing.skipping_saving)} of the time; asking every token at "
+        f"every exit costs {percent(timing.asking_cost)} ({timing.asking_microseconds:.2f} microseconds per token and exit)."
     )
     if low <= 0 <= high:
         notes.append("The pairs lie on both sides of 0: no change in time is shown.")
@@ -222,23 +216,39 @@ def _savings(measured: Measurements) -> Sentence:
     return Sentence(lead, " ".join(notes))
 
 
-def _nothing_to_choose(routing: dict[str, Any]) -> bool:
+def _nothing_to_choose(routing: Routing) -> bool:
     """True if one exit takes every token: then random exits and oracles are the same as the signal."""
-    return max(routing["exit_fraction"].values()) == 1
+    return max(routing.exit_fraction.values()) == 1
 
 
-def _cells(values: dict[str, Any], intervals: dict[str, Any] | None = None) -> list[Cell]:
-    cells = []
-    for name in COLUMNS:
-        form = perplexity if name == "ppl" else percent
-        value, bounds = values.get(name), (intervals or {}).get(name)
-        interval = f"{form(bounds[0])} to {form(bounds[1])}" if bounds else ""
-        cells.append(Cell("\N{EN DASH}" if value is None else form(value), interval))
-    return cells
+def _cells(
+    row: Quality,
+    *,
+    time: Cell | None = None,
+    ppl_interval: Interval | None = None,
+    accuracy_interval: Interval | None = None,
+) -> list[Cell]:
+    """A row's cells under COLUMNS; a dash where it has no such measure."""
+    dash = Cell("\N{EN DASH}")
+    saved = [dash, dash]
+    if isinstance(row, FixedDepth | RoutedMeasures):
+        saved = [Cell(percent(row.layer_saving)), Cell(percent(row.flop_saving))]
+    return [
+        Cell(perplexity(row.ppl), _range(ppl_interval, perplexity)),
+        Cell(percent(row.accuracy), _range(accuracy_interval, percent)),
+        Cell(percent(row.agreement)),
+        Cell(percent(row.shallow_ratio)),
+        *saved,
+        time or dash,
+    ]
 
 
-def _interval(bounds: list[float] | None, form: Callable[[float], str]) -> str:
-    return f" (95% interval {form(bounds[0])} to {form(bounds[1])})" if bounds else ""
+def _range(bounds: Sequence[float] | None, form: Callable[[float], str]) -> str:
+    return f"{form(bounds[0])} to {form(bounds[1])}" if bounds else ""
+
+
+def _interval(bounds: Interval | None, form: Callable[[float], str]) -> str:
+    return f" (95% interval {_range(bounds, form)})" if bounds else ""
 
 
 def percent(value: float) -> str:

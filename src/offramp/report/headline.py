@@ -2,63 +2,56 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
 
-ROUTING, TIMING = "metrics/routing.json", "metrics/timing.json"
+from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing, Timing
+from offramp.results.shape import Interval
+from offramp.vocabulary import CONTROLS
+
+COLUMNS = ("ppl", "accuracy", "early", "layers saved", "FLOPs saved", "time saved")
 
 
 def headline_table(root: Path) -> Table | None:
     """The routed model, its fixed depths and its controls on equal tokens; None before `evaluate` has run."""
-    if not (root / ROUTING).is_file():
+    routing = Routing.read_if_there(root)
+    if routing is None:
         return None
-    routing = json.loads((root / ROUTING).read_text(encoding="utf-8"))
-    timing = json.loads((root / TIMING).read_text(encoding="utf-8")) if (root / TIMING).is_file() else {}
-    controls = routing["controls"]
+    controls, signal = routing.controls, f"confidence ({routing.confidence})"
     table = Table(title=_title(routing), title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("tokens leave by", no_wrap=True)
-    for name in ("ppl", "accuracy", "early", "layers saved", "FLOPs saved", "time saved"):
+    for name in COLUMNS:
         table.add_column(name, justify="right")
-    fixed = sorted(name for name in controls if name.startswith("exit_"))
-    table.add_row("full depth", *_cells(controls["full"] | {"shallow_ratio": 0.0}))
-    for name in fixed:
-        # the last exit is full depth, which has its own row
-        if controls[name] != controls["full"]:
-            table.add_row(
-                f"all at {name.replace('_', ' ')}", *_cells(controls[name] | {"shallow_ratio": 1.0})
-            )
-    table.add_row(f"confidence ({routing['confidence']})", *_cells(routing | timing), style="bold")
+    table.add_row("full depth", *_cells(controls.full))
+    for exit, depth in enumerate(controls.fixed):
+        table.add_row(f"all at exit {exit}", *_cells(depth))
+    routed = _cells(routing, ppl_interval=routing.interval.ppl, timing=Timing.read_if_there(root))
+    table.add_row(signal, *routed, style="bold")
     table.add_row()
-    table.add_row(f"[dim]equal shares, {routing['control_tokens']:,} tokens:")
-    for name, label in (
-        ("random", "chance"),
-        ("signal", f"confidence ({routing['confidence']})"),
-        ("loss_oracle", "oracle of the loss"),
-        ("gain_oracle", "oracle of the gain"),
-    ):
-        if name in controls:
-            table.add_row(label, *_cells(controls[name]), style="bold" if name == "signal" else None)
+    table.add_row(f"[dim]equal shares, {routing.control_tokens:,} tokens:")
+    table.add_row(signal, *_cells(controls.signal), style="bold")
+    for name, control in CONTROLS.items():
+        table.add_row(control.label, *_cells(controls.named(name)))
     return table
 
 
 def headline_sentence(root: Path) -> str | None:
     """What the table says, in one line; None before `evaluate` has run."""
-    if not (root / ROUTING).is_file():
+    routing = Routing.read_if_there(root)
+    if routing is None:
         return None
-    routing = json.loads((root / ROUTING).read_text(encoding="utf-8"))
     # undefined where chance and oracle tie, for instance if no token or every token leaves
-    headroom = "undefined" if routing["headroom"] is None else f"{routing['headroom']:.2f}"
-    increase = routing["ppl"] / routing["controls"]["full"]["ppl"] - 1
-    saving = routing["flop_saving"]
+    headroom = "undefined" if routing.headroom is None else f"{routing.headroom:.2f}"
+    increase = routing.ppl / routing.controls.full.ppl - 1
+    saving = routing.flop_saving
     flops = f"{abs(saving):.0%} {'fewer' if saving >= 0 else 'more'} FLOPs"
     return (
-        f"{routing['shallow_ratio']:.0%} of the tokens leave early: {flops} than full depth for "
-        f"{increase:+.1%} perplexity; headroom {headroom} (0: no better than leaving by chance, 1: the oracle of the gain)."
+        f"{routing.shallow_ratio:.0%} of the tokens leave early: {flops} than full depth for {increase:+.1%} perplexity; "
+        f"headroom {headroom} (0: no better than random exits, 1: the gain oracle)."
     )
 
 
@@ -69,37 +62,29 @@ def print_headline(root: Path) -> None:
         console().print("", table, "", headline_sentence(root), "", sep="\n")
 
 
-def console(stream: Any = None) -> Console:
+def console(stream: TextIO | None = None) -> Console:
     """A console on stdout, wide enough for tables where the output is no terminal (DVC's pipe, a log file)."""
     stream = stream or sys.stdout
     return Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
 
 
-def _title(routing: dict[str, Any]) -> str:
-    thresholds = (
-        ", ".join(f"{value:.3g}" for value in routing["threshold"].values())
-        or f"by price {routing.get('price')}"
-    )
+def _title(routing: Routing) -> str:
+    thresholds = ", ".join(f"{value:.3g}" for value in routing.threshold.values())
     return (
-        f"Routing at threshold {thresholds}: {routing['tokens']:,} test tokens "
-        f"of {routing['documents']:,} documents"
+        f"Routing at threshold {thresholds or f'by price {routing.price}'}: {routing.tokens:,} test tokens "
+        f"of {routing.documents:,} documents"
     )
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    def share(name: str) -> str:
-        return f"{row[name]:.1%}" if name in row else ""
-
-    ppl = f"{row['ppl']:.2f}"
-    if "interval" in row:
-        low, high = row["interval"]["ppl"]
-        ppl += f" [{low:.2f}, {high:.2f}]"
-    seconds = share("wall_saving")
-    if seconds and "wall_saving_low" in row:
-        seconds += f" [{row['wall_saving_low']:.0%}, {row['wall_saving_high']:.0%}]"
-    return [
-        ppl,
-        f"{row['accuracy']:.3f}",
-        *map(share, ("shallow_ratio", "layer_saving", "flop_saving")),
-        seconds,
-    ]
+def _cells(row: Quality, *, ppl_interval: Interval | None = None, timing: Timing | None = None) -> list[str]:
+    """A row's cells under COLUMNS; empty where it has no such measure."""
+    ppl = f"{row.ppl:.2f}"
+    if ppl_interval:
+        ppl += " [{:.2f}, {:.2f}]".format(*ppl_interval)
+    saved = ["", ""]
+    if isinstance(row, FixedDepth | RoutedMeasures):
+        saved = [f"{row.layer_saving:.1%}", f"{row.flop_saving:.1%}"]
+    seconds = ""
+    if timing:
+        seconds = f"{timing.wall_saving:.1%} [{timing.wall_saving_low:.0%}, {timing.wall_saving_high:.0%}]"
+    return [ppl, f"{row.accuracy:.3f}", f"{row.shallow_ratio:.1%}", *saved, seconds]

@@ -17,8 +17,10 @@ from offramp.report.figures import Figure, draw_figures
 from offramp.report.findings import COLUMNS, headline, percent, result_table, sentences
 from offramp.report.html import inline, page_of
 from offramp.report.inputs import Measurements, read_measurements
-from offramp.report.text import passages
+from offramp.report.text import Passage, passages
 from offramp.report.theme import exit_name, palette
+from offramp.results.shape import by_exit
+from offramp.results.suitability import Suitability
 
 TEMPLATE = Path(__file__).with_name("template.html")
 
@@ -57,7 +59,9 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figure], texts: list[Any]) -> str:
+def _render(
+    measured: Measurements, settings: dict[str, Any], figures: list[Figure], texts: list[Passage]
+) -> str:
     from markupsafe import Markup
 
     colours = palette(measured.exits)
@@ -65,10 +69,10 @@ def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figu
     exits = [
         {
             "name": exit_name(index, measured.exits),
-            "overall": percent(measured.routing["exit_fraction"][f"exit_{index}"]),
+            "overall": percent(share),
             "here": percent(shown.count(index) / len(shown)) if shown else "",
         }
-        for index in range(measured.exits)
+        for index, share in enumerate(by_exit(measured.routing.exit_fraction))
     ]
     return page_of(
         TEMPLATE,
@@ -76,27 +80,29 @@ def _render(measured: Measurements, settings: dict[str, Any], figures: list[Figu
         colours,
         headline=headline(measured),
         facts=_facts(measured, settings),
-        columns=list(COLUMNS.values()),
+        columns=list(COLUMNS),
         groups=result_table(measured),
         sentences=sentences(measured),
         suitability=_suitability(measured.suitability),
         figures=[(figure, Markup(inline(figure, colours))) for figure in figures],
         passages=texts,
         shown=len(shown),
-        machine=measured.timing["machine"],
-        pairs=measured.timing["pairs"],
-        digests=measured.routing["inputs"] | {"routed": measured.routed.digest},
+        machine=measured.timing.machine,
+        pairs=measured.timing.pairs,
+        digests=measured.routing.inputs | {"routed": measured.routed.digest},
         settings={name: _setting(value) for name, value in settings.items()},
     )
 
 
-def _suitability(found: dict[str, Any]) -> dict[str, Any]:
+def _suitability(result: Suitability) -> dict[str, Any]:
     return {
-        "advice": f"{found['advice']['sentence']} {found['advice']['propagation']}",
-        "columns": suitability.columns(found),
-        "rows": suitability.rows(found),
-        "oracle": suitability.oracle(found),
-        **{name: found[name] for name in ("tokens", "sequences", "timing")},
+        "advice": f"{result.advice.sentence} {result.advice.propagation}",
+        "columns": suitability.columns(result),
+        "rows": suitability.rows(result),
+        "oracle": suitability.oracle(result),
+        "tokens": result.tokens,
+        "sequences": result.sequences,
+        "timing": result.timing,
     }
 
 
@@ -104,17 +110,18 @@ def _thresholds(measured: Measurements, given: Any) -> str:
     """The thresholds in force and the rule that found them."""
     routing = measured.routing
     if given == "price":
-        return f"price: a token goes on while its predicted gain is worth {routing['price']:g} nats per full-depth pass"
-    chosen = (f"{routing['threshold'][f'exit_{k}']:.3g} at exit {k}" for k in range(measured.exits - 1))
+        return f"price: a token goes on while its predicted gain is worth {routing.price:g} nats per full-depth pass"
+    chosen = (f"{value:.3g} at exit {exit}" for exit, value in enumerate(by_exit(routing.threshold)))
     values = ", ".join(chosen) or "none, the only exit is full depth"
-    rule = {
-        "auto": lambda: "auto",
-        "budget": lambda: f"budget of {percent(routing['budget'])} of the full-depth FLOPs",
-        "risk": lambda: "risk: {measure} at most {tolerance:g} with probability {sure:g}".format(
-            **routing["risk"], sure=1 - routing["risk"]["delta"]
-        ),
-    }
-    return f"{rule[given]()}: {values}" if isinstance(given, str) else values
+    if not isinstance(given, str):
+        return values
+    rule = given
+    if routing.budget is not None:
+        rule = f"budget of {percent(routing.budget)} of the full-depth FLOPs"
+    if routing.risk:
+        sure = 1 - routing.risk.delta
+        rule = f"risk: {routing.risk.measure} at most {routing.risk.tolerance:g} with probability {sure:g}"
+    return f"{rule}: {values}"
 
 
 def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
@@ -122,26 +129,26 @@ def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
     corpus, routing, kind = measured.corpus, measured.routing, settings["tokenizer.kind"]
     source = settings["corpus.source"]
     names = {"hub": settings["corpus.hub_name"], "files": ", ".join(settings["corpus.paths"])}
-    splits = "train", "calibration", "test"
-    documents = " / ".join(f"{corpus[split]['documents']:,}" for split in splits)
-    tokens = " / ".join(f"{corpus[split]['tokens']:,}" for split in splits)
-    unknown = corpus["test"]["unknown_rate"]
+    splits = (corpus.train, corpus.calibration, corpus.test)
+    documents = " / ".join(f"{split.documents:,}" for split in splits)
+    tokens = " / ".join(f"{split.tokens:,}" for split in splits)
+    unknown = corpus.test.unknown_rate
     thresholds = _thresholds(measured, settings["threshold"])
     confidence = settings["exits.confidence"]
     learned = f", a classifier of {settings['exits.label']} on {_INPUTS[settings['exits.inputs']]}"
     if settings.get("exits.mode") == "joint":
         learned = ", a linear classifier trained together with the model"
     taken = ", ".join(
-        f"{exit_name(k, measured.exits)} {percent(routing['exit_fraction'][f'exit_{k}'])}"
-        for k in range(measured.exits)
+        f"{exit_name(exit, measured.exits)} {percent(share)}"
+        for exit, share in enumerate(by_exit(routing.exit_fraction))
     )
     return {
         "Corpus": f"{names.get(source, source)}: {documents} documents, {tokens} tokens "
         "(train / calibration / test)",
-        "Tokens": f"{kind}, vocabulary {corpus['vocab_size']:,}, windows of {corpus['window']}"
+        "Tokens": f"{kind}, vocabulary {corpus.vocab_size:,}, windows of {corpus.window}"
         + (f", {percent(unknown)} unknown in test" if unknown else ""),
-        "Model": f"{_model(settings)}, {measured.pretrain['parameters']:,} parameters",
-        "Training": f"{settings['pretrain.method']}, {measured.pretrain['tokens_seen']:,} tokens seen",
+        "Model": f"{_model(settings)}, {measured.pretraining.parameters:,} parameters",
+        "Training": f"{settings['pretrain.method']}, {measured.pretraining.tokens_seen:,} tokens seen",
         "Confidence": confidence + (learned if confidence == "learned" else ""),
         "Threshold": thresholds,
         "Exits taken": taken,
@@ -150,9 +157,11 @@ def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
 
 def _model(settings: dict[str, Any]) -> str:
     if settings["model.source"] == "hf":
-        return f"{settings['model.name_or_path']}, exits after layers {', '.join(map(str, settings['model.exits_after']))}"
+        exits = ", ".join(map(str, settings["model.exits_after"]))
+        return f"{settings['model.name_or_path']}, exits after layers {exits}"
     layers = settings["model.block_layers"]
-    return f"{len(layers)} block{'s' * (len(layers) > 1)} of {' + '.join(map(str, layers))} layers, width {settings['model.width']}"
+    blocks = f"{len(layers)} block{'s' * (len(layers) > 1)} of {' + '.join(map(str, layers))} layers"
+    return f"{blocks}, width {settings['model.width']}"
 
 
 _INPUTS = {

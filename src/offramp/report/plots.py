@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 from offramp.report.inputs import Measurements
 from offramp.report.theme import ACCENT, INK, MUTED, PAPER, SIGNALS, exit_colours, exit_name
+from offramp.results.pretraining import LearningCurve
+from offramp.results.routing import CurvePoint
+from offramp.vocabulary import CONTROLS, FIXED, GAIN_ORACLE, LOSS_ORACLE, RANDOM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
-CONTROLS = {"random": (0, (4, 2)), "gain_oracle": (0, (1, 1.4)), "loss_oracle": (0, (5, 1.5, 1, 1.5))}
+DASHES = {RANDOM: (0, (4, 2)), GAIN_ORACLE: (0, (1, 1.4)), LOSS_ORACLE: (0, (5, 1.5, 1, 1.5))}
 """Controls of the threshold curve and their dashes; all are grey, for they are not choices."""
 
+Key = TypeVar("Key", bound=Hashable)
+Line = TypeVar("Line")
 
-def learning_curves(axes: Axes, measured: Measurements, column: str, label: str) -> None:
-    table = measured.tables["learning_curves"].dropna(subset=[column])
-    colours = exit_colours(measured.exits)
-    one_exit_per_phase = table.groupby("phase")["exit"].nunique().le(1).all()
-    for (phase, index), rows in table.groupby(["phase", "exit"], sort=True):
-        name = phase if one_exit_per_phase else f"{phase}, {exit_name(index, measured.exits)}"
-        millions, values = rows["tokens"] / 1e6, rows[column]
-        axes.plot(millions, values, color=colours[index].light, label=name)
-        if column == "calibration_ppl":
-            kept = rows["step"] == measured.pretrain[phase]["best_step"]
-            axes.plot(millions[kept], values[kept], "o", color=colours[index].light)
+
+def learning_curves(
+    axes: Axes,
+    measured: Measurements,
+    value: Callable[[LearningCurve], float | None],
+    label: str,
+    *,
+    mark_kept: bool = False,
+) -> None:
+    """A line per phase and exit over the tokens seen; ``mark_kept`` puts a dot at the look whose weights were kept, on a log
+    axis."""
+    looks = [row for row in measured.learning_curves if _number(value(row))]
+    colours, lines = exit_colours(measured.exits), _grouped(looks, lambda row: (row.phase, row.exit))
+    one_exit_per_phase = len({phase for phase, _ in lines}) == len(lines)
+    for (phase, exit), rows in sorted(lines.items()):
+        name = phase if one_exit_per_phase else f"{phase}, {exit_name(exit, measured.exits)}"
+        colour = colours[exit].light
+        axes.plot([row.tokens / 1e6 for row in rows], [value(row) for row in rows], color=colour, label=name)
+        if mark_kept:
+            kept = [row for row in rows if row.step == measured.pretraining.phases[phase].best_step]
+            axes.plot([row.tokens / 1e6 for row in kept], [value(row) for row in kept], "o", color=colour)
     axes.set(xlabel="training tokens (millions)", ylabel=label)
-    if column == "calibration_ppl":
+    if mark_kept:
         plain_log_axis(axes)
     _legend(axes)
 
@@ -44,48 +61,54 @@ def plain_log_axis(axes: Axes) -> None:
 
 
 def loss_distribution(axes: Axes, measured: Measurements) -> None:
-    table = measured.tables["loss_distribution"]
-    table = table[table["split"] == "test"]
-    for index, colour in enumerate(exit_colours(measured.exits)):
-        rows = table[table["exit"] == index]
-        axes.plot(rows["loss"], rows["share"], color=colour.light, label=exit_name(index, measured.exits))
+    """Share of test tokens by their loss, a line per exit."""
+    lines = _grouped((row for row in measured.losses if row.split == "test"), lambda row: row.exit)
+    for exit, colour in enumerate(exit_colours(measured.exits)):
+        rows = lines.get(exit, [])
+        axes.plot(
+            [row.loss for row in rows],
+            [row.share for row in rows],
+            color=colour.light,
+            label=exit_name(exit, measured.exits),
+        )
     axes.set(xlabel="loss (nats)", ylabel="share of tokens", xlim=(0, None), ylim=(0, None))
     _percent(axes.yaxis)
     _legend(axes)
 
 
 def reliability(axes: Axes, measured: Measurements) -> None:
-    table = measured.tables["reliability"]
-    table = table[table["tokens"] > 0]
-    largest = table["tokens"].max()
+    """Agreement with full depth over confidence, a line per exit, with dots as large as the tokens are many."""
+    bins = [row for row in measured.reliability if row.tokens > 0]
+    largest = max((row.tokens for row in bins), default=0)
+    lines = _grouped(bins, lambda row: row.exit)
     axes.plot([0, 1], [0, 1], color=MUTED.light, linestyle=(0, (4, 2)), linewidth=1)
-    for index, colour in enumerate(exit_colours(measured.exits)):
-        rows = table[table["exit"] == index].sort_values("confidence")
-        if rows.empty:  # the last exit takes what is left and needs no confidence
+    for exit, colour in enumerate(exit_colours(measured.exits)):
+        if exit not in lines:  # the last exit takes what is left and needs no confidence
             continue
-        axes.plot(
-            rows["confidence"],
-            rows["agreement"],
-            color=colour.light,
-            linewidth=1,
-            label=exit_name(index, measured.exits),
-        )
-        axes.scatter(
-            rows["confidence"],
-            rows["agreement"],
-            s=4 + 60 * rows["tokens"] / largest,
-            color=colour.light,
-            linewidth=0,
-        )
+        rows = sorted(lines[exit], key=lambda row: row.confidence)
+        confidence, agreement = [row.confidence for row in rows], [row.agreement for row in rows]
+        sizes = [4 + 60 * row.tokens / largest for row in rows]
+        name = exit_name(exit, measured.exits)
+        axes.plot(confidence, agreement, color=colour.light, linewidth=1, label=name)
+        axes.scatter(confidence, agreement, s=sizes, color=colour.light, linewidth=0)
     axes.set(xlabel="confidence", ylabel="agrees with full depth", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     _percent(axes.yaxis)
     _legend(axes)
 
 
-def threshold_curve(axes: Axes, measured: Measurements, confidence: str, column: str, label: str) -> None:
-    table = measured.tables["threshold_curve"].dropna(subset=[column, "ppl"]).sort_values(["signal", column])
-    groups = dict(iter(table.groupby("signal")))
-    signals = sorted(set(groups) - {*CONTROLS, "fixed"}, key=lambda name: (name != confidence, name))
+def threshold_curve(
+    axes: Axes,
+    measured: Measurements,
+    confidence: str,
+    *,
+    saving: Callable[[CurvePoint], float],
+    label: str,
+    routed: float | None = None,
+) -> None:
+    """Perplexity over a saving: every signal (``confidence`` strongest), controls, fixed depths; ``routed``: where the ring is."""
+    points = [row for row in measured.curve if _number(saving(row)) and _number(row.ppl)]
+    lines = _grouped(sorted(points, key=saving), lambda row: row.signal)
+    signals = sorted(set(lines) - {*DASHES, FIXED}, key=lambda name: (name != confidence, name))
     for signal in signals:
         width, order = (2.4, 5) if signal == confidence else (1.2, 3)
         colour = SIGNALS.get(signal, ACCENT).light
@@ -96,54 +119,47 @@ def threshold_curve(axes: Axes, measured: Measurements, confidence: str, column:
             "markersize": width + 1.2,
             "zorder": order,
         }
-        axes.plot(groups[signal][column], groups[signal]["ppl"], label=signal.replace("_", " "), **style)
-    for control, dashes in CONTROLS.items():
-        if control in groups:
+        axes.plot(*_xy(lines[signal], saving), label=signal.replace("_", " "), **style)
+    for control, dashes in DASHES.items():
+        if control in lines:
             style = {"color": MUTED.light, "linestyle": dashes, "linewidth": 1.4, "zorder": 2}
-            axes.plot(
-                groups[control][column], groups[control]["ppl"], label=control.replace("_", " "), **style
-            )
-    if "fixed" in groups:
-        fixed = groups["fixed"].sort_values("layer_saving")
-        axes.plot(
-            fixed[column], fixed["ppl"], "D", color=INK.light, markersize=5, zorder=6, label="fixed depths"
-        )
-        _label_depths(axes, fixed, column, measured.exits)
-    here = measured.routing["controls"].get("signal", {})
-    if here.get(column) is not None:
+            axes.plot(*_xy(lines[control], saving), label=CONTROLS[control].label, **style)
+    if FIXED in lines:
+        fixed = sorted(lines[FIXED], key=lambda row: row.layer_saving)
+        axes.plot(*_xy(fixed, saving), "D", color=INK.light, markersize=5, zorder=6, label="fixed depths")
+        _label_depths(axes, *_xy(fixed, saving), measured.exits)
+    if routed is not None:
         ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.6, "zorder": 7}
-        axes.plot(here[column], here["ppl"], "o", markeredgecolor=INK.light, **ring)
+        axes.plot(routed, measured.routing.controls.signal.ppl, "o", markeredgecolor=INK.light, **ring)
     axes.set(xlabel=label, ylabel="perplexity")
     axes.margins(x=0.08, y=0.1)
     _percent(axes.xaxis)
     _legend(axes, outside=True)
 
 
-def _label_depths(axes: Axes, fixed: pd.DataFrame, column: str, exits: int) -> None:
+def _label_depths(axes: Axes, saved: list[float], ppl: list[float], exits: int) -> None:
     """Name the fixed depths beside their diamonds, deepest first, towards the inside of the plot."""
-    for rank, (x, ppl) in enumerate(zip(fixed[column], fixed["ppl"])):
-        rightmost = x == fixed[column].max() and len(fixed) > 1
+    for rank, (x, y) in enumerate(zip(saved, ppl)):
+        rightmost = x == max(saved) and len(saved) > 1
         offset, side = ((-8, -3), "right") if rightmost else ((4, -13), "left")
         name = exit_name(exits - 1 - rank, exits)
         halo = {"facecolor": PAPER.light, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
         axes.annotate(
-            name, (x, ppl), offset, textcoords="offset points", ha=side, fontsize=8.5, bbox=halo, zorder=5
+            name, (x, y), offset, textcoords="offset points", ha=side, fontsize=8.5, bbox=halo, zorder=5
         )
 
 
 def exits_by_position(axes: Axes, measured: Measurements) -> None:
-    table = (
-        measured.tables["exits_by_position"]
-        .pivot(index="position", columns="exit", values="share")
-        .fillna(0.0)
-    )
+    """Share of the tokens that take each exit, stacked, over positions in the window."""
+    positions = sorted({row.position for row in measured.positions})
+    shares = {(row.exit, row.position): row.share for row in measured.positions}
     colours = exit_colours(measured.exits)
-    present = [index for index in range(measured.exits) if index in table]
+    present = sorted({exit for exit, _ in shares})
     axes.stackplot(
-        table.index,
-        *(table[index] for index in present),
-        colors=[colours[index].light for index in present],
-        labels=[exit_name(index, measured.exits) for index in present],
+        positions,
+        *([shares.get((exit, position), 0.0) for position in positions] for exit in present),
+        colors=[colours[exit].light for exit in present],
+        labels=[exit_name(exit, measured.exits) for exit in present],
         linewidth=0,
         alpha=0.8,
     )
@@ -151,7 +167,7 @@ def exits_by_position(axes: Axes, measured: Measurements) -> None:
         xlabel="position in the window",
         ylabel="share of tokens",
         ylim=(0, 1),
-        xlim=(table.index.min(), table.index.max()),
+        xlim=(positions[0], positions[-1]),
     )
     axes.grid(False)
     _percent(axes.yaxis)
@@ -159,13 +175,14 @@ def exits_by_position(axes: Axes, measured: Measurements) -> None:
 
 
 def savings(axes: Axes, measured: Measurements) -> None:
+    """The three savings as bars; a whisker on that of the clock."""
     timing = measured.timing
     bars = [
-        ("layers", measured.routing["layer_saving"]),
-        ("FLOPs", measured.routing["flop_saving"]),
-        ("wall clock", timing["wall_saving"]),
+        ("layers", measured.routing.layer_saving),
+        ("FLOPs", measured.routing.flop_saving),
+        ("wall clock", timing.wall_saving),
     ]
-    low, high = timing["wall_saving_low"], timing["wall_saving_high"]
+    low, high = timing.wall_saving_low, timing.wall_saving_high
     axes.plot([low, high], [2, 2], color=INK.light, linewidth=1.4, marker="|", markersize=9)
     for place, (name, value) in enumerate(bars):
         axes.barh(place, value, height=0.55, color=ACCENT.light, alpha=0.65)
@@ -185,7 +202,22 @@ def savings(axes: Axes, measured: Measurements) -> None:
     _percent(axes.xaxis)
 
 
-def _percent(axis: Any) -> None:
+def _grouped(rows: Iterable[Line], key: Callable[[Line], Key]) -> dict[Key, list[Line]]:
+    groups: dict[Key, list[Line]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return dict(groups)
+
+
+def _number(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def _xy(points: list[CurvePoint], saving: Callable[[CurvePoint], float]) -> tuple[list[float], list[float]]:
+    return [saving(point) for point in points], [point.ppl for point in points]
+
+
+def _percent(axis: Axis) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axis.set_major_formatter(PercentFormatter(1.0, symbol="%"))

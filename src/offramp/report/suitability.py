@@ -1,67 +1,65 @@
-"""Whether to use early exit at all, as ``metrics/suitability.json`` has it: a row per exit, and what an oracle would save."""
+"""Whether to use early exit at all, as ``results.Suitability`` has it: a row per exit, and what an oracle would save."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import exp
-from typing import Any
 
-from offramp.analysis.oracle import BOUNDS
+from offramp.analysis.oracle import BOUNDS, readout_in_use
 from offramp.report.findings import Cell, Row, percent, perplexity
 from offramp.report.theme import exit_name
+from offramp.results.shape import Interval
+from offramp.results.suitability import ExitWorth, Suitability
+from offramp.vocabulary import LOOKS_AT
 
-SIGNALS = ("state", "readout")
-"""What is asked: a classifier of the state, or a readout."""
 
-
-def columns(found: dict[str, Any]) -> list[str]:
-    kinds = list(found["oracle"])
+def columns(result: Suitability) -> list[str]:
+    """Heads of the table, by how the exits were read out."""
+    kinds = list(result.oracle)
     return [
         "FLOPs saved",
         *(f"{name}, {kind}" for name in ("agreement", "perplexity") for kind in kinds),
-        *(f"break-even, {signal}" for signal in SIGNALS),
+        *(f"break-even, {looks_at}" for looks_at in LOOKS_AT),
     ]
 
 
-def rows(found: dict[str, Any]) -> list[Row]:
+def rows(result: Suitability) -> list[Row]:
     """One row per exit: a break-even cell is the share by FLOPs, with that by the clock beneath."""
-    ordered = sorted(found["exits"].values(), key=lambda row: row["exit"])
+    exits, kinds = result.rows, list(result.oracle)
     return [
         Row(
-            exit_name(row["exit"], len(ordered)),
-            f"after layer {row['layers']} of {ordered[-1]['layers']}",
-            _cells(row, list(found["oracle"])),
+            exit_name(row.exit, len(exits)),
+            f"after layer {row.layers} of {exits[-1].layers}",
+            _cells(row, kinds),
         )
-        for row in ordered
+        for row in exits
     ]
 
 
-def oracle(found: dict[str, Any]) -> str:
+def oracle(result: Suitability) -> str:
     """What an oracle saves, in a sentence; of the tuned readouts where there are any."""
-    kind = "tuned" if "tuned" in found["oracle"] else "raw"
-    bounds = (
-        f"{percent(found['oracle'][kind][name]['flop_saving'])} {kept}" for name, kept in BOUNDS.items()
-    )
-    return f"An oracle that asks nothing saves of the FLOPs: {'; '.join(bounds)}."
+    bounds = result.oracle[readout_in_use(result.oracle)]
+    saved = (f"{percent(getattr(bounds, name).flop_saving)} {kept}" for name, kept in BOUNDS.items())
+    return f"An oracle that asks nothing saves of the FLOPs: {'; '.join(saved)}."
 
 
-def _cells(row: dict[str, Any], kinds: list[str]) -> list[Cell]:
-    cells = [Cell(percent(row["flop_saving"]))]
-    for name in ("agreement", "nll"):
-        for kind in kinds:
-            bounds, form = (
-                row["readouts"][kind][f"{name}_interval"],
-                percent if name == "agreement" else _from_nats,
-            )
-            cells.append(
-                Cell(
-                    form(row["readouts"][kind][name]),
-                    f"{form(bounds[0])} to {form(bounds[1])}" if bounds else "",
-                )
-            )
-    if "break_even" not in row:
-        return cells + [Cell("\N{EN DASH}")] * len(SIGNALS)
-    shares = ([row["break_even"][signal][unit] for unit in ("flops", "seconds")] for signal in SIGNALS)
-    return cells + [Cell(_share(flops), f"{_share(seconds)} by the clock") for flops, seconds in shares]
+def _cells(row: ExitWorth, kinds: list[str]) -> list[Cell]:
+    readouts = [row.readouts[kind] for kind in kinds]
+    cells = [
+        Cell(percent(row.flop_saving)),
+        *(_with_interval(readout.agreement, readout.agreement_interval, percent) for readout in readouts),
+        *(_with_interval(readout.nll, readout.nll_interval, _from_nats) for readout in readouts),
+    ]
+    if not row.break_even:
+        return cells + [Cell("\N{EN DASH}")] * len(LOOKS_AT)
+    return cells + [
+        Cell(_share(row.flops(looks_at)), f"{_share(row.seconds(looks_at))} by the clock")
+        for looks_at in LOOKS_AT
+    ]
+
+
+def _with_interval(value: float, bounds: Interval | None, form: Callable[[float], str]) -> Cell:
+    return Cell(form(value), f"{form(bounds[0])} to {form(bounds[1])}" if bounds else "")
 
 
 def _from_nats(nll: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,54 +16,62 @@ from torch import Tensor
 from offramp.exits.classifier import ExitClassifier
 from offramp.models.blockwise import Blockwise
 from offramp.routing.cost import executed_flops, full_depth_flops
-from offramp.routing.evaluate import pass_seconds
 from offramp.routing.executor import Arrivals, Decision, Executor, Policy, Work
+from offramp.routing.timing import pass_seconds
 from offramp.states.statistics import Readout, token_statistics
+from offramp.vocabulary import LOOKS_AT, READOUT, STATE
 
-KINDS = ("state", "readout")
-"""What a signal looks at: the state alone, or a readout."""
 LEAVING = 0.5
 """Share of the tokens that leave where the saving is timed."""
 
 
+@dataclass(frozen=True)
+class TimedAsking:
+    """What asking at one exit costs and leaving there saves by the clock, as shares of the plain pass."""
+
+    asking_cost: float
+    saving: float
+    """Of LEAVING of the tokens leaving, asking included."""
+    break_even: float | None
+    """None where leaving saves no time, or where it would take more tokens than there are."""
+
+
 def flops_break_even(
-    model: Blockwise, window: int, exit: int, kind: str, classifier_flops: int, kv: str = "propagate"
+    model: Blockwise, window: int, exit: int, kind: str, *, classifier_flops: int, kv: str = "propagate"
 ) -> float | None:
     """The share in FLOPs; None where a token that leaves costs more than one that goes to full depth unasked.
 
-    Counts as ``routing.cost.exit_costs``: layers and attention rows of ``window`` keys, keys and values that tokens that left owe
-    later layers (with ``kv`` recompute the least), and readouts.
+    ``kind`` is one of LOOKS_AT; a signal of the state costs ``classifier_flops``. Counts as ``routing.cost.exit_costs``: layers
+    and attention rows of ``window`` keys, keys and values that tokens that left owe later layers (with ``kv`` recompute the
+    least), and readouts.
     """
     run = sum(model.config.block_layers[: exit + 1])
-    decision = classifier_flops if kind == "state" else 0
-    own = [0] * exit + [int(model.exit_layer(exit) is not None)]
+    decision = classifier_flops if kind == STATE else 0
+    in_exit_layers = [0] * exit + [int(model.exit_layer(exit) is not None)]
     read = executed_flops(
         model,
         Work(
-            attention_pairs=own[-1] * window,
+            attention_pairs=in_exit_layers[-1] * window,
             readouts=[0] * exit + [1],
-            exit_layer_tokens=own,
-            exit_key_value_tokens=own,
+            exit_layer_tokens=in_exit_layers,
+            exit_key_value_tokens=in_exit_layers,
         ),
     )
     plain = full_depth_flops(model, 1, window)
-    asking = decision + (read if kind == "readout" else 0)
+    asking = decision + (read if kind == READOUT else 0)
     owed = sum(model.config.block_layers) if kv == "propagate" else run
-    leaving = (
-        executed_flops(model, Work([1] * run, [1] * owed, run * window, decided_tokens=1), decision) + read
-    )
+    work = Work([1] * run, [1] * owed, run * window, decided_tokens=1)
+    leaving = executed_flops(model, work, decision) + read
     return asking / (plain + asking - leaving) if leaving <= plain else None
 
 
-class AskAtOneExit:
+class AskAtOneExit(Policy):
     """Does at one exit what a signal of that ``kind`` would for every token, and lets those go that were laid down."""
 
-    reads_before = False
-
     def __init__(self, model: Blockwise, exit: int, kind: str, classifier: ExitClassifier, leaves: Tensor):
-        """``leaves``: bool, of the tokens of the batch (B * T,)."""
+        """``leaves`` (B * T,): bool, whether each token of the batch leaves."""
         self.model, self.first, self.classifier, self.leaves = model, exit, classifier, leaves
-        self.reads_out, self.flops_per_token = kind == "readout", classifier.flops if kind == "state" else 0
+        self.reads_out, self.flops_per_token = kind == READOUT, classifier.flops if kind == STATE else 0
         self.readout = Readout(model.readout_matrix(exit))
 
     def decide(self, arrivals: Arrivals) -> Decision:
@@ -73,53 +81,58 @@ class AskAtOneExit:
         if not self.reads_out:
             return Decision(leaves, self.classifier(arrivals.states.float()))
         normed = self.model.readout_input(arrivals.exit, arrivals.read)
-        found = token_statistics([normed], [self.readout], arrivals.targets)[0]
-        return Decision(leaves, found["max_prob"], found["loss"], found["argmax"])
+        looked_up = token_statistics([normed], [self.readout], arrivals.targets)[0]
+        return Decision(leaves, looked_up["max_prob"], looked_up["loss"], looked_up["argmax"])
 
 
 def seconds_break_even(
     executor: Executor, batches: Sequence[tuple[Tensor, Tensor]], hidden: list[int]
-) -> list[dict[str, Any]]:
-    """The share in seconds, per early exit and kind: {kind: {asking_cost, saving, break_even}}.
+) -> list[dict[str, TimedAsking]]:
+    """The share in seconds: per early exit, by kind.
 
     Every batch (tokens and targets (B, T)) is run plainly, with every token asked and none leaving, and with LEAVING of them,
     at random, leaving, in turn. ``asking_cost`` and ``saving`` are what the second run takes more and the third less than the
-    plain one, as shares of it, medians over batches; ``break_even`` follows from the straight line through both: None where leaving
-    saved no time, or where it would take more tokens than there are, and else 0 where asking took none.
+    plain one, as shares of it, medians over batches; ``break_even`` follows from the straight line through both, and is 0
+    where asking took no time.
     """
     model, device = executor.model, batches[0][0].device
     early, count = range(model.config.num_blocks - 1), batches[0][0].numel()
     classifier = ExitClassifier(model.config.width, hidden).to(device).eval()
     chosen = torch.rand(count, generator=torch.Generator().manual_seed(0)).to(device) < LEAVING
-    policies: dict[Any, Policy | None] = {"plain": None}
+    plain = None
+    policies: dict[tuple[int, str, bool] | None, Policy | None] = {plain: None}
     policies |= {
         (exit, kind, some): AskAtOneExit(model, exit, kind, classifier, chosen & some)
         for exit in early
-        for kind in KINDS
+        for kind in LOOKS_AT
         for some in (False, True)
     }
-    names, ratios = list(policies), {name: [] for name in policies}
+    names = list(policies)
+    ratios: dict[tuple[int, str, bool] | None, list[float]] = {name: [] for name in policies}
     executor.run(*batches[0], None)  # warm up
-    for policy in policies.values():  # on one sequence: what is made once does not grow with the batch
-        executor.run(*(part[:1] for part in batches[0]), policy)
+    for (
+        policy
+    ) in policies.values():  # on one sequence: memory that is set up once does not grow with the batch
+        executor.run(batches[0][0][:1], batches[0][1][:1], policy)
     for number, batch in enumerate(batches):
         turn = number % len(names)
         seconds = {
             name: pass_seconds(executor, batch, policies[name]) for name in (*names[turn:], *names[:turn])
         }
         for name in names:
-            ratios[name].append(seconds[name] / seconds["plain"])
+            ratios[name].append(seconds[name] / seconds[plain])
     middle = {name: statistics.median(values) for name, values in ratios.items()}
     return [
-        {kind: _line(middle[exit, kind, False], middle[exit, kind, True]) for kind in KINDS} for exit in early
+        {kind: line_through(middle[exit, kind, False], middle[exit, kind, True]) for kind in LOOKS_AT}
+        for exit in early
     ]
 
 
-def _line(asking: float, leaving: float) -> dict[str, float | None]:
+def line_through(asking: float, leaving: float) -> TimedAsking:
     """Where a line from ``asking`` (nobody leaves) to ``leaving`` (LEAVING does) is at 1, both as shares of the plain pass."""
     share = max(0.0, LEAVING * (asking - 1) / (asking - leaving)) if leaving < asking else None
-    return {
-        "asking_cost": asking - 1,
-        "saving": 1 - leaving,
-        "break_even": share if share is None or share <= 1 else None,
-    }
+    return TimedAsking(
+        asking_cost=asking - 1,
+        saving=1 - leaving,
+        break_even=share if share is None or share <= 1 else None,
+    )

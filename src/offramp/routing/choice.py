@@ -2,87 +2,104 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from offramp.exits.store import Exits
 from offramp.models.blockwise import Blockwise
+from offramp.params import Exits as ExitParams
+from offramp.params import Routing as RoutingParams
+from offramp.results.routing import HeldOutPromise
 from offramp.routing.cost import exit_costs
 from offramp.routing.policies import PricePolicy, Scorer, ThresholdPolicy, auto_thresholds
 from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds, risk_thresholds
 
 
-@dataclass
+@dataclass(frozen=True)
 class Chosen:
-    """The policy, and what metrics/routing.json says of how it was chosen."""
+    """The policy, and the rule that chose it where that was not a number."""
 
     policy: ThresholdPolicy
-    rule: dict[str, Any] = field(default_factory=dict)
+    budget: float | None = None
+    price: float | None = None
+    promise: HeldOutPromise | None = None
+
+    @property
+    def bought(self) -> dict[str, float]:
+        """The budget or price in force, by its name in metrics/routing.json."""
+        return {
+            name: value
+            for name, value in (("budget", self.budget), ("price", self.price))
+            if value is not None
+        }
 
 
 def choose_policy(
     threshold: float | list[float] | str,
     exits: Exits,
     model: Blockwise,
+    *,
     window: int,
-    exit_settings: Any,
-    settings: Any,
+    signals: ExitParams,
+    settings: RoutingParams,
     device: torch.device,
 ) -> Chosen:
     """The policy for ``threshold``: a number, one per exit, auto, risk, budget or price.
 
-    ``exit_settings`` and ``settings`` are the ``exits`` and ``routing`` sections of the parameters. UserError where a
-    budget cannot be met or a promise has too few held-out sequences.
+    UserError where a budget cannot be met or a promise has too few held-out sequences.
     """
-    signal, first = exit_settings.confidence, settings.first_exit
+    signal, first = signals.confidence, settings.first_exit
     scorer = Scorer(exits, signal, device)
     costs = np.array(exit_costs(model, window, scorer.reads_out, scorer.flops_per_token, first, settings.kv))
     if threshold == "price":
-        return Chosen(
-            PricePolicy(model, scorer, settings.price, costs.tolist(), first, settings.keep_first),
-            {"price": settings.price},
+        policy = PricePolicy(
+            model, scorer, settings.price, costs.tolist(), first=first, keep_first=settings.keep_first
         )
-    rule: dict[str, Any] = {}
+        return Chosen(policy, price=settings.price)
 
     def held_out(part: str) -> HeldOut:
         return HeldOut(**exits.held_out(signal, part, settings.keep_first)).after(first)
 
+    def acting_on(thresholds: list[float]) -> ThresholdPolicy:
+        return ThresholdPolicy(
+            model,
+            scorer,
+            [NOBODY] * first + thresholds,
+            first=first,
+            decay=settings.decay,
+            keep_first=settings.keep_first,
+        )
+
     if threshold == "auto":
-        thresholds = auto_thresholds(held_out("select").confidence, settings.auto_exit_ratio)
-    elif threshold == "budget":
-        thresholds = budget_thresholds(
-            held_out("select"), costs[first:], settings.budget, settings.keep_first / window
+        confidence = held_out("select").confidence
+        return Chosen(acting_on(auto_thresholds(confidence, settings.auto_exit_ratio)))
+    if threshold == "budget":
+        kept = settings.keep_first / window
+        within = budget_thresholds(held_out("select"), costs[first:], settings.budget, kept)
+        return Chosen(acting_on(within), budget=settings.budget)
+    if threshold == "risk":
+        wanted = signals.risk
+        choice = risk_thresholds(
+            held_out("select"),
+            held_out("guarantee"),
+            costs[first:],
+            measure=wanted.measure,
+            tolerance=wanted.tolerance,
+            delta=wanted.delta,
         )
-        rule = {"budget": settings.budget}
-    elif threshold == "risk":
-        select, guarantee = held_out("select"), held_out("guarantee")
-        promise = exit_settings.risk
-        found = risk_thresholds(
-            select, guarantee, costs[first:], promise.measure, promise.tolerance, promise.delta
+        promise = HeldOutPromise(
+            measure=wanted.measure,
+            tolerance=wanted.tolerance,
+            delta=wanted.delta,
+            sequences=choice.sequences,
+            tested=choice.tested,
+            passed=choice.passed,
+            held_out_risk=choice.risk,
+            p_value=choice.p_value,
         )
-        thresholds = found.thresholds
-        rule = {
-            "risk": {
-                "measure": promise.measure,
-                "tolerance": promise.tolerance,
-                "delta": promise.delta,
-                "sequences": found.sequences,
-                "tested": found.tested,
-                "passed": found.passed,
-                "held_out_risk": found.risk,
-                "p_value": found.p_value,
-            }
-        }
-    else:
-        thresholds = (
-            threshold[first:] if isinstance(threshold, list) else [float(threshold)] * len(costs[first:-1])
-        )
-    return Chosen(
-        ThresholdPolicy(
-            model, scorer, [NOBODY] * first + thresholds, first, settings.decay, settings.keep_first
-        ),
-        rule,
-    )
+        return Chosen(acting_on(choice.thresholds), promise=promise)
+    if isinstance(threshold, list):
+        return Chosen(acting_on(threshold[first:]))
+    return Chosen(acting_on([float(threshold)] * (len(costs) - 1 - first)))

@@ -11,6 +11,7 @@ from offramp.routing.executor import Work
 
 
 def layer_costs(model: Blockwise) -> list[LayerCosts]:
+    """FLOPs of every layer's parts, from the first layer to the last."""
     return [layer.costs for block in model.blocks for layer in block]
 
 
@@ -65,15 +66,24 @@ def exit_costs(
         readouts = (
             [0] * first + [1] * asked + [1] * (exit == last) if reads_out and asked else [0] * exit + [1]
         )
-        own = [count if model.exit_layer(place) else 0 for place, count in enumerate(readouts)]
+        in_exit_layers = [count if model.exit_layer(place) else 0 for place, count in enumerate(readouts)]
         known = [int(place >= first and model.exit_layer(place) is not None) for place in range(last)]
-        own += [0] * (last - len(own))
+        in_exit_layers += [0] * (last - len(in_exit_layers))
         owed = layers if kv == "propagate" else run
-        work = Work([1] * run, [1] * owed, (run + sum(own)) * window, readouts, asked, 1, own, known)
+        work = Work(
+            layer_tokens=[1] * run,
+            key_value_tokens=[1] * owed,
+            attention_pairs=(run + sum(in_exit_layers)) * window,
+            readouts=readouts,
+            decided_tokens=asked,
+            tokens=1,
+            exit_layer_tokens=in_exit_layers,
+            exit_key_value_tokens=known,
+        )
         out.append(executed_flops(model, work, decision_flops) / whole)
     return out
 
 
 def layer_saving(model: Blockwise, work: Work) -> float:
-    """1 - layers run per token / all layers (the seeds' "compute savings"; ignores readouts and keys/values)."""
+    """1 - layers run per token / all layers (what the reports call "compute savings"; ignores readouts and keys/values)."""
     return 1 - sum(work.layer_tokens) / (work.tokens * sum(model.config.block_layers))

@@ -48,8 +48,8 @@ class Decoder:
         self.space, device = space or model.config.window, model.cos.device
         if self.space > model.config.window:
             raise UserError(
-                f"{self.space} tokens, those of the prompt and all new ones but the last, do not fit the model's window of {model.config.window}; "
-                "shorten the prompt or ask for fewer new tokens"
+                f"{self.space} tokens, those of the prompt and all new ones but the last, do not fit the model's window of "
+                f"{model.config.window}; shorten the prompt or ask for fewer new tokens"
             )
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         """(B,) tokens of every row."""
@@ -126,18 +126,18 @@ class Decoder:
             )
         inputs, matrices = torch.empty_like(states), {}
         for taken in exit.unique().tolist():
-            here = (exit == taken).nonzero().squeeze(1)
-            inputs[here] = self.model.readout_input(taken, states[here]).to(inputs.dtype)
+            rows = (exit == taken).nonzero().squeeze(1)
+            inputs[rows] = self.model.readout_input(taken, states[rows]).to(inputs.dtype)
             matrices.setdefault(
                 self.model.readout_matrix(taken).data_ptr(), (self.model.readout_matrix(taken), [])
-            )[1].append(here)
-            self.work.count_readouts(taken, len(here))
+            )[1].append(rows)
+            self.work.count_readouts(taken, len(rows))
         if len(matrices) == 1:
             return inputs @ next(iter(matrices.values()))[0].T
         out = states.new_empty(len(states), self.model.config.vocab_size)
         for matrix, parts in matrices.values():
-            here = torch.cat(parts)
-            out[here] = inputs[here] @ matrix.T
+            rows = torch.cat(parts)
+            out[rows] = inputs[rows] @ matrix.T
         return out
 
     def _route(
@@ -147,16 +147,25 @@ class Decoder:
         exit = number.new_full((size,), last)
         states, confidence = x.clone(), torch.full((size,), torch.nan, device=x.device)
         argmax = None
-        active, here, view = torch.arange(size, device=number.device), number, None
+        active, numbers, view = torch.arange(size, device=number.device), number, None
         for block in range(first, last + 1):
             entered = x
             watch = block < last and policy is not None and policy.reads_before
-            x, before, view = self._run_block(block, here, x, watch, view)
+            x, before, view = self._run_block(block, numbers, x, watch, view)
             if block == last or policy is None or block < policy.first:
                 continue
-            read = self._exit_states(block, here, x, view) if policy.reads_out else None
+            read = self._exit_states(block, numbers, x, view) if policy.reads_out else None
             decision = policy.decide(
-                Arrivals(block, x, read, before, active, None, here % self.space, since[active])
+                Arrivals(
+                    exit=block,
+                    states=x,
+                    read=read,
+                    before=before,
+                    index=active,
+                    targets=None,
+                    position=numbers % self.space,
+                    since=since[active],
+                )
             )
             self.work.decided_tokens += len(active)
             self.work.count_readouts(block, len(active) if policy.reads_out else 0)
@@ -168,7 +177,7 @@ class Decoder:
             leaving = active[decision.leaves]
             exit[leaving] = block
             states[leaving] = (
-                self._exit_states(block, here[decision.leaves], x[decision.leaves], view)
+                self._exit_states(block, numbers[decision.leaves], x[decision.leaves], view)
                 if read is None
                 else read[decision.leaves]
             )
@@ -179,7 +188,7 @@ class Decoder:
             stands = entered if self.model.config.exited_state == "input" and self.kv == "propagate" else x
             self._states[number[leaving]] = stands[decision.leaves]
             stay = ~decision.leaves
-            active, here, x = active[stay], here[stay], x[stay]
+            active, numbers, x = active[stay], numbers[stay], x[stay]
             if not len(active):
                 break
         states[active] = x
@@ -191,11 +200,11 @@ class Decoder:
         """States (N, D) of the tokens ``number`` after a block, and, if asked, before its last layer."""
         self._depth[number] = block + 1
         waiting = self._waiting(block, number)
-        running, own = number, None
+        running, order_back = number, None
         if self.kv == "recompute" and len(waiting):
             running, order = torch.cat([number, waiting]).sort()
             x = torch.cat([x, self._states[waiting]])[order]
-            own = order.argsort()
+            order_back = order.argsort()
         if view is None or view.number is not running or self.kv == "drop":
             view = _View(self, block, running)
         layers, offset, before = self.model.blocks[block], self._first_layer[block], None
@@ -203,8 +212,10 @@ class Decoder:
             self._depth[waiting] = block + 1
         if self.kv == "propagate" and len(waiting):
             place = waiting % self.space
-            found = self._stacked[block](self._states[waiting], self.model.cos[place], self.model.sin[place])
-            for layer, (key, value) in enumerate(found, start=offset):
+            stacked = self._stacked[block](
+                self._states[waiting], self.model.cos[place], self.model.sin[place]
+            )
+            for layer, (key, value) in enumerate(stacked, start=offset):
                 self._remember(layer, waiting, key, value)
         for place, layer in enumerate(layers):
             if watch and place == len(layers) - 1:
@@ -219,11 +230,11 @@ class Decoder:
             keys_values = exit_layer.keys_values(exit_layer.attention_input(x), view.cos, view.sin)
             self._remember_at_exit(block, running, *keys_values)
             self.work.count_exit_layer(block, 0, len(running), 0)
-        if own is None:
+        if order_back is None:
             return x, before, view
-        mine, others = own[: len(number)], own[len(number) :]
+        entering, others = order_back[: len(number)], order_back[len(number) :]
         self._states[waiting] = x[others]
-        return x[mine], before[mine] if watch else None, view
+        return x[entering], before[entering] if watch else None, view
 
     def _exit_layer(self, block: int) -> Any | None:
         return self.model.exit_layer(block) if block < self.model.config.num_blocks - 1 else None
@@ -262,11 +273,11 @@ class Decoder:
             0, number // self.space, number % self.space, "amax"
         )
         end = int(last.max())
-        found = (
+        matches = (
             wanted.view(-1, self.space)[:, :end]
             & (torch.arange(end, device=number.device) < last.unsqueeze(1))
         ).nonzero()
-        return found[:, 0] * self.space + found[:, 1]
+        return matches[:, 0] * self.space + matches[:, 1]
 
     def _remember(self, layer: int, number: Tensor, key: Tensor, value: Tensor) -> None:
         self._caches[layer] = self._written(self._caches[layer], number, key, value)

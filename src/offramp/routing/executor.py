@@ -18,8 +18,9 @@ values, E width of a head.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,8 @@ class Arrivals:
     states: Tensor
     """(N, D) after the block"""
     read: Tensor | None
-    """(N, D) what the exit reads out: ``states``, or what the exit's own layer makes of them; None where the policy reads nothing."""
+    """(N, D) what the exit reads out: ``states``, or what the exit's own layer makes of them; None where the policy reads
+    nothing."""
     before: Tensor | None
     """(N, D) before the block's last layer, for a policy that reads it."""
     index: Tensor
@@ -64,19 +66,21 @@ class Decision:
     argmax: Tensor | None = None
 
 
-class Policy(Protocol):
-    """Who may leave."""
+class Policy(ABC):
+    """Who may leave. Unless a policy says otherwise, asking it costs nothing and it is asked at every exit but the last."""
 
-    reads_out: bool
+    reads_out: bool = False
     """Whether a decision costs a readout of every arriving token."""
-    reads_before: bool
+    reads_before: bool = False
     """Whether a decision looks at the states before the block's last layer."""
-    flops_per_token: int
+    flops_per_token: int = 0
     """Floating-point operations of a decision, without the readout."""
-    first: int
+    first: int = 0
     """The first exit at which it is asked."""
 
-    def decide(self, arrivals: Arrivals) -> Decision: ...
+    @abstractmethod
+    def decide(self, arrivals: Arrivals) -> Decision:
+        """What becomes of the tokens that arrive at an exit; in their order."""
 
 
 @dataclass
@@ -135,14 +139,18 @@ class Routed:
 class Executor:
     """Runs a block-wise model under an exit policy and counts what it executes.
 
-    ``precision`` (fp32 or bf16) is that of the layers; decisions and readouts are float32. UserError where the model's device has
-    no bf16.
+    ``kv`` says what later tokens find in place of those that left (see above). ``precision`` (fp32 or bf16) is that of the
+    layers; decisions and readouts are float32. UserError where the model's device has no bf16.
     """
 
     def __init__(self, model: Blockwise, kv: str = "propagate", precision: str = "fp32"):
         require_precision(model.cos.device, precision, "collect.precision")
         self.model, self.kv, self.precision = model.eval(), kv, precision
         self.readouts = [Readout(model.readout_matrix(exit)) for exit in range(model.config.num_blocks)]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.cos.device
 
     @torch.no_grad()
     def run(
@@ -155,7 +163,8 @@ class Executor:
     ) -> Routed:
         """Route tokens (B, T). With no policy every token goes to full depth and nothing is checked on the way.
 
-        Where sequences are shorter than T, ``lengths`` (B,) says so; what stands behind them is not routed, and its loss is NaN.
+        Where sequences are shorter than T, ``lengths`` (B,) says so; what stands behind them is not routed, and its loss is
+        NaN. ``work`` counts what is executed.
         """
         model, work = self.model, work or Work()
         shape, last = tokens.shape, model.config.num_blocks - 1
@@ -203,7 +212,16 @@ class Executor:
                 has_layer = model.exit_layer(block) is not None
                 read = self._exit_states(block, x, active, active, shape, work) if has_layer else states
             decision = policy.decide(
-                Arrivals(block, states, read, before, active, wanted[active], position, position)
+                Arrivals(
+                    exit=block,
+                    states=states,
+                    read=read,
+                    before=before,
+                    index=active,
+                    targets=wanted[active],
+                    position=position,
+                    since=position,
+                )
             )
             work.decided_tokens += len(active)
             work.count_readouts(block, len(active) if policy.reads_out else 0)
@@ -235,7 +253,10 @@ class Executor:
     def _exit_states(
         self, exit: int, x: Tensor, index: Tensor, arrived: Tensor, shape: torch.Size, work: Work
     ) -> Tensor:
-        """What the exit reads out, (N, D), of the tokens ``index`` (N,) among those that ``arrived``, given all states (M, D)."""
+        """What the exit reads out, (N, D), of the tokens ``index`` (N,) among those that ``arrived``.
+
+        x (M, D) are all states.
+        """
         layer = self.model.exit_layer(exit)
         if layer is None or not len(index):
             return x[index]
@@ -264,16 +285,16 @@ class Executor:
 class _Field:
     """Which tokens a block runs, which keys they see, and where both stand in padded rows.
 
-    Only sequences with a token still in have a row (R of them), and only up to the last such token of any. For padding of queries
-    scores are computed and nothing else; keys and values (``propagate``) are made up to that last token in every row.
+    Only sequences with a token still in have a row (R of them), and only up to the last such token of any. For padding of
+    queries scores are computed and nothing else; keys and values (``propagate``) are made up to that last token in every row.
     """
 
     def __init__(self, kv: str, active: Tensor, shape: torch.Size, cos: Tensor, sin: Tensor):
         """``active`` (N,) numbers the tokens still in within the batch (B * T), in order; cos and sin are the model's."""
         batch, length = shape
         device = active.device
-        here = torch.zeros(batch * length, dtype=torch.bool, device=device).index_fill_(0, active, True)
-        last = (here.view(shape) * torch.arange(1, length + 1, device=device)).amax(1) - 1
+        still_in = torch.zeros(batch * length, dtype=torch.bool, device=device).index_fill_(0, active, True)
+        last = (still_in.view(shape) * torch.arange(1, length + 1, device=device)).amax(1) - 1
         row_of = torch.cumsum(last >= 0, 0) - 1
         num_rows = int(row_of[-1]) + 1
         self.running = active
@@ -296,8 +317,8 @@ class _Field:
             self.key_slot = row_of[row] * reach + position
             self.key_cos, self.key_sin = cos[:reach], sin[:reach]
             self.keys, self.key_values = (num_rows, reach), num_rows * reach
-            own = position.new_zeros(num_rows * width).index_copy_(0, self.slot, position)
-            visible = torch.arange(reach, device=device) <= own.unsqueeze(-1)
+            of_query = position.new_zeros(num_rows * width).index_copy_(0, self.slot, position)
+            visible = torch.arange(reach, device=device) <= of_query.unsqueeze(-1)
             self.visible = visible.view(num_rows, 1, width, reach)
         self.pairs = num_rows * width * self.keys[1]
         """Query-key pairs a layer scores."""
@@ -309,16 +330,15 @@ class _Field:
 
     def outputs(self, layer: Any, x: Tensor) -> Tensor:
         """What a layer makes of the ``running`` tokens, given all states (M, D)."""
-        own = x.index_select(0, self.running)
+        running = x.index_select(0, self.running)
         if self.visible is None:
-            source = layer.attention_input(own)
+            source = layer.attention_input(running)
             key, value = (
                 self._pad(place, part)
                 for place, part in enumerate(layer.keys_values(source, self.cos, self.sin))
             )
-            mask: dict[str, Any] = {
-                "is_causal": True
-            }  # queries and keys are the same tokens in order, padding behind them
+            # queries and keys are the same tokens in order, padding behind them
+            mask: dict[str, Any] = {"is_causal": True}
         else:
             # What stands for a token that left is its last state: keys and values of a row are one product, wherever it is read.
             rows = x.view(*self.shape, -1)
@@ -330,7 +350,7 @@ class _Field:
         if self.visible is None:
             key, value = key.unflatten(0, self.keys), value.unflatten(0, self.keys)
         attended = attend(query, key, value, **mask).flatten(0, 1).index_select(0, self.slot)
-        return layer.finish(own, attended)
+        return layer.finish(running, attended)
 
     def _pad(self, place: int, part: Tensor) -> Tensor:
         """Tokens (N, ...) in rows of ``width``, in a buffer used again; its padding is zero: masked, but finite."""

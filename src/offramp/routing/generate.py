@@ -25,8 +25,10 @@ COLDEST = 1e-6
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draw from the softmax at ``temperature``, from the fewest tokens that hold ``top_p`` of it. UserError for values outside
-    their range."""
+    """Draw from the softmax at ``temperature``, from the fewest tokens that hold ``top_p`` of it.
+
+    UserError for values outside their range.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -173,11 +175,11 @@ def speculate(
     choose = _Chooser(None, decoder.lengths.device)
     fed = _feed_prompts(decoder, prompts, None, None)
     token, rows = choose(decoder, fed), torch.arange(len(prompts), device=decoder.lengths.device)
-    made = [1] * len(prompts)
+    counts = [1] * len(prompts)
     yield Step(rows.tolist(), token.tolist(), fed.exit.tolist())
     while True:
         going = _going(token, stop) & torch.tensor(
-            [made[row] < new_tokens for row in rows.tolist()], device=rows.device
+            [counts[row] < new_tokens for row in rows.tolist()], device=rows.device
         )
         rows, token = rows[going], token[going]
         if not len(rows):
@@ -190,7 +192,7 @@ def speculate(
             if speculation.pays:
                 speculation.plain_seconds.append(time.perf_counter() - begin)
         else:
-            most = min(speculation.reach, new_tokens - max(made[row] for row in rows.tolist()) - 1)
+            most = min(speculation.reach, new_tokens - max(counts[row] for row in rows.tolist()) - 1)
             step, token = _cycle(
                 decoder,
                 rows,
@@ -198,13 +200,13 @@ def speculate(
                 most,
                 speculation,
                 stop,
-                [new_tokens - made[row] for row in rows.tolist()],
+                left=[new_tokens - counts[row] for row in rows.tolist()],
             )
             speculation.cycle_seconds.append(time.perf_counter() - begin)
             speculation.cycle_tokens.append(len(step.tokens) / len(rows))
             speculation.judge()
         for row in step.rows:
-            made[row] += 1
+            counts[row] += 1
         yield step
 
 
@@ -215,9 +217,13 @@ def _cycle(
     most: int,
     speculation: Speculation,
     stop: Collection[int],
+    *,
     left: list[int],
 ) -> tuple[Step, Tensor]:
-    """Draft up to ``most`` tokens after ``token`` (R,) of each row, verify them; what was made, and each row's last token."""
+    """Draft up to ``most`` tokens after ``token`` (R,) of each row and verify them; the step, and each row's last token.
+
+    left (R,): how many tokens each row may still grow by.
+    """
     start, policy = decoder.lengths.clone(), FixedExit(speculation.exit)
     drafts: dict[int, list[int]] = {row: [] for row in rows.tolist()}
     drafting, guess = rows, token

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from offramp.errors import UserError
 from offramp.exits.classifier import ExitClassifier, classifier_inputs
-from offramp.exits.labels import BENEFITS
-from offramp.exits.signals import LEARNED, SIGNALS, raw_signal
+from offramp.exits.signals import SIGNALS, raw_signal
 from offramp.exits.store import Exits
 from offramp.models.blockwise import Blockwise
 from offramp.routing.executor import Arrivals, Decision, Policy
 from offramp.states.statistics import SATURATION, STATISTICS, Readout, saturation, token_statistics
 from offramp.states.store import States
+from offramp.vocabulary import BENEFITS, LEARNED
 
 
 class Scorer:
@@ -51,30 +51,31 @@ class Scorer:
         return self.calibrators[exit](self.classifiers[exit](self.classifier_inputs(states, columns)))
 
     def classifier_inputs(self, states: Tensor | None, columns: Mapping[str, Tensor]) -> Tensor:
+        """What the classifiers see of N tokens, from hidden states (N, D) and label-free columns (N,)."""
         table = torch.stack([columns[name] for name in STATISTICS], dim=1) if self.reads_out else None
-        return classifier_inputs(self.inputs, states.float() if self.inputs != "statistics" else None, table)
+        hidden = None if self.inputs == "statistics" or states is None else states.float()
+        return classifier_inputs(self.inputs, hidden, table)
 
     def on_cached(self, states: States) -> np.ndarray:
         """Confidences (K-1, tokens) of a states artifact: for the first exit equal to the routed ones up to
         the rounding of stored states; for later ones as if nobody had left before."""
-        found = []
+        confidences = []
         for exit in range(len(self.calibrators)):
             parts, start = [], 0
             columns = states.label_free(exit)
             for hidden in states.hidden_shards(exit):
-                rows = {
-                    name: torch.from_numpy(column[start : start + len(hidden)].copy()).to(
-                        self.device
-                    )  # mapped, not to be written
+                shard = slice(start, start + len(hidden))
+                rows = {  # copies: what is mapped from a file is not to be written to
+                    name: torch.from_numpy(column[shard].copy()).to(self.device)
                     for name, column in columns.items()
                 }
                 parts.append(self(exit, hidden.to(self.device), rows).cpu())
                 start += len(hidden)
-            found.append(torch.cat(parts).numpy())
-        return np.stack(found) if found else np.zeros((0, states.num_tokens))
+            confidences.append(torch.cat(parts).numpy())
+        return np.stack(confidences) if confidences else np.zeros((0, states.num_tokens))
 
 
-class ThresholdPolicy:
+class ThresholdPolicy(Policy):
     """A token leaves at the first exit, from ``first`` on, whose confidence reaches that exit's threshold.
 
     Tokens at the ``keep_first`` first positions of a sequence never leave: models lean on the states of its first token
@@ -89,6 +90,7 @@ class ThresholdPolicy:
         model: Blockwise,
         scorer: Scorer,
         thresholds: list[float],
+        *,
         first: int = 0,
         decay: float | None = None,
         keep_first: int = 0,
@@ -159,15 +161,16 @@ class PricePolicy(ThresholdPolicy):
         scorer: Scorer,
         price: float,
         costs: list[float],
+        *,
         first: int = 0,
         keep_first: int = 0,
     ):
         if scorer.signal != LEARNED or scorer.label not in BENEFITS:
             raise UserError(
-                f"threshold: price weighs a predicted gain, so it needs exits.confidence: learned with exits.label gain or divergence, "
-                f"not {scorer.signal} with label {scorer.label}"
+                f"threshold: price weighs a predicted gain, so it needs exits.confidence: learned with exits.label gain or "
+                f"divergence, not {scorer.signal} with label {scorer.label}"
             )
-        super().__init__(model, scorer, [], first, keep_first=keep_first)
+        super().__init__(model, scorer, [], first=first, keep_first=keep_first)
         self.price, self.costs = price, costs
 
     @torch.no_grad()
@@ -182,10 +185,8 @@ class PricePolicy(ThresholdPolicy):
         return (gains <= self.price * ahead).all(1), confidence
 
 
-class FixedExit:
+class FixedExit(Policy):
     """Every token leaves after block ``exit``."""
-
-    reads_out, reads_before, flops_per_token = False, False, 0
 
     def __init__(self, exit: int):
         self.first = exit
@@ -194,7 +195,7 @@ class FixedExit:
         return Decision(torch.ones_like(arrivals.index, dtype=torch.bool))
 
 
-class NobodyLeaves:
+class NobodyLeaves(Policy):
     """Asks whom another policy asks, and lets nobody go: what asking costs."""
 
     def __init__(self, policy: Policy):
@@ -205,10 +206,8 @@ class NobodyLeaves:
         return Decision(torch.zeros_like(self.policy.decide(arrivals).leaves))
 
 
-class GivenExits:
+class GivenExits(Policy):
     """Exits laid down beforehand, per token of the batch (B * T,): random exits, oracles, fixed depths."""
-
-    reads_out, reads_before, flops_per_token, first = False, False, 0, 0
 
     def __init__(self, exits: Tensor):
         self.exits = exits
@@ -218,15 +217,15 @@ class GivenExits:
 
 
 def auto_thresholds(confidences: np.ndarray, ratio: float) -> list[float]:
-    """Per exit, the threshold that lets a share ``ratio`` of the arriving calibration tokens leave (seed 003).
+    """Per exit, the threshold that lets a share ``ratio`` of the arriving calibration tokens leave (report exit-labels).
 
     confidences (K-1, tokens).
     """
-    thresholds, here = [], np.ones(confidences.shape[1], dtype=bool)
+    thresholds, arriving = [], np.ones(confidences.shape[1], dtype=bool)
     for row in confidences:
-        threshold = float(np.quantile(row[here], 1 - ratio)) if here.any() else 1.0
+        threshold = float(np.quantile(row[arriving], 1 - ratio)) if arriving.any() else 1.0
         thresholds.append(threshold)
-        here &= row < threshold
+        arriving &= row < threshold
     return thresholds
 
 
@@ -240,21 +239,3 @@ def exits_by_share(scores: np.ndarray, counts: list[int], free: np.ndarray | Non
         waiting = np.flatnonzero((exits == scores.shape[0]) & (True if free is None else free))
         exits[waiting[np.argsort(-row[waiting], kind="stable")[:count]]] = exit
     return exits
-
-
-def control_scores(states: States, name: str, rows: np.ndarray, seed: int) -> np.ndarray:
-    """Scores (K-1, rows) by which a control picks who leaves: random (the floor), or an oracle that knows the target.
-
-    ``gain_oracle`` lets go where depth would gain least: the ceiling for two exits, and greedy, exit by exit, for more.
-    ``loss_oracle`` lets go where the loss here is least: what knowing difficulty alone would buy.
-    """
-    last = states.num_exits - 1
-    if name == "random":
-        return np.random.default_rng(seed).random((last, len(rows)))
-    losses = [states.column(f"loss_{exit}")[rows] for exit in range(last + 1)]
-    return np.stack(
-        [losses[last] - losses[exit] if name == "gain_oracle" else -losses[exit] for exit in range(last)]
-    )
-
-
-CONTROLS = ("random", "loss_oracle", "gain_oracle")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from offramp.models.blockwise import Blockwise
+from offramp.results.suitability import KeptFirst, NllRise, StatePropagation
 from offramp.routing.executor import Executor
 from offramp.routing.policies import GivenExits
 from offramp.states.resampling import DocumentSums, interval
@@ -22,37 +22,37 @@ KEPT = (0, 1)
 
 def propagation_cost(
     model: Blockwise, batches: Sequence[tuple[Tensor, Tensor]], draws: int, precision: str = "fp32"
-) -> dict[str, dict[str, Any]]:
+) -> StatePropagation:
     """Rise in NLL per token when random tokens leave, by ``routing.kv`` and ``routing.keep_first``.
 
     ``recompute`` shows later tokens the true keys and values, so it is what the others are held against, with the same tokens
-    leaving. Each is {nll_rise, interval}, over tokens of the batches (tokens and targets (B, T)); intervals from ``draws`` of windows.
+    leaving. Over all tokens of the batches (tokens and targets (B, T)); intervals from ``draws`` resamples of windows.
     """
     generator = torch.Generator().manual_seed(0)
     last = model.config.num_blocks - 1
     drawn = [torch.rand(tokens.shape, generator=generator) for tokens, _ in batches]
 
     def losses(kv: str, kept: int) -> np.ndarray:
-        executor, found = Executor(model, kv, precision), []
+        """Mean loss of every window, (windows,)."""
+        executor, of_batches = Executor(model, kv, precision), []
         for (tokens, targets), draw in zip(batches, drawn):
             exits = torch.where(draw < LEAVING, (draw / LEAVING * last).long(), last)
             exits[:, :kept] = last
-            found.append(
-                executor.run(tokens, targets, GivenExits(exits.flatten().to(tokens.device)))
-                .loss.mean(1)
-                .cpu()
-            )
-        return torch.cat(found).numpy()
+            routed = executor.run(tokens, targets, GivenExits(exits.flatten().to(tokens.device)))
+            of_batches.append(routed.loss.mean(1).cpu())
+        return torch.cat(of_batches).numpy()
 
-    rises = {kv: {kept: losses(kv, kept) for kept in KEPT} for kv in ("recompute", "propagate", "drop")}
-    true = rises.pop("recompute")
-    out: dict[str, dict[str, Any]] = {}
-    for kv, by_kept in rises.items():
-        for kept, loss in by_kept.items():
-            rise = loss - true[kept]
-            resampled = DocumentSums(np.arange(len(rise)), {"rise": rise}).resample(draws, 0)["rise"]
-            out.setdefault(kv, {})[f"keep_first_{kept}"] = {
-                "nll_rise": float(rise.mean(dtype=np.float64)),
-                "interval": interval(resampled),
-            }
-    return out
+    true = [losses("recompute", kept) for kept in KEPT]
+
+    def rises(kv: str) -> KeptFirst:
+        all_leave, first_stays = (
+            _rise(losses(kv, kept) - true_losses, draws) for kept, true_losses in zip(KEPT, true)
+        )
+        return KeptFirst(keep_first_0=all_leave, keep_first_1=first_stays)
+
+    return StatePropagation(propagate=rises("propagate"), drop=rises("drop"))
+
+
+def _rise(rise: np.ndarray, draws: int) -> NllRise:
+    resampled = DocumentSums(np.arange(len(rise)), {"rise": rise}).resample(draws, 0)["rise"]
+    return NllRise(nll_rise=float(rise.mean(dtype=np.float64)), interval=interval(resampled))

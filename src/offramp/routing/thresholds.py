@@ -9,9 +9,8 @@ its measured size.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from offramp.exits.risk import (
     token_risk,
 )
 from offramp.exits.store import Exits
+from offramp.results.exits import ThresholdEffect
 
 NOBODY = 1.0
 """The threshold at which nobody leaves: calibrated confidences stay below it."""
@@ -118,9 +118,8 @@ def sweep(
     highest = np.full(tokens, -np.inf, dtype=confidence.dtype)
     for exit in range(last):
         np.maximum(highest, confidence[exit], out=highest)
-        reached = np.searchsorted(
-            rising, highest, side="right"
-        )  # thresholds at which the token has left by now
+        # thresholds at which the token has left by now
+        reached = np.searchsorted(rising, highest, side="right")
         left_by[exit + 1] = _above(reached, None, len(thresholds))
         for name, value in values.items():  # leaving by here instead of going one exit on
             gain = np.subtract(value[exit], value[exit + 1], dtype=np.float64)
@@ -129,26 +128,27 @@ def sweep(
     return out | {name: total[back] / tokens for name, total in sums.items()}
 
 
-def threshold_table(exits: Exits, count: int = 101) -> list[dict[str, Any]]:
+def threshold_table(exits: Exits, count: int = 101) -> list[ThresholdEffect]:
     """Rows of thresholds.csv: what each threshold does on held-out calibration text, for every signal.
 
     From cached states, for choosing a threshold before looking at any test text. ``ppl`` is without state propagation.
     """
-    rows, thresholds = [], np.linspace(0, 1, count)
+    rows: list[ThresholdEffect] = []
+    thresholds = np.linspace(0, 1, count)
     for signal in exits.config["signals"]:
         held = HeldOut(**exits.held_out(signal, "select"))
         agrees = (held.argmax == held.argmax[-1]).astype(np.float32)
-        found = sweep(held.confidence, {"loss": held.loss, "agreement": agrees}, thresholds)
+        effects = sweep(held.confidence, {"loss": held.loss, "agreement": agrees}, thresholds)
         rows += [
-            {
-                "signal": signal,
-                "threshold": float(threshold),
-                "shallow_ratio": float(1 - shares[-1]),
-                "ppl": float(np.exp(loss)),
-                "agreement": float(agreement),
-            }
+            ThresholdEffect(
+                signal=signal,
+                threshold=float(threshold),
+                shallow_ratio=float(1 - shares[-1]),
+                ppl=float(np.exp(loss)),
+                agreement=float(agreement),
+            )
             for threshold, shares, loss, agreement in zip(
-                thresholds, found["exit_fraction"], found["loss"], found["agreement"]
+                thresholds, effects["exit_fraction"], effects["loss"], effects["agreement"]
             )
         ]
     return rows
@@ -202,6 +202,7 @@ def risk_thresholds(
     select: HeldOut,
     test: HeldOut,
     costs: np.ndarray,
+    *,
     measure: str,
     tolerance: float,
     delta: float,
@@ -223,21 +224,21 @@ def risk_thresholds(
     def losses(thresholds: list[float]) -> np.ndarray:
         return sequence_losses(measure, exits_taken(test.confidence, thresholds), risk, sequence)
 
-    def p_values():
+    def p_values() -> Iterator[float]:
         nonlocal tested
         for thresholds in path[1:]:
             tested += 1
             yield p_value(measure, losses(thresholds), tolerance, delta)
 
     passed = fixed_sequence(p_values(), delta) + 1
-    found = losses(path[passed])
+    held_out = losses(path[passed])
     return RiskChoice(
-        path[passed],
-        tested,
-        passed,
-        float(found.mean()),
-        p_value(measure, found, tolerance, delta),
-        len(numbers),
+        thresholds=path[passed],
+        tested=tested,
+        passed=passed,
+        risk=float(held_out.mean()),
+        p_value=p_value(measure, held_out, tolerance, delta),
+        sequences=len(numbers),
     )
 
 
@@ -258,8 +259,8 @@ def budget_thresholds(
     least = kept + (1 - kept) * costs[0]
     if least > budget:
         raise UserError(
-            f"routing.budget = {budget}: even with every token leaving at the first exit that is asked the fraction is {least:.4f}; "
-            f"give at least {math.ceil(least * 1e4) / 1e4:.4f}, or make the first block or its readout smaller"
+            f"routing.budget = {budget}: even with every token leaving at the first exit that is asked the fraction is "
+            f"{least:.4f}; give at least {math.ceil(least * 1e4) / 1e4:.4f}, or make the first block or its readout smaller"
         )
     path = threshold_path(select, costs, select.risk("nll_increase"), steps)
     return next(

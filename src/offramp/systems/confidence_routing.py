@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM
-from offramp.routing.executor import Arrivals, Decision
+from offramp.routing.executor import Arrivals, Decision, Policy
 from offramp.states.statistics import Readout, predictions
 from offramp.systems.objectives import Carried, Objective, cross_entropy
 
@@ -99,10 +99,10 @@ def with_exits(model: BlockwiseLM, block_layers: Sequence[int]) -> BlockwiseLM:
     return cut
 
 
-class MaxProbPolicy:
+class MaxProbPolicy(Policy):
     """A token leaves at an exit where the largest probability of its prediction reaches that exit's threshold."""
 
-    reads_out, reads_before, flops_per_token, first = True, False, 0, 0
+    reads_out = True
 
     def __init__(self, model: BlockwiseLM, thresholds: Sequence[float]):
         """``thresholds``: one per exit but the last; above 1 nobody leaves. UserError: another number of them."""

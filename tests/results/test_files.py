@@ -10,21 +10,12 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from offramp.errors import UserError
-from offramp.results import (
-    METRICS_FILES,
-    TABLES,
-    Bound,
-    Corpus,
-    LearningCurve,
-    MetricsFile,
-    PositionShare,
-    Pretraining,
-    ReliabilityBin,
-    Routing,
-    TableRow,
-    Timing,
-    by_exit,
-)
+from offramp.results.corpus import Corpus
+from offramp.results.files import METRICS_FILES, TABLES
+from offramp.results.pretraining import LearningCurve, Pretraining
+from offramp.results.routing import PositionShare, ReliabilityBin, Routing, Timing
+from offramp.results.shape import MetricsFile, TableRow, by_exit
+from offramp.results.suitability import Bound
 from tests.conftest import REPOSITORY
 
 TIMING = {

@@ -1,0 +1,30 @@
+"""All files of results, for those that look at every one of them."""
+
+from __future__ import annotations
+
+from offramp.results.corpus import Corpus
+from offramp.results.exits import FitEpoch, FittedExits, ThresholdEffect
+from offramp.results.pretraining import LearningCurve, Pretraining
+from offramp.results.routing import CurvePoint, PositionShare, ReliabilityBin, Routing, Timing
+from offramp.results.shape import MetricsFile, TableRow
+from offramp.results.states import Collected, LossShare
+from offramp.results.suitability import Suitability
+
+METRICS_FILES: tuple[type[MetricsFile], ...] = (
+    Corpus,
+    Pretraining,
+    Collected,
+    FittedExits,
+    Routing,
+    Timing,
+    Suitability,
+)
+TABLES: tuple[type[TableRow], ...] = (
+    LearningCurve,
+    LossShare,
+    FitEpoch,
+    ThresholdEffect,
+    CurvePoint,
+    ReliabilityBin,
+    PositionShare,
+)

@@ -1,0 +1,179 @@
+"""Results of the stages sweep and evaluate."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict
+
+from offramp.results.shape import Interval, MetricsFile, Record, TableRow, by_exit
+
+
+class Quality(Record):
+    """What tokens are predicted like, each at the exit it took."""
+
+    ppl: float
+    accuracy: float
+    agreement: float
+    """Share of tokens whose argmax is that of full depth."""
+    shallow_ratio: float
+    """Share of tokens that leave before the last block."""
+
+
+class FixedDepth(Quality):
+    """All tokens leaving at one exit."""
+
+    layer_saving: float
+    flop_saving: float
+
+
+class Controls(Record):
+    """What routing is held against: fixed depths on all tokens, and others on control tokens at the signal's exit shares.
+
+    The keys ``exit_0`` and so on are the fixed depths but the last, which is ``full``.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, FixedDepth]
+
+    full: FixedDepth
+    signal: Quality
+    random: Quality
+    loss_oracle: Quality
+    gain_oracle: Quality
+
+    def named(self, name: str) -> Quality:
+        """The control that ``vocabulary.CONTROLS`` knows by that name."""
+        return getattr(self, name)
+
+    @property
+    def fixed(self) -> list[FixedDepth]:
+        """Of every exit but full depth."""
+        return by_exit(self.__pydantic_extra__)
+
+
+class Intervals(Record):
+    """95 % bootstrap intervals over documents; null where nothing varies or the measure is undefined."""
+
+    ppl: Interval | None
+    accuracy: Interval | None
+    ppl_increase: Interval | None
+    ece: Interval | None
+    random_minus_signal_nll: Interval | None
+    headroom: Interval | None
+
+
+class HeldOutPromise(Record):
+    """A promised risk, and the evidence for it on held-out calibration text."""
+
+    measure: str
+    tolerance: float
+    delta: float
+    sequences: int
+    tested: int
+    passed: int
+    held_out_risk: float
+    p_value: float
+
+
+class Promise(HeldOutPromise):
+    """The same, and how the risk came out on the test split."""
+
+    test_risk: float
+    test_interval: Interval | None
+    kept: bool
+
+
+class RoutedMeasures(Quality):
+    """The measures of routing on all test tokens."""
+
+    tokens: int
+    documents: int
+    exit_fraction: dict[str, float]
+    layer_saving: float
+    flop_saving: float
+    bits_per_byte: float | None
+    full_bits_per_byte: float | None
+    ppl_increase: float
+    propagation_nll: float
+    """Nats that a token's loss is above what its exit says when none left before."""
+    loss_gap: float
+    oracle_share: float
+    ece: float
+    auroc: float | None
+    aurc: float
+
+
+class Routing(RoutedMeasures, MetricsFile):
+    """Routing on the test split at the chosen threshold, beside its controls."""
+
+    path = "metrics/routing.json"
+
+    confidence: str
+    precision: str
+    threshold: dict[str, float]
+    inputs: dict[str, str]
+    """Digests of the artifacts it was measured on."""
+    controls: Controls
+    headroom: float | None
+    interval: Intervals
+    control_tokens: int
+    budget: float | None = None
+    price: float | None = None
+    risk: Promise | None = None
+
+
+class Timing(MetricsFile):
+    """Seconds of the routed pass beside those of full depth; see ``offramp.routing.timing``."""
+
+    path = "metrics/timing.json"
+
+    wall_saving: float
+    wall_saving_low: float
+    wall_saving_high: float
+    skipping_saving: float
+    asking_cost: float
+    asking_microseconds: float
+    full_seconds: float
+    routed_seconds: float
+    full_tokens_per_second: float
+    routed_tokens_per_second: float
+    pairs: int
+    machine: str
+
+
+class CurvePoint(TableRow):
+    """A signal or a control, executed on test windows at an exit fraction."""
+
+    path = "metrics/plots/threshold_curve.csv"
+
+    signal: str
+    fraction: float
+    """Share of the tokens arriving at each exit that leave there."""
+    threshold: float | None
+    shallow_ratio: float
+    ppl: float
+    accuracy: float
+    agreement: float
+    layer_saving: float
+    flop_saving: float
+    headroom: float | None
+
+
+class ReliabilityBin(TableRow):
+    """Tokens that reached an exit with about the same confidence."""
+
+    path = "metrics/plots/reliability.csv"
+
+    exit: int
+    confidence: float
+    agreement: float
+    tokens: int
+
+
+class PositionShare(TableRow):
+    """Share of the tokens at a position of the window that take an exit."""
+
+    path = "metrics/plots/exits_by_position.csv"
+
+    position: int
+    exit: int
+    share: float

@@ -1,0 +1,120 @@
+"""Results of stage suitability."""
+
+from __future__ import annotations
+
+from offramp.results.shape import Interval, MetricsFile, Record, by_exit
+
+
+class ReadoutQuality(Record):
+    """What one exit says of the tokens, read out in one way, as if none had left before."""
+
+    agreement: float
+    agreement_interval: Interval | None
+    nll: float
+    nll_interval: Interval | None
+
+
+class BreakEven(Record):
+    """Share of tokens that must leave at an exit before asking there pays; null where it never does."""
+
+    flops: float | None
+    seconds: float | None
+    asking_seconds: float
+    """Share by which a pass in which every token is asked there takes longer."""
+
+
+class ExitWorth(Record):
+    """What one exit is worth."""
+
+    exit: int
+    layers: int
+    """Layers that a token has run when it gets there."""
+    flop_saving: float
+    """Of a token that leaves there."""
+    readouts: dict[str, ReadoutQuality]
+    """raw (the last exit's readout), tuned (the exit's own), or both."""
+    break_even: dict[str, BreakEven] | None = None
+    """By what a signal looks at: state or readout. Not of full depth."""
+
+    def flops(self, kind: str) -> float | None:
+        """Break-even by the count of FLOPs; None where leaving never pays."""
+        return self.break_even[kind].flops if self.break_even else None
+
+    def seconds(self, kind: str) -> float | None:
+        """Break-even by the clock; None where leaving never pays."""
+        return self.break_even[kind].seconds if self.break_even else None
+
+
+class Bound(Record):
+    """What an oracle makes of all tokens."""
+
+    flop_saving: float
+    """1 - FLOPs of the exits taken / FLOPs at full depth."""
+    ppl: float
+    """At the exits taken."""
+
+
+class OracleBounds(Record):
+    """What oracles save; see ``offramp.analysis.oracle``."""
+
+    least_loss: Bound
+    same_ppl: Bound
+    small_rise: Bound
+    same_prediction: Bound
+
+
+class NllRise(Record):
+    nll_rise: float
+    """Nats per token."""
+    interval: Interval | None
+
+
+class KeptFirst(Record):
+    """Of sequences whose first position may leave, and of those where it stays."""
+
+    keep_first_0: NllRise
+    keep_first_1: NllRise
+
+
+class StatePropagation(Record):
+    """What it costs the other tokens when half of them have left, by ``routing.kv``."""
+
+    propagate: KeptFirst
+    drop: KeptFirst
+
+
+class TimedText(Record):
+    """The text on which break-even was timed: so many batches, of so many tokens each."""
+
+    rounds: int
+    tokens: int
+    machine: str
+
+
+class Advice(Record):
+    verdict: str
+    sentence: str
+    propagation: str
+
+
+class Suitability(MetricsFile):
+    """Whether early exit is worth it, and why."""
+
+    path = "metrics/suitability.json"
+
+    model: str
+    precision: str
+    window: int
+    tokens: int
+    sequences: int
+    exits: dict[str, ExitWorth]
+    oracle: dict[str, OracleBounds]
+    """By how the exits are read out: raw, tuned, or both."""
+    state_propagation: StatePropagation
+    timing: TimedText
+    advice: Advice
+
+    @property
+    def rows(self) -> list[ExitWorth]:
+        """The exits in order of depth."""
+        return by_exit(self.exits)
