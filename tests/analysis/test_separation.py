@@ -1,4 +1,4 @@
-"""Separation measures against plain references, and the mistakes of the report loss-prediction that they expose."""
+"""Separation measures against plain references, and the mistakes of loss-prediction that they expose."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def grouped(sequences: int, length: int, seed: int = 0):
 
 
 def test_intervals_equal_resampling_the_tokens_themselves():
-    """Ranks are taken again in every plain resample; the linearised measures must follow in both."""
+    """Ranks are taken again in every plain resample; linearised measures follow in centre and width."""
     sequence, score, loss, deep = grouped(100, 12)
     bootstrap = SequenceBootstrap(sequence)
     bootstrap.add("s", parts(score, loss, deep))

@@ -1,4 +1,4 @@
-"""`offramp generate`: the text that decoding makes, coloured by exit, and figures that are those of what was run."""
+"""`offramp generate`: the text that decoding makes, coloured by exit, and figures of what was run."""
 
 from __future__ import annotations
 

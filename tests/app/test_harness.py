@@ -1,4 +1,4 @@
-"""The routed model in lm-evaluation-harness: its answers against the routed pass, plain logits and decoding."""
+"""The routed model in lm-evaluation-harness answers as the routed pass, plain logits and decoding do."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def requests(kind, arguments):
 
 
 def tokens_of(lm, context, continuation):
-    """Input, targets and the number of scored tokens, written out: the end token stands for an empty context."""
+    """Input, targets and the number of scored tokens; the end token stands for an empty context."""
     before = lm.tok_encode(context.rstrip()) if context else [lm.eot_token_id]
     whole = lm.tok_encode(context + continuation) if context else before + lm.tok_encode(continuation)
     text = whole[-lm.max_length - 1 :]

@@ -37,7 +37,7 @@ def known_problem(seed=0, tokens=6000, width=8):
 @pytest.mark.parametrize("label", ["agreement", "loss", "gain"])  # one of each kind
 @pytest.mark.parametrize("hidden", [[], [16]])
 def test_every_kind_of_label_yields_scores_that_rise_with_the_right_to_leave(label, hidden):
-    """Costs are low where leaving is right, probabilities and events high: the score rises with it in each case."""
+    """Costs are low where leaving is right, probabilities and events high: each score rises with it."""
     inputs, truth, noise = known_problem()
     labels = {
         "binary": (truth + noise > 0).float(),
@@ -117,7 +117,7 @@ def test_loss_gap_and_most_confident():
 
 
 def test_signals_are_oriented_towards_sureness():
-    """A peaked distribution is surer than a flat one, a state that stopped moving surer than one that turns."""
+    """A peaked distribution is surer than a flat one, a state that stopped surer than one that turns."""
     logits = torch.tensor([[8.0, 0.0, 0.0, -1.0], [0.3, 0.2, 0.1, 0.0]])
     p = logits.softmax(1)
     top = logits.topk(2).values
@@ -183,7 +183,7 @@ def test_aurc_is_the_mean_over_coverages_of_the_risk_of_the_covered(pairs):
 
 
 def test_classification_stands_beside_deciding_without_looking():
-    """Seed 004, flaw J3: 76 % accuracy is no feat where always saying "hard" gives 75 %."""
+    """76 % accuracy, as in the report loss-prediction, is no feat where always saying "hard" gives 75 %."""
     positive = np.arange(1000) < 752
     always = classification_quality(np.ones(1000, bool), positive)
     assert always["accuracy"] == always["majority_accuracy"] == pytest.approx(0.752)

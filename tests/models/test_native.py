@@ -70,7 +70,7 @@ def test_pre_norm_model_equals_transformers_llama(groups):
     ("vocab", "layers", "published"), [(97, 1, 78_080), (97, 4, 275_072), (30, 1, 69_504), (30, 4, 266_496)]
 )
 def test_post_norm_models_have_the_published_parameter_counts(vocab, layers, published):
-    """Seed 001: 128 V + 65,664 L parameters at width 64."""
+    """The models of the report character-systems have 128 V + 65,664 L parameters at width 64."""
     model = BlockwiseLM(
         ModelConfig(
             vocab_size=vocab,

@@ -92,7 +92,8 @@ BAD_PARAMS = [
     ),
     (
         {**CHECKPOINT, "pretrain__gradient_checkpointing": True},
-        "pretrain.gradient_checkpointing runs layers again, and under method frozen with translator affine no layer is trained",
+        "pretrain.gradient_checkpointing runs layers again, and under method frozen with translator affine "
+        "no layer is trained",
     ),
     (
         {"routing__first_exit": 1},
@@ -209,7 +210,10 @@ def test_unusable_text_leaves_the_last_corpus_in_place(copy, content, message):
 
 
 def test_too_few_sequences_for_a_promise_and_an_impossible_budget_are_refused(copy):
-    """Before the test split is touched; the message says how many sequences it takes, or the least possible budget."""
+    """They are refused before the test split is touched.
+
+    The message says how many sequences it takes, or the least possible budget.
+    """
     reduce_params(copy / "params.yaml", threshold="risk", exits__risk__tolerance=0.0001)
     refused(copy, "evaluate", "exits.risk", "need at least 29956 held-out sequences", "there are")
     reduce_params(copy / "params.yaml", threshold="budget", routing__budget=0.05)

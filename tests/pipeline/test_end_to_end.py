@@ -96,7 +96,10 @@ def test_splits_share_no_document_and_exits_are_made_from_calibration_states_alo
 
 
 def test_the_same_seed_gives_the_same_bytes(project, tmp_path):
-    """The stages again, from text, in another folder: every artifact has the same digest, every metric the same value."""
+    """The stages run again, from text, in another folder.
+
+    Every artifact has the same digest, every metric the same value.
+    """
     again = copy_repository(tmp_path / "again")
     run_stages(again)
     assert digests(again) == digests(project)
@@ -122,7 +125,10 @@ def test_plots_can_be_shown(project, tmp_path):
 
 
 def test_classifiers_trained_jointly_are_used_and_three_exits_work(tmp_path):
-    """The other ways through the pipeline: joint training with exit classifiers inside, three blocks, post-norm, characters."""
+    """The other ways through the pipeline.
+
+    They are joint training with exit classifiers inside, three blocks, post-norm, characters.
+    """
     folder = copy_repository(
         tmp_path / "joint",
         pretrain__method="joint",

@@ -1,4 +1,4 @@
-"""A checkpoint through the whole pipeline: its exits' translators are trained, everything else is Transformers' own."""
+"""A checkpoint through the whole pipeline: translators are trained, the rest is Transformers' own."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ PROMPT = "Fellow citizens"
 
 @pytest.fixture
 def begun_and_ended(project, tmp_path) -> tuple[Path, int]:
-    """A copy whose tokenizer puts its token 0 before every text, and a token that its model goes on to after ``PROMPT``."""
+    """A copy whose tokenizer puts token 0 before every text, and what its model says after ``PROMPT``."""
     folder = shutil.copytree(project, tmp_path / "copy")
     tokenizer = Tokenizer.from_file(str(folder / "tiny/tokenizer.json"))
     tokenizer.post_processor = TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 0)])
@@ -249,7 +249,10 @@ def _greedy(opened: Project, count: int) -> list[int]:
 
 
 def test_another_checkpoint_in_the_same_place_is_noticed(project, tmp_path):
-    """The check writes another fingerprint, which re-runs what read the old weights; a stage run by hand refuses."""
+    """The check writes another fingerprint, which reruns what read the old weights.
+
+    A stage run by hand refuses.
+    """
     folder = shutil.copytree(project, tmp_path / "copy")
     save_checkpoint(folder / "tiny", 400, hidden_size=64)
     run(folder, "check")

@@ -34,7 +34,7 @@ def one_by_one(net: ContextVectorLM, tokens: Tensor, begins: Tensor) -> list[Ten
     return [torch.cat(of_layer) for of_layer in zip(*rows)]
 
 
-# Sizes ----------------------------------------------------------------------------------------------------------------
+# Sizes ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_sizes_that_do_not_fit_are_named(changes, message):
         model(**changes)
 
 
-# Steps ----------------------------------------------------------------------------------------------------------------
+# Steps ------------------------------------------------------------------------------------------------------
 
 
 def test_a_step_by_hand_where_every_layer_sees_the_token():
@@ -131,7 +131,7 @@ def test_heads(head):
     assert (net.readout_matrix() is net.embedding.weight) == (head == "tied")
 
 
-# Streams --------------------------------------------------------------------------------------------------------------
+# Streams ----------------------------------------------------------------------------------------------------
 
 
 def test_the_token_before_feeds_a_token_and_nothing_feeds_the_first():

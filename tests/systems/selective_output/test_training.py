@@ -47,7 +47,7 @@ def windows(rows: int = 4, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     return text[:, :-1], text[:, 1:]
 
 
-# The published rule -----------------------------------------------------------------------------------------------------
+# The published rule -----------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
@@ -144,7 +144,7 @@ def test_the_published_loss_of_outputs_gives_the_gate_no_gradient():
     assert all(weight.grad is None for weight in model.project.parameters())  # H5
 
 
-# The corrected rule -----------------------------------------------------------------------------------------------------
+# The corrected rule -----------------------------------------------------------------------------------------
 
 
 def by_hand(model, tokens, targets, spoken_after):
