@@ -12,8 +12,10 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from offramp.artifacts.files import write_json
-from offramp.checkpoints.checkpoint import Checkpoint, check_cut, check_weights, load_tokenizer, read_config
-from offramp.checkpoints.checkpoint import fingerprint as fingerprint_weights
+from offramp.checkpoints.checkpoint import Checkpoint
+from offramp.checkpoints.configuration import check_cut, read_config
+from offramp.checkpoints.tokenizers import load_tokenizer
+from offramp.checkpoints.weights import check_weights, weights_fingerprint
 from offramp.corpus.fingerprint import fingerprint
 from offramp.lineage.code import write_code
 from offramp.params import Declared
@@ -24,7 +26,7 @@ def run(params: Declared, root: Path) -> None:
     _check_precision(params)
     checkpoint = _checked(params) if params.model.source == "hf" else None
     write_json(root / "build/corpus.json", fingerprint(params.corpus, root, checkpoint))
-    write_json(root / "build/checkpoint.json", fingerprint_weights(checkpoint) if checkpoint else {})
+    write_json(root / "build/checkpoint.json", weights_fingerprint(checkpoint) if checkpoint else {})
     stages = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     others = {name: f"pipeline.{name}" for name in stages if name != "check"}
     write_code(others, root / "build/code", root)

@@ -26,7 +26,9 @@ from transformers import (
 )
 
 from offramp.artifacts.artifact import create_artifact, open_artifact
-from offramp.checkpoints.checkpoint import ARCHITECTURES, Checkpoint, load_tokenizer, read_config
+from offramp.checkpoints.checkpoint import Checkpoint
+from offramp.checkpoints.configuration import ARCHITECTURES, read_config
+from offramp.checkpoints.tokenizers import load_tokenizer
 from offramp.errors import UserError
 from offramp.models.convert import convert_gguf
 from offramp.models.pretrained import PretrainedLM, load_pretrained, make_config

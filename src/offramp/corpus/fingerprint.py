@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from offramp.artifacts.files import hash_file
-from offramp.checkpoints.checkpoint import Checkpoint, tokenizer_digests
+from offramp.checkpoints.checkpoint import Checkpoint
+from offramp.checkpoints.tokenizers import tokenizer_digests
 from offramp.corpus.sources import list_files
 from offramp.errors import UserError
 from offramp.params import Corpus

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
-from offramp.checkpoints.checkpoint import Checkpoint, end_token, load_tokenizer, read_config, stop_tokens
+from offramp.checkpoints.checkpoint import Checkpoint
+from offramp.checkpoints.configuration import read_config
+from offramp.checkpoints.tokenizers import end_token, load_tokenizer, stop_tokens
 from offramp.corpus.sources import Piece, joined, open_source
 from offramp.corpus.split import SPLITS, assign, survey
 from offramp.corpus.store import Stream, token_dtype, write_streams

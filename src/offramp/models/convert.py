@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from offramp.checkpoints.checkpoint import Checkpoint, gguf_tokenizer, read_config
+from offramp.checkpoints.checkpoint import Checkpoint
+from offramp.checkpoints.configuration import read_config
+from offramp.checkpoints.tokenizers import gguf_tokenizer
 from offramp.errors import UserError
 from offramp.models.pretrained import load_weights
 

@@ -17,7 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from offramp.checkpoints.checkpoint import Checkpoint, check_cut, check_weights, first_line, read_config
+from offramp.checkpoints.checkpoint import Checkpoint, first_line
+from offramp.checkpoints.configuration import check_cut, read_config
+from offramp.checkpoints.weights import check_weights
 from offramp.errors import UserError, out_of_memory
 from offramp.models.blockwise import Blockwise
 from offramp.nn.pretrained_layers import LAYERS, identity_copy

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from offramp.artifacts.artifact import Artifact
-from offramp.checkpoints.checkpoint import read_config, weight_digests
+from offramp.checkpoints.configuration import read_config
+from offramp.checkpoints.weights import weight_digests
 from offramp.errors import UserError
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM, ModelConfig
