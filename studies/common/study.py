@@ -172,7 +172,7 @@ class Study:
             arms=tuple(chosen_arms(self.name, arms, self.arms)),
             settings=settings,
             shared=sections,
-            seeds=tuple(seeds or about.seeds),
+            seeds=tuple(seeds or (about.seeds[:2] if tiny else about.seeds)),  # an interval needs two
             processes=shared["processes"],
             cache=cache,
         )
