@@ -1,33 +1,40 @@
-"""The open question of seed 003: why is the final perplexity worse than in training? And is block-wise training any good?
+"""Why is the final perplexity of exit-labels worse than in training? And is block-wise training any good?
 
-``python -m studies.blockwise_gap.study --corpus sotu``. Every switch of block-wise training turned on its own, from the
-corrected configuration towards the seed's and from the seed's towards the corrected one, three seeds each, on the same
-documents; and joint and final training at equal training FLOPs. Routing is executed on test documents at the seed's exit
-ratio, by max softmax with a threshold from calibration documents. Writes metrics/studies/blockwise_gap.<corpus>.json.
+An open question of that report, so there is no published protocol: every switch of block-wise training turned
+on its own, from the corrected configuration towards the report's and from the report's towards the corrected
+one, on the same documents; and joint and final training at equal training FLOPs. Routing is executed on test
+documents at the report's exit ratio, by max softmax with a threshold from calibration documents.
 """
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from offramp.machine.device import setup
+from offramp.artifacts.artifact import Artifact
 from offramp.models.native import BlockwiseLM
-from offramp.routing.evaluate import run_split
 from offramp.routing.executor import Executor
+from offramp.routing.split import run_split
 from offramp.states.statistics import Readout, predictions
-from studies.common.choosing import Views, fit_view, losses, nll_at_share
-from studies.common.results import over_seeds, study_params, write_results
-from studies.common.text import CORPORA, study_text
-from studies.common.zoo import ARMS, CPU, ZooModel, trained_and_held_back, zoo
-from studies.exit_labels.study import LabelPolicy
+from studies.common.exit_choice import ConfidencePolicy, Views, fit_view, losses, nll_at_share
+from studies.common.product_path import Recipe, SmallModel
+from studies.common.results import over_seeds
+from studies.common.study import Job, Outcome
+from studies.common.switch_models import (
+    SWITCHES,
+    recipe,
+    switch_data,
+    switch_model,
+    trained_and_held_back,
+)
+from studies.common.workers import run_arms
 
-TRAINED = [arm for arm in ARMS if "three exits" not in arm]
+ARMS = tuple(arm for arm in SWITCHES if "three exits" not in arm)
+"""Those that are trained; ``exited_state`` is a switch of routing alone."""
+
 FROM_BASE = {
     "head frozen": "head: frozen",
     "head shared": "head: shared",
@@ -43,90 +50,89 @@ FROM_PUBLISHED = {
     "published, all tokens in context": "tokens: all and context: keep",
     "published, exited state output": "exited_state: output",
 }
+FROZEN_HEAD = "published, head frozen"
 BATCH = 64
+"""Sequences in a forward pass."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--corpus", choices=CORPORA, required=True)
-    corpus = parser.parse_args().corpus
-    text, settings = study_text(corpus), study_params("blockwise_gap")
-    setup("cpu", 1)
-    models = zoo(text, TRAINED)
-    with multiprocessing.get_context("spawn").Pool(study_params("zoo")["processes"]) as pool:
-        rows = pool.map(partial(measure, settings=settings), models, chunksize=1)
-    seeds = study_params("zoo")["seeds"]
-    found = {seed: {} for seed in seeds}
-    for model, row in zip(models, rows):
-        found[model.seed] |= {
-            f"{arm}:{key}": value for arm, values in row.items() for key, value in values.items()
-        }
-    merged = [values | differences(values) for values in found.values()]
-    figures, sentences = report(over_seeds(merged), settings)
-    write_results("blockwise_gap", corpus, text.record(), [], None, merged, figures, sentences=sentences)
+def corrected(job: Job) -> Outcome:
+    """Every arm and random seed, what follows from arms that are there, and the tables and sentences that
+    intervals support.
 
-
-def measure(model: ZooModel, settings: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Figures by arm: the trained one, and what it becomes when exited tokens stand for something else. NLL in nats.
-
-    ``exit_0``, ``full`` on test documents; ``exit_0_same_documents`` on held-back windows of training documents;
-    ``routed`` at the exit ratio by max softmax, ``share`` that left, ``random`` at that share; ``learned.<share>`` by a
-    gain classifier.
+    Tables need all arms and more than one random seed.
     """
-    setup("cpu", 1)
-    loss, lm = losses(model.test), model.load()
-    out = {
+    sizes, fitting = job.shared["switch_models"], job.shared["exit_classifier"]
+    data = switch_data(job.text, job.cache, sizes)
+    pairs = [(arm, seed) for arm in job.arms for seed in job.seeds]
+    jobs = [(arm, recipe(arm, seed, job.cache, sizes), data, fitting, job.settings) for arm, seed in pairs]
+    by_seed: dict[int, dict[str, float]] = {seed: {} for seed in job.seeds}
+    for (_, seed), measured in zip(pairs, run_arms(make_and_measure, jobs, job.processes), strict=True):
+        for arm, values in measured.items():
+            by_seed[seed] |= {f"{arm}:{key}": value for key, value in values.items()}
+    rows = [values | differences(values) for values in by_seed.values()]
+    if len(rows) < 2 or job.arms != ARMS:
+        return Outcome(rows)
+    figures, sentences = report(over_seeds(rows), job.settings["fractions"])
+    return Outcome(rows, figures, sentences)
+
+
+def make_and_measure(
+    arm: str, recipe: Recipe, data: Artifact, fitting: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """One arm and random seed, in a process of its own."""
+    return measure(arm, switch_model(recipe, data), fitting, settings)
+
+
+def measure(
+    arm: str, model: SmallModel, fitting: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Values by arm: of the trained one, and of what it becomes when exited tokens stand for something else.
+    NLL in nats.
+
+    ``exit_0``, ``full`` on test documents; ``exit_0_same_documents`` on held-back windows of training
+    documents; ``routed`` at the exit ratio by max softmax, ``share`` that left, ``random`` at that share;
+    ``learned.<share>`` by a gain classifier.
+    """
+    loss, lm, views = losses(model.test), model.load(), Views(model, 0)
+    of_model = {
         "exit_0": float(loss[0].mean()),
         "full": float(loss[-1].mean()),
-        "exit_0_same_documents": first_exit_nll(lm, model),
+        "exit_0_same_documents": first_exit_nll(lm, model.data),
     }
-    views = Views(model, 0)
-    classifier, _ = fit_view(model, 0, "gain", views, "state", study_params("exit_signals"), [128])
+    classifier, _ = fit_view(model, views, "state", "gain", fitting["hidden"], fitting)
     with torch.no_grad():
         score = classifier(views.get(model.test, "state")).numpy()
-    out |= {f"learned.{share}": nll_at_share(score, loss, share) for share in settings["fractions"]}
-    found = {
-        model.arm: out | routed(model, "input" if model.arm.startswith("published") else "output", settings)
-    }
-    if model.arm == "base":
-        found["base, exited state input"] = out | routed(model, "input", settings)
-    if model.arm == "published":
-        found["published, exited state output"] = out | routed(model, "output", settings)
-    return found
+    of_model |= {f"learned.{share}": nll_at_share(score, loss, share) for share in settings["fractions"]}
+    trained_for = "input" if arm.startswith("published") else "output"
+    other = {"base": "input", "published": "output"}.get(arm)
+    ratio = settings["exit_ratio"]
+    by_arm = {arm: of_model | routed(model, trained_for, ratio)}
+    if other is not None:
+        by_arm[f"{arm}, exited state {other}"] = of_model | routed(model, other, ratio)
+    return by_arm
 
 
-def first_exit_nll(lm: BlockwiseLM, model: ZooModel) -> float:
-    """Mean NLL of exit 0 on the held-back windows of training documents."""
-    windows, readout, total, count = (
-        trained_and_held_back(model.data)[1],
-        Readout(lm.readout_matrix(0)),
-        0.0,
-        0,
-    )
+def first_exit_nll(lm: BlockwiseLM, data: Artifact) -> float:
+    """Mean NLL of exit 0 in nats on the held-back windows of training documents."""
+    windows = trained_and_held_back(data)[1]
+    readout, total, count = Readout(lm.readout_matrix(0)), 0.0, 0
     with torch.no_grad():
         for indices in torch.arange(len(windows)).split(BATCH):
             tokens, targets = windows.batch(indices)
             states = lm.run_block(0, lm.embed(tokens)).flatten(0, 1)
-            total += (
-                predictions(lm.readout_input(0, states), readout, targets.flatten())[0].double().sum().item()
-            )
+            loss, *_ = predictions(lm.readout_input(0, states), readout, targets.flatten())
+            total += loss.double().sum().item()
             count += targets.numel()
     return total / count
 
 
-def routed(model: ZooModel, exited_state: str, settings: dict[str, Any]) -> dict[str, float]:
-    """Executed on the test split: a token leaves at exit 0 where max softmax reaches its calibration quantile."""
+def routed(model: SmallModel, exited_state: str, exit_ratio: float) -> dict[str, float]:
+    """Executed on the test split: a token leaves at exit 0 where max softmax reaches its calibration
+    quantile."""
     lm, windows, loss = model.load(exited_state), model.windows("test"), losses(model.test)
-    threshold = float(np.quantile(model.calibration.column("max_prob_0"), 1 - settings["exit_ratio"]))
-    run = run_split(
-        Executor(lm),
-        windows,
-        torch.arange(len(windows)),
-        LabelPolicy(lm, None, threshold),
-        BATCH,
-        CPU,
-        name=model.arm,
-    )
+    threshold = float(np.quantile(model.calibration.column("max_prob_0"), 1 - exit_ratio))
+    policy, everything = ConfidencePolicy(lm, None, threshold), torch.arange(len(windows))
+    run = run_split(Executor(lm), windows, everything, batch_size=BATCH, policy=policy, name="routing")
     share = float((run.exit == 0).mean())
     return {
         "routed": float(run.loss.mean(dtype=np.float64)),
@@ -135,43 +141,51 @@ def routed(model: ZooModel, exited_state: str, settings: dict[str, Any]) -> dict
     }
 
 
-def differences(values: dict[str, float]) -> dict[str, float]:
-    """What each switch does to the routed NLL, seed by seed; the steps from training PPL to final PPL; block-wise against others."""
-    measured = [
-        "routed",
-        "full",
-        *(key.removeprefix("base:") for key in values if key.startswith("base:learned.")),
-    ]
+def differences(values: Mapping[str, float]) -> dict[str, float]:
+    """What each switch does to the routed NLL; the steps from training PPL to final PPL; block-wise against
+    the others.
+
+    In nats, of one random seed, as far as the arms are there that it takes.
+    """
+    arms = {key.partition(":")[0] for key in values}
+    learned = dict.fromkeys(key.partition(":")[2] for key in values if ":learned." in key)
     out = {
         f"from {start}:{arm}:{key}": values[f"{arm}:{key}"] - values[f"{start}:{key}"]
-        for start, arms in (("base", FROM_BASE), ("published", FROM_PUBLISHED))
-        for arm in arms
-        for key in measured
+        for start, others in (("base", FROM_BASE), ("published", FROM_PUBLISHED))
+        for arm in others
+        if {start, arm} <= arms
+        for key in ("routed", "full", *learned)
     }
-    # the arm with a frozen head has the same initial weights, so the same block 0, and its head as it was when that was judged
-    before = values["published, head frozen:exit_0"]
-    out["gap:published"] = values["published:routed"] - values["published, head frozen:exit_0_same_documents"]
-    out["gap:evaluation set"] = before - values["published, head frozen:exit_0_same_documents"]
-    out["gap:head moved by block 1"] = values["published:exit_0"] - before
-    out["gap:block 1 and routing"] = values["published:routed"] - values["published:exit_0"]
-    out["gap:base"] = values["base:routed"] - values["base:exit_0_same_documents"]
+    if {"published", FROZEN_HEAD} <= arms:
+        # the same initial weights, so the same block 0, and its head as it was when that was judged
+        before, same_documents = (
+            values[f"{FROZEN_HEAD}:exit_0"],
+            values[f"{FROZEN_HEAD}:exit_0_same_documents"],
+        )
+        out["gap:published"] = values["published:routed"] - same_documents
+        out["gap:evaluation set"] = before - same_documents
+        out["gap:head moved by block 1"] = values["published:exit_0"] - before
+        out["gap:block 1 and routing"] = values["published:routed"] - values["published:exit_0"]
+    if "base" in arms:
+        out["gap:base"] = values["base:routed"] - values["base:exit_0_same_documents"]
     for other in ("joint", "final"):
-        for key in [
-            key.removeprefix("block-wise:")
-            for key in values
-            if key.startswith(("block-wise:learned.", "block-wise:full"))
-        ]:
-            out[f"block-wise minus {other}:{key}"] = values[f"block-wise:{key}"] - values[f"{other}:{key}"]
+        if {"block-wise", other} <= arms:
+            for key in ("full", *learned):
+                out[f"block-wise minus {other}:{key}"] = (
+                    values[f"block-wise:{key}"] - values[f"{other}:{key}"]
+                )
     return out
 
 
-def report(values: dict[str, dict[str, float]], settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    shares = settings["fractions"]
-    arms = [*TRAINED, "base, exited state input", "published, exited state output"]
-    interval = "mean and 95 % t interval over seeds"
+def report(
+    values: Mapping[str, Mapping[str, float]], shares: Sequence[float]
+) -> tuple[dict[str, Any], list[str]]:
+    """Tables for the findings, and the sentences they support, from intervals over random seeds."""
+    arms = [*ARMS, "base, exited state input", "published, exited state output"]
+    interval = "mean and 95 % t interval over random seeds"
     figures = {
         "attribution": {
-            "title": "Where the seed's gap comes from (NLL in nats, positive is worse)",
+            "title": "Where the report's gap comes from (NLL in nats, positive is worse)",
             "note": f"published configuration; {interval}",
             "columns": ["step", "nats"],
             "rows": [
@@ -192,18 +206,22 @@ def report(values: dict[str, dict[str, float]], settings: dict[str, Any]) -> tup
             ],
         },
         "switches from the corrected side": {
-            "title": "One of the seed's choices added to the corrected configuration: change of NLL (nats, positive is worse)",
-            "note": f"routed: at the seed's exit ratio by max softmax, executed; learned: by a gain classifier, cached; test documents, paired by seed, {interval}",
+            "title": "One of the report's choices added to the corrected configuration: change of NLL (nats, "
+            "positive is worse)",
+            "note": "routed: at the report's exit ratio by max softmax, executed; learned: by a gain "
+            f"classifier, cached; test documents, paired by random seed, {interval}",
             **_switches(values, "base", FROM_BASE, shares),
         },
         "switches from the published side": {
-            "title": "One of the seed's choices removed from the published configuration: change of NLL (nats, negative is better)",
+            "title": "One of the report's choices removed from the published configuration: change of NLL "
+            "(nats, negative is better)",
             "note": f"the same measures; {interval}",
             **_switches(values, "published", FROM_PUBLISHED, shares),
         },
         "arms": {
             "title": "Every arm on test documents (NLL in nats)",
-            "note": f"routed: by max softmax at the seed's exit ratio, executed; learned: a gain classifier, cached; {interval}",
+            "note": "routed: by max softmax at the report's exit ratio, executed; learned: a gain "
+            f"classifier, cached; {interval}",
             "columns": [
                 "arm",
                 "exit 0",
@@ -222,8 +240,10 @@ def report(values: dict[str, dict[str, float]], settings: dict[str, Any]) -> tup
             ],
         },
         "block-wise against the others": {
-            "title": "Block-wise minus joint and final training at equal training FLOPs and equal inference FLOPs (NLL in nats)",
-            "note": f"negative: block-wise is better; shares of tokens leaving by a gain classifier; {interval}",
+            "title": "Block-wise minus joint and final training at equal training FLOPs and equal inference "
+            "FLOPs (NLL in nats)",
+            "note": "negative: block-wise is better; shares of tokens leaving by a gain classifier; "
+            f"{interval}",
             "columns": ["against", "full depth", *(f"{share:.0%} leave" for share in shares)],
             "rows": [
                 [
@@ -241,20 +261,24 @@ def report(values: dict[str, dict[str, float]], settings: dict[str, Any]) -> tup
         for name in ("evaluation set", "head moved by block 1", "block 1 and routing")
     }
     sentences = [
-        f"With the seed's configuration the final NLL lies {_words(gap)} nats above that of training. The evaluation set accounts for "
-        f"{_words(parts['evaluation set'])} of it, the head that block 1 moves for {_words(parts['head moved by block 1'])} "
-        f"at exit 0, block 1 and routing for {_words(parts['block 1 and routing'])}.",
+        f"With the report's configuration the final NLL lies {_words(gap)} nats above that of training. The "
+        f"evaluation set accounts for {_words(parts['evaluation set'])} of it, the head that block 1 moves "
+        f"for {_words(parts['head moved by block 1'])} at exit 0, block 1 and routing for "
+        f"{_words(parts['block 1 and routing'])}.",
         "Against joint training at equal training FLOPs, block-wise training is "
-        f"{_judged(values['block-wise minus joint:full'])} at full depth and {_judged(values[f'block-wise minus joint:learned.{shares[1]}'])} where "
-        f"{shares[1]:.0%} of the tokens leave; against training the last exit only, "
-        f"{_judged(values['block-wise minus final:full'])} at full depth and {_judged(values[f'block-wise minus final:learned.{shares[1]}'])} there.",
+        f"{_judged(values['block-wise minus joint:full'])} at full depth and "
+        f"{_judged(values[f'block-wise minus joint:learned.{shares[1]}'])} where {shares[1]:.0%} of the "
+        "tokens leave; against training the last exit only, "
+        f"{_judged(values['block-wise minus final:full'])} at full depth and "
+        f"{_judged(values[f'block-wise minus final:learned.{shares[1]}'])} there.",
     ]
     return figures, sentences
 
 
 def _switches(
-    values: dict[str, dict[str, float]], start: str, arms: dict[str, str], shares: list[float]
+    values: Mapping[str, Mapping[str, float]], start: str, arms: Mapping[str, str], shares: Sequence[float]
 ) -> dict[str, Any]:
+    """Columns and rows of a table of switches, turned from ``start``."""
     keys = {
         "routed": "routed",
         "full depth": "full",
@@ -269,19 +293,15 @@ def _switches(
     }
 
 
-def _judged(value: dict[str, float]) -> str:
+def _judged(value: Mapping[str, float]) -> str:
     """Better, worse or not told apart, with the difference in nats."""
     verdict = "better" if value["high"] < 0 else "worse" if value["low"] > 0 else "not told apart"
     return f"{verdict} ({_words(value)} nats)"
 
 
-def _cell(value: dict[str, float]) -> list[float]:
+def _cell(value: Mapping[str, float]) -> list[float]:
     return [value["value"], value["low"], value["high"]]
 
 
-def _words(value: dict[str, float]) -> str:
+def _words(value: Mapping[str, float]) -> str:
     return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
-
-
-if __name__ == "__main__":
-    main()

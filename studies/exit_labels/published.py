@@ -1,4 +1,5 @@
-"""Seed 003 from its first exit on, as it was run: labels, threshold, hard tokens, second block, "TRUE" early exit.
+"""The report exit-labels from its first exit on, as it was run: labels, threshold, hard tokens, second block,
+"TRUE" early exit.
 
 Shapes: B sequences, T positions, N tokens, D width.
 """
@@ -8,7 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,39 @@ from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.executor import Work
 from offramp.states.statistics import Readout, predictions
 from offramp.training.snapshots import Snapshots, snapshot_key
-from studies.common.first_block import EmbeddedWindows, Published, WordWindows, block_ppl, train_block
+from studies.common.cache import identity
+from studies.common.first_block import (
+    BlockTraining,
+    EmbeddedWindows,
+    FirstBlock,
+    WordWindows,
+    block_ppl,
+    train_block,
+)
 
 ARMS = ("distill", "loss", "softmax", "correct")
-"""What the exit classifier learns: max p, p(correct), or whether the argmax is right; ``softmax`` has no classifier."""
+"""What the exit classifier learns: max p, p(correct), or whether the argmax is right; ``softmax`` has no
+classifier."""
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """What the report does after its first block."""
+
+    first: BlockTraining
+    """How the first block was trained; the second is, too, but for what follows."""
+    later_rate: float
+    """Learning rate of the second block, relative to the first's."""
+    later_max_epochs: int
+    exit_epochs: int
+    """Of the exit classifier."""
+    hard_ratio: float
+    """Share of the tokens, those of the lowest confidence, that the second block learns from."""
+
+    @property
+    def second(self) -> BlockTraining:
+        rate = self.first.learning_rate * self.later_rate
+        return replace(self.first, learning_rate=rate, max_epochs=self.later_max_epochs)
 
 
 @dataclass
@@ -50,10 +81,10 @@ class FirstExit:
 
 @torch.no_grad()
 def first_exit(model: BlockwiseLM, windows: WordWindows, batch_size: int) -> FirstExit:
+    """Every token of ``windows`` after block 0, ``batch_size`` sequences at a time."""
     readout, parts = Readout(model.readout_matrix(0)), []
-    for indices in tqdm(
-        torch.arange(len(windows)).split(batch_size), desc="first exit", unit="batch", disable=None
-    ):
+    batches = torch.arange(len(windows)).split(batch_size)
+    for indices in tqdm(batches, desc="first exit", unit="batch", disable=None):
         tokens, targets = windows.batch(indices)
         states = model.run_block(0, model.embed(tokens)).flatten(0, 1)
         parts.append((states, targets.flatten(), *predictions(states, readout, targets.flatten())))
@@ -61,7 +92,7 @@ def first_exit(model: BlockwiseLM, windows: WordWindows, batch_size: int) -> Fir
 
 
 @dataclass
-class SeedConfidence:
+class ReportConfidence:
     """sigmoid(w h + b), or with no classifier the largest probability of the exit's softmax."""
 
     classifier: nn.Linear | None
@@ -73,25 +104,28 @@ class SeedConfidence:
 
     @property
     def flops(self) -> int:
+        """Of one decision."""
         return 2 * self.classifier.in_features if self.classifier else 0
 
 
-def train_seed_classifier(
-    states: Tensor, labels: Tensor, binary: bool, settings: dict[str, Any]
+def train_report_classifier(
+    states: Tensor, labels: Tensor, binary: bool, window: int, procedure: Procedure
 ) -> tuple[nn.Linear, list[float]]:
-    """The seed's exit classifier (mode "post") and its mean loss per token in every epoch.
+    """The report's exit classifier (its mode "post") and its mean loss per token in every epoch.
 
-    A linear layer on raw states (N, D), the sum of BCE or of squared errors of the sigmoid, Adam, a fixed number of
-    epochs over all tokens, those that stopped the block's training included (flaw I8).
+    A linear layer on raw states (N, D), the sum of BCE or of squared errors of the sigmoid, Adam, a fixed
+    number of epochs over all tokens. Those that stopped the block's training are among them: a flaw of the
+    report.
     """
-    torch.manual_seed(settings["seed"])
+    training = procedure.first
+    torch.manual_seed(training.seed)
     classifier = nn.Linear(states.shape[1], 1)
-    optimiser = torch.optim.Adam(classifier.parameters(), lr=settings["learning_rate"])
-    window, losses = settings["window"], []
+    optimiser = torch.optim.Adam(classifier.parameters(), lr=training.learning_rate)
+    losses: list[float] = []
     sequences, wanted = states.unflatten(0, (-1, window)), labels.unflatten(0, (-1, window))
-    for _ in range(settings["exit_epochs"]):
+    for _ in range(procedure.exit_epochs):
         total = 0.0
-        for indices in torch.randperm(len(sequences)).split(settings["batch_size"]):
+        for indices in torch.randperm(len(sequences)).split(training.batch_size):
             score = classifier(sequences[indices]).squeeze(-1)
             loss = (
                 F.binary_cross_entropy_with_logits(score, wanted[indices], reduction="sum")
@@ -107,7 +141,8 @@ def train_seed_classifier(
 
 
 class RepackedTokens:
-    """Hard tokens in scan order, cut into new sequences of T; neighbours and distances are lost (flaw I7)."""
+    """Hard tokens in scan order, cut into new sequences of T; neighbours and distances are lost, a flaw of
+    the report."""
 
     def __init__(self, states: Tensor, targets: Tensor, hard: Tensor, window: int):
         """states (N, D), targets and hard (N,); the remainder is dropped."""
@@ -123,8 +158,8 @@ class RepackedTokens:
 
 
 @dataclass
-class SeedRouted:
-    """The seed's evaluation: per token (N,) its exit, loss and argmax there, and the loss at every exit."""
+class ReportRouted:
+    """The report's evaluation: per token (N,) its exit, loss and argmax there, and the loss at every exit."""
 
     exit: Tensor
     loss: Tensor
@@ -136,40 +171,38 @@ class SeedRouted:
 
 @torch.no_grad()
 def true_early_exit(
-    model: BlockwiseLM, confidence: SeedConfidence, threshold: float, windows: WordWindows, batch_size: int
-) -> SeedRouted:
-    """The seed's "TRUE early exit": every block and readout on every token (flaw I3), and a token that left passes on
-    the INPUT of the block it left after (flaw I4)."""
+    model: BlockwiseLM, confidence: ReportConfidence, threshold: float, windows: WordWindows, batch_size: int
+) -> ReportRouted:
+    """The report's "TRUE early exit", with two flaws: every block and readout runs on every token, and a
+    token that left passes on the INPUT of the block it left after."""
     blocks, work, parts = model.config.num_blocks, Work(), []
     readouts = [Readout(model.readout_matrix(block)) for block in range(blocks)]
     hooks = _count_layers(model, work)
     try:
-        for indices in tqdm(
-            torch.arange(len(windows)).split(batch_size), desc="early exit", unit="batch", disable=None
-        ):
+        everything = torch.arange(len(windows)).split(batch_size)
+        for indices in tqdm(everything, desc="early exit", unit="batch", disable=None):
             tokens, targets = windows.batch(indices)
             x, wanted = model.embed(tokens), targets.flatten()
             exit = torch.full_like(wanted, blocks - 1)
-            found = []
+            read = []
             for block in range(blocks):
                 entered, x = x, model.run_block(block, x)
-                found.append(predictions(x.flatten(0, 1), readouts[block], wanted))
+                read.append(predictions(x.flatten(0, 1), readouts[block], wanted))
                 work.count_readouts(block, len(wanted))
                 if block < blocks - 1:
-                    leaves = (confidence(x.flatten(0, 1), found[block][2]) >= threshold) & (
-                        exit == blocks - 1
-                    )
+                    sure = confidence(x.flatten(0, 1), read[block][2]) >= threshold
+                    leaves = sure & (exit == blocks - 1)
                     work.decided_tokens += len(wanted)
                     exit[leaves] = block
                     x = torch.where((exit <= block).view(tokens.shape).unsqueeze(-1), entered, x)
-            losses, argmax = (torch.stack([exits[field] for exits in found]) for field in (0, 1))
+            losses, argmax = (torch.stack([exits[field] for exits in read]) for field in (0, 1))
             work.tokens += len(wanted)
             parts.append((exit, losses.gather(0, exit[None])[0], argmax.gather(0, exit[None])[0], *losses))
     finally:
         for hook in hooks:
             hook.remove()
     exit, loss, argmax, *losses = (torch.cat(part) for part in zip(*parts))
-    return SeedRouted(exit, loss, argmax, losses, work)
+    return ReportRouted(exit, loss, argmax, losses, work)
 
 
 def _count_layers(model: BlockwiseLM, work: Work) -> list[Any]:
@@ -205,15 +238,16 @@ def run_arm(
     base: BlockwiseLM,
     first: FirstExit,
     validation: WordWindows,
-    settings: dict[str, Any],
+    procedure: Procedure,
     snapshots: Snapshots,
 ) -> dict[str, float]:
     """One arm from the trained block 0 (``base`` stays as it is): values by key, without the arm's name."""
-    model, batch, labels = copy.deepcopy(base), settings["batch_size"], first.label(arm)
-    confidence, values = SeedConfidence(None), {}
+    model, batch, window = copy.deepcopy(base), procedure.first.batch_size, validation.window
+    confidence, values = ReportConfidence(None), {}
     if arm != "softmax":
-        confidence.classifier, losses = train_seed_classifier(
-            first.states, labels, arm == "correct", settings
+        labels = first.label(arm)
+        confidence.classifier, losses = train_report_classifier(
+            first.states, labels, arm == "correct", window, procedure
         )
         values = {
             "label_mean": labels.mean().item(),
@@ -221,31 +255,26 @@ def run_arm(
             "exit_loss_last": losses[-1],
         }
     sure = confidence(first.states, first.max_prob)
-    threshold = float(np.quantile(sure.numpy(), settings["hard_ratio"]))
-    inputs = RepackedTokens(first.states, first.targets, sure < threshold, settings["window"])
-    options = {**settings, "max_epochs": settings["later_max_epochs"]}
-    run = train_block(
-        model, 1, inputs, options, settings["learning_rate"] * settings["later_rate"], snapshots
-    )
+    threshold = float(np.quantile(sure.numpy(), procedure.hard_ratio))
+    inputs = RepackedTokens(first.states, first.targets, sure < threshold, window)
+    run = train_block(model, 1, inputs, procedure.second, snapshots)
     routed = true_early_exit(model, confidence, threshold, validation, batch)
-    targets = validation.batch(torch.arange(len(validation)))[1].flatten()
-    layers = model.config.block_layers
+    everything, layers = torch.arange(len(validation)), model.config.block_layers
+    targets = validation.batch(everything)[1].flatten()
+    shallow = (routed.exit == 0).double().mean().item()
+    flops = executed_flops(model, routed.work, confidence.flops)
     return values | {
         "threshold": threshold,
         "block1_val_ppl": run.best_ppl,
         "block1_epochs": float(len(run.curve)),
         "final_ppl": _ppl(routed.loss),
         "accuracy": (routed.argmax == targets).double().mean().item(),
-        "shallow_ratio": (routed.exit == 0).double().mean().item(),
-        "layer_saving": (routed.exit == 0).double().mean().item() * layers[1] / sum(layers),
+        "shallow_ratio": shallow,
+        "layer_saving": shallow * layers[1] / sum(layers),
         "executed_layer_saving": layer_saving(model, routed.work),
-        "flop_saving": 1
-        - executed_flops(model, routed.work, confidence.flops)
-        / full_depth_flops(model, routed.work.tokens, settings["window"]),
+        "flop_saving": 1 - flops / full_depth_flops(model, routed.work.tokens, window),
         "block0_after_ppl": _ppl(routed.losses[0]),
-        "full_heldout_ppl": block_ppl(
-            model, 1, _AfterBlock0(model, validation), torch.arange(len(validation)), batch
-        ),
+        "full_heldout_ppl": block_ppl(model, 1, _AfterBlock0(model, validation), everything, batch),
     }
 
 
@@ -253,38 +282,43 @@ def _ppl(losses: Tensor) -> float:
     return math.exp(losses.double().mean().item())
 
 
-def published_values(base: Published, place: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """All keys of the published protocol, and a row per arm.
+def published_values(
+    block: FirstBlock, procedure: Procedure, arms: Sequence[str], cache: Path
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """All values of the published protocol but comparisons of arms, and a row per arm.
 
-    Every finished arm is kept as ``place``/arms/<arm>.json, so that an interrupted run goes on arm by arm.
+    Every finished arm is kept as ``cache``/exit_labels/<arm>.json, so that an interrupted run goes on arm by
+    arm.
     """
-    model, settings = load_model(base.block0), base.settings
-    everything = torch.arange(len(base.validation))
-    before = block_ppl(model, 0, EmbeddedWindows(model, base.validation), everything, settings["batch_size"])
+    model, batch, place = load_model(block.block0), procedure.first.batch_size, cache / "exit_labels"
+    everything = torch.arange(len(block.validation))
+    before = block_ppl(model, 0, EmbeddedWindows(model, block.validation), everything, batch)
+    known = identity(__name__, block0=block.block0.digest, procedure=asdict(procedure))
     first: FirstExit | None = None
-    arms = {}
-    for arm in ARMS:
-        file, identity = place / "arms" / f"{arm}.json", {"block0": base.block0.digest, "settings": settings}
-        known = json.loads(file.read_text()) if file.exists() else {}
-        if known.get("made_from") != json.loads(json.dumps(identity)):
-            first = first or first_exit(model, base.train, settings["batch_size"])
-            snapshots = Snapshots(place / "resume" / snapshot_key({**identity, "arm": arm}), 0.0)
-            known = {
-                "made_from": identity,
-                "values": run_arm(arm, model, first, base.validation, settings, snapshots),
-            }
-            write_json(file, known)
+    by_arm = {}
+    for arm in arms:
+        values = _finished(place / f"{arm}.json", known)
+        if values is None:
+            first = first or first_exit(model, block.train, batch)
+            snapshots = Snapshots(place / "resume" / snapshot_key({**known, "arm": arm}), 0.0)
+            values = run_arm(arm, model, first, block.validation, procedure, snapshots)
+            write_json(place / f"{arm}.json", {"made_from": known, "values": values})
             snapshots.delete()
-        arms[arm] = known["values"]
-    values = {f"{name}.{arm}": value for arm, found in arms.items() for name, value in found.items()}
+        by_arm[arm] = values
     full, after = (
-        float(np.mean([found[name] for found in arms.values()]))
+        float(np.mean([values[name] for values in by_arm.values()]))
         for name in ("full_heldout_ppl", "block0_after_ppl")
     )
-    values |= {
-        "block0_val_ppl": base.block0.meta["block0_val_ppl"],
+    found = {f"{name}.{arm}": value for arm, values in by_arm.items() for name, value in values.items()} | {
+        "block0_val_ppl": block.block0.meta["block0_val_ppl"],
         "block0_heldout_ppl": before,
         "full_heldout_ppl": full,
         "block0_drift": after / before - 1,
     }
-    return values, [{"arm": arm, **found} for arm, found in arms.items()]
+    return found, [{"arm": arm, **values} for arm, values in by_arm.items()]
+
+
+def _finished(file: Path, known: dict[str, Any]) -> dict[str, float] | None:
+    """The values of an arm that ``file`` keeps, if they were made under the identity ``known``, else None."""
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return kept["values"] if kept.get("made_from") == json.loads(json.dumps(known)) else None

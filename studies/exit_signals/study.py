@@ -1,91 +1,115 @@
-"""Who decides that a token may leave? Every signal, label and input of an exit classifier, against chance and the oracle.
+"""Who decides that a token may leave? Every signal, label and input of an exit classifier, against chance and
+the oracle.
 
-``python -m studies.exit_signals.study --corpus sotu``. Models of two exits trained block by block and jointly, three
-seeds each: at equal exit shares of test documents, how much of the gain oracle's headroom a signal recovers. Models of three
-exits: one price for predicted gain per FLOP against one calibrated threshold for all exits, at equal FLOPs. Everything
-that is fitted is fitted on calibration documents. Writes metrics/studies/exit_signals.<corpus>.json.
+A question that no report asked, so there is no published protocol. Models of two exits trained block by block
+and jointly, of every random seed: at equal exit shares of test documents, how much of the gain oracle's
+headroom a signal recovers. Models of three exits: one price for predicted gain per FLOP against one
+calibrated threshold for all exits, at equal FLOPs. Everything that is fitted is fitted on calibration
+documents. Shapes: N tokens, K exits.
 """
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from offramp.artifacts.artifact import Artifact
 from offramp.exits.calibration import fit_calibrator
+from offramp.exits.classifier import ExitClassifier
 from offramp.exits.labels import KINDS, agreement
-from offramp.exits.train import PARTS, split_calibration
-from offramp.machine.device import setup
 from offramp.routing.cost import exit_costs
 from offramp.routing.thresholds import exits_taken
-from studies.common.choosing import VIEWS, Views, fit_view, headrooms, losses, statistic_scores
-from studies.common.results import over_seeds, study_params, write_results
-from studies.common.text import CORPORA, study_text
-from studies.common.zoo import ZooModel, zoo
+from offramp.training.exits import PARTS, split_calibration
+from studies.common.exit_choice import VIEWS, Views, fit_view, headrooms, losses, statistic_scores
+from studies.common.product_path import Recipe, SmallModel
+from studies.common.results import over_seeds
+from studies.common.study import Job, Outcome
+from studies.common.switch_models import recipe, switch_data, switch_model
+from studies.common.tables import Values
+from studies.common.workers import run_arms
 
-TWO_EXITS = ("block-wise", "joint")
 THREE_EXITS = "joint, three exits"
+ARMS = ("block-wise", "joint", THREE_EXITS)
+"""How the models are trained; of ``switch_models.SWITCHES``. Three exits are measured on the addresses
+alone."""
+
 SAVINGS = (0.1, 0.2, 0.3, 0.4)
+"""Shares of the FLOPs at which rules for three exits are compared."""
+
 WIDTHS = {"linear": [], "MLP-2": [128], "MLP-3": [128, 128], "wide": [256]}
+"""Hidden widths of the classifiers of the gain that are compared."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--corpus", choices=CORPORA, required=True)
-    corpus = parser.parse_args().corpus
-    text, settings = study_text(corpus), study_params("exit_signals")
-    setup("cpu", 1)
-    models = zoo(text, [*TWO_EXITS, THREE_EXITS] if corpus == "sotu" else list(TWO_EXITS))
-    with multiprocessing.get_context("spawn").Pool(study_params("zoo")["processes"]) as pool:
-        rows = pool.map(partial(measure, settings=settings), models, chunksize=1)
-    results = {}
-    for model, row in zip(models, rows):
-        results.setdefault(model.arm, []).append(row)
-    merged = [
-        {f"{arm}:{key}": value for arm, found in results.items() for key, value in found[place].items()}
-        for place in range(len(study_params("zoo")["seeds"]))
+def corrected(job: Job) -> Outcome:
+    """Every arm and random seed, and the tables and sentences that intervals over random seeds support."""
+    sizes, fitting = job.shared["switch_models"], job.shared["exit_classifier"]
+    arms = [arm for arm in job.arms if arm != THREE_EXITS or job.text.corpus == "sotu"]
+    if not arms:
+        return Outcome([])
+    data = switch_data(job.text, job.cache, sizes)
+    jobs = [
+        (recipe(arm, seed, job.cache, sizes), data, fitting, job.settings)
+        for arm in arms
+        for seed in job.seeds
     ]
-    figures, sentences = report(over_seeds(merged), list(results), settings, len(merged))
-    write_results("exit_signals", corpus, text.record(), [], None, merged, figures, sentences=sentences)
+    measured = iter(run_arms(make_and_measure, jobs, job.processes))
+    rows: list[Values] = [{} for _ in job.seeds]
+    for arm in arms:
+        for row in rows:
+            row |= {f"{arm}:{key}": value for key, value in next(measured).items()}
+    if len(rows) < 2:
+        return Outcome(rows)
+    figures, sentences = report(over_seeds(rows), arms, job.settings["fractions"], len(rows))
+    return Outcome(rows, figures, sentences)
 
 
-def measure(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
-    """All figures of one model, by key."""
-    setup("cpu", 1)
-    return three_exits(model, settings) if model.test.num_exits > 2 else two_exits(model, settings)
+def make_and_measure(
+    recipe: Recipe, data: Artifact, fitting: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Values:
+    """One arm and random seed, in a process of its own."""
+    return measure(switch_model(recipe, data), fitting, settings)
 
 
-def two_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
+def measure(model: SmallModel, fitting: Mapping[str, Any], settings: Mapping[str, Any]) -> Values:
+    """All values of one model; classifiers are fitted as ``fitting`` says (section exit_classifier of the
+    shared settings)."""
+    if model.test.num_exits > 2:
+        return three_exits(model, fitting, settings["prices"])
+    return two_exits(model, fitting, settings["fractions"])
+
+
+def two_exits(model: SmallModel, fitting: Mapping[str, Any], shares: Sequence[float]) -> Values:
     """Keys ``<signal>.headroom.<share>`` and ``.nll.<share>``, and ``ppl_0``, ``ppl_full``.
 
     Signals: the statistics, ``label <label>``, ``view <inputs>`` and ``width <name>`` of a gain classifier,
     oracles of the loss and the true gain.
     """
-    loss, shares, scores = losses(model.test), settings["fractions"], dict(statistic_scores(model.test, 0))
+    loss, scores = losses(model.test), dict(statistic_scores(model.test, 0))
     views, converged = Views(model, 0), []
 
-    def learned(name: str, view: str, hidden: list[int], first: Any = None) -> tuple[np.ndarray, Any]:
-        classifier, ended = fit_view(model, 0, name, views, view, settings, hidden, first)
+    def learned(
+        name: str, view: str, hidden: Sequence[int], first: ExitClassifier | None = None
+    ) -> tuple[np.ndarray, ExitClassifier]:
+        classifier, ended = fit_view(model, views, view, name, hidden, fitting, first)
         converged.append(ended)
         with torch.no_grad():
             return classifier(views.get(model.test, view, first)).numpy(), classifier
 
     for name in KINDS:
-        scores[f"label {name}"], classifier = learned(name, "state", settings["hidden"])
+        scores[f"label {name}"], classifier = learned(name, "state", fitting["hidden"])
         if name == "gain":
             first = classifier
     for view in VIEWS:
         if view != "state":
-            scores[f"view {view}"], _ = learned("gain", view, settings["hidden"], first)
+            scores[f"view {view}"], _ = learned("gain", view, fitting["hidden"], first)
     for width, hidden in WIDTHS.items():
-        if hidden != settings["hidden"]:
+        if hidden != fitting["hidden"]:
             scores[f"width {width}"], _ = learned("gain", "state", hidden)
     scores["loss oracle"] = -loss[0]
-    out = {
+    out: Values = {
         f"{name}.{key}": value
         for name, score in scores.items()
         for key, value in headrooms(score, loss, shares).items()
@@ -100,21 +124,23 @@ def two_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def three_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
-    """NLL at equal FLOPs of one price against one calibrated threshold, for classifiers of gain and of divergence.
+def three_exits(model: SmallModel, fitting: Mapping[str, Any], prices: int) -> Values:
+    """NLL at equal FLOPs of one price against one calibrated threshold, for classifiers of gain and of
+    divergence.
 
-    Keys ``<label>.<rule>.nll.<saving>``: test NLL where the rule saves that share of the FLOPs, interpolated along its curve.
+    Keys ``<label>.<rule>.nll.<saving>``: test NLL where the rule saves that share of the FLOPs, interpolated
+    along its curve of so many ``prices`` or thresholds; None where the curve does not reach it.
     """
     loss, lm = losses(model.test), model.load()
     last = lm.config.num_blocks - 1
     part = split_calibration(model.calibration.column("document"), model.seed)
     select = part != PARTS.index("fit")
-    out = {f"ppl_{exit}": float(np.exp(loss[exit].mean())) for exit in range(last + 1)}
+    out: Values = {f"ppl_{exit}": float(np.exp(loss[exit].mean())) for exit in range(last + 1)}
     for name in ("gain", "divergence"):
         gains, confidences, converged = [], [], []
         for exit in range(last):
             views = Views(model, exit)
-            classifier, ended = fit_view(model, exit, name, views, "state", settings, settings["hidden"])
+            classifier, ended = fit_view(model, views, "state", name, fitting["hidden"], fitting)
             converged.append(ended)
             with torch.no_grad():
                 score = classifier(views.get(model.calibration, "state")).numpy()[select]
@@ -124,12 +150,10 @@ def three_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
                 confidences.append(calibrator(classifier(inputs)).numpy())
         costs = np.array(exit_costs(lm, model.test.window, False, classifier.flops))
         curves = {
-            "price": [_priced(gains, costs, price) for price in np.geomspace(0.005, 5, settings["prices"])],
+            "price": [_priced(gains, costs, price) for price in np.geomspace(0.005, 5, prices)],
             "threshold": [
                 exits_taken(np.stack(confidences), [threshold] * last)
-                for threshold in np.quantile(
-                    np.concatenate(confidences), np.linspace(0.01, 0.99, settings["prices"])
-                )
+                for threshold in np.quantile(np.concatenate(confidences), np.linspace(0.01, 0.99, prices))
             ],
         }
         for rule, taken in curves.items():
@@ -139,9 +163,8 @@ def three_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
                 out[f"{name}.{rule}.nll.{saving}"] = _along(saving, saved, nll)
         for saving in SAVINGS:
             price, threshold = (out[f"{name}.{rule}.nll.{saving}"] for rule in ("price", "threshold"))
-            out[f"{name}.price_minus_threshold.{saving}"] = (
-                None if None in (price, threshold) else price - threshold
-            )
+            both = price is not None and threshold is not None
+            out[f"{name}.price_minus_threshold.{saving}"] = price - threshold if both else None
     undecided = np.array(exit_costs(lm, model.test.window, False, 0))
     return out | {f"random.nll.{saving}": _random(loss, undecided, saving) for saving in SAVINGS}
 
@@ -149,9 +172,8 @@ def three_exits(model: ZooModel, settings: dict[str, Any]) -> dict[str, float]:
 def _along(saving: float, saved: np.ndarray, nll: np.ndarray) -> float | None:
     """NLL of a curve at a saving, interpolated; None where the curve does not reach it."""
     order = np.argsort(saved)
-    return (
-        float(np.interp(saving, saved[order], nll[order])) if saved.min() <= saving <= saved.max() else None
-    )
+    reached = saved.min() <= saving <= saved.max()
+    return float(np.interp(saving, saved[order], nll[order])) if reached else None
 
 
 def _priced(gains: list[np.ndarray], costs: np.ndarray, price: float) -> np.ndarray:
@@ -163,7 +185,8 @@ def _priced(gains: list[np.ndarray], costs: np.ndarray, price: float) -> np.ndar
 
 
 def _random(loss: np.ndarray, costs: np.ndarray, saving: float) -> float | None:
-    """Expected NLL of the best mixture of two fixed depths that saves ``saving``: chance decides per token."""
+    """Expected NLL of the best mixture of two fixed depths that saves ``saving``: chance decides per
+    token."""
     means, savings = loss.mean(1), 1 - costs
     pairs = [
         (a, b)
@@ -179,10 +202,10 @@ def _random(loss: np.ndarray, costs: np.ndarray, saving: float) -> float | None:
 
 
 def report(
-    values: dict[str, dict[str, float]], arms: list[str], settings: dict[str, Any], seeds: int
+    values: Mapping[str, Mapping[str, float]], arms: Sequence[str], shares: Sequence[float], seeds: int
 ) -> tuple[dict[str, Any], list[str]]:
-    """Tables for docs/findings.md, and the sentences they support."""
-    figures, sentences, shares = {}, [], settings["fractions"]
+    """Tables for the findings, and the sentences they support, from intervals over so many ``seeds``."""
+    figures, sentences = {}, []
     for arm in arms:
         if f"{arm}:ppl_full" not in values:
             continue
@@ -195,8 +218,10 @@ def report(
         ranked = sorted(names, key=lambda name: -values[f"{arm}:{name}.headroom.{middle}"]["value"])
         figures[f"headroom, {arm}"] = {
             "title": f"Headroom recovered by share of tokens leaving, {arm} models",
-            "note": f"0 is random exits, 1 the gain oracle, at equal shares; test documents, mean and 95 % t interval over {seeds} seeds; "
-            f"test perplexity {values[f'{arm}:ppl_0']['value']:.1f} at exit 0, {values[f'{arm}:ppl_full']['value']:.1f} at full depth",
+            "note": "0 is random exits, 1 the gain oracle, at equal shares; test documents, mean and 95 % t "
+            f"interval over {seeds} random seeds; test perplexity "
+            f"{values[f'{arm}:ppl_0']['value']:.1f} at exit 0, "
+            f"{values[f'{arm}:ppl_full']['value']:.1f} at full depth",
             "columns": ["signal", *(f"{share:.0%}" for share in shares)],
             "rows": [
                 [name, *(_cell(values[f"{arm}:{name}.headroom.{share}"]) for share in shares)]
@@ -220,16 +245,24 @@ def report(
             )
         }
         sentences.append(
-            f"{arm.capitalize()} models, {middle:.0%} of the tokens leaving: a classifier of the divergence recovers {_words(show['label divergence'])} "
-            f"of the headroom, of the gain {_words(show['label gain'])}, of agreement {_words(show['label agreement'])}; the statistic of the "
-            f"softmax or the state that came out best on these same documents, {best_statistic}, {_words(show[best_statistic])}, max softmax {_words(show['max_prob'])}, entropy "
-            f"{_words(show['entropy'])}; an oracle that knows the loss at the exit {_words(show['loss oracle'])}."
+            f"{arm.capitalize()} models, {middle:.0%} of the tokens leaving: a classifier of the divergence "
+            f"recovers {_words(show['label divergence'])} of the headroom, of the gain "
+            f"{_words(show['label gain'])}, of agreement {_words(show['label agreement'])}; the statistic of "
+            f"the softmax or the state that came out best on these same documents, {best_statistic}, "
+            f"{_words(show[best_statistic])}, max softmax {_words(show['max_prob'])}, entropy "
+            f"{_words(show['entropy'])}; an oracle that knows the loss at the exit "
+            f"{_words(show['loss oracle'])}."
         )
     if f"{THREE_EXITS}:ppl_0" in values:
-        cells = lambda key: [_cell(values.get(f"{THREE_EXITS}:{key}.{saving}")) for saving in SAVINGS]  # noqa: E731
+
+        def cells(key: str) -> list[list[float] | None]:
+            return [_cell(values.get(f"{THREE_EXITS}:{key}.{saving}")) for saving in SAVINGS]
+
         figures["three exits"] = {
-            "title": "Three exits: test NLL (nats) at equal FLOPs saved, one price against one calibrated threshold",
-            "note": f"random: the best mixture of fixed depths; last rows: price minus threshold, paired by seed; 95 % t interval over {seeds} seeds",
+            "title": "Three exits: test NLL (nats) at equal FLOPs saved, one price against one calibrated "
+            "threshold",
+            "note": "random: the best mixture of fixed depths; last rows: price minus threshold, paired by "
+            f"random seed; 95 % t interval over {seeds} random seeds",
             "columns": ["who decides", *(f"{saving:.0%}" for saving in SAVINGS)],
             "rows": [["random", *cells("random.nll")]]
             + [
@@ -245,13 +278,9 @@ def report(
     return figures, sentences
 
 
-def _cell(value: dict[str, float] | None) -> list[float] | None:
+def _cell(value: Mapping[str, float] | None) -> list[float] | None:
     return [value["value"], value["low"], value["high"]] if value else None
 
 
-def _words(value: dict[str, float]) -> str:
+def _words(value: Mapping[str, float]) -> str:
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,15 @@
-"""Seed 004, low-rank readouts: is a cheaper readout good enough to decide by, and is it low rank or the SVD of W that fails?
+"""Is a cheaper readout good enough to decide by, and is it low rank or the SVD of W that fails? Report
+loss-prediction.
 
-python -m studies.low_rank_readout.study --corpus sotu|wikitext [--protocol published|corrected|both]
+Published: the report's procedure with its flaws (study.yaml) on validation words, the plain SVD of the
+readout matrix W. Corrected: approximations that know how states are distributed (their mean and covariance
+from calibration documents of word-level models), measured on test documents.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,23 +23,15 @@ from offramp.analysis.low_rank import (
     sweep_states,
 )
 from offramp.analysis.rank_pass import SIGNALS
-from offramp.artifacts.artifact import open_artifact
 from offramp.states.store import States
-from studies.common import word_states as seed004
-from studies.common.results import study_params
-from studies.common.word_states import Measured, Rows, Values
+from studies.common.first_block import first_block
+from studies.common.study import Job, Outcome
+from studies.common.tables import Table, Values, mean_tables, of_protocol
+from studies.common.word_models import word_models
 
-STUDY = "low_rank_readout"
-
-SETTINGS: dict[str, Any] = study_params(STUDY)
-"""Section ``low_rank_readout`` of pipeline/studies/params.yaml."""
-
-FLAWS = [
-    "J5 everything is computed on the split that stopped training early; one model, one seed; the constant component of the "
-    "logits is not removed",
-    "I1 the embedding is never trained",
-    "the SVD of W minimises |W - W_r|, not the error of the logits",
-]
+ARMS = VARIANTS
+PLAIN = "plain"
+"""The approximation of the report."""
 
 MEASURES = (
     "coverage",
@@ -61,7 +55,7 @@ def values_of(rows: Sequence[Mapping[str, Any]]) -> Values:
     """
     out: Values = {}
     for row in rows:
-        prefix = "" if row["variant"] == "plain" else f"{row['variant']}."
+        prefix = "" if row["variant"] == PLAIN else f"{row['variant']}."
         out |= {
             f"{prefix}{name}.{row['rank']}": None if math.isnan(row[name]) else row[name] for name in MEASURES
         }
@@ -69,10 +63,11 @@ def values_of(rows: Sequence[Mapping[str, Any]]) -> Values:
     return out
 
 
-def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
-    """Two long tables: correlation of every signal with its exact value, and the loss gap it gives, by variant and rank."""
+def tables_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+    """Two long tables: correlation of every signal with its exact value, and the loss gap it gives, by
+    variant and rank."""
 
-    def long(suffix: str, named: str) -> Rows:
+    def long(suffix: str, named: str) -> Table:
         return [
             {
                 "variant": row["variant"],
@@ -88,56 +83,46 @@ def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
     return {"correlation": long("_corr", "correlation"), "loss_gap": long("_gap", "gap")}
 
 
-def published(folder: Path, settings: Mapping[str, Any] = SETTINGS) -> Measured:
-    """The seed's procedure on evenly spaced validation tokens: the plain SVD, fitted to nothing but W.
-
-    Correlation and error of the logits are means over the first chunks of consecutive tokens, as in the seed. The better
-    approximations of the same model, which the seed did not have, are fitted on the first half of the tokens and
-    measured on the second.
-    """
-    states = States(open_artifact(folder / "states", "states", verify=False))
-    matrix, inputs, targets = readout_inputs(states, 0, settings["tokens"])
-    rows = rank_sweep(matrix, inputs[:2], inputs, targets, settings["ranks"], ["plain"])
-    chunks = settings["logit_chunks"]
-    first = states.hidden(0, np.arange(states.num_tokens) < chunks["count"] * chunks["tokens"])
-    plain = approximate(matrix, first, ["plain"])["plain"]
-    fidelity = [
-        logit_fidelity(matrix, plain, part, settings["ranks"]) for part in first.split(chunks["tokens"])
-    ]
-    for row, (corr, mse) in zip(rows, np.mean(fidelity, axis=0).tolist(), strict=True):
-        row |= {"logit_corr": corr, "logit_mse": mse}
-    _, inputs, targets = readout_inputs(states, 0, 2 * settings["tokens"])
-    half = len(inputs) // 2
-    rows += rank_sweep(matrix, inputs[:half], inputs[half:], targets[half:], settings["ranks"], VARIANTS[1:])
-    return values_of(rows), figures_of(rows)
+def published(job: Job) -> Outcome:
+    """The report's procedure on evenly spaced validation words."""
+    block = first_block(job.text, job.cache, job.shared["first_block"], job.seeds[0])
+    rows = published_sweep(block.states, job.settings, job.arms)
+    return Outcome([values_of(rows)], of_protocol(tables_of(rows), "published"))
 
 
-def corrected(folder: Path, seed: int, settings: Mapping[str, Any] = SETTINGS) -> Measured:
+def corrected(job: Job) -> Outcome:
     """Every variant, its mean and covariance from calibration documents, measured on test documents."""
-    calibration, test = (
-        States(open_artifact(folder / "states" / name, "states", verify=False))
-        for name in ("calibration", "test")
-    )
-    rows = sweep_states(calibration, test, 0, settings["ranks"], settings["tokens"])
-    return values_of(rows), figures_of(rows)
+    ranks, tokens = job.settings["ranks"], job.settings["tokens"]
+    models = word_models(job.text, job.cache, job.shared["word_models"], job.seeds)
+    sweeps = [sweep_states(model.calibration, model.test, 0, ranks, tokens, job.arms) for model in models]
+    tables = mean_tables([tables_of(rows) for rows in sweeps])
+    return Outcome([values_of(rows) for rows in sweeps], of_protocol(tables, "corrected"))
 
 
-def run(
-    corpus: str, protocol: str, root: Path, text: dict[str, str], settings: Mapping[str, Any] = SETTINGS
-) -> Path:
-    """Write metrics/studies/low_rank_readout.<corpus>.json under ``root``."""
-    return seed004.run_study(
-        STUDY,
-        FLAWS,
-        settings,
-        lambda folder: published(folder, settings),
-        lambda folder, seed: corrected(folder, seed, settings),
-        corpus,
-        protocol,
-        root,
-        text,
-    )
+def published_sweep(
+    states: States, settings: Mapping[str, Any], variants: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows of ``rank_sweep`` for the variants: the plain SVD is fitted to nothing but W.
 
-
-if __name__ == "__main__":
-    seed004.study_main(run, STUDY)
+    Its correlation and error of the logits are means over the first chunks of consecutive tokens, as in the
+    report. The better approximations of the same model, which the report did not have, are fitted on the
+    first half of the tokens and measured on the second.
+    """
+    rows: list[dict[str, Any]] = []
+    if PLAIN in variants:
+        matrix, inputs, targets = readout_inputs(states, 0, settings["tokens"])
+        rows = rank_sweep(matrix, inputs[:2], inputs, targets, settings["ranks"], [PLAIN])
+        chunks = settings["logit_chunks"]
+        first = states.hidden(0, np.arange(states.num_tokens) < chunks["count"] * chunks["tokens"])
+        plain = approximate(matrix, first, [PLAIN])[PLAIN]
+        fidelity = [
+            logit_fidelity(matrix, plain, part, settings["ranks"]) for part in first.split(chunks["tokens"])
+        ]
+        for row, (corr, mse) in zip(rows, np.mean(fidelity, axis=0).tolist(), strict=True):
+            row |= {"logit_corr": corr, "logit_mse": mse}
+    better = [name for name in variants if name != PLAIN]
+    if better:
+        matrix, inputs, targets = readout_inputs(states, 0, 2 * settings["tokens"])
+        half = len(inputs) // 2
+        rows += rank_sweep(matrix, inputs[:half], inputs[half:], targets[half:], settings["ranks"], better)
+    return rows
