@@ -19,12 +19,13 @@ from benchmarks.collect import collect
 from benchmarks.inputs import RandomWindows, model
 from benchmarks.measure import ROOT, Row, median_ratio, seconds
 from offramp.artifacts.artifact import open_artifact
-from offramp.exits.classifier import ExitClassifier, fit_classifier
+from offramp.exits.classifier import ExitClassifier
 from offramp.exits.labels import label
 from offramp.models.native import BlockwiseLM
 from offramp.params import Pretrain, load_params
 from offramp.routing.executor import Arrivals, Decision, Executor, Policy
 from offramp.states.store import States
+from offramp.training.exit_classifiers import fit_classifier
 from offramp.training.pretrain import Pretrainer
 from offramp.training.snapshots import Snapshots
 
@@ -146,7 +147,15 @@ def fit_from_cache(path: Path, epochs: int) -> tuple[ExitClassifier, Tensor]:
     inputs, labels = states.hidden(0), torch.from_numpy(label(states, 0, "correct", 0.0))
     few = slice(0, 2048)
     fit = fit_classifier(
-        (inputs, labels), (inputs[few], labels[few]), "correct", [], 1e-3, BATCH * WINDOW, epochs, epochs, 0
+        (inputs, labels),
+        (inputs[few], labels[few]),
+        "correct",
+        [],
+        learning_rate=1e-3,
+        batch_size=BATCH * WINDOW,
+        max_epochs=epochs,
+        patience=epochs,
+        seed=0,
     )
     return fit.classifier, inputs
 

@@ -13,7 +13,7 @@ from benchmarks.blockwise_training import BATCH, VOCAB, WINDOW, fit_from_cache, 
 from benchmarks.collect import collect
 from benchmarks.inputs import RandomWindows
 from benchmarks.measure import Row, in_turn, median_ratio, seconds
-from offramp.exits.classifier import fit_classifier
+from offramp.training.exit_classifiers import fit_classifier
 
 EPOCHS, PAIRS = 3, 3
 TOKENS, WIDTH = 65_536, 64
@@ -55,7 +55,15 @@ def convergence() -> Row:
 
     def work() -> None:
         outcome = fit_classifier(
-            (inputs[fit], labels[fit]), (inputs[select], labels[select]), "gain", [128], 8e-3, 4096, 200, 2, 0
+            (inputs[fit], labels[fit]),
+            (inputs[select], labels[select]),
+            "gain",
+            [128],
+            learning_rate=8e-3,
+            batch_size=4096,
+            max_epochs=200,
+            patience=2,
+            seed=0,
         )
         if not outcome.converged:
             raise RuntimeError("the fit did not converge, so its time says nothing")

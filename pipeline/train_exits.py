@@ -6,12 +6,12 @@ from pathlib import Path
 
 from offramp.artifacts.artifact import open_artifact
 from offramp.exits.store import Exits
-from offramp.exits.train import train_exits
 from offramp.machine.device import setup
 from offramp.params import Declared
 from offramp.results.exits import FitEpoch, FittedExits, ThresholdEffect
 from offramp.routing.thresholds import threshold_table
 from offramp.states.store import States
+from offramp.training.exits import train_exits
 from pipeline._stage import stage
 
 

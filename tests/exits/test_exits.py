@@ -19,11 +19,12 @@ from offramp.exits.calibration import (
     reliability,
     resampled_calibration_error,
 )
-from offramp.exits.classifier import ExitClassifier, fit_classifier
+from offramp.exits.classifier import ExitClassifier
 from offramp.exits.labels import KINDS
 from offramp.exits.ranking import aurc, auroc, classification_quality, loss_gap, most_confident
 from offramp.exits.signals import ORACLES, SIGNALS, known_signals, raw_signal
-from offramp.exits.train import PARTS, split_calibration
+from offramp.training.exit_classifiers import fit_classifier
+from offramp.training.exits import PARTS, split_calibration
 
 
 def known_problem(seed=0, tokens=6000, width=8):
@@ -45,7 +46,15 @@ def test_every_kind_of_label_yields_scores_that_rise_with_the_right_to_leave(lab
         "cost": 4 - 3 * (truth + noise),
     }[KINDS[label]].unsqueeze(1)
     fit = fit_classifier(
-        (inputs[:4000], labels[:4000]), (inputs[4000:], labels[4000:]), label, hidden, 2e-2, 500, 40, 2, 0
+        (inputs[:4000], labels[:4000]),
+        (inputs[4000:], labels[4000:]),
+        label,
+        hidden,
+        learning_rate=2e-2,
+        batch_size=500,
+        max_epochs=40,
+        patience=2,
+        seed=0,
     )
     with torch.no_grad():
         score = fit.classifier(inputs[4000:])
@@ -57,10 +66,12 @@ def test_a_fit_is_reproducible_and_says_when_it_did_not_converge():
     inputs, truth, noise = known_problem()
     wanted = (truth + noise).unsqueeze(1)
     args = ((inputs[:4000], wanted[:4000]), (inputs[4000:], wanted[4000:]), "gain", [8])
-    one, two = (fit_classifier(*args, 1e-2, 500, 6, 3, 5) for _ in range(2))
+    how = {"max_epochs": 6, "patience": 3, "seed": 5}
+    one, two = (fit_classifier(*args, learning_rate=1e-2, batch_size=500, **how) for _ in range(2))
     for name, value in one.classifier.state_dict().items():
         assert torch.equal(value, two.classifier.state_dict()[name])
-    assert not fit_classifier(*args, 1e-5, 256, 2, 3, 5).converged
+    few = how | {"max_epochs": 2}
+    assert not fit_classifier(*args, learning_rate=1e-5, batch_size=256, **few).converged
 
 
 def test_classifier_flops_are_those_of_its_matrices():
@@ -217,7 +228,15 @@ def test_a_classifier_of_benefits_predicts_nats_to_every_later_exit():
     inputs, truth, noise = known_problem()
     wanted = torch.stack((2 + truth, 5 - truth), 1) + 0.1 * noise.unsqueeze(1)
     fit = fit_classifier(
-        (inputs[:4000], wanted[:4000]), (inputs[4000:], wanted[4000:]), "gain", [16], 2e-2, 500, 40, 2, 0
+        (inputs[:4000], wanted[:4000]),
+        (inputs[4000:], wanted[4000:]),
+        "gain",
+        [16],
+        learning_rate=2e-2,
+        batch_size=500,
+        max_epochs=40,
+        patience=2,
+        seed=0,
     )
     with torch.no_grad():
         torch.testing.assert_close(fit.classifier.costs(inputs[4000:]), wanted[4000:], atol=0.3, rtol=0)

@@ -18,7 +18,6 @@ from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
 from offramp.exits.classifier import ExitClassifier
 from offramp.exits.store import Exits
-from offramp.exits.train import train_exits
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.routing.choice import choose_policy
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
@@ -35,6 +34,7 @@ from offramp.routing.policies import (
 from offramp.routing.thresholds import NOBODY, HeldOut, exits_taken
 from offramp.states.collect import collect_states
 from offramp.states.store import States
+from offramp.training.exits import train_exits
 from tests.conftest import repository_params
 from tests.routing.test_decoder import check_pieces_equal_one_pass
 from tests.routing.test_executor import check_ragged_equals_alone

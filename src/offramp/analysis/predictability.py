@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from offramp.analysis.distribution import finite
 from offramp.errors import UserError
+from offramp.training.loop import Best, Row, Training
 
 WIDTH, LEARNING_RATE = 128, 5e-3
 BATCH, STEPS = 1024, 40
@@ -75,20 +75,23 @@ def _fit(network: nn.Module, fit: tuple[Tensor, Tensor], select: tuple[Tensor, T
     """Leave ``network`` with the weights that did best on ``select``."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
     generator, batch = torch.Generator().manual_seed(seed), min(BATCH, -(-len(fit[0]) // STEPS))
-    best, best_loss, since = copy.deepcopy(network.state_dict()), math.inf, 0
-    for epoch in range(1, MAX_EPOCHS + 1):
+
+    def epoch(number: int) -> None:
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * number / MAX_EPOCHS)) / 2
         for rows in torch.randperm(len(fit[0]), generator=generator).split(batch):
             optimiser.zero_grad(set_to_none=True)
             F.mse_loss(network(fit[0][rows]), fit[1][rows]).backward()
             optimiser.step()
+
+    def look(epochs: int) -> tuple[list[Row], float]:
         with torch.no_grad():
-            loss = F.mse_loss(network(select[0]), select[1]).item()
-        if loss < best_loss:
-            best, best_loss, since = copy.deepcopy(network.state_dict()), loss, 0
-        else:
-            since += 1
-        if since == PATIENCE:
-            break
-        for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * epoch / MAX_EPOCHS)) / 2
-    network.load_state_dict(best)
+            return [], F.mse_loss(network(select[0]), select[1]).item()
+
+    Training(
+        step=epoch,
+        look=look,
+        steps=MAX_EPOCHS,
+        looks=range(1, MAX_EPOCHS + 1),
+        selection=Best(network, PATIENCE),
+    ).run()

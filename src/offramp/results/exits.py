@@ -35,7 +35,7 @@ class ClassifierFit(Record):
 
 
 class SignalQuality(Record):
-    """How a signal ranks held-out tokens; see ``offramp.exits.train.signal_quality``."""
+    """How a signal ranks held-out tokens; see ``offramp.training.exits.signal_quality``."""
 
     auroc: float | None
     aurc: float

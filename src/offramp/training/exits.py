@@ -23,12 +23,13 @@ from torch import Tensor
 from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
 from offramp.errors import UserError
 from offramp.exits.calibration import fit_calibrator
-from offramp.exits.classifier import ExitClassifier, classifier_inputs, fit_classifier
+from offramp.exits.classifier import ExitClassifier, classifier_inputs
 from offramp.exits.labels import KINDS, agreement, label
 from offramp.exits.ranking import aurc, auroc, classification_quality, loss_gap, most_confident
 from offramp.exits.signals import known_signals, raw_signal
 from offramp.exits.store import HELD_OUT
 from offramp.states.store import States
+from offramp.training.exit_classifiers import fit_classifier
 from offramp.vocabulary import LEARNED
 
 PARTS = ("fit", "select", "guarantee")
@@ -133,11 +134,11 @@ def _fit(
         (inputs[select], labels[select]),
         settings.label,
         list(settings.hidden),
-        settings.learning_rate,
-        settings.batch_size,
-        settings.max_epochs,
-        settings.patience,
-        settings.seed,
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        max_epochs=settings.max_epochs,
+        patience=settings.patience,
+        seed=settings.seed,
         name=f"exit classifier {exit}",
     )
     with torch.no_grad():
