@@ -1,4 +1,6 @@
-"""``python -m studies``: what there is; ``python -m studies NAME ...``: run a study, or one of the tools that serve all of them."""
+"""``python -m studies``: what there is; ``python -m studies NAME ...``: run a study, or one of the tools that
+serve all of them.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""``python -m studies code``: write build/code, one file per study and tool, that studies/dvc.yaml names as their dependency.
+"""``python -m studies code``: write build/code, one file per study and tool, that studies/dvc.yaml names as
+their dependency.
 
-Each holds the SHA-256 of every module that is imported and the versions of the libraries that compute (``offramp.lineage.code``); that of
-a study also its shared settings and its pairs of facts, those of the ledger and the findings all claims and descriptions of studies.
-Made anew every time, so neither `dvc push` nor `dvc pull` knows it.
+Each holds the SHA-256 of every module that is imported and the versions of the libraries that compute
+(``offramp.lineage.code``); that of a study also its shared settings and its pairs of facts, those of the
+ledger and the findings all claims and descriptions of studies. Made anew every time, so neither `dvc push`
+nor `dvc pull` knows it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """``python -m studies relock [NAME ...]``: the only way to renew a lock without a whole rerun.
 
-After a change of code that should change no result (a module moved, a line reworded), `dvc status` calls studies changed whose results
-are still right. For each of them this reruns the published protocol and one random seed of the corrected one, with no cached model, and
-compares every value with the committed ones. Where all are equal, the lock is renewed (`dvc commit`); where one is not, nothing is, and
-`dvc repro` is the way.
+After a change of code that should change no result (a module moved, a line reworded), `dvc status` calls
+studies changed whose results are still right. For each of them this reruns the published protocol and one
+random seed of the corrected one, with no cached model, and compares every value with the committed ones.
+Where all are equal, the lock is renewed (`dvc commit`); where one is not, nothing is, and `dvc repro` is the
+way.
 
-Equal means to the last digit but for rounding in the text of a number: on another kind of processor last digits differ, a training
-carries them further, and the lock is refused there, too. Seconds are not compared.
+Equal means to the last digit but for rounding in the text of a number: on another kind of processor last
+digits differ, a training carries them further, and the lock is refused there, too. Seconds are not compared.
 """
 
 from __future__ import annotations
@@ -52,10 +53,13 @@ def differences(study: Study, corpus: str, home: Path = HOME) -> list[str]:
     by_seed = read_seeds(home, study.name, corpus)
     if committed.corrected and seed not in by_seed:
         raise UserError(
-            f"metrics/{study.name}.{corpus}.csv has no values of random seed {seed}; run `dvc repro` in {home.name}/"
+            f"metrics/{study.name}.{corpus}.csv has no values of random seed {seed}; "
+            f"run `dvc repro` in {home.name}/"
         )
     with tempfile.TemporaryDirectory() as cache:
-        outcomes = run_protocols(study, text_of(corpus), ("published", "corrected"), Path(cache), seeds=[seed])
+        outcomes = run_protocols(
+            study, text_of(corpus), ("published", "corrected"), Path(cache), seeds=[seed]
+        )
     out: list[str] = []
     known = {
         "published": committed.published.values if committed.published else None,
@@ -94,7 +98,9 @@ def relock(stages: Sequence[str], home: Path = HOME) -> bool:
             agreed = False
             shown = "\n  ".join(unlike[:10])
             more = f"\n  and {len(unlike) - 10} more" if len(unlike) > 10 else ""
-            print(f"{stage}: not renewed, {len(unlike)} values differ; `dvc repro` reruns it\n  {shown}{more}")
+            print(
+                f"{stage}: not renewed, {len(unlike)} values differ; `dvc repro` reruns it\n  {shown}{more}"
+            )
             continue
         _dvc(home, "commit", "--force", stage)
         print(f"{stage}: renewed, one random seed gives the committed values")
@@ -112,7 +118,9 @@ def _dvc(home: Path, *words: str) -> str:
 def main(arguments: Sequence[str]) -> None:
     """The command line. UserError where a lock was not renewed."""
     parser = argparse.ArgumentParser(prog="python -m studies relock", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="studies (default: all that DVC calls changed)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="studies (default: all that DVC calls changed)"
+    )
     wanted = parser.parse_args(arguments).names
     for name in wanted:
         study_of(name)

@@ -1,8 +1,8 @@
 """What every study leaves behind: two small files per text, and intervals over random seeds.
 
 metrics/<study>.<text>.json has the values of both protocols, figures and sentences (``StudyResults``);
-metrics/<study>.<text>.csv has a row per value of the corrected protocol with its number for every random seed, so that differences
-can be paired and a rerun of one seed can be compared.
+metrics/<study>.<text>.csv has a row per value of the corrected protocol with its number for every random
+seed, so that differences can be paired and a rerun of one seed can be compared.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def read_seeds(home: Path, study: str, text: str) -> dict[int, dict[str, float]]
 
 
 def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and 95 % t interval over random seeds of every key; ``rows`` holds one dict per seed, with equal keys.
+    """Mean and 95 % t interval over random seeds of every key; ``rows`` holds one dict per seed, with equal
+    keys.
 
     A key that is None for some seed is left out: an interval over fewer seeds would pass for one over all.
     """

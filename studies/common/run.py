@@ -41,14 +41,17 @@ def run_protocols(
     if not outcomes:
         wanted = f", arms {', '.join(map(repr, arms))}" if arms else ""
         raise UserError(
-            f"{study.name} has nothing to run on the text {text.corpus} under protocol {' or '.join(protocols)}{wanted}; "
+            f"{study.name} has nothing to run on the text {text.corpus} under protocol "
+            f"{' or '.join(protocols)}{wanted}; "
             "leave out --protocol and --arm to see what it has"
         )
     return outcomes
 
 
 def main(study: Study, arguments: Sequence[str], home: Path = HOME) -> None:
-    """The command line of a study. All arms of the whole setting are written to its result files, anything less is printed."""
+    """The command line of a study. All arms of the whole setting are written to its result files, anything
+    less is printed.
+    """
     given = _parser(study).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format=f"{study.name}: %(message)s", stream=sys.stderr)
     text = _text(study, given)

@@ -1,8 +1,9 @@
 """What a study is: a folder with study.yaml, claims.yaml and study.py, and nothing elsewhere.
 
-study.yaml says what it asks, of which report, on which texts, with which settings (``About``). study.py has ``ARMS``, the names of what
-it compares, and one function per protocol, ``published(job)`` and ``corrected(job)``, each from a ``Job`` to an ``Outcome``. Settings
-are passed in: importing a study reads no file.
+study.yaml says what it asks, of which report, on which texts, with which settings (``About``). study.py has
+``ARMS``, the names of what it compares, and one function per protocol, ``published(job)`` and
+``corrected(job)``, each from a ``Job`` to an ``Outcome``. Settings are passed in: importing a study reads no
+file.
 """
 
 from __future__ import annotations
@@ -69,9 +70,13 @@ class About(BaseModel):
     flaws: list[str]
     """What is wrong with the published protocol, in words."""
     story: str = ""
-    """What the report did and concluded, and what a fair test is; the opening of the study's part of the findings."""
+    """What the report did and concluded, and what a fair test is; the opening of the study's part of the
+    findings.
+    """
     facts: dict[Protocol, list[str]] = {}
-    """Sentences of the findings by protocol; figures stand in braces, by their keys, and one that is missing drops its sentence."""
+    """Sentences of the findings by protocol; figures stand in braces, by their keys, and one that is missing
+    drops its sentence.
+    """
     timings: list[str] = []
     """How keys of values in seconds begin: no rerun gives them again."""
     tiny: dict[str, Any] = {}
@@ -94,7 +99,8 @@ class Job:
     processes: int
     """Arms trained at a time, with one thread each."""
     cache: Path
-    """Where models are kept that another study, or this one again, finds by the identity of what made them."""
+    """Where models are kept that another study, or this one again, finds by the identity of what made them.
+    """
 
 
 @dataclass
@@ -102,7 +108,8 @@ class Outcome:
     """What a protocol found on one text."""
 
     rows: list[dict[str, float]]
-    """Values by key, one dict per random seed, with equal keys; none where no wanted arm runs on this text."""
+    """Values by key, one dict per random seed, with equal keys; none where no wanted arm runs on this text.
+    """
     figures: dict[str, Any] = field(default_factory=dict)
     """Tables and plots of the findings, by name."""
     sentences: list[str] = field(default_factory=list)
@@ -192,7 +199,9 @@ def study_of(name: str, home: Path = HOME) -> Study:
 
 
 def chosen_arms(study: str, wanted: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The arms asked for, in the study's order; all of them where none is. UserError for one that it does not have."""
+    """The arms asked for, in the study's order; all of them where none is. UserError for one that it does not
+    have.
+    """
     for name in wanted:
         if name not in known:
             raise UserError(

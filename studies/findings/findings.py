@@ -2,8 +2,8 @@
 
     python -m studies findings
 
-Reads claims.csv, the results below metrics/ and every study.yaml; same results, same bytes. A study may have no results yet. Figures that
-merely describe are in claims.csv alone.
+Reads claims.csv, the results below metrics/ and every study.yaml; same results, same bytes. A study may have
+no results yet. Figures that merely describe are in claims.csv alone.
 """
 
 from __future__ import annotations
@@ -311,12 +311,12 @@ def _limits(results: dict[tuple[str, str], StudyResults | None]) -> dict[str, st
     seeds = sorted({result.corrected.n for result in found if result.corrected})
     some = any(corpus == "wikitext" and result for (_, corpus), result in results.items())
     both = (
-        "There are two corpora, both English. Figures that depend on the text are judged on WikiText-2, the published "
-        "one; conclusions on both."
+        "There are two corpora, both English. Figures that depend on the text are judged on WikiText-2, the "
+        "published one; conclusions on both."
     )
     one = (
-        "All results are on the State of the Union addresses. The reports used WikiText-2: figures that depend on the "
-        "text may differ for that reason alone, conclusions should not."
+        "All results are on the State of the Union addresses. The reports used WikiText-2: figures that depend "
+        "on the text may differ for that reason alone, conclusions should not."
     )
     return {"seeds": " or ".join(map(str, seeds)) or "no", "corpora": both if some else one}
 

@@ -1,4 +1,6 @@
-"""One plot per study and corpus for the findings, in the house style of the report; same results, same bytes."""
+"""One plot per study and corpus for the findings, in the house style of the report; same results, same
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,17 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 
 CHARACTERS, HANDLE, ROW = 78, 6, 0.2
-"""Of a legend: characters that fit side by side, those that a line's sample takes the room of, inches of a row."""
+"""Of a legend: characters that fit side by side, those that a line's sample takes the room of, inches of a
+row.
+"""
 
 
 @dataclass(frozen=True)
 class Plot:
     """``rows`` with the columns ``x``, ``y`` and, for several lines, ``group``.
 
-    A figure of a result file asks for one under the key "plot", by the names of these fields. Cells of x and y may carry their
-    interval, [value, low, high]: y's is a band around a line and a whisker at a point.
+    A figure of a result file asks for one under the key "plot", by the names of these fields. Cells of x and
+    y may carry their interval, [value, low, high]: y's is a band around a line and a whisker at a point.
     """
 
     title: str

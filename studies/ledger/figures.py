@@ -1,7 +1,7 @@
 """Figures of the studies as claims name them: by study, key, protocol and corpus.
 
-A key is "name", "study:name", or two of them joined by " - " or " / ". The published protocol has one number per name,
-the corrected one a value with its interval over random seeds.
+A key is "name", "study:name", or two of them joined by " - " or " / ". The published protocol has one number
+per name, the corrected one a value with its interval over random seeds.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from studies.common.study import Protocol
 from studies.ledger.verdict import Corrected
 
 CORPORA = {"pangram": "the pangram", "wikitext": "WikiText-2", "sotu": "State of the Union"}
-"""Corpora by the weight of their figures, with their names: WikiText-2 is the published text, except where a report
-read a repeated pangram in its place."""
+"""Corpora by the weight of their figures, with their names: WikiText-2 is the published text, except where a
+report read a repeated pangram in its place."""
 Term = tuple[str, str]
 """Study and name of one figure."""
 
 
 def terms(key: str, study: str) -> tuple[str | None, list[Term]]:
-    """The operator of ``key`` (None, "-" or "/") and its one or two figures; ``study`` is that of a bare name."""
+    """The operator of ``key`` (None, "-" or "/") and its one or two figures; ``study`` is that of a bare
+    name.
+    """
     words = key.split()
     if len(words) not in (1, 3) or (len(words) == 3 and words[1] not in "-/"):
         raise UserError(f'key: {key!r} is not "name", "a - b" or "a / b"')
@@ -58,8 +60,8 @@ class Results:
     def corrected(self, key: str, study: str, corpus: str) -> Corrected:
         """A figure under the corrected protocol. UserError if it is missing.
 
-        The interval of a difference goes from low - high to high - low of its parts. It contains the paired t interval
-        over the same seeds, for the standard deviation of a difference is at most the sum of theirs.
+        The interval of a difference goes from low - high to high - low of its parts. It contains the paired t
+        interval over the same seeds, for the standard deviation of a difference is at most the sum of theirs.
         """
         operator, figures = terms(key, study)
         if operator == "/":

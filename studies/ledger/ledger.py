@@ -1,10 +1,12 @@
-"""The claims ledger: every claim of studies/*/claims.yaml with its rerun, its corrected figure and its verdict.
+"""The claims ledger: every claim of studies/*/claims.yaml with its rerun, its corrected figure and its
+verdict.
 
     python -m studies ledger
 
-Reads metrics/<study>.<corpus>.json and writes claims.csv, below the folder of all studies. Where a study has no results on WikiText-2,
-the published text, State of the Union decides alone, and the reason says so; a claim whose study has not been run is inconclusive
-and says that. The rerun is that of the text which the report really read: the repeated pangram where a study has one.
+Reads metrics/<study>.<corpus>.json and writes claims.csv, below the folder of all studies. Where a study has
+no results on WikiText-2, the published text, State of the Union decides alone, and the reason says so; a
+claim whose study has not been run is inconclusive and says that. The rerun is that of the text which the
+report really read: the repeated pangram where a study has one.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ BANDS = {"level": level_band, "share": share_band}
 REASONS = {
     "inside": "The corrected interval is within the claim's region ({region})",
     "apart": "Neither the rerun ({rerun}) nor the corrected interval is within the claim's region ({region})",
-    "artefact": "The published protocol gives {rerun}, within the claim's region ({region}); without its flaws it is "
-    "{corrected}",
+    "artefact": "The published protocol gives {rerun}, within the claim's region ({region}); without its "
+    "flaws it is {corrected}",
     "edge": "The corrected interval reaches across the edge of the claim's region ({region})",
     "few": "Random seeds are too few to decide",
     "no interval": "The corrected figure has no interval",
@@ -64,8 +66,9 @@ REASONS = {
 class Claim:
     """One row of a claims.yaml with the fields of its group; a row may override those.
 
-    A claim needs a region or, for a figure that merely describes, a band around what was published: level (within 25 % of it: nats,
-    perplexities, thresholds) or share (within 0.05 of it: correlations, shares, accuracies). Claims with a region are conclusions.
+    A claim needs a region or, for a figure that merely describes, a band around what was published: level
+    (within 25 % of it: nats, perplexities, thresholds) or share (within 0.05 of it: correlations, shares,
+    accuracies). Claims with a region are conclusions.
     """
 
     id: str
@@ -82,7 +85,9 @@ class Claim:
     corrected_key: str
     """The corrected quantity where it is another one (default: ``key``)."""
     corpora: list[str]
-    """Where it is judged: figures that depend on the text on wikitext, general statements on both, where verdicts must agree."""
+    """Where it is judged: figures that depend on the text on wikitext, general statements on both, where
+    verdicts must agree.
+    """
     region: Region
     """Values of the corrected quantity for which the claim is true."""
     published: float | None
@@ -90,8 +95,8 @@ class Claim:
     conclusion: bool
     """False for a figure that merely describes."""
     reason: dict[str, str] = field(default_factory=dict)
-    """Why, per verdict, in a sentence without its full stop; it may name {published}, {rerun}, {corrected}, {low}, {high}, {region} and
-    {control}: what the published protocol gives for ``corrected_key``."""
+    """Why, per verdict, in a sentence without its full stop; it may name {published}, {rerun}, {corrected},
+    {low}, {high}, {region} and {control}: what the published protocol gives for ``corrected_key``."""
 
     @property
     def studies(self) -> set[str]:
@@ -124,7 +129,8 @@ def _claim(given: dict[str, Any], file: str) -> Claim:
     band, region = values.pop("band", None), values.get("region")
     if (band is None) == (region is None) or (band is not None and band not in BANDS):
         raise UserError(
-            f"{file}: {name}: region {region}, band {band}; give a region or a band, one of {', '.join(BANDS)}"
+            f"{file}: {name}: region {region}, band {band}; "
+            f"give a region or a band, one of {', '.join(BANDS)}"
         )
     if values["report"] not in REPORTS:
         raise UserError(
@@ -162,7 +168,9 @@ def region_text(region: Region) -> str:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim and what became of it. The corpus that comes first in ``corrected`` is the one the ledger shows."""
+    """A claim and what became of it. The corpus that comes first in ``corrected`` is the one the ledger
+    shows.
+    """
 
     claim: Claim
     rerun: float
@@ -252,7 +260,8 @@ def not_run(claim: Claim, results: Results) -> dict[str, Any] | None:
 def judge_claim(claim: Claim, results: Results) -> Judged:
     """The verdict on one claim. Raises UserError for a figure that is missing.
 
-    One rerun serves all corpora, that on the text the report read if there is one: it tells whether the figure reproduces.
+    One rerun serves all corpora, that on the text the report read if there is one: it tells whether the
+    figure reproduces.
     """
     published_on = [name for name in CORPORA if results.has(claim.key, claim.study, "published", name)]
     judged_on = [
@@ -273,7 +282,9 @@ def judge_claim(claim: Claim, results: Results) -> Judged:
 
 
 def write_ledger(home: Path = HOME, claims: list[Claim] | None = None) -> Path:
-    """Write claims.csv in ``home``, the folder of all studies; same results, same bytes. Raises UserError as ``judge_claim`` does."""
+    """Write claims.csv in ``home``, the folder of all studies; same results, same bytes. Raises UserError as
+    ``judge_claim`` does.
+    """
     claims = read_claims(home) if claims is None else claims
     results = Results(home, {study for claim in claims for study in claim.studies})
     rows = []

@@ -1,7 +1,7 @@
 """Verdicts on published claims, by a rule that knows geometry only.
 
-A claim names beforehand its *region*: the values of the corrected quantity for which it would be true. The verdict then
-follows from where the corrected interval lies:
+A claim names beforehand its *region*: the values of the corrected quantity for which it would be true. The
+verdict then follows from where the corrected interval lies:
 
     inside the region                       holds
     apart from it, the rerun inside         artefact       the figure reproduces, but only through the flaw
@@ -31,7 +31,9 @@ FEWEST = 3
 """Seeds or resamples below which an interval decides nothing."""
 
 LEVEL, SHARE = 0.25, 0.05
-"""Half-widths of the bands around a published figure: relative for levels, absolute for correlations and shares."""
+"""Half-widths of the bands around a published figure: relative for levels, absolute for correlations and
+shares.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class Region:
 
 
 def level_band(published: float) -> Region:
-    """The published figure within a quarter of it: for quantities with a unit, which depend on text and vocabulary."""
+    """The published figure within a quarter of it: for quantities with a unit, which depend on text and
+    vocabulary.
+    """
     return Region(*sorted((published * (1 - LEVEL), published * (1 + LEVEL))))
 
 
@@ -68,7 +72,9 @@ def share_band(published: float) -> Region:
 
 @dataclass(frozen=True)
 class Corrected:
-    """A figure under the corrected protocol, its interval (None where it has none), and the number of seeds."""
+    """A figure under the corrected protocol, its interval (None where it has none), and the number of
+    seeds.
+    """
 
     value: float
     low: float | None
@@ -83,7 +89,8 @@ class Judgement:
 
 
 def judge(region: Region, rerun: float | None, corrected: Corrected) -> Judgement:
-    """The verdict on one corpus; ``rerun`` is the figure under the published protocol, None where it has none.
+    """The verdict on one corpus; ``rerun`` is the figure under the published protocol, None where it has
+    none.
 
     Raises UserError for an interval that is upside down or not finite.
     """
@@ -103,7 +110,9 @@ def judge(region: Region, rerun: float | None, corrected: Corrected) -> Judgemen
 
 
 def agree(judgements: Mapping[str, Judgement]) -> Judgement:
-    """One judgement for all corpora: theirs if they have one verdict, else inconclusive. Needs at least one."""
+    """One judgement for all corpora: theirs if they have one verdict, else inconclusive. Needs at least
+    one.
+    """
     first = next(iter(judgements.values()))
     if all(judgement.verdict == first.verdict for judgement in judgements.values()):
         return first
