@@ -315,8 +315,8 @@ def _limits(results: dict[tuple[str, str], StudyResults | None]) -> dict[str, st
         "published one; conclusions on both."
     )
     one = (
-        "All results are on the State of the Union addresses. The reports used WikiText-2: figures that depend "
-        "on the text may differ for that reason alone, conclusions should not."
+        "All results are on the State of the Union addresses. The reports used WikiText-2: figures that "
+        "depend on the text may differ for that reason alone; conclusions should not."
     )
     return {"seeds": " or ".join(map(str, seeds)) or "no", "corpora": both if some else one}
 
