@@ -117,8 +117,8 @@ def test_parameters_are_refused_by_name_value_and_remedy(changes, message):
 
 
 @pytest.fixture
-def copy(project, tmp_path):
-    return shutil.copytree(project, tmp_path / "copy")
+def copy(reduced_run, tmp_path):
+    return shutil.copytree(reduced_run, tmp_path / "copy")
 
 
 def contents(folder):

@@ -36,24 +36,24 @@ def parent_runs(folder):
     ]
 
 
-def test_a_second_repro_changes_nothing(project):
-    before, runs = digests(project), [len(part) for part in parent_runs(project)]
-    output = command(project, "dvc", "repro").stdout
+def test_a_second_repro_changes_nothing(reduced_run):
+    before, runs = digests(reduced_run), [len(part) for part in parent_runs(reduced_run)]
+    output = command(reduced_run, "dvc", "repro").stdout
     assert stages_run(output) == ["check", "track"]  # the two that always look, and write nothing new
-    assert digests(project) == before and [len(part) for part in parent_runs(project)] == runs
-    assert command(project, "git", "status", "--porcelain").stdout == ""
+    assert digests(reduced_run) == before and [len(part) for part in parent_runs(reduced_run)] == runs
+    assert command(reduced_run, "git", "status", "--porcelain").stdout == ""
 
 
-def test_a_new_threshold_runs_only_what_depends_on_it_and_can_be_compared(project):
-    before = digests(project)
-    old = json.loads((project / "metrics/routing.json").read_text())
-    output = command(project, "dvc", "exp", "run", "-S", "threshold=0.5").stdout
+def test_a_new_threshold_runs_only_what_depends_on_it_and_can_be_compared(reduced_run):
+    before = digests(reduced_run)
+    old = json.loads((reduced_run / "metrics/routing.json").read_text())
+    output = command(reduced_run, "dvc", "exp", "run", "-S", "threshold=0.5").stdout
     try:
         assert stages_run(output) == ["check", "evaluate", "report", "track"]
-        new = json.loads((project / "metrics/routing.json").read_text())
+        new = json.loads((reduced_run / "metrics/routing.json").read_text())
         assert new["threshold"] == {"exit_0": 0.5} and new["shallow_ratio"] > old["shallow_ratio"]
-        assert {name for name in ARTIFACTS if digests(project)[name] != before[name]} == {"routed"}
-        parents, children = parent_runs(project)
+        assert {name for name in ARTIFACTS if digests(reduced_run)[name] != before[name]} == {"routed"}
+        parents, children = parent_runs(reduced_run)
         assert len(parents) == 2
         assert [run.data.params["threshold"] for run in parents] == ["0.8", "0.5"]
         assert parents[1].data.metrics["ppl"] == pytest.approx(new["ppl"])
@@ -61,21 +61,21 @@ def test_a_new_threshold_runs_only_what_depends_on_it_and_can_be_compared(projec
         assert sum("pretrain" in name for name in stages) == 1, (
             "the cached training is linked, not logged again"
         )
-        command(project, "git", "checkout", "--", ".")
-        command(project, "dvc", "checkout")
-        output = command(project, "dvc", "exp", "run", "-S", "threshold=0.5").stdout
+        command(reduced_run, "git", "checkout", "--", ".")
+        command(reduced_run, "dvc", "checkout")
+        output = command(reduced_run, "dvc", "exp", "run", "-S", "threshold=0.5").stdout
         assert stages_run(output) == ["check", "track"], "what was tried before is taken from the cache"
-        assert json.loads((project / "metrics/routing.json").read_text()) == new
+        assert json.loads((reduced_run / "metrics/routing.json").read_text()) == new
     finally:
-        command(project, "git", "checkout", "--", ".")
-        command(project, "dvc", "checkout")
+        command(reduced_run, "git", "checkout", "--", ".")
+        command(reduced_run, "dvc", "checkout")
 
 
-def test_routed_tokens_and_metrics_agree(project):
+def test_routed_tokens_and_metrics_agree(reduced_run):
     """The headline numbers recomputed from the per-token artifact."""
-    routing = json.loads((project / "metrics/routing.json").read_text())
-    tokens = pd.read_parquet(project / "routed/tokens.parquet")
-    states = pd.read_parquet(project / "states/test/tokens.parquet")
+    routing = json.loads((reduced_run / "metrics/routing.json").read_text())
+    tokens = pd.read_parquet(reduced_run / "routed/tokens.parquet")
+    states = pd.read_parquet(reduced_run / "states/test/tokens.parquet")
     assert len(tokens) == len(states) == routing["tokens"]
     import numpy as np
 
@@ -88,38 +88,38 @@ def test_routed_tokens_and_metrics_agree(project):
     np.testing.assert_allclose(tokens.loc[left, "loss"], states.loc[left, "loss_0"], atol=1e-4)
 
 
-def test_splits_share_no_document_and_exits_are_made_from_calibration_states_alone(project):
-    names = pd.read_parquet(project / "data/documents.parquet").groupby("split")["name"].agg(set)
+def test_splits_share_no_document_and_exits_are_made_from_calibration_states_alone(reduced_run):
+    names = pd.read_parquet(reduced_run / "data/documents.parquet").groupby("split")["name"].agg(set)
     assert names["train"].isdisjoint(names["test"]) and names["calibration"].isdisjoint(names["test"])
-    exits = json.loads((project / "models/exits/manifest.json").read_text())
+    exits = json.loads((reduced_run / "models/exits/manifest.json").read_text())
     assert list(exits["inputs"]) == ["states/calibration"]
 
 
-def test_the_same_seed_gives_the_same_bytes(project, tmp_path):
+def test_the_same_seed_gives_the_same_bytes(reduced_run, tmp_path):
     """The stages run again, from text, in another folder.
 
     Every artifact has the same digest, every metric the same value.
     """
     again = copy_repository(tmp_path / "again")
     run_stages(again)
-    assert digests(again) == digests(project)
-    for file in [*(project / "metrics").rglob("*.*")]:
+    assert digests(again) == digests(reduced_run)
+    for file in [*(reduced_run / "metrics").rglob("*.*")]:
         if file.name not in ("timing.json", "suitability.json"):  # both have seconds in them
-            assert (again / file.relative_to(project)).read_bytes() == file.read_bytes(), file.name
+            assert (again / file.relative_to(reduced_run)).read_bytes() == file.read_bytes(), file.name
     for name in ARTIFACTS:  # not only the digests: the bytes
-        for file in (project / name).iterdir():
+        for file in (reduced_run / name).iterdir():
             assert (again / name / file.name).read_bytes() == file.read_bytes(), f"{name}/{file.name}"
 
 
-def test_lineage_walks_from_the_number_to_text_parameters_and_commit(project):
-    output = command(project, "offramp", "lineage", "metrics/routing.json").stdout
+def test_lineage_walks_from_the_number_to_text_parameters_and_commit(reduced_run):
+    output = command(reduced_run, "offramp", "lineage", "metrics/routing.json").stdout
     for part in ("exits", "states", "lm", "data", "threshold", "sotu"):
         assert part in output
-    assert command(project, "git", "rev-parse", "--short", "HEAD").stdout.strip() in output
+    assert command(reduced_run, "git", "rev-parse", "--short", "HEAD").stdout.strip() in output
 
 
-def test_plots_can_be_shown(project, tmp_path):
-    command(project, "dvc", "plots", "show", "-o", str(tmp_path / "plots"))
+def test_plots_can_be_shown(reduced_run, tmp_path):
+    command(reduced_run, "dvc", "plots", "show", "-o", str(tmp_path / "plots"))
     page = (tmp_path / "plots/index.html").read_text()
     assert "Learning curve of every block" in page and "learning_calibration_ppl.svg" in page
 
@@ -148,8 +148,8 @@ def test_classifiers_trained_jointly_are_used_and_three_exits_work(tmp_path):
 
 
 @pytest.mark.parametrize("rule", ["risk", "budget", "price"])
-def test_thresholds_by_rule_are_found_on_held_out_text_and_reported(project, tmp_path, rule):
-    folder = shutil.copytree(project, tmp_path / "copy")
+def test_thresholds_by_rule_are_found_on_held_out_text_and_reported(reduced_run, tmp_path, rule):
+    folder = shutil.copytree(reduced_run, tmp_path / "copy")
     reduce_params(folder / "params.yaml", threshold=rule, routing__budget=0.9, exits__risk__tolerance=0.3)
     command(folder, "python", "-m", "pipeline.evaluate")
     routing = json.loads((folder / "metrics/routing.json").read_text())
@@ -163,12 +163,12 @@ def test_thresholds_by_rule_are_found_on_held_out_text_and_reported(project, tmp
         assert routing["flop_saving"] >= 0.0 and routing["shallow_ratio"] > 0
 
 
-def test_separation_and_low_rank_read_any_states_artifact(project):
-    text = command(project, "offramp", "separation", "states/test", "--draws", "50").stdout
+def test_separation_and_low_rank_read_any_states_artifact(reduced_run):
+    text = command(reduced_run, "offramp", "separation", "states/test", "--draws", "50").stdout
     assert "max_prob" in text and "saturation" in text
     found = json.loads(
-        command(project, "offramp", "low-rank", "--ranks", "1", "8", "--tokens", "500", "--json").stdout
+        command(reduced_run, "offramp", "low-rank", "--ranks", "1", "8", "--tokens", "500", "--json").stdout
     )
     assert {row["rank"] for row in found} == {1, 8}
-    done = command(project, "offramp", "separation", "states/test", "--exit", "7", check=False)
+    done = command(reduced_run, "offramp", "separation", "states/test", "--exit", "7", check=False)
     assert done.returncode == 2 and "exits 0 to 1" in done.stdout

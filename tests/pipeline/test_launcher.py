@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 TWO = "accelerate launch --multi_gpu --num_processes 2 --main_process_port 0"
 
 
-def test_a_launcher_of_two_processes_leaves_the_results_of_one(project, tmp_path):
+def test_a_launcher_of_two_processes_leaves_the_results_of_one(reduced_run, tmp_path):
     """Another launcher is another command, so DVC runs these stages again, and only these."""
-    project = shutil.copytree(project, tmp_path / "copy")
+    project = shutil.copytree(reduced_run, tmp_path / "copy")
     reduce_params(project / "params.yaml", runtime__launcher=TWO)
     status = json.loads(command(project, "dvc", "status", "--json", "dvc.yaml").stdout)
     assert {stage for stage, changes in status.items() if "changed command" in changes} == {

@@ -22,16 +22,19 @@ from offramp.tracking.git import changed_files, last_commit
 from offramp.tracking.recorded import (
     RESULTLESS,
     Stage,
+    code_file,
     dvc_md5,
     find_root,
     flatten,
     read_manifest,
     read_stages,
 )
-from offramp.tracking.series import json_values
+from offramp.tracking.series import numbers
 from offramp.tracking.store import ROLE, STAGE, Store, StoreError, open_store
 
 FILE = "file"
+FINGERPRINT = "build/corpus.json"
+"""What stage check wrote of the text: versions and digests."""
 
 
 @dataclass
@@ -123,9 +126,8 @@ def trace(path: Path | None = None) -> Chain:
     corpus = next((node for node in nodes if node.kind == "data"), None)
     if corpus is None:
         notes.append("no text corpus was reached")
-    values = json_values(path) if path.suffix == ".json" and _read_json(path) else {}
-    seen = next((node for node in nodes if node.stage in RESULTLESS), None)
-    text = _read_json(root / seen.path) if seen and (root / seen.path).is_file() else {}
+    values = numbers(_read_json(path)) if path.suffix == ".json" else {}
+    text = _read_json(root / FINGERPRINT) if FINGERPRINT in walk.nodes and (root / FINGERPRINT).is_file() else {}
     return Chain(target, values, nodes, corpus, flatten(text), _commit(root, notes), notes)
 
 
@@ -169,10 +171,10 @@ class _Walk:
         node = self.nodes[out] = Node(out, FILE, dvc_md5(path), out, stage.name, stage.params)
         self._check_output(node, stage)
         made_from = self._open(node, path)
-        code = [dep for dep, md5 in stage.deps.items() if not self._follow_dependency(node, stage, dep, md5)]
-        changed = [dep for dep in code if stage.locked and dvc_md5(self.root / dep) != stage.deps[dep]]
-        if changed and stage.name not in RESULTLESS:
-            node.notes.append(f"changed since stage {stage.name} ran: {', '.join(changed)}")
+        for dep, md5 in stage.deps.items():
+            if dep != code_file(stage.name):
+                self._follow_dependency(node, stage, dep, md5)
+        self._compare_code(node, stage)
         self._follow_digests(node, made_from)
         self._compare_params(node, stage)
         node.runs = self._runs({f"dvc.stage.{stage.name}": stage.hash})
@@ -214,21 +216,29 @@ class _Walk:
         node.verified.append("its files match its manifest")
         return artifact.inputs
 
-    def _follow_dependency(self, node: Node, stage: Stage, dep: str, md5: str | None) -> bool:
-        """Follow a dependency that another stage wrote; false if none did (code)."""
+    def _follow_dependency(self, node: Node, stage: Stage, dep: str, md5: str | None) -> None:
+        """Follow a dependency to the stage that wrote it; one that no stage wrote is compared with what was read."""
         out = self._out_holding(self.root / dep)
         if out is None:
-            return False
-        made_from = self._output(out)
-        if made_from not in node.inputs:
-            node.inputs.append(made_from)
+            if stage.name not in RESULTLESS and stage.locked and dvc_md5(self.root / dep) != md5:
+                node.notes.append(f"{dep} changed since stage {stage.name} ran")
+            return
+        origin = self._output(out)
+        if origin not in node.inputs:
+            node.inputs.append(origin)
         written = self.maker[out].outs[out]
         if out == dep and None not in (md5, written) and md5 != written:
             node.problems.append(
                 f"stage {stage.name} read another {dep} (MD5 {_short(md5)}) than stage {self.maker[out].name} wrote "
                 f"last ({_short(written)}); `dvc repro` brings {node.name} up to date"
             )
-        return True
+
+    def _compare_code(self, node: Node, stage: Stage) -> None:
+        """Note where a stage's code, as ``check`` saw it last, is not the code that ran."""
+        file = code_file(stage.name)
+        recorded, last_seen = stage.deps.get(file), dvc_md5(self.root / file)
+        if recorded and last_seen and recorded != last_seen:
+            node.notes.append(f"the code of stage {stage.name}, or a library, changed since it ran")
 
     def _follow_digests(self, node: Node, made_from: dict[str, str]) -> None:
         """Follow inputs by digest: on disk, or else in MLflow; check them against inputs already reached."""

@@ -23,6 +23,11 @@ RESULTLESS = ("check", "track")
 """Stages without results of their own: one looks at parameters and text before the others, one logs the others."""
 
 
+def code_file(stage: str) -> str:
+    """The file in which stage check writes down the code of another: a path below the project's root."""
+    return f"build/code/{stage}.json"
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage as it last ran.

@@ -10,16 +10,20 @@ run is made once for each entry of dvc.lock; later pipeline runs that reuse the 
 from __future__ import annotations
 
 import os
-import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import UserError
 from offramp.params import read_params
+from offramp.results.pretraining import Pretraining
+from offramp.results.routing import Routing, Timing
+from offramp.results.shape import exit_key
+from offramp.results.states import Collected
 from offramp.tracking.git import changed_files, last_commit
 from offramp.tracking.recorded import Stage, artifact_name, digest, flatten, read_manifest, read_stages
-from offramp.tracking.series import json_values, read_points
+from offramp.tracking.series import Point, numbers, read_points
 from offramp.tracking.store import (
     PIPELINE,
     ROLE,
@@ -36,15 +40,11 @@ from offramp.tracking.store import (
 CODE = ("src", "pipeline", "dvc.yaml")
 CONTEXT = {"pretrain": "training", "train_exits": "training"}
 """What a stage uses its inputs for, in MLflow's words; the others only evaluate."""
-HEADLINE = ("metrics/routing.json", "metrics/timing.json")
-PERPLEXITIES = (
-    ("metrics/pretrain.json", r"(.+)/calibration_ppl", r"\1/calibration_ppl"),  # per block
-    ("metrics/states.json", r"test/(exit_\d+)/ppl", r"\1/test_ppl"),
-)
-"""File, pattern of its keys, and the names they get on the pipeline's run."""
+HEADLINE = (Routing.path, Timing.path)
+"""Files whose numbers stand on the run of the whole, too."""
 
 
-def track(root: Path, note: str | None) -> bool:
+def track(root: Path, note: str | None = None) -> bool:
     """Log the pipeline as it lies under ``root``, described by ``note``; whether MLflow has it now.
 
     A store that cannot be reached or written is a warning on stderr and False; nothing on disk depends on it.
@@ -72,8 +72,8 @@ def track(root: Path, note: str | None) -> bool:
     except StoreError as error:
         run_id = None
         _warn(
-            f"not logged to MLflow: {error}\nNothing is lost: every metric is on disk, in metrics/. To log them once "
-            "the store works, or in another one (MLFLOW_TRACKING_URI): `offramp track`"
+            f"not logged to MLflow: {error}\nNothing is lost: every metric is on disk, in metrics/. To log them "
+            "once the store works, or in another one (MLFLOW_TRACKING_URI): `offramp track`"
         )
     if run_id is None:
         return False
@@ -89,7 +89,7 @@ def pipeline_record(root: Path, stages: list[Stage], note: str | None) -> RunRec
     experiment = os.environ.get("DVC_EXP_NAME")
     head = last_commit(root)
     key = digest([{stage.name: stage.hash for stage in stages}, experiment])
-    points, dropped = read_points([root / file for file in HEADLINE if (root / file).is_file()])
+    points, dropped = read_points(root, HEADLINE)
     points += _perplexities(root)
     tags = {ROLE: PIPELINE, "offramp.key": key, **_common_tags(root)}
     tags |= {f"dvc.stage.{stage.name}": stage.hash for stage in stages}
@@ -109,7 +109,7 @@ def pipeline_record(root: Path, stages: list[Stage], note: str | None) -> RunRec
 def stage_record(root: Path, stage: Stage) -> RunRecord:
     """The run of one stage: its declared parameters, its metrics and curves, its inputs' and outputs' digests."""
     metrics = [root / out for out in stage.outs if (root / out).is_file()]
-    points, dropped = read_points(metrics)
+    points, dropped = read_points(root, stage.outs)
     inputs, outputs = _manifests(root, stage.deps), _manifests(root, stage.outs)
     tags = {
         ROLE: STAGE,
@@ -177,20 +177,22 @@ def _common_tags(root: Path) -> dict[str, str]:
     return tags
 
 
-def _manifests(root: Path, paths: Any) -> dict[str, dict[str, Any]]:
-    found = {path: read_manifest(root / path) for path in paths}
-    return {path: manifest for path, manifest in found.items() if manifest is not None}
+def _manifests(root: Path, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The manifests of those paths that are artifacts."""
+    manifests = {path: read_manifest(root / path) for path in paths}
+    return {path: manifest for path, manifest in manifests.items() if manifest is not None}
 
 
-def _perplexities(root: Path) -> list[tuple[str, float, int]]:
+def _perplexities(root: Path) -> list[Point]:
     """Perplexity of every block and exit: ``block_0/calibration_ppl``, ``exit_0/test_ppl``."""
-    return [
-        (re.sub(pattern, name, key), value, 0)
-        for file, pattern, name in PERPLEXITIES
-        if (root / file).is_file()
-        for key, value in json_values(root / file).items()
-        if re.fullmatch(pattern, key)
-    ]
+    values: dict[str, Any] = {}
+    if pretraining := Pretraining.read_if_there(root):
+        values |= {
+            name: {"calibration_ppl": phase.calibration_ppl} for name, phase in pretraining.phases.items()
+        }
+    if collected := Collected.read_if_there(root):
+        values |= {exit_key(exit): {"test_ppl": loss.ppl} for exit, loss in enumerate(collected.test.exits)}
+    return [(key, value, 0) for key, value in numbers(values).items()]
 
 
 def _dropped_tag(dropped: list[str]) -> dict[str, str]:
