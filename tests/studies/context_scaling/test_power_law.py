@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import UserError
-from studies.measures.power_law import extrapolation_error, fit_power_law
+from studies.context_scaling.power_law import extrapolation_error, fit_power_law
 
 TOKENS = [56_602, 110_516, 216_119, 529_173]
 PUBLISHED = {
@@ -22,19 +22,19 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_points_give_the_published_law_and_its_interval(name):
     values, alpha, r2, amplitude, bounds = PUBLISHED[name]
-    found = fit_power_law(TOKENS, values)
-    assert (round(found.alpha, 3), round(found.r2, 3)) == (alpha, r2)
-    assert found.amplitude == pytest.approx(amplitude, rel=2e-3)
-    assert (found.low, found.high) == pytest.approx(bounds, abs=2e-3)
+    law = fit_power_law(TOKENS, values)
+    assert (round(law.alpha, 3), round(law.r2, 3)) == (alpha, r2)
+    assert law.amplitude == pytest.approx(amplitude, rel=2e-3)
+    assert (law.low, law.high) == pytest.approx(bounds, abs=2e-3)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(-2, 2), st.floats(0.01, 100))
 def test_an_exact_law_is_found_and_continued(alpha, amplitude):
     sizes = [1.0, 3.0, 10.0, 50.0]
-    found = fit_power_law(sizes, [amplitude * size**alpha for size in sizes])
-    assert found.alpha == pytest.approx(alpha, abs=1e-9)
-    assert found.predict(200.0) == pytest.approx(amplitude * 200.0**alpha)
+    law = fit_power_law(sizes, [amplitude * size**alpha for size in sizes])
+    assert law.alpha == pytest.approx(alpha, abs=1e-9)
+    assert law.predict(200.0) == pytest.approx(amplitude * 200.0**alpha)
     assert extrapolation_error(sizes, [amplitude * size**alpha for size in sizes]) == pytest.approx(
         0, abs=1e-8
     )

@@ -1,7 +1,8 @@
-"""Power laws of quality by size: ln y = ln A + alpha ln x by least squares, with an interval, and held against an unseen size.
+"""Power laws of quality by size: ln y = ln A + alpha ln x by least squares, with an interval, and held
+against an unseen size.
 
-Perplexities of a scaling law are points on a line of logarithms. Four such points leave two degrees of freedom: an R^2 near 1
-says little, the interval of alpha and the prediction of a held-out size say more.
+Perplexities of a scaling law are points on a line of logarithms. Four such points leave two degrees of
+freedom: an R^2 near 1 says little, the interval of alpha and the prediction of a held-out size say more.
 """
 
 from __future__ import annotations
@@ -36,12 +37,16 @@ class PowerLaw:
 
 
 def fit_power_law(sizes: Sequence[float], values: Sequence[float], level: float = 0.95) -> PowerLaw:
-    """Least squares on logarithms. UserError for fewer than three different sizes, and for what has no logarithm."""
+    """Least squares on logarithms, with a t interval of alpha at ``level``.
+
+    UserError for fewer than three different sizes, and for what has no logarithm.
+    """
     if len(sizes) != len(values):
         raise UserError(f"power law: {len(sizes)} sizes and {len(values)} values; give one value per size")
     if len(set(sizes)) < FEWEST:
         raise UserError(
-            f"power law: sizes = {list(sizes)} are fewer than {FEWEST} different ones; measure at least {FEWEST}"
+            f"power law: sizes = {list(sizes)} are fewer than {FEWEST} different ones; "
+            f"measure at least {FEWEST}"
         )
     for name, given in (("sizes", sizes), ("values", values)):
         if not all(math.isfinite(value) and value > 0 for value in given):
@@ -59,7 +64,8 @@ def fit_power_law(sizes: Sequence[float], values: Sequence[float], level: float 
 
 
 def extrapolation_error(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """ln(value / prediction) at the largest size, by the law that the other sizes follow: above 0, the law promised too much.
+    """ln(value / prediction) at the largest size, by the law that the other sizes follow: above 0, the law
+    promised too much.
 
     UserError as ``fit_power_law`` raises it for what is left without that size.
     """

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import UserError
-from studies.measures.effective_rank import ROWS, effective_rank, nulls, rank_share
+from studies.common.effective_rank import ROWS, effective_rank, nulls, rank_share
 
 
 @settings(max_examples=10, deadline=None)
@@ -41,12 +41,11 @@ def test_many_vectors_are_sampled_the_same_way_every_time():
 
 def test_nulls_stand_beside_it():
     tokens = torch.eye(4).repeat(30, 1)
-    found = nulls(torch.randn(120, 4), tokens)
-    assert set(found) == {"random", "random.centred", "token_only", "token_only.centred"}
-    assert found["token_only"] == pytest.approx(1) and found["token_only.centred"] == pytest.approx(
-        0.75, rel=1e-3
-    )
-    assert found["random"] > 0.97
+    shares = nulls(torch.randn(120, 4), tokens)
+    assert set(shares) == {"random", "random.centred", "token_only", "token_only.centred"}
+    assert shares["token_only"] == pytest.approx(1)
+    assert shares["token_only.centred"] == pytest.approx(0.75, rel=1e-3)
+    assert shares["random"] > 0.97
 
 
 def test_constants_have_no_rank():
