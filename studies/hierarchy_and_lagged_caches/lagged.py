@@ -1,13 +1,13 @@
-"""Lagged caches in the study of experiment 1: features without targets and a head on them, or the task's own loss.
+"""Lagged caches: features trained without targets and a head on them, or training by the task's own loss.
 
-Shapes: S seeds, N windows, T positions, B windows of a batch.
+Shapes: S random seeds, N windows, T positions, B windows of a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,15 @@ from offramp.systems.lagged.training import HeadFit, LaggedBatch, collect, fit_h
 from offramp.systems.objectives import Carried, Objective, cross_entropy, from_logits
 from offramp.training.loop import Selection, Training
 from studies.common.characters import BATCH_SIZE, WINDOW, Characters
+from studies.common.settings import Settings
 from studies.common.training import CorrectedRun, Limits
 
 
 def batches(data: Characters, seeds: Sequence[int], by_place: bool) -> Iterator[LaggedBatch]:
-    """Shuffled batches of the training split without end, every seed in its own order.
+    """Shuffled batches of the training split without end, every random seed in an order of its own.
 
-    ``by_place``: the cache is kept by place in the epoch, the published mistake (F1).
+    ``by_place``: the cache is kept by place in the epoch, the published mistake: batches are shuffled, so
+    that a window reads another one's.
     """
     tokens, targets = data.windows("train")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -38,7 +40,8 @@ def batches(data: Characters, seeds: Sequence[int], by_place: bool) -> Iterator[
 
 
 def objective(passes: int, loss: Literal["oacd", "task"] = "task") -> Objective:
-    """Logits after ``passes`` passes from an empty cache; the ``loss`` of each pass as in ``lagged_updates``, to count its FLOPs."""
+    """Logits after ``passes`` passes from an empty cache; the ``loss`` of each pass as in ``lagged_updates``,
+    to count its FLOPs."""
 
     def of_pass(
         model: nn.Module, tokens: Tensor, targets: Tensor, carried: Carried
@@ -52,6 +55,13 @@ def objective(passes: int, loss: Literal["oacd", "task"] = "task") -> Objective:
     return replace(
         from_logits(lambda model, tokens: settled(model, tokens, passes)[0]), loss=of_pass, segments=passes
     )
+
+
+class HeadTraining(Settings):
+    """Of phase 2, a linear head on frozen features."""
+
+    epochs: int
+    learning_rate: float
 
 
 class Lagged:
@@ -75,7 +85,8 @@ class Lagged:
         looks: Sequence[int] = (),
         look: Callable[[int], object] = lambda batches: None,
     ) -> None:
-        """Phase 1 on ``count`` batches; ``look`` is called with their number so far after each of ``looks`` batches."""
+        """Phase 1 on ``count`` batches; ``look`` is called with their number so far after each of ``looks``
+        batches."""
         Training(
             step=lagged_updates(
                 self.ensemble, self.cache, self.batches, loss, passes=self.passes, how=AS_PUBLISHED
@@ -94,12 +105,13 @@ class Lagged:
 
     def limits(self, loss: Literal["oacd", "task"], updates: int, flops: float) -> Limits:
         """Of phase 1: batches of so many updates, one per pass, and those that ``flops`` pay for."""
-        own = objective(self.passes, loss)
+        phase_1 = objective(self.passes, loss)
         batch = (part[:BATCH_SIZE] for part in self.data.windows("train"))
-        return Limits.of(updates, flops, own, batch_flops(self.ensemble, own, *batch))
+        return Limits.of(updates, flops, phase_1, batch_flops(self.ensemble, phase_1, *batch))
 
     def phase_2_flops(self, epochs: int) -> float:
-        """FLOPs of one model: features of the training windows once; a product forward and one backward per epoch of the head."""
+        """FLOPs of one model: features of the training windows once; a product forward and one backward per
+        epoch of the head."""
         tokens, _ = self.data.windows("train")
         with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             settled(self.ensemble.member(0), tokens[:BATCH_SIZE], self.passes)
@@ -115,13 +127,13 @@ class Lagged:
         tokens, targets = self.data.windows(split)
         return collect(self.ensemble, tokens, self.passes), targets.flatten()
 
-    def fit_head(self, select: str, settings: dict[str, Any]) -> HeadFit:
+    def fit_head(self, select: str, how: HeadTraining) -> HeadFit:
         """Phase 2, the best epoch chosen on the split ``select``."""
         return fit_head(
             self.ensemble.weights["head.weight"].detach(),
             *self.features("train"),
             self.features(select),
-            epochs=settings["epochs"],
+            epochs=how.epochs,
             batch=BATCH_SIZE * WINDOW,
-            learning_rate=settings["learning_rate"],
+            learning_rate=how.learning_rate,
         )

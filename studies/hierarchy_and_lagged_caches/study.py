@@ -1,21 +1,24 @@
-"""Seed 001, experiment 1: what explains the gain of a hierarchical recurrent model (HRM) over lagged caches with OACD?
+"""What explains the gain of a hierarchical recurrent model (HRM) over lagged caches? Experiment 1 of
+character-systems.
 
-    python -m studies.hierarchy_and_lagged_caches.study --corpus sotu
+    python -m studies hierarchy_and_lagged_caches --corpus sotu
 
-The seed compared a model trained on the task, twice per batch, with frozen features that were never trained on it, and credited
-deep supervision. The arms here change one thing at a time, on the same text:
+The report compared a model trained on the task, twice per batch, with frozen features that were never trained
+on it ("OACD": a loss on the diversity of features, without targets), and credited deep supervision. The arms
+here change one thing at a time, on the same text:
 
-    hrm, hrm_one_segment                two levels (version 1) with and without deep supervision (2 segments per batch)
-    one_level_segments, one_level       one level with and without it: no hierarchy
-    transformer                         two layers, no recurrence: nearly as many parameters as hrm
-    lct_oacd_1, lct_oacd_2              lagged caches of 1 and 2 layers by OACD, then a head on the frozen features
-    untrained_1, untrained_2            the same head on features of layers as drawn
-    lct_task_1                          lagged caches trained by the task's loss
+    hrm, hrm_one_segment                two levels (version 1) with and without deep supervision (2 segments
+    per batch) one_level_segments, one_level       one level with and without it: no hierarchy transformer
+    two layers, no recurrence: nearly as many parameters as hrm lct_oacd_1, lct_oacd_2              lagged
+    caches of 1 and 2 layers by OACD, then a head on the frozen features untrained_1, untrained_2
+    the same head on features of layers as drawn lct_task_1                          lagged caches trained by
+    the task's loss
 
-Published: set-up 1A as in the seed, the best epoch reported on the text that chose it. The lost code of the lagged caches is
-rebuilt from its description, 10 epochs in its first phase. Corrected: equal updates of all arms ("ppl") and equal FLOPs of
-training ("flops.ppl", as many as one_level spends; frozen features spend them on both phases, the head included), chosen on
-calibration text and judged on test text, 5 seeds. Where arms differ, ``diff`` is in nats, negative where the first is better.
+Published: the report's set-up, the beginning of a corpus, with the best epoch reported on the text that chose
+it. The lost code of the lagged caches is rebuilt from its description, 10 epochs in its first phase.
+Corrected: equal updates of all arms ("ppl") and equal FLOPs of training ("flops.ppl", as many as one_level
+spends; frozen features spend them on both phases, the head included), chosen on calibration text and judged
+on test text, five random seeds. Where arms differ, ``diff`` is in nats, negative where the first is better.
 At 500k characters only the first four arms run.
 """
 
@@ -23,8 +26,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from torch import nn
 
@@ -33,35 +35,26 @@ from offramp.systems.ensemble import Weights
 from offramp.systems.hierarchical import HierarchicalConfig, HierarchicalLM
 from offramp.systems.lagged.training import head_nll
 from offramp.systems.objectives import Objective, named
-from studies.common.characters import SIZES_OF, WINDOW, corrected, published_1a
+from studies.common.characters import WINDOW, Characters, Sizes, corrected_splits, published_1a
 from studies.common.comparison import (
     FFN_WIDTH,
     HEADS,
     WIDTH,
     Compared,
     compared,
-    corrected_values,
+    corrected_outcome,
     differences,
     flops_per_batch,
-    learning_curves,
     limits,
     parameters,
-    published_values,
+    published_outcome,
     transformer,
 )
-from studies.common.results import study_params
-from studies.common.text import StudyText
-from studies.common.training import Limits, train_corrected, train_published
-from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, both_protocols, study_main
-from studies.hierarchy_and_lagged_caches.lagged import Lagged
-
-STUDY = "hierarchy_and_lagged_caches"
-SETTINGS: dict[str, Any] = study_params(STUDY)
-FLAWS = [
-    "F1 the lagged cache is kept by the batch's place in the epoch while batches are shuffled",
-    "F2 features trained on the task are compared with features that never were, and deep supervision gets the credit",
-    "F3 the hierarchical model makes two updates per batch",
-]
+from studies.common.settings import Settings
+from studies.common.study import Job, Outcome
+from studies.common.training import Limits, PublishedTraining, train_corrected, train_published
+from studies.common.workers import run_arms
+from studies.hierarchy_and_lagged_caches.lagged import HeadTraining, Lagged
 
 LEVELS = {
     "one_level": ((1,), 1),
@@ -89,8 +82,47 @@ PAIRS = (
 )
 
 
+class PublishedSettings(PublishedTraining):
+    """Of the published protocol."""
+
+    passes: int
+    """Of lagged caches over a batch, one update each."""
+    lagged_epochs: int
+    """Of their first phase."""
+    head: HeadTraining
+
+
+class CorrectedSettings(Settings):
+    """Of the corrected protocol."""
+
+    updates: dict[str, int]
+    """By size of the text."""
+    look_every: int
+    """Updates between two looks at the calibration text."""
+    passes: int
+    head: HeadTraining
+
+
+def published(job: Job) -> Outcome:
+    """Every arm as the report ran it, with one random seed."""
+    data = published_1a(job.text, Sizes.of(job.shared["characters"]))
+    how = PublishedSettings.of(job.settings["published"])
+    jobs = [(data, arm, how, job.seeds[0]) for arm in job.arms]
+    return published_outcome(dict(zip(job.arms, run_arms(published_arm, jobs, job.processes))), derived)
+
+
+def corrected(job: Job) -> Outcome:
+    """Every arm on every size of the text that it is for, at equal updates and at equal FLOPs."""
+    sizes, how = Sizes.of(job.shared["characters"]), CorrectedSettings.of(job.settings["corrected"])
+    texts = {size: corrected_splits(job.text, size, sizes) for size in sizes.names(job.text.corpus)}
+    places = [(size, arm) for size in texts for arm in job.arms if size != "500k" or arm in LEVELS]
+    jobs = [(texts[size], arm, how.updates[size], how, job.seeds) for size, arm in places]
+    results = run_arms(corrected_arm, jobs, job.processes)
+    return corrected_outcome(dict(zip(places, results)), len(job.seeds), derived)
+
+
 def build(arm: str, vocab_size: int) -> Callable[[int], nn.Module]:
-    """The model of an arm without lagged caches, as initialised in the seed."""
+    """The model of an arm without lagged caches, as initialised in the report."""
     if arm == "transformer":
         return lambda seed: transformer(2, vocab_size)
     config = HierarchicalConfig(vocab_size, WINDOW, WIDTH, HEADS, FFN_WIDTH, "v1", LEVELS[arm][0])
@@ -101,67 +133,60 @@ def objective(arm: str) -> Objective:
     return segments_objective(LEVELS[arm][1]) if arm in LEVELS else named("final", 2)
 
 
-# Published ------------------------------------------------------------------------------------------------------------
-
-
-def published_arm(text: StudyText, arm: str, settings: dict[str, Any]) -> dict[str, float]:
-    """Values of one arm as the seed ran it."""
-    data = published_1a(text)
+def published_arm(data: Characters, arm: str, how: PublishedSettings, seed: int) -> dict[str, float]:
+    """Values of one arm as the report ran it."""
     if arm in LEVELS or arm == "transformer":
         run = train_published(
             build(arm, data.vocab_size),
             objective(arm),
             data,
-            settings["epochs"],
-            settings["patience"],
-            PUBLISHED_SEED,
+            epochs=how.epochs,
+            patience=how.patience,
+            seed=seed,
         )
         return run.values(arm) | {f"parameters.{arm}": parameters(run.ensemble)}
-    lagged = Lagged(data, FROZEN.get(arm, 1), [PUBLISHED_SEED], settings["passes"], by_place=True)
-    epochs = data.epochs(settings["lagged_epochs"])
-    shared = {f"parameters.{arm}": parameters(lagged.ensemble)}
+    lagged = Lagged(data, FROZEN.get(arm, 1), [seed], how.passes, by_place=True)
+    epochs = data.epochs(how.lagged_epochs)
+    size = {f"parameters.{arm}": parameters(lagged.ensemble)}
     if arm == "lct_task_1":
-        run = lagged.train_task(epochs, select="validation")
-        nll = [row[0] for row in run.calibration]
-        return shared | {f"ppl.{arm}": math.exp(min(nll)), f"epoch.{arm}": 1 + nll.index(min(nll))}
+        nll = [row[0] for row in lagged.train_task(epochs, select="validation").calibration]
+        return size | {f"ppl.{arm}": math.exp(min(nll)), f"epoch.{arm}": 1 + nll.index(min(nll))}
     if not arm.startswith("untrained"):
         lagged.train("oacd", epochs[-1])
-    head = lagged.fit_head("validation", settings["head"])
-    return shared | {
+    head = lagged.fit_head("validation", how.head)
+    return size | {
         f"ppl.{arm}": math.exp(min(row[0] for row in head.curve)),
         f"epoch.{arm}": head.best_epoch[0],
     }
 
 
-# Corrected ------------------------------------------------------------------------------------------------------------
-
-
 def corrected_arm(
-    text: StudyText, size: str, arm: str, settings: dict[str, Any], seeds: Sequence[int]
+    data: Characters, arm: str, updates: int, how: CorrectedSettings, seeds: tuple[int, ...]
 ) -> Compared:
-    """One arm on one size of text, all seeds together."""
-    data, updates, look_every = corrected(text, size), settings["updates"][size], settings["look_every"]
+    """One arm on one size of text, all random seeds together."""
     reference = build("one_level", data.vocab_size), objective("one_level")
     if arm in FROZEN or arm == "lct_task_1":
-        lagged = Lagged(data, FROZEN.get(arm, 1), seeds, settings["passes"])
+        lagged = Lagged(data, FROZEN.get(arm, 1), seeds, how.passes)
         flops = updates / reference[1].segments * flops_per_batch(*reference, data)
         if arm in FROZEN:
-            paid = flops - lagged.phase_2_flops(settings["head"]["epochs"])
+            paid = flops - lagged.phase_2_flops(how.head.epochs)
             if paid <= 0:  # a long text of one's own
                 logging.warning(
-                    "%s: its head alone costs more than equal FLOPs; that figure is after one batch of phase 1",
+                    "%s: its head alone costs more than equal FLOPs; that value is after one batch of phase 1",
                     arm,
                 )
-            return _frozen_arm(lagged, arm, lagged.limits("oacd", updates, paid), settings["head"])
+            return _frozen_arm(lagged, arm, lagged.limits("oacd", updates, paid), how.head)
         within = lagged.limits("task", updates, flops)
-        return compared(lagged.train_task(within.looks(look_every // settings["passes"])), within)
-    own = build(arm, data.vocab_size), objective(arm)
-    within = limits(*own, data, updates, reference)
-    return compared(train_corrected(*own, data, within, look_every // own[1].segments, seeds), within)
+        return compared(lagged.train_task(within.looks(how.look_every // how.passes)), within)
+    model = build(arm, data.vocab_size), objective(arm)
+    within = limits(*model, data, updates, reference)
+    look_every = how.look_every // model[1].segments
+    return compared(train_corrected(*model, data, within, look_every=look_every, seeds=seeds), within)
 
 
-def _frozen_arm(lagged: Lagged, arm: str, within: Limits, head: dict[str, Any]) -> Compared:
-    """Features of layers as drawn, or after phase 1 within its limits, and the head of phase 2, whose updates are not counted."""
+def _frozen_arm(lagged: Lagged, arm: str, within: Limits, head: HeadTraining) -> Compared:
+    """Features of layers as drawn, or after phase 1 within its limits, and the head of phase 2, whose updates
+    are not counted."""
     after: dict[int, Weights] = {}
 
     def keep(batches: int) -> None:
@@ -181,58 +206,20 @@ def _frozen_arm(lagged: Lagged, arm: str, within: Limits, head: dict[str, Any]) 
     return Compared(nll, flops_nll, epochs, parameters(lagged.ensemble), level)
 
 
-def _judged(lagged: Lagged, settings: dict[str, Any]) -> tuple[list[float], list[float], list[float]]:
-    """By seed, with the best head by the calibration text: NLL of the test text, the epochs it took, NLL of the calibration text."""
-    head = lagged.fit_head("calibration", settings)
+def _judged(lagged: Lagged, how: HeadTraining) -> tuple[list[float], list[float], list[float]]:
+    """By random seed, with the best head by the calibration text: NLL of the test text, the epochs it took,
+    NLL of the calibration text."""
+    head = lagged.fit_head("calibration", how)
     nll = head_nll(head.weights, *lagged.features("test")).tolist()
     return nll, [float(epoch) for epoch in head.best_epoch], [min(row) for row in zip(*head.curve)]
 
 
-# Both -----------------------------------------------------------------------------------------------------------------
-
-
 def derived(nll: dict[str, float]) -> dict[str, float]:
-    """Differences in nats of the arms that there are, and shares of the way from lct_oacd_1 to hrm: lost again without deep
-    supervision, and gone by the task's loss alone."""
+    """Differences in nats of the arms that there are, and shares of the way from lct_oacd_1 to hrm: lost
+    again without deep supervision, and gone by the task's loss alone."""
     out = differences(nll, PAIRS)
     if {"lct_oacd_1", "lct_task_1", "hrm_one_segment", "hrm"} <= set(nll):
         gap = nll["lct_oacd_1"] - nll["hrm"]
         out["share.deep_supervision"] = (nll["hrm_one_segment"] - nll["hrm"]) / gap
         out["share.task_loss"] = (nll["lct_oacd_1"] - nll["lct_task_1"]) / gap
     return out
-
-
-def run(
-    text: StudyText,
-    protocol: str,
-    arms: Sequence[str],
-    settings: dict[str, Any] = SETTINGS,
-    seeds: Sequence[int] = tuple(SEEDS),
-) -> Outcome:
-    """Both protocols on one text; text of one's own has the corrected one alone."""
-    outcome, published_jobs, jobs = Outcome(), [], []
-    if protocol in ("published", "both") and text.corpus != "own":
-        published_jobs = [(text, arm, settings["published"]) for arm in arms]
-    if protocol in ("corrected", "both"):
-        jobs = [
-            (text, size, arm, settings["corrected"], seeds)
-            for size in SIZES_OF[text.corpus]
-            for arm in arms
-            if size != "500k" or arm in LEVELS
-        ]
-    published, found = both_protocols(published_arm, published_jobs, corrected_arm, jobs)
-    if published_jobs:
-        outcome.published = published_values(published, [arm for _, arm, _ in published_jobs], derived)
-    if jobs:
-        by_size: dict[str, dict[str, Compared]] = {size: {} for _, size, *_ in jobs}
-        for (_, size, arm, *_), one in zip(jobs, found):
-            by_size[size][arm] = one
-        outcome.corrected = corrected_values(by_size, len(seeds), derived)
-        outcome.figures["learning_curves"] = learning_curves(by_size)
-    return outcome
-
-
-main = study_main(STUDY, __doc__.splitlines()[0], ARMS, FLAWS, run)
-
-if __name__ == "__main__":
-    main()
