@@ -125,10 +125,9 @@ def measure(
     values |= subset_values(tokens, settings["subsets"], arms)
     sides = split(tokens.scores["max_prob"] >= confident, tokens.loss)
     values |= {f"subset.{confident:g}.loss": sides["easy"], f"rest.{confident:g}.loss": sides["hard"]}
+    scores = {name: score for name, score in tokens.scores.items() if name in arms}
     tables = {
-        "risk_coverage": risk_coverage(
-            {"oracle": -tokens.loss, **{name: tokens.scores[name] for name in arms}}, tokens.loss
-        ),
+        "risk_coverage": risk_coverage({"oracle": -tokens.loss, **scores}, tokens.loss),
         "easy_hard": bars([(name, values[f"{name}.easy"], values[f"{name}.hard"]) for name in arms]),
     }
     return values, tables
