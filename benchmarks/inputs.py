@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import ROOT, Skipped
+from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.models.pretrained import PretrainedLM, make_config
 
@@ -100,7 +101,9 @@ def smollm2(exits_after: Sequence[int], window: int) -> tuple[PreTrainedModel, P
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32, use_safetensors=True).eval()
-    return base, PretrainedLM(base, make_config(base.config, exits_after, window, str(SMOLLM2))).eval()
+    checkpoint = Checkpoint(str(SMOLLM2))
+    config = make_config(base.config, checkpoint, exits_after=exits_after, window=window)
+    return base, PretrainedLM(base, config).eval()
 
 
 def prompts(count: int, tokens: int) -> list[list[int]]:

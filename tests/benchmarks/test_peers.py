@@ -15,6 +15,7 @@ from benchmarks.collect import collect_batch, hidden_states_loop
 from benchmarks.decoding import cut_off, nobody_leaves, transformers_decode
 from benchmarks.inputs import RandomWindows
 from benchmarks.perplexity import half_leave, token_by_token
+from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.models.pretrained import PretrainedLM, make_config
 from offramp.routing.executor import Executor
 from offramp.routing.generate import decode, generate
@@ -39,7 +40,7 @@ def pair():
         initializer_range=0.3,
     )
     base = AutoModelForCausalLM.from_config(config).eval()
-    return base, PretrainedLM(base, make_config(config, (2, 4), 24, "tiny")).eval()
+    return base, PretrainedLM(base, make_config(config, Checkpoint("tiny"), exits_after=(2, 4), window=24)).eval()
 
 
 def tokens(generations):

@@ -41,6 +41,7 @@ from offramp.routing.policies import GivenExits
 from tests.fixtures.checkpoints import TEXT, make_tokenizer, save_checkpoint, save_gguf
 
 WINDOW, VOCAB = 24, 61
+TINY = Checkpoint("tiny")
 SIZES = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -83,7 +84,9 @@ def make_pair(config, exits_after=(1, 3), window=WINDOW):
     theirs = AutoModelForCausalLM.from_config(config).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
-    return theirs, PretrainedLM(theirs, make_config(config, exits_after, window, "tiny")).eval()
+    return theirs, PretrainedLM(
+        theirs, make_config(config, TINY, exits_after=exits_after, window=window)
+    ).eval()
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
@@ -162,7 +165,9 @@ def make_with_exit_layers(config):
     theirs = AutoModelForCausalLM.from_config(config).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
-    model = PretrainedLM(theirs, make_config(config, (1, 3), WINDOW, "tiny", translator="block")).eval()
+    model = PretrainedLM(
+        theirs, make_config(config, TINY, exits_after=(1, 3), window=WINDOW, translator="block")
+    ).eval()
     return theirs, model
 
 
@@ -198,7 +203,7 @@ def test_an_exit_layer_begins_as_the_identity_and_is_routed_as_it_reads_whole_se
 def test_trained_weights_come_back_without_the_checkpoints(tmp_path, batch, translator):
     """Saved whole, a model needs its checkpoint for nothing."""
     folder = save_checkpoint(tmp_path / "tiny", VOCAB, text="")
-    model = load_pretrained(str(folder), exits_after=[2], window=WINDOW, translator=translator)
+    model = load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=WINDOW, translator=translator)
     for parameter in model.parameters():
         parameter += 0.01
     with create_artifact(tmp_path / "lm", "lm", {}, {}) as out:
@@ -217,7 +222,7 @@ def test_trained_weights_come_back_without_the_checkpoints(tmp_path, batch, tran
 @torch.no_grad()
 def test_layers_of_exits_are_kept_beside_the_checkpoint(tmp_path, batch):
     folder = save_checkpoint(tmp_path / "tiny", VOCAB, text="")
-    model = load_pretrained(str(folder), exits_after=[2], window=WINDOW, translator="block")
+    model = load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=WINDOW, translator="block")
     for parameter in model.translators.parameters():
         parameter += 0.01
     with create_artifact(tmp_path / "lm", "lm", {}, {}) as out:
@@ -269,7 +274,9 @@ def edit(file, **changes):
 def test_where_a_checkpoint_cannot_be_cut_is_said_before_its_weights_are_read(folder, changes, message):
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=message):
-        load_pretrained(**{"name_or_path": str(folder), "exits_after": [2], "window": 32} | changes)
+        given = {"name_or_path": str(folder), "exits_after": [2], "window": 32} | changes
+        place = {name: given.pop(name) for name in Checkpoint._fields if name in given}
+        load_pretrained(Checkpoint(**place), **given)
 
 
 ROPE = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
@@ -310,7 +317,7 @@ ROPE = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
 def test_what_is_not_supported_is_refused_by_name(folder, changes, message):
     edit(folder / "config.json", **changes)
     with pytest.raises(UserError, match=message):
-        load_pretrained(str(folder), exits_after=[2], window=32)
+        load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
 
 
 def test_a_configuration_that_is_no_section_and_an_adapter_are_refused_by_name(folder):
@@ -318,12 +325,12 @@ def test_a_configuration_that_is_no_section_and_an_adapter_are_refused_by_name(f
     with pytest.raises(
         UserError, match=r"an adapter is saved there \(adapter_config\.json\).*merge_and_unload"
     ):
-        load_pretrained(str(folder), exits_after=[2], window=32)
+        load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
     (folder / "adapter_config.json").unlink()
     for content in ("[]", "null", '{"model_type":'):
         (folder / "config.json").write_text(content)
         with pytest.raises(UserError, match=r"its config\.json is (no JSON object|not valid JSON)"):
-            load_pretrained(str(folder), exits_after=[2], window=32)
+            load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
 
 
 def test_scaled_attention_is_refused_by_name():
@@ -331,7 +338,7 @@ def test_scaled_attention_is_refused_by_name():
     with pytest.raises(
         UserError, match=r"attention that is not scaled by 1/sqrt\(head width\) is not supported"
     ):
-        make_config(config, [1], 8, "tiny")
+        make_config(config, TINY, exits_after=[1], window=8)
 
 
 def test_damaged_missing_and_pickled_weights_are_named(folder):
@@ -339,15 +346,15 @@ def test_damaged_missing_and_pickled_weights_are_named(folder):
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
     with pytest.raises(UserError, match="its safetensors file is damaged"):
-        load_pretrained(str(folder), exits_after=[2], window=32)
+        load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
     edit(folder / "config.json", num_hidden_layers=5)
     weights.write_bytes(whole)
     with pytest.raises(UserError, match=r"9 weights are missing, model\.layers\.4"):
-        load_pretrained(str(folder), exits_after=[2], window=32)
+        load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
     weights.unlink()
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="no safetensors weights there, and pickled ones are not read"):
-        load_pretrained(str(folder), exits_after=[2], window=32)
+        load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
 
 
 @pytest.fixture
@@ -360,16 +367,16 @@ def shards(folder):
 
 
 def test_missing_and_damaged_shards_are_named(folder, shards):
-    load_pretrained(str(folder), exits_after=[2], window=32)
+    load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
     whole = shards[1].read_bytes()
     shards[1].write_bytes(whole[:-50])
     with pytest.raises(UserError, match=rf"its safetensors file is damaged \({shards[1].name}"):
-        load_pretrained(str(folder), exits_after=[2], window=32)
+        load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
     shards[1].unlink()
     with pytest.raises(
         UserError, match=rf"{shards[1].name} of its model\.safetensors\.index\.json is missing"
     ):
-        load_pretrained(str(folder), exits_after=[2], window=32)
+        load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +391,7 @@ def test_missing_and_damaged_shards_are_named(folder, shards):
 def test_an_index_that_says_nothing_is_named(folder, shards, index, message):
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError, match=rf"its model\.safetensors\.index\.json {message}"):
-        load_pretrained(str(folder), exits_after=[2], window=32)
+        load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -396,7 +403,7 @@ def test_weights_that_are_not_finite_are_refused(folder, value):
         UserError,
         match=r"its weights are not finite numbers, model\.layers\.3\.mlp\.down_proj\.weight for one",
     ):
-        load_pretrained(str(folder), exits_after=[2], window=32)
+        load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
 
 
 @pytest.mark.slow
@@ -406,12 +413,13 @@ def test_weights_too_large_for_memory_are_not_taken_for_damaged_ones(tmp_path):
     large = save_checkpoint(tmp_path / "large", 300_000, hidden_size=64, num_hidden_layers=2)
     script = (
         "import resource\n"
+        "from offramp.checkpoints.checkpoint import Checkpoint\n"
         "from offramp.models.pretrained import load_weights\n"
-        f"load_weights({str(small)!r})\n"
+        f"load_weights(Checkpoint({str(small)!r}))\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**26,) * 2)\n"
         "try:\n"
-        f"    load_weights({str(large)!r})\n"
+        f"    load_weights(Checkpoint({str(large)!r}))\n"
         "except Exception as error:\n"
         "    print(type(error).__name__, error)\n"
     )
@@ -427,7 +435,7 @@ def test_weights_too_large_for_memory_are_not_taken_for_damaged_ones(tmp_path):
 @torch.no_grad()
 def test_a_head_of_its_own_is_kept_though_the_configuration_says_tied(folder, tmp_path, batch):
     edit(folder / "config.json", tie_word_embeddings=True)
-    model = load_pretrained(str(folder), exits_after=[2], window=32)
+    model = load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
     assert model.head is not None
     with create_artifact(tmp_path / "lm", "lm", {}, {}) as out:
         save_model(model, out.path)
@@ -438,7 +446,7 @@ def test_a_head_of_its_own_is_kept_though_the_configuration_says_tied(folder, tm
 @torch.no_grad()
 def test_a_relative_path_starts_at_the_root_of_the_project(folder, tmp_path, batch, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    model = load_pretrained(folder.name, exits_after=[2], window=32)
+    model = load_pretrained(Checkpoint(folder.name), exits_after=[2], window=32)
     with create_artifact(folder.parent / "lm", "lm", {}, {}) as out:
         save_model(model, out.path, base_trained=False)
     monkeypatch.chdir(Path(__file__).parent)
@@ -508,10 +516,10 @@ def test_a_gguf_file_is_the_checkpoint_it_was_made_from_and_so_is_what_it_is_con
 ):
     file = save_gguf(tmp_path / "tiny.gguf", folder)
     convert_gguf(file, tmp_path / "converted")
-    expected = load_pretrained(str(folder), exits_after=[2], window=32)(batch[0])
+    expected = load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)(batch[0])
     checkpoints = Checkpoint(str(tmp_path), "tiny.gguf"), Checkpoint(str(tmp_path / "converted"))
     for checkpoint in checkpoints:
-        found = load_pretrained(*checkpoint, exits_after=[2], window=32)(batch[0])
+        found = load_pretrained(Checkpoint(*checkpoint), exits_after=[2], window=32)(batch[0])
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     ours, theirs = (load_tokenizer(checkpoint, read_config(checkpoint)) for checkpoint in checkpoints)
     assert ours.encode(TEXT).ids == theirs.encode(TEXT).ids and ours.decode(ours.encode(TEXT).ids) == TEXT
@@ -556,7 +564,7 @@ came, the sea was grey and quiet, and a small boat lay on the sand below the roc
 def test_smollm2_scores_english_as_under_transformers():
     checkpoint = Checkpoint(str(SMOLLM2))
     tokens = torch.tensor([load_tokenizer(checkpoint, read_config(checkpoint)).encode(ENGLISH).ids])
-    ours = load_pretrained(str(SMOLLM2), exits_after=[10, 20], window=tokens.shape[1])
+    ours = load_pretrained(Checkpoint(str(SMOLLM2)), exits_after=[10, 20], window=tokens.shape[1])
     found = ours.logits(2, ours(tokens)[2])
     theirs = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)(tokens, labels=tokens)
     torch.testing.assert_close(found, theirs.logits, atol=1e-4, rtol=0.0)

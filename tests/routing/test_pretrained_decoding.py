@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.models.pretrained import load_pretrained
 from offramp.routing.executor import Executor, Work
 from offramp.routing.generate import Speculation, decode, generate, speculate
@@ -159,7 +160,7 @@ def test_smollm2_generates_as_under_transformers_and_decodes_as_it_is_scored():
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
 
-    model = load_pretrained(str(SMOLLM2), exits_after=[10, 20], window=96)
+    model = load_pretrained(Checkpoint(str(SMOLLM2)), exits_after=[10, 20], window=96)
     tokenizer = Tokenizer.from_file(str(SMOLLM2 / "tokenizer.json"))
     prompt = tokenizer.encode(
         "The history of early exits from motorways begins with", add_special_tokens=False

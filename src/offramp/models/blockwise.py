@@ -1,85 +1,128 @@
-"""What the pipeline needs of any language model: embed -> block 0 .. block K-1, with a readout after every block."""
+"""What the pipeline needs of any language model: embed -> block 0 .. block K-1, with a readout after every
+block.
+
+Shapes: B sequences, T tokens of each, V entries of the vocabulary, D width, K blocks, R rotated dimensions of
+a head.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from offramp.nn.layers import Layer
 
-class Sizes(Protocol):
-    """What every model's configuration says."""
 
-    vocab_size: int
-    window: int
-    """Longest sequence, in tokens."""
-    width: int
-    block_layers: tuple[int, ...]
-    exited_state: str
-    """What stands for a token that left after block k in later layers: the output or the input of block k."""
+class LMConfig(Protocol):
+    """What the configuration of every model says."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def window(self) -> int:
+        """Longest sequence, in tokens."""
+        ...
+
+    @property
+    def width(self) -> int: ...
 
     @property
     def num_blocks(self) -> int: ...
+
+    @property
+    def block_layers(self) -> tuple[int, ...]:
+        """Layers of each block; there is one exit after each block."""
+        ...
+
+    @property
+    def exited_state(self) -> str:
+        """What stands for a token that left after block k in later layers: the output or the input of
+        block k.
+        """
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as plain values."""
+        ...
 
 
 class Blockwise(nn.Module):
     """A decoder-only language model cut into blocks.
 
-    ``embed`` tokens, ``run_block`` on hidden states, ``readout`` (final norm and matrix) after a block, and layers
-    that can project the keys and values of a token that has left (state propagation, CALM, arXiv 2207.07061): see
-    ``nn.layers.TransformerLayer`` for what a layer must offer.
+    It embeds tokens (``embed``), runs a block on hidden states (``run_block``), reads out logits after any
+    block (``logits``), and its layers can project the keys and values of a token that has left
+    (``nn.layers.Layer``).
     """
 
-    config: Sizes
+    config: LMConfig
     blocks: nn.ModuleList
-    """Per block its layers."""
+    """The layers of every block, a ModuleList each."""
     exit_classifiers: nn.ModuleList
-    """Those trained together with the blocks, if any."""
+    """Linear exit classifiers trained together with the blocks, one per exit but the last; empty where
+    none were.
+    """
     cos: Tensor
     sin: Tensor
     """Rotary tables (window, R / 2); of width 0 for models with other positions."""
     gradient_checkpointing = False
-    """Whether a layer runs again in the backward pass, from what it was given, instead of keeping all it made (arXiv 1604.06174)."""
+    """Whether layers run again in the backward pass instead of keeping what they computed (arXiv
+    1604.06174).
+    """
+
+    @property
+    def layers(self) -> Sequence[Sequence[Layer]]:
+        """The layers of every block: ``blocks``, with the type of its members, which a ModuleList does not
+        say.
+        """
+        return cast("Sequence[Sequence[Layer]]", self.blocks)
 
     def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Hidden states (..., D) of token ids (..., T), at ``positions`` of that shape; from 0 on where None."""
+        """Hidden states (..., T, D) of token ids (..., T) at ``positions`` of that shape; 0 .. T-1 where
+        None.
+        """
         raise NotImplementedError
 
     def readout_matrix(self, exit: int) -> Tensor:
-        """W (V, D) of the exit after block ``exit``."""
+        """The readout matrix W (V, D) of the exit after block ``exit``."""
         raise NotImplementedError
 
-    def exit_layer(self, exit: int) -> Any | None:
-        """A transformer layer of the exit's own between its block and its readout (EE-LLM, arXiv 2312.04916), or None.
+    def exit_layer(self, exit: int) -> Layer | None:
+        """A transformer layer that an exit has between its block and its readout (EE-LLM, arXiv 2312.04916),
+        or None.
 
-        A token that is read out there attends in it to itself and to earlier tokens of its sequence: with ``kv`` propagate or
-        recompute to all of them, with drop to those that entered the block. Later blocks do not see what it makes.
+        A token that is read out there attends in it to itself and to earlier tokens of its sequence: with
+        ``routing.kv`` propagate or recompute to all of them, with drop to those that entered the block. Later
+        blocks do not see the state after it.
         """
         return None
 
     def exit_states(self, exit: int, x: Tensor) -> Tensor:
-        """What the exit reads out, (B, T, D), of hidden states (B, T, D) of whole sequences after its block."""
+        """Exit states (B, T, D) of whole sequences: hidden states x after the block, run through
+        ``exit_layer``.
+        """
         layer = self.exit_layer(exit)
         return x if layer is None else self.run_layer(layer, x)
 
     def readout_input(self, exit: int, x: Tensor) -> Tensor:
-        """What the readout matrix is applied to, of exit states (..., D): those after the exit's final norm."""
+        """What the readout matrix is applied to, (..., D): exit states x after translator and final norm."""
         raise NotImplementedError
 
     def readout_flops(self, exit: int) -> int:
-        """FLOPs of one token's readout, without the exit's own layer."""
+        """FLOPs of one token's readout, without those of ``exit_layer`` (a multiply-add counts two)."""
         return 2 * self.config.width * self.config.vocab_size
 
     def run_layer(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Hidden states (B, T, D) after one layer, every token attending to itself and earlier ones."""
-        given = x, self.cos[: x.shape[1]], self.sin[: x.shape[1]]
+        inputs = x, self.cos[: x.shape[1]], self.sin[: x.shape[1]]
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(
-                layer, *given, use_reentrant=False, preserve_rng_state=False
-            )  # nothing in a layer is drawn
-        return layer(*given)
+            # no layer draws random numbers, so their state need not be kept
+            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return layer(*inputs)
 
     def run_block(self, block: int, x: Tensor) -> Tensor:
         """Hidden states (B, T, D) after block ``block``, every token attending to itself and earlier ones."""
@@ -88,12 +131,16 @@ class Blockwise(nn.Module):
     def run_block_in_parts(self, block: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states (B, T, D) before the last layer of block ``block``, and after it."""
         before = x
-        for layer in self.blocks[block]:
+        for layer in self.layers[block]:
             before, x = x, self.run_layer(layer, x)
         return before, x
 
     def logits(self, exit: int, x: Tensor) -> Tensor:
-        """Logits (..., V) of exit states (..., D). For small inputs only: a pass over a corpus goes through ``token_statistics``."""
+        """Logits (..., V) of exit states x (..., D).
+
+        For few tokens only: statistics of a whole corpus come from ``states.statistics``, which never holds
+        all logits.
+        """
         return self.readout_input(exit, x) @ self.readout_matrix(exit).T
 
     def forward(self, tokens: Tensor) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.errors import UserError
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM, ModelConfig
@@ -14,18 +15,17 @@ from offramp.params import Model, Pretrain
 def build_model(model: Model, pretrain: Pretrain, meta: dict[str, Any]) -> Blockwise:
     """A native model with random weights, or a checkpoint cut into blocks.
 
-    ``meta`` is the metadata of the data to be learned. Raises UserError for a checkpoint of another vocabulary.
+    ``meta`` is the metadata of the data to be learned. Raises UserError for a checkpoint of another
+    vocabulary.
     """
     if model.source == "native":
         return BlockwiseLM(_native_config(model, pretrain, meta))
     pretrained = load_pretrained(
-        model.name_or_path,
-        model.gguf_file,
-        model.revision,
-        model.exits_after,
-        meta["window"],
-        pretrain.frozen.translator,
-        pretrain.frozen.rank,
+        Checkpoint.of(model),
+        exits_after=model.exits_after,
+        window=meta["window"],
+        translator=pretrain.frozen.translator,
+        rank=pretrain.frozen.rank,
     )
     if pretrained.config.vocab_size != meta["vocab_size"]:
         raise UserError(
@@ -36,7 +36,9 @@ def build_model(model: Model, pretrain: Pretrain, meta: dict[str, Any]) -> Block
 
 
 def _native_config(model: Model, pretrain: Pretrain, meta: dict[str, Any]) -> ModelConfig:
-    """The sizes that the parameters give, the parts that the method of training needs, and the vocabulary of the data."""
+    """The sizes that the parameters give, the parts that the method of training needs, and the vocabulary
+    of the data.
+    """
     return ModelConfig(
         vocab_size=meta["vocab_size"],
         window=meta["window"],

@@ -1,6 +1,7 @@
-"""From a GGUF file to a folder that every other part reads: fp32 safetensors, ``config.json`` and ``tokenizer.json``.
+"""From a GGUF file to a checkpoint folder: fp32 safetensors, ``config.json`` and ``tokenizer.json``.
 
-Transformers dequantises a GGUF file each time it is loaded, which takes a hundred times as long as reading the result.
+Transformers dequantises a GGUF file each time it is loaded, which takes a hundred times as long as reading
+the result.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from offramp.models.pretrained import load_weights
 
 
 def convert_gguf(gguf: Path, out: Path) -> None:
-    """Write the checkpoint folder ``out``, whole or not at all.
+    """Write the checkpoint of a GGUF file to the folder ``out``, whole or not at all.
 
-    UserError where it exists, and for a file that is missing, damaged or of an architecture that is not supported.
+    UserError where the folder exists, and for a file that is missing, damaged or of an architecture that is
+    not supported.
     """
     if out.exists():
         raise UserError(f"{out} exists; delete it to convert again, or name another folder")
@@ -32,10 +34,9 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     tokenizer = gguf_tokenizer(checkpoint)
-    loaded = load_weights(*checkpoint)
-    del (
-        loaded.config.quantization_config
-    )  # a model marked as quantised cannot be saved, and these weights no longer are
+    loaded = load_weights(checkpoint)
+    # a model marked as quantised cannot be saved, and these weights no longer are quantised
+    del loaded.config.quantization_config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(loaded.config)
     model.load_state_dict(loaded.state_dict(), assign=True)

@@ -1,9 +1,11 @@
-"""The native block-wise transformer: embed -> block 0 .. block K-1, with a readout after every block."""
+"""The transformer of this project: embed -> block 0 .. block K-1, with a readout after every block."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from offramp.nn.layers import TransformerLayer, rotary_table
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything needed to build the model again; stored beside its weights."""
+    """Everything that is needed to build the model again; stored beside its weights."""
 
     vocab_size: int
     window: int
@@ -25,15 +27,19 @@ class ModelConfig:
     block_layers: tuple[int, ...]
     """Layers of each block; there is one exit after each block."""
     norm: str = "pre"
-    """pre (a final norm per exit) or post (the seeds' layout: no final norm)."""
+    """Where a layer's norms are: pre (before its parts, and a final norm per exit) or post (after, and no
+    final norm).
+    """
     tied: bool = True
-    """The first readout matrix is the embedding matrix."""
+    """Whether the first readout matrix is the embedding matrix."""
     heads_per_exit: bool = False
-    """One readout matrix per exit instead of one for all."""
+    """Whether every exit has a readout matrix, instead of one for all."""
     exited_state: str = "output"
     """What stands for a token that left after block k in later layers: the output or the input of block k."""
     exit_classifiers: bool = False
-    """Linear exit classifiers (D -> 1 logit) trained together with the blocks (seed 003, mode joint)."""
+    """Whether linear exit classifiers (D -> 1 logit) are trained together with the blocks (exits.mode
+    joint).
+    """
     key_value_heads: int | None = None
     """Heads of keys and values, each shared by as many query heads; None: every head has its own."""
 
@@ -41,16 +47,20 @@ class ModelConfig:
     def num_blocks(self) -> int:
         return len(self.block_layers)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as plain values."""
         return {**asdict(self), "block_layers": list(self.block_layers)}
 
     @classmethod
-    def from_json(cls, values: dict) -> ModelConfig:
+    def from_json(cls, values: dict[str, Any]) -> ModelConfig:
+        """The configuration that ``to_json`` wrote."""
         return cls(**{**values, "block_layers": tuple(values["block_layers"])})
 
 
 class BlockwiseLM(Blockwise):
-    """The transformer of this project; what the pipeline needs of any model is in ``Blockwise``."""
+    """A native model, with random weights until some are loaded; ``Blockwise`` says what its methods do."""
+
+    config: ModelConfig
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -73,9 +83,9 @@ class BlockwiseLM(Blockwise):
             nn.RMSNorm(config.width, eps=1e-6) if config.norm == "pre" else nn.Identity()
             for _ in config.block_layers
         )
-        num_own = (config.num_blocks if config.heads_per_exit else 1) - config.tied
+        num_heads = (config.num_blocks if config.heads_per_exit else 1) - config.tied
         self.heads = nn.ParameterList(
-            nn.Parameter(torch.empty(config.vocab_size, config.width)) for _ in range(num_own)
+            nn.Parameter(torch.empty(config.vocab_size, config.width)) for _ in range(num_heads)
         )
         num_classifiers = config.num_blocks - 1 if config.exit_classifiers else 0
         self.exit_classifiers = nn.ModuleList(nn.Linear(config.width, 1) for _ in range(num_classifiers))
@@ -85,16 +95,20 @@ class BlockwiseLM(Blockwise):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal(0, 0.02); matrices that write into the residual stream are scaled by 1/sqrt(2 layers) (GPT-2)."""
+        """Draw all matrices from Normal(0, 0.02), as GPT-2 does.
+
+        Matrices that write into the residual stream are scaled by 1 / sqrt(2 layers).
+        """
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
-        for classifier in self.exit_classifiers:
+        for classifier in cast("Iterable[nn.Linear]", self.exit_classifiers):
             nn.init.zeros_(classifier.bias)
-        for block in self.blocks:
+        std = 0.02 / math.sqrt(2 * sum(self.config.block_layers))
+        for block in cast("Iterable[Iterable[TransformerLayer]]", self.blocks):
             for layer in block:
                 for matrix in (layer.attn_out, layer.ffn_out):
-                    nn.init.normal_(matrix.weight, std=0.02 / math.sqrt(2 * sum(self.config.block_layers)))
+                    nn.init.normal_(matrix.weight, std=std)
 
     def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         return self.embedding(tokens)

@@ -1,17 +1,17 @@
 """Decoder-only Transformers checkpoints as block-wise language models, on the checkpoint's own weights.
 
-An exit reads out through the checkpoint's final norm and head, after a translator of its own (tuned lens, arXiv
-2303.08112) or a layer of its own (EE-LLM, arXiv 2312.04916); the identity makes it a logit lens.
+An exit reads out through the checkpoint's final norm and head, after a translator of that exit (tuned lens,
+arXiv 2303.08112) or a layer of that exit (EE-LLM, arXiv 2312.04916); the identity makes it a logit lens.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -22,16 +22,17 @@ from offramp.checkpoints.configuration import check_cut, read_config
 from offramp.checkpoints.weights import check_weights
 from offramp.errors import UserError, out_of_memory
 from offramp.models.blockwise import Blockwise
+from offramp.nn.layers import Layer
 from offramp.nn.pretrained_layers import LAYERS, identity_copy
-from offramp.nn.translators import BLOCK, make_translator
+from offramp.nn.translators import BLOCK, Identity, Translator, make_translator
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
 class PretrainedConfig:
-    """Which checkpoint, and where it is cut."""
+    """Which checkpoint, where it is cut, and what its exits have of their own."""
 
     name_or_path: str
     """A folder, or a name on the Hugging Face hub."""
@@ -48,9 +49,11 @@ class PretrainedConfig:
     block_layers: tuple[int, ...]
     """Layers of each block; there is one exit after each block."""
     translator: str = "identity"
-    """What is between the state at an exit and the final norm: a map of ``nn.translators``, or ``block``, a layer."""
+    """What is between the state at an exit and the final norm: a map of ``nn.translators``, or ``block``,
+    a layer.
+    """
     rank: int | None = None
-    """Of translators that have one."""
+    """Rank, or inner width, of translators that have one."""
     exited_state: str = "output"
     """What stands for a token that left after block k in later layers: the output of block k."""
 
@@ -60,9 +63,11 @@ class PretrainedConfig:
 
     @property
     def checkpoint(self) -> Checkpoint:
+        """Where the checkpoint is."""
         return Checkpoint(self.name_or_path, self.gguf_file, self.revision)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as plain values."""
         return {
             **asdict(self),
             "exits_after": list(self.exits_after),
@@ -70,7 +75,8 @@ class PretrainedConfig:
         }
 
     @classmethod
-    def from_json(cls, values: dict) -> PretrainedConfig:
+    def from_json(cls, values: dict[str, Any]) -> PretrainedConfig:
+        """The configuration that ``to_json`` wrote."""
         return cls(
             **{
                 **values,
@@ -81,31 +87,34 @@ class PretrainedConfig:
 
 
 class PretrainedLM(Blockwise):
-    """A Transformers decoder cut into blocks; it holds the checkpoint's modules, not copies of their weights."""
+    """A Transformers decoder cut into blocks; ``Blockwise`` says what its methods do.
+
+    It holds the checkpoint's modules, not copies of their weights.
+    """
 
     config: PretrainedConfig
 
     def __init__(self, base: PreTrainedModel, config: PretrainedConfig):
         super().__init__()
         self.config = config
-        decoder, adapter = base.base_model, LAYERS[base.config.model_type]
-        self.embedding = base.get_input_embeddings()
+        decoder, adapter = cast("PreTrainedModel", base.base_model), LAYERS[base.config.model_type]
+        self.embedding = cast(nn.Embedding, base.get_input_embeddings())
         self.position_embedding = getattr(decoder, "wpe", None)
         layers = [adapter(layer) for layer in getattr(decoder, adapter.STACK)]
         bounds = (0, *config.exits_after, len(layers))
         self.blocks = nn.ModuleList(nn.ModuleList(layers[start:end]) for start, end in pairwise(bounds))
-        # A layer that an exit has to itself begins as the checkpoint's next one that adds nothing yet.
+        # An exit's layer begins as the next layer of the checkpoint, made to add nothing yet.
         self.translators = nn.ModuleList(
             identity_copy(layers[after])
             if config.translator == BLOCK
             else make_translator(config.translator, config.width, config.rank)
             for after in config.exits_after
         )
-        """Of every exit but the last: what it has of its own."""
+        """Of every exit but the last: its translator or its layer."""
         self.norm = getattr(decoder, adapter.FINAL_NORM)
-        head = base.get_output_embeddings()
+        head = cast(nn.Linear, base.get_output_embeddings())
         self.head = None if head.weight is self.embedding.weight else head
-        """None where it is the embedding matrix."""
+        """The readout matrix; None where it is the embedding matrix."""
         self.exit_classifiers = nn.ModuleList()
         cos, sin = rotary_tables(decoder, config.window)
         self.register_buffer("cos", cos, persistent=False)
@@ -122,109 +131,112 @@ class PretrainedLM(Blockwise):
     def readout_matrix(self, exit: int) -> Tensor:
         return (self.embedding if self.head is None else self.head).weight
 
-    def exit_layer(self, exit: int) -> Any | None:
-        return (
-            self.translators[exit]
-            if self.config.translator == BLOCK and exit < len(self.translators)
-            else None
-        )
+    def exit_layer(self, exit: int) -> Layer | None:
+        if self.config.translator != BLOCK or exit >= len(self.translators):
+            return None
+        return cast(Layer, self.translators[exit])
 
     def readout_input(self, exit: int, x: Tensor) -> Tensor:
-        return self.norm(self.translators[exit](x) if self._translates(exit) else x)
+        translator = self._translator(exit)
+        return self.norm(x if translator is None else translator(x))
 
     def readout_flops(self, exit: int) -> int:
-        return super().readout_flops(exit) + (self.translators[exit].flops if self._translates(exit) else 0)
+        translator = self._translator(exit)
+        return super().readout_flops(exit) + (0 if translator is None else translator.flops)
 
-    def _translates(self, exit: int) -> bool:
-        return self.config.translator != BLOCK and exit < len(self.translators)
+    def _translator(self, exit: int) -> Identity | Translator | None:
+        """The map between the state at an exit and the final norm; None at full depth and where it is a
+        layer.
+        """
+        if self.config.translator == BLOCK or exit >= len(self.translators):
+            return None
+        return cast("Identity | Translator", self.translators[exit])
 
 
 def load_pretrained(
-    name_or_path: str,
-    gguf_file: str | None = None,
-    revision: str | None = None,
-    exits_after: Sequence[int] = (),
+    checkpoint: Checkpoint,
+    exits_after: Sequence[int],
     window: int = 128,
     translator: str = "identity",
     rank: int | None = None,
 ) -> PretrainedLM:
-    """A checkpoint as a block-wise model in fp32 on the CPU, in evaluation mode, its translators as yet identities.
+    """A checkpoint as a block-wise model in fp32 on the CPU, in evaluation mode.
 
-    UserError names what is wrong with it or with where it is to be cut; all but damaged weights before they are read.
+    Exits stand after the layers ``exits_after`` and read out through the ``translator``, which is untrained
+    and hence the identity as yet. UserError names what is wrong with the checkpoint, or with where it is to
+    be cut; all but damaged weights are noticed before any are read.
     """
-    theirs = read_config(Checkpoint(name_or_path, gguf_file, revision))
-    config = make_config(theirs, exits_after, window, name_or_path, gguf_file, revision, translator, rank)
-    return PretrainedLM(load_weights(name_or_path, gguf_file, revision), config).eval()
+    hf_config = read_config(checkpoint)
+    config = make_config(
+        hf_config, checkpoint, exits_after=exits_after, window=window, translator=translator, rank=rank
+    )
+    return PretrainedLM(load_weights(checkpoint), config).eval()
 
 
 def make_config(
-    theirs: Any,
+    hf_config: PreTrainedConfig,
+    checkpoint: Checkpoint,
+    *,
     exits_after: Sequence[int],
     window: int,
-    name_or_path: str,
-    gguf_file: str | None = None,
-    revision: str | None = None,
     translator: str = "identity",
     rank: int | None = None,
 ) -> PretrainedConfig:
-    """Where a checkpoint of the configuration ``theirs`` is cut; UserError where it cannot be."""
-    check_cut(theirs, Checkpoint(name_or_path, gguf_file, revision), exits_after, window)
+    """Where a checkpoint whose configuration is ``hf_config`` is cut; UserError where it cannot be."""
+    check_cut(hf_config, checkpoint, exits_after, window)
     blocks = tuple(
-        later - earlier for earlier, later in pairwise((0, *exits_after, theirs.num_hidden_layers))
+        later - earlier for earlier, later in pairwise((0, *exits_after, hf_config.num_hidden_layers))
     )
     return PretrainedConfig(
-        name_or_path,
-        gguf_file,
-        revision,
-        tuple(exits_after),
-        theirs.vocab_size,
-        window,
-        theirs.hidden_size,
-        blocks,
-        translator,
-        rank,
+        name_or_path=checkpoint.name_or_path,
+        gguf_file=checkpoint.gguf_file,
+        revision=checkpoint.revision,
+        exits_after=tuple(exits_after),
+        vocab_size=hf_config.vocab_size,
+        window=window,
+        width=hf_config.hidden_size,
+        block_layers=blocks,
+        translator=translator,
+        rank=rank,
     )
 
 
-def rotary_tables(decoder: nn.Module, window: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (window, R / 2) of the decoder's own rotary positions, whatever its scaling; R = 0 without any."""
+def rotary_tables(decoder: PreTrainedModel, window: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (window, R / 2) of a decoder's rotary positions, scaled as it says; R = 0 without any."""
     if not hasattr(decoder, "rotary_emb"):
         return torch.empty(window, 0), torch.empty(window, 0)
-    rotary = type(decoder.rotary_emb)(
-        decoder.config
-    )  # a new one: the decoder may be on another device, or on none
+    # a new module, since the decoder may be on another device, or on none
+    embedding = cast("Callable[[PreTrainedConfig], nn.Module]", type(decoder.rotary_emb))
+    rotary = embedding(decoder.config)
     cos, sin = rotary(torch.zeros(1), position_ids=torch.arange(window).unsqueeze(0))
-    return tuple(
-        table[0, :, : table.shape[-1] // 2].clone() for table in (cos, sin)
-    )  # the second half repeats the first
+    half = cos.shape[-1] // 2  # the second half repeats the first
+    return cos[0, :, :half].clone(), sin[0, :, :half].clone()
 
 
-def load_weights(
-    name_or_path: str, gguf_file: str | None = None, revision: str | None = None
-) -> PreTrainedModel:
-    """Transformers' own model of a checkpoint, in fp32.
+def load_weights(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model that Transformers makes of a checkpoint, in fp32.
 
     UserError where weights are pickled, damaged, missing or not finite, or do not fit into memory.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    checkpoint = Checkpoint(name_or_path, gguf_file, revision)
     if not sys.stderr.isatty():
         disable_progress_bar()
     formats = {} if checkpoint.gguf_file else {"use_safetensors": True}
     try:
         check_weights(checkpoint)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.name_or_path,
             dtype=torch.float32,
             output_loading_info=True,
             **formats,
             **checkpoint.options,
         )
+        model, report = cast("tuple[PreTrainedModel, dict[str, list[str]]]", loaded)
     except (MemoryError, RuntimeError, OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"{checkpoint}: {_why_not_loaded(error)}") from None
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"{checkpoint}: {len(missing)} weights are missing, {missing[0]} for one; fetch or save it again"
         )
@@ -238,7 +250,8 @@ def load_weights(
 
 def _why_not_loaded(error: Exception) -> str:
     if out_of_memory(error):
-        return f"loading its weights ran out of memory ({first_line(error) or 'no memory'}); choose a smaller checkpoint"
+        reason = first_line(error) or "no memory"
+        return f"loading its weights ran out of memory ({reason}); choose a smaller checkpoint"
     if isinstance(error, SafetensorError):
         return f"its safetensors file is damaged ({error}); fetch or save it again"
     if isinstance(error, OSError):
@@ -246,10 +259,10 @@ def _why_not_loaded(error: Exception) -> str:
     return f"its weights cannot be loaded: {first_line(error)}"
 
 
-def empty_model(theirs: Any, config: PretrainedConfig) -> PretrainedLM:
-    """The model of a checkpoint's configuration, with weights yet to be assigned."""
+def empty_model(hf_config: PreTrainedConfig, config: PretrainedConfig) -> PretrainedLM:
+    """The model of a checkpoint whose configuration is ``hf_config``, with weights yet to be assigned."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(theirs)
+        base = AutoModelForCausalLM.from_config(hf_config)
     return PretrainedLM(base, config)

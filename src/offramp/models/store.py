@@ -1,7 +1,8 @@
 """Language models as artifacts: safetensors weights beside their configuration.
 
-Of a checkpoint that was not trained itself only the translators are kept, with the SHA-256 of its weight files: it is read
-from where it is each time. Of one that was, all weights and Transformers' configuration (``checkpoint.json``) are.
+Of a checkpoint whose weights were not trained only the translators are kept, with the SHA-256 of its weight
+files: the checkpoint is read each time from where it is. Of one whose weights were trained all of them are
+kept, with the configuration that Transformers wants (``checkpoint.json``).
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.models.pretrained import PretrainedConfig, PretrainedLM, empty_model, load_weights
 
-CONFIG, WEIGHTS, THEIRS = "config.json", "weights.safetensors", "checkpoint.json"
+CONFIG, WEIGHTS, HF_CONFIG = "config.json", "weights.safetensors", "checkpoint.json"
 
 
 def save_model(model: Blockwise, folder: Path, base_trained: bool = True) -> None:
-    """``base_trained``: whether a pretrained model's weights are other ones now than its checkpoint's."""
+    """Write configuration and weights of a model to a folder.
+
+    ``base_trained`` says of a pretrained model whether its weights are no longer those of the checkpoint.
+    """
     config = model.config.to_json()
     if isinstance(model, PretrainedLM):
         if base_trained:
-            theirs = read_config(model.config.checkpoint)
+            hf_config = read_config(model.config.checkpoint)
             if model.head is not None:  # files may hold a head that the configuration says is the embedding
-                theirs.tie_word_embeddings = False
-            theirs.to_json_file(folder / THEIRS)
+                hf_config.tie_word_embeddings = False
+            hf_config.to_json_file(folder / HF_CONFIG)
         else:
             config["checkpoint"] = weight_digests(model.config.checkpoint)
-    kept = model if base_trained else model.translators
+    kept = model.translators if isinstance(model, PretrainedLM) and not base_trained else model
     save_file(
         {name: value.detach().cpu().contiguous() for name, value in kept.state_dict().items()},
         folder / WEIGHTS,
@@ -44,7 +48,11 @@ def save_model(model: Blockwise, folder: Path, base_trained: bool = True) -> Non
 
 
 def load_model(lm: Artifact, root: Path = Path()) -> Blockwise:
-    """The model of an ``lm`` artifact, on the CPU, in evaluation mode; a relative path of its checkpoint starts at ``root``."""
+    """The model of an ``lm`` artifact, on the CPU, in evaluation mode.
+
+    A relative path of its checkpoint starts at ``root``. UserError where weights do not fit the
+    configuration, or where the checkpoint is not the one that the artifact was made from.
+    """
     config = json.loads(lm.file(CONFIG).read_text())
     return (_pretrained(lm, config, root) if "name_or_path" in config else _native(lm, config)).eval()
 
@@ -56,14 +64,14 @@ def _native(lm: Artifact, config: dict[str, Any]) -> BlockwiseLM:
 
 
 def _pretrained(lm: Artifact, values: dict[str, Any], root: Path) -> PretrainedLM:
-    """UserError where the checkpoint is not the one that ``lm`` was made from."""
+    """A pretrained model; UserError where its checkpoint is not the one that ``lm`` was made from."""
     digests = values.pop("checkpoint", None)
     config = PretrainedConfig.from_json(values)
     if digests is None:
         from transformers import CONFIG_MAPPING
 
-        theirs = json.loads(lm.file(THEIRS).read_text())
-        model = empty_model(CONFIG_MAPPING[theirs["model_type"]].from_dict(theirs), config)
+        hf_values = json.loads(lm.file(HF_CONFIG).read_text())
+        model = empty_model(CONFIG_MAPPING[hf_values["model_type"]].from_dict(hf_values), config)
         _fill(model, lm, assign=True)
         return model
     checkpoint = config.checkpoint.under(root)
@@ -72,7 +80,7 @@ def _pretrained(lm: Artifact, values: dict[str, Any], root: Path) -> PretrainedL
             f"{checkpoint}: its weights are not those that {lm.path} was made from; "
             "restore them, or run `dvc repro`"
         )
-    model = PretrainedLM(load_weights(*checkpoint), config)
+    model = PretrainedLM(load_weights(checkpoint), config)
     _fill(model.translators, lm)
     return model
 

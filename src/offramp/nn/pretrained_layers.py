@@ -240,7 +240,7 @@ class GPTNeoXLayer(PretrainedLayer):
         return after + self.mlp(self.ffn_norm(x if self.parallel else after))
 
 
-LAYERS = {
+LAYERS: dict[str, type[LlamaLayer] | type[GPT2Layer] | type[GPTNeoXLayer]] = {
     "llama": LlamaLayer,
     "mistral": LlamaLayer,
     "qwen2": LlamaLayer,
