@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items):
     Longest first: no process then ends long after the other.
     """
     for item in items:
-        if item.path.stem in ON_ONE_RUN and "project" in item.fixturenames:
+        if item.path.stem in ON_ONE_RUN and "reduced_run" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: (item.path.stem not in ON_ONE_RUN, item.path.parent.name != "pipeline"))
 

@@ -165,7 +165,8 @@ def test_what_moved_on_since_is_a_note(tracked_copy):
     chain = trace(root / "metrics" / "routing.json")
     assert chain.problems == []
     assert chain.target.notes == ["params.yaml now says threshold = 0.5; this was made with 0.75"]
-    assert ["the code of stage prepare, or a library, changed since it ran"] in [node.notes for node in chain.nodes]
+    notes = [node.notes for node in chain.nodes]
+    assert ["the code of stage prepare, or a library, changed since it ran"] in notes
     params.write_text("threshold: 3\n")
     chain = trace(root / "metrics" / "routing.json")
     assert chain.problems == [] and "not valid now" in chain.notes[0]

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 
 import pandas as pd
 import pytest
 
-from tests.fixtures.pipeline_run import command, copy_repository, run_stages
+from tests.fixtures.pipeline_run import command, copy_repository, run_stages, stages_run
 from tests.fixtures.reduce_params import reduce_params
 
 pytestmark = pytest.mark.slow
 
 ARTIFACTS = ("data", "models/lm", "states/calibration", "states/test", "models/exits", "routed")
-
-
-def stages_run(output: str) -> list[str]:
-    return re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE)
 
 
 def digests(folder):

@@ -127,7 +127,7 @@ def trace(path: Path | None = None) -> Chain:
     if corpus is None:
         notes.append("no text corpus was reached")
     values = numbers(_read_json(path)) if path.suffix == ".json" else {}
-    text = _read_json(root / FINGERPRINT) if FINGERPRINT in walk.nodes and (root / FINGERPRINT).is_file() else {}
+    text = _read_json(root / FINGERPRINT) if root and FINGERPRINT in walk.nodes else {}
     return Chain(target, values, nodes, corpus, flatten(text), _commit(root, notes), notes)
 
 
@@ -355,7 +355,7 @@ def _commit(root: Path | None, notes: list[str]) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # not JSON any more; its MD5 says so too
+    except (OSError, ValueError):  # missing, or not JSON any more; its MD5 says so too
         return {}
     return values if isinstance(values, dict) else {}
 
