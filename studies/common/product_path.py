@@ -108,8 +108,8 @@ def study_data(
 ) -> Artifact:
     """The ``data`` artifact at ``place``/data of some documents of the text, made where it is missing.
 
-    ``settings``: words, calibration_fraction, test_fraction, vocab_size, window. The product reads files, so
-    documents are written as files first, one each.
+    ``settings``: words, document_words, calibration_fraction, test_fraction, vocab_size, window. The product
+    reads files, so documents are written as files first, one each.
     """
     corpus = Corpus(
         source="files",
@@ -130,14 +130,23 @@ def study_data(
         tokenizer=tokenizer.model_dump(),
         window=settings["window"],
         words=settings["words"],
+        document_words=settings["document_words"],
         text=text.sha256,
     )
     if data := find(place / "data", "data", known, {}):
         return data
     shutil.rmtree(place / "text", ignore_errors=True)
-    for number, document in enumerate(some_documents([*text.train, *text.validation], settings["words"])):
+    documents = [
+        beginning(document, settings["document_words"]) for document in (*text.train, *text.validation)
+    ]
+    for number, document in enumerate(some_documents(documents, settings["words"])):
         write_text(place / "text" / f"{number:05d}.txt", document.text)
     return prepare(corpus, tokenizer, settings["window"], place / "data", known, place)
+
+
+def beginning(document: Document, words: int | None) -> Document:
+    """The first ``words`` words of a document; all of it for None."""
+    return document if words is None else Document(document.name, " ".join(document.text.split()[:words]))
 
 
 def some_documents(documents: Sequence[Document], words: int) -> list[Document]:
@@ -264,5 +273,8 @@ def _states(
     states = find(path, "states", known, inputs)
     if states is None:
         collect = Collect(precision="fp32", dtype=dtype, shard_tokens=65536, batch_size=64)
-        states = collect_states(load_model(lm), TokenWindows(data, split), path, collect, known, inputs, CPU)
+        windows = TokenWindows(data, split)
+        states = collect_states(
+            load_model(lm), windows, path, collect, params=known, inputs=inputs, device=CPU
+        )
     return States(states)
