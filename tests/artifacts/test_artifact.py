@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from importlib.metadata import version
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.artifacts.artifact import MANIFEST, create_artifact, open_artifact
 from offramp.artifacts.files import write_json
 from offramp.errors import UserError
+from offramp.machine.device import setup
 
 
 def make(path, kind="lm", content=b"weights", params=None, inputs=None):
@@ -48,6 +52,23 @@ def test_the_digest_covers_files_parameters_inputs_and_kind(tmp_path):
         make(tmp_path / "f", kind="exits").digest,
     }
     assert len(digests) == 6
+
+
+def test_what_is_computed_names_libraries_instruction_set_and_device(tmp_path):
+    setup("cpu", 2)
+    made_with = make(tmp_path / "lm", "lm").made_with
+    assert made_with["torch"] == torch.__version__  # with its local part, such as +cpu
+    assert made_with["numpy"] == np.__version__ and made_with["transformers"] == version("transformers")
+    assert made_with["cpu"].startswith(torch.backends.cpu.get_cpu_capability())
+    assert made_with["device"] == "cpu"
+
+
+def test_text_is_the_same_artifact_on_any_cpu_and_with_any_torch(tmp_path, monkeypatch):
+    text, states = make(tmp_path / "data", "data"), make(tmp_path / "states", "states")
+    assert text.made_with.keys() == {"numpy", "tokenizers", "transformers"}
+    monkeypatch.setattr("offramp.machine.versions._machine", {"cpu": "NONE", "device": "none"})
+    assert make(tmp_path / "data_elsewhere", "data").digest == text.digest
+    assert make(tmp_path / "states_elsewhere", "states").digest != states.digest
 
 
 def test_a_copy_elsewhere_is_the_same_artifact(tmp_path):
@@ -108,15 +129,15 @@ def test_another_kind(tmp_path):
     refused(tmp_path / "lm", "kind 'lm'", "expected kind 'states'", kind="states")
 
 
-@pytest.mark.parametrize("change", [{"schema": 0}, {"schema": 2}])
+@pytest.mark.parametrize("change", [{"schema": 1}, {"schema": 3}])
 def test_another_schema(tmp_path, change):
     manifest = make(tmp_path / "lm").file(MANIFEST)
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
-    refused(tmp_path / "lm", f"schema {change['schema']}", "schema 1")
+    refused(tmp_path / "lm", f"schema {change['schema']}", "schema 2")
 
 
 @pytest.mark.parametrize(
-    "change", [{"params": {"seed": 1}}, {"inputs": {"data": "0"}}, {"meta": {}}, {"digest": "0"}]
+    "change", [{"params": {"seed": 1}}, {"inputs": {"data": "0"}}, {"made_with": {}}, {"digest": "0"}]
 )
 def test_an_edited_manifest(tmp_path, change):
     manifest = make(tmp_path / "lm").file(MANIFEST)

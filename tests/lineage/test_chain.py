@@ -205,7 +205,7 @@ def test_the_tree_can_be_read(tracked, capsys, monkeypatch):
     out = capsys.readouterr().out
     lm = open_artifact(tracked.root / "models" / "lm", "lm").digest[:12]
     for words in (
-        "ppl 20.75",
+        "accuracy 0.37",
         f"models/lm (lm {lm})",
         "threshold 0.75",
         "corpus.source sotu",

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,15 @@ def test_from_a_metric_to_the_runs_that_made_its_inputs_and_back(tracked):
     assert dataset.tags[0].value == "training"
 
 
+def test_runs_are_tagged_with_what_computed_their_artifacts(tracked):
+    (whole,), stages = tracked.pipelines(), tracked.stages()
+    for run in (whole, stages["pretrain"]):
+        assert run.data.tags["made_with.torch"] == version("torch")
+        assert run.data.tags["made_with.numpy"] == version("numpy")
+    assert "made_with.tokenizers" in stages["prepare"].data.tags
+    assert "made_with.torch" not in stages["prepare"].data.tags
+
+
 def test_logging_twice_changes_nothing(project, capsys, runs_of):
     track(project)
     before = {run.info.run_id: run.to_dictionary() for run in runs_of(project).runs()}
@@ -194,7 +204,7 @@ def test_a_store_that_cannot_be_used_is_a_warning(project, monkeypatch, capfd, u
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     params = (project / "params.yaml").read_text()
     assert track(project) is False
-    out, err = capfd.readouterr()
+    err = capfd.readouterr().err
     assert err.count("warning:") == 1
     for words in ("not logged to MLflow", "metrics/", "offramp track", "MLFLOW_TRACKING_URI"):
         assert words in err

@@ -1,9 +1,10 @@
 """Artifacts: folders with a manifest, written whole or not at all, and checked when opened.
 
-``manifest.json`` holds the schema version, the kind, free-form metadata (shapes, dtypes, counts), the
-parameters that made the artifact, the digests of its inputs, and size and SHA-256 of every file. The
-artifact's own digest is the SHA-256 of its manifest's contents, so it covers files, parameters and, through
-the inputs' digests, everything upstream. No timestamps and no run ids: same inputs and seed, same bytes.
+``manifest.json`` holds the schema version, the kind, free-form metadata (shapes, dtypes, counts), the parameters
+that made the artifact, the digests of its inputs, the versions of what computed it, and size and SHA-256 of every
+file. The artifact's own digest is the SHA-256 of its manifest's contents, so it covers files, parameters and,
+through the inputs' digests, everything upstream. No timestamps and no run ids: the same inputs, seed and machine
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from typing import Any
 
 from offramp.artifacts.files import hash_file
 from offramp.errors import UserError
+from offramp.machine.versions import computing_versions, text_versions
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
+TEXT_KIND = "data"
+"""The kind that is made from text alone, so that no instruction set and no torch has a part in it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,10 @@ class Artifact:
     digest: str
     params: dict[str, Any]
     inputs: dict[str, str]
+    """Digests of the artifacts it was made from, by their names."""
     meta: dict[str, Any]
+    made_with: dict[str, str]
+    """Versions of libraries, and for all but text the CPU's instruction set and the device (``machine.versions``)."""
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -69,6 +76,7 @@ def create_artifact(
             "meta": writer.meta,
             "params": params,
             "inputs": {name: artifact.digest for name, artifact in sorted(inputs.items())},
+            "made_with": text_versions() if kind == TEXT_KIND else computing_versions(),
             "files": {
                 str(file.relative_to(partial)): {"bytes": file.stat().st_size, "sha256": hash_file(file)}
                 for file in sorted(partial.rglob("*"))
@@ -105,8 +113,8 @@ def open_artifact(
     if not isinstance(manifest, dict):
         raise UserError(f"{path / MANIFEST} is corrupt; {remedy}")
     if manifest.get("schema") != SCHEMA or manifest.get("kind") != kind:
-        found = f"kind {manifest.get('kind')!r}, schema {manifest.get('schema')!r}"
-        raise UserError(f"{path} holds {found}, expected kind {kind!r}, schema {SCHEMA}; {remedy}")
+        content = f"kind {manifest.get('kind')!r}, schema {manifest.get('schema')!r}"
+        raise UserError(f"{path} holds {content}, expected kind {kind!r}, schema {SCHEMA}; {remedy}")
     recorded = manifest.pop("digest", None)
     if recorded != _digest(manifest):
         raise UserError(f"{path / MANIFEST} was edited: its digest does not match its contents; {remedy}")
@@ -129,7 +137,15 @@ def open_artifact(
                 f"{path} was made from another {name} (digest {str(made_from)[:12]}) than {artifact.path} "
                 f"(digest {artifact.digest[:12]}); run `dvc repro` to make them match"
             )
-    return Artifact(path, kind, recorded, manifest["params"], manifest["inputs"], manifest["meta"])
+    return Artifact(
+        path,
+        kind,
+        digest=recorded,
+        params=manifest["params"],
+        inputs=manifest["inputs"],
+        meta=manifest["meta"],
+        made_with=manifest["made_with"],
+    )
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import grimp
 
 from offramp.artifacts.files import hash_file, write_json
+from offramp.machine.versions import LIBRARIES
 
 LIBRARY = "offramp"
 NOT_CODE_OF_A_RESULT = ("offramp.params", "offramp.errors", "offramp.lineage.code")
@@ -24,16 +25,6 @@ NOT_CODE_OF_A_RESULT = ("offramp.params", "offramp.errors", "offramp.lineage.cod
 
 DATA_FILES = (".html", ".j2", ".tsv")
 """Files beside modules that are code in all but their suffix: templates, and the pairs of the reversal test."""
-
-LIBRARIES = {
-    "numpy": "numpy",
-    "scipy": "scipy",
-    "sklearn": "scikit-learn",
-    "tokenizers": "tokenizers",
-    "torch": "torch",
-    "transformers": "transformers",
-}
-"""Libraries whose version can change a result: the name that is imported, and the distribution it comes in."""
 
 
 def code_of(module: str, root: Path) -> dict[str, str]:
@@ -45,7 +36,8 @@ def code_of(module: str, root: Path) -> dict[str, str]:
     graph = _import_graph(module.split(".")[0])
     needed = {module, *graph.find_upstream_modules(module)}
     modules = {name for name in needed if not graph.is_module_squashed(name)}
-    files = {_file(name, root) for name in modules | {package for name in modules for package in _packages(name)}}
+    modules |= {package for name in modules for package in _packages(name)}
+    files = {_file(name, root) for name in modules}
     for folder in {file.parent for file in files}:
         files |= {file for file in folder.iterdir() if file.suffix in DATA_FILES}
     digests = {file.relative_to(root).as_posix(): hash_file(file) for file in sorted(files)}

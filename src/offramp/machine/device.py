@@ -11,58 +11,70 @@ import numpy as np
 import torch
 
 from offramp.errors import UserError
+from offramp.machine.versions import set_machine
 
 
 def setup(device: str, threads: int, spare_memory: bool = False) -> torch.device:
-    """Choose the device, pin the CPU threads and demand deterministic kernels.
+    """Choose the device, set the number of CPU threads and demand deterministic kernels.
 
-    ``auto`` takes CUDA, then MPS, then the CPU. Results are bitwise repeatable for equal device and threads; for
-    ``spare_memory`` see ``settle_freed_memory``.
+    ``auto`` takes CUDA, then MPS, then the CPU. Results are bitwise repeatable for equal device and threads.
+    For ``spare_memory`` see ``settle_freed_memory``. UserError where the device is not available.
     """
     torch.set_num_threads(threads)
     settle_freed_memory(spare_memory)
-    torch.set_deterministic_debug_mode(
-        "warn"
-    )  # the same as use_deterministic_algorithms(), which imports the compiler
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # nothing here reads memory it has not written
-    )
+    # the same as use_deterministic_algorithms(), which imports the compiler
+    torch.set_deterministic_debug_mode("warn")
+    # no code of this project reads memory that it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available.get(device.split(":")[0], False):
-        found = ", ".join(name for name, there in available.items() if there)
+        names = ", ".join(name for name, is_available in available.items() if is_available)
         raise UserError(
-            f"runtime.device = {device!r} is not available here; found: {found}. Use one of them, or auto"
+            f"runtime.device = {device!r} is not available here; found: {names}. Use one of them, or auto"
         )
+    set_machine(_instruction_set(), _in_words(torch.device(device)))
     return torch.device(device)
 
 
-def settle_freed_memory(spare: bool) -> None:
-    """Whether glibc returns freed tensors to the kernel at once, or keeps them instead of faulting memory in for every new one.
+def _instruction_set() -> str:
+    """The vector instructions that torch's kernels use on this CPU, such as AVX2 or AVX512 + AMX."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{capability} + AMX" if torch.cpu._is_amx_tile_supported() else capability
 
-    Of a forward pass of small models on a CPU those page faults are about 40 % of the time. But what is kept is free in pieces,
-    and where those are too small for what comes next, the peak grows.
+
+def _in_words(device: torch.device) -> str:
+    return f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+def settle_freed_memory(spare: bool) -> None:
+    """Make glibc keep the memory of freed tensors, or (``spare``) return it to the system at once.
+
+    Memory that was returned is faulted in again, page by page, which is about 40 % of a small model's forward
+    pass on a CPU. But what is kept is free in pieces, and where those are too small for the next tensor, the
+    peak grows. Without glibc nothing is done.
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    trim_threshold, mmap_threshold = (
-        -1,
-        -3,
-    )  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h; 32 MiB is the most it takes
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_threshold, 2**18 if spare else 2**25)
+    mallopt(mmap_threshold, 2**18 if spare else 2**25)  # 32 MiB is the most that it takes
 
 
 def seed_all(seed: int) -> None:
+    """Seed the random number generators of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def require_precision(device: torch.device, precision: str, parameter: str) -> None:
-    """UserError, naming ``parameter``, where ``device`` has no bf16 arithmetic: CUDA GPUs before Ampere, Macs before macOS 14."""
+    """UserError, naming the ``parameter``, where the device has no arithmetic of that precision.
+
+    CUDA GPUs before Ampere and Macs before macOS 14 have no bf16; every device has fp32.
+    """
     has_bf16 = {
         "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
         "mps": lambda: torch.backends.mps.is_available() and torch.backends.mps.is_macos_or_newer(14, 0),
@@ -74,5 +86,7 @@ def require_precision(device: torch.device, precision: str, parameter: str) -> N
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """bf16 autocast where asked for; fp32 otherwise."""
+    """A context in which the device computes in the precision: torch's autocast for bf16, nothing for
+    fp32.
+    """
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def made_with_tags(manifests: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """What computed these artifacts, as tags of a run: ``made_with.torch`` and so on; where they differ, all of it."""
+    values: dict[str, set[str]] = {}
+    for manifest in manifests:
+        for name, value in manifest.get("made_with", {}).items():
+            values.setdefault(f"made_with.{name}", set()).add(value)
+    return {tag: ", ".join(sorted(several)) for tag, several in sorted(values.items())}
 
 
 def artifact_name(kind: str, folder: Path) -> str:

@@ -22,7 +22,15 @@ from offramp.results.routing import Routing, Timing
 from offramp.results.shape import exit_key
 from offramp.results.states import Collected
 from offramp.tracking.git import changed_files, last_commit
-from offramp.tracking.recorded import Stage, artifact_name, digest, flatten, read_manifest, read_stages
+from offramp.tracking.recorded import (
+    Stage,
+    artifact_name,
+    digest,
+    flatten,
+    made_with_tags,
+    read_manifest,
+    read_stages,
+)
 from offramp.tracking.series import Point, numbers, read_points
 from offramp.tracking.store import (
     PIPELINE,
@@ -56,8 +64,8 @@ def track(root: Path, note: str | None = None) -> bool:
     unrecorded = [stage.name for stage in stages if not stage.locked]
     if unrecorded:
         _warn(
-            f"dvc.lock does not describe the results of {', '.join(unrecorded)} (run without DVC?); their runs "
-            "are identified by the metrics on disk. `dvc repro` records parameters, code and inputs too."
+            f"dvc.lock does not describe the results of {', '.join(unrecorded)} (run without DVC?); their "
+            "runs are identified by the metrics on disk. `dvc repro` records parameters, code and inputs too."
         )
     pipeline = pipeline_record(root, stages, note)
     try:
@@ -72,13 +80,15 @@ def track(root: Path, note: str | None = None) -> bool:
     except StoreError as error:
         run_id = None
         _warn(
-            f"not logged to MLflow: {error}\nNothing is lost: every metric is on disk, in metrics/. To log them "
-            "once the store works, or in another one (MLFLOW_TRACKING_URI): `offramp track`"
+            f"not logged to MLflow: {error}\n"
+            "Nothing is lost: every metric is on disk, in metrics/. To log them once the store works, or in "
+            "another one (MLFLOW_TRACKING_URI): `offramp track`"
         )
     if run_id is None:
         return False
     print(
-        f'MLflow run "{pipeline.name}" {run_id}{"" if new else " already has these results; nothing was logged"}'
+        f'MLflow run "{pipeline.name}" '
+        f"{run_id}{'' if new else ' already has these results; nothing was logged'}"
     )
     print(f"To compare runs: {where}\n(choose Model training at the top left, tick runs, Compare)")
     return True
@@ -93,8 +103,10 @@ def pipeline_record(root: Path, stages: list[Stage], note: str | None) -> RunRec
     points += _perplexities(root)
     tags = {ROLE: PIPELINE, "offramp.key": key, **_common_tags(root)}
     tags |= {f"dvc.stage.{stage.name}": stage.hash for stage in stages}
-    for path, manifest in _manifests(root, [out for stage in stages for out in stage.outs]).items():
+    artifacts = _manifests(root, [out for stage in stages for out in stage.outs])
+    for path, manifest in artifacts.items():
         tags[f"artifact.{artifact_name(manifest['kind'], Path(path))}.digest"] = manifest["digest"]
+    tags |= made_with_tags(artifacts.values())
     if note:
         tags["mlflow.note.content"] = note
     return RunRecord(
@@ -107,7 +119,9 @@ def pipeline_record(root: Path, stages: list[Stage], note: str | None) -> RunRec
 
 
 def stage_record(root: Path, stage: Stage) -> RunRecord:
-    """The run of one stage: its declared parameters, its metrics and curves, its inputs' and outputs' digests."""
+    """The run of one stage: its declared parameters, its metrics and curves, its inputs' and outputs'
+    digests.
+    """
     metrics = [root / out for out in stage.outs if (root / out).is_file()]
     points, dropped = read_points(root, stage.outs)
     inputs, outputs = _manifests(root, stage.deps), _manifests(root, stage.outs)
@@ -123,6 +137,7 @@ def stage_record(root: Path, stage: Stage) -> RunRecord:
             tags[f"artifact.{name}.digest"] = tags[f"{role}.{name}.digest"] = manifest["digest"]
             if role == "output":  # found by digest alone, whatever the folder is called
                 tags[f"made.{manifest['digest']}"] = name
+    tags |= made_with_tags(outputs.values())
     datasets = [
         Dataset(
             artifact_name(manifest["kind"], Path(path)),
