@@ -1,4 +1,4 @@
-"""Metrics files as what MLflow stores: ``(key, value, step)`` points.
+"""Results as what MLflow stores: ``(key, value, step)`` points.
 
 Keys use ``/``, which the MLflow UI turns into chart sections: ``block_0/train_loss`` over optimiser steps,
 ``curve/ppl/learned`` over percent of tokens that leave, ``position/exit_0`` over positions.
@@ -6,88 +6,142 @@ Keys use ``/``, which the MLflow UI turns into chart sections: ``block_0/train_l
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from offramp.results.exits import FitEpoch, ThresholdEffect
+from offramp.results.files import METRICS_FILES
+from offramp.results.pretraining import LearningCurve
+from offramp.results.routing import CurvePoint, PositionShare, ReliabilityBin
+from offramp.results.shape import TableRow
 
 Point = tuple[str, float, int]
+Row = TypeVar("Row", bound=TableRow)
 
 
 @dataclass(frozen=True)
-class Series:
-    """How a CSV file becomes series: one per key, from ``values`` columns over the ``step`` column.
+class Series(Generic[Row]):
+    """How a table becomes series: one per key, from the columns ``values`` over the step.
 
-    ``key`` is a template over the columns and ``{value}``, the name of the value's column. Steps are whole
-    numbers in MLflow, so shares are multiplied by ``scale`` (100: percent).
+    ``key`` makes a key of a row and the name of a column. Steps are whole numbers in MLflow, so shares are
+    multiplied by ``scale`` (100: percent).
     """
 
-    key: str
-    step: str
+    table: type[Row]
+    key: Callable[[Row, str], str]
+    step: Callable[[Row], float]
     values: tuple[str, ...]
     scale: int = 1
 
+    def __post_init__(self) -> None:
+        if unknown := set(self.values) - set(self.table.columns()):
+            raise ValueError(f"{self.table.path} has no column {', '.join(sorted(unknown))}")
 
-ROUTED = ("shallow_ratio", "ppl", "accuracy", "agreement", "layer_saving", "flop_saving", "headroom")
-SERIES = {
-    "learning_curves.csv": Series(
-        "{phase}/{value}", "step", ("train_loss", "calibration_ppl", "calibration_kl")
+    def points(self, rows: list[Row]) -> Iterator[Point]:
+        """The points of all rows; empty cells are no points."""
+        for row in rows:
+            for column in self.values:
+                value = getattr(row, column)
+                if value is not None:
+                    yield _key(self.key(row, column)), value, round(self.step(row) * self.scale)
+
+
+SERIES: tuple[Series, ...] = (
+    Series(
+        FitEpoch,
+        key=lambda row, column: f"exit_{row.exit}/{column}",
+        step=lambda row: row.epoch,
+        values=("fit_loss", "select_loss"),
     ),
-    "exit_fit.csv": Series("exit_{exit}/{value}", "epoch", ("fit_loss", "select_loss")),
-    "thresholds.csv": Series(
-        "thresholds/{value}/{signal}", "threshold", ("shallow_ratio", "ppl", "agreement"), scale=100
+    Series(
+        ThresholdEffect,
+        key=lambda row, column: f"thresholds/{column}/{row.signal}",
+        step=lambda row: row.threshold,
+        values=("shallow_ratio", "ppl", "agreement"),
+        scale=100,
     ),
-    "threshold_curve.csv": Series("curve/{value}/{signal}", "fraction", ROUTED, scale=100),
-    "reliability.csv": Series("reliability/exit_{exit}", "confidence", ("agreement",), scale=100),
-    "exits_by_position.csv": Series("position/exit_{exit}", "position", ("share",)),
-}
-"""The tables worth a chart in MLflow; the others (loss_distribution.csv has no natural step) are only attached."""
+    Series(
+        CurvePoint,
+        key=lambda row, column: f"curve/{column}/{row.signal}",
+        step=lambda row: row.fraction,
+        values=("shallow_ratio", "ppl", "accuracy", "agreement", "layer_saving", "flop_saving", "headroom"),
+        scale=100,
+    ),
+    Series(
+        ReliabilityBin,
+        key=lambda row, column: f"reliability/exit_{row.exit}",
+        step=lambda row: row.confidence,
+        values=("agreement",),
+        scale=100,
+    ),
+    Series(
+        PositionShare,
+        key=lambda row, column: f"position/exit_{row.exit}",
+        step=lambda row: row.position,
+        values=("share",),
+    ),
+)
+"""The tables worth a chart in MLflow, beside learning curves; loss_distribution.csv has no natural step and
+is only attached.
+"""
 
 
-def read_points(files: list[Path]) -> tuple[list[Point], list[str]]:
-    """All points of some metrics files, and the keys of those dropped because they are not finite.
+def read_points(root: Path, paths: Iterable[str]) -> tuple[list[Point], list[str]]:
+    """All points of those results among ``paths`` that exist under ``root``, and the keys dropped as not
+    finite.
 
-    MLflow would store +inf as 1.8e308 and flatten every chart it appears in.
+    MLflow would store +inf as 1.8e308 and flatten every chart it appears in. Other paths have no points.
     """
-    series = [point for file in files if file.name in SERIES for point in table_points(file)]
-    taken = {key for key, _, _ in series}
+    there = {path for path in paths if (root / path).is_file()}
+    series = [point for path in sorted(there) for point in _table_points(root, path)]
+    charted = {key for key, _, _ in series}
     singles = [
         # the value that was kept, beside the series it was chosen from
-        (f"best/{key}" if key in taken else key, value, 0)
-        for file in files
-        if file.suffix == ".json"
-        for key, value in json_values(file).items()
+        (f"best/{key}" if key in charted else key, value, 0)
+        for kind in METRICS_FILES
+        if kind.path in there
+        for key, value in numbers(kind.read(root).to_json()).items()
     ]
     points = singles + series
     dropped = sorted({key for key, value, _ in points if not math.isfinite(value)})
     return [point for point in points if math.isfinite(point[1])], dropped
 
 
-def json_values(file: Path) -> dict[str, float]:
-    """The numbers in a JSON file by path (``controls/full/ppl``); a pair is an interval: ``_low`` and ``_high``."""
-    return dict(_numbers(json.loads(file.read_text(encoding="utf-8")), ()))
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """All numbers by path (``controls/full/ppl``); a pair is an interval: ``_low`` and ``_high``."""
+    return dict(_numbers(values, ()))
 
 
-def table_points(file: Path) -> Iterator[Point]:
-    """The points of one CSV file named in ``SERIES``; empty cells are no points."""
-    series = SERIES[file.name]
-    with open(file, encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    exits: dict[str, set[str]] = {}
+def learning_curves(rows: list[LearningCurve]) -> Series[LearningCurve]:
+    """The series of a training: several exits that learn in one phase each have their own."""
+    exits = defaultdict(set)
     for row in rows:
-        exits.setdefault(row.get("phase", ""), set()).add(row.get("exit", ""))
-    for row in rows:
-        step = round(float(row[series.step]) * series.scale)
+        exits[row.phase].add(row.exit)
+
+    def key(row: LearningCurve, column: str) -> str:
         # joint training looks at every exit at each step; block-wise training only at its own
-        several = "phase" in row and len(exits[row["phase"]]) > 1
-        for value in series.values:
-            if row.get(value, "") != "":  # not every training has a divergence
-                key = series.key.format(**row, value=value) + (f"_exit_{row['exit']}" if several else "")
-                yield _key(key), float(row[value]), step
+        return f"{row.phase}/{column}" + (f"_exit_{row.exit}" if len(exits[row.phase]) > 1 else "")
+
+    return Series(
+        LearningCurve,
+        key=key,
+        step=lambda row: row.step,
+        values=("train_loss", "calibration_ppl", "calibration_kl"),
+    )
+
+
+def _table_points(root: Path, path: str) -> Iterator[Point]:
+    if path == LearningCurve.path:
+        looks = LearningCurve.read(root)
+        yield from learning_curves(looks).points(looks)
+    for series in SERIES:
+        if series.table.path == path:
+            yield from series.points(series.table.read(root))
 
 
 def _numbers(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, float]]:

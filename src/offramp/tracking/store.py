@@ -48,7 +48,9 @@ class RunRecord:
 
 
 def store_root(root: Path) -> Path:
-    """Where the default store lives: DVC sets DVC_ROOT to the project even inside a temporary experiment's copy."""
+    """Where the default store lives: DVC sets DVC_ROOT to the project even inside a temporary experiment's
+    copy.
+    """
     return Path(os.environ.get("DVC_ROOT") or root).resolve()
 
 
@@ -90,7 +92,8 @@ class Store:
 
     @contextmanager
     def run(self, record: RunRecord, reopen: str | None = None) -> Iterator[str]:
-        """Log ``record``, yield the run's id for what is still to come, close it FINISHED, or FAILED on any exception.
+        """Log ``record``, yield the run's id for what is still to come, close it FINISHED, or FAILED on any
+        exception.
 
         ``reopen`` continues an unfinished run of that id.
         """
@@ -147,7 +150,8 @@ class Store:
 
 @contextmanager
 def open_store(root: Path, write: bool = True) -> Iterator[Store]:
-    """Open the store, one process of this machine at a time; to write (and create what is missing), or only to read.
+    """Open the store, one process of this machine at a time; to write (and create what is missing), or only
+    to read.
 
     MLflow's own first use is a race (concurrent processes fail with "table experiments already exists"), and
     writers that did not take turns could both log a stage they share, so a writer keeps the lock to the end.
@@ -214,8 +218,8 @@ def _check_not_moved(location: str, root: Path, uri: str) -> None:
     """MLflow keeps absolute paths: the store of a project that was moved or copied writes into the old place."""
     if "MLFLOW_TRACKING_URI" not in os.environ and location != _artifact_location(root):
         raise StoreError(
-            f"{uri} was made for a project elsewhere and keeps its files in {location}; move mlflow.db and mlartifacts "
-            "away to begin a new store, or set MLFLOW_TRACKING_URI to use it as it is"
+            f"{uri} was made for a project elsewhere and keeps its files in {location}; move mlflow.db and "
+            "mlartifacts away to begin a new store, or set MLFLOW_TRACKING_URI to use it as it is"
         )
 
 
