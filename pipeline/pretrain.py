@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
-from offramp.artifacts.artifact import create_artifact, open_artifact
+from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.checkpoints.weights import weight_digests
 from offramp.corpus.windows import TokenWindows
 from offramp.lineage.code import code_digest
 from offramp.machine.device import seed_all, setup
-from offramp.machine.processes import join
+from offramp.machine.processes import Processes, join
+from offramp.machine.versions import computing_versions
 from offramp.models.build import build_model
 from offramp.models.store import save_model
 from offramp.params import Declared
@@ -33,22 +32,7 @@ def run(params: Declared, root: Path) -> None:
     train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")
     seed_all(params.pretrain.seed)
     settings, model = params.pretrain, build_model(params.model, params.pretrain, data.meta)
-    weights = weight_digests(Checkpoint.of(params.model)) if params.model.source == "hf" else {}
-    key = snapshot_key(
-        {
-            "checkpoint": weights,
-            "params": params.to_json(),
-            "data": data.digest,
-            "threads": params.runtime.threads,
-            "device": processes.device.type,
-            "processes": processes.count,
-            "torch": torch.__version__,
-            "code": code_digest("pipeline.pretrain", root),
-        }
-    )
-    snapshots = Snapshots(
-        Path(os.environ.get("DVC_ROOT", root)) / ".resume" / key, params.runtime.snapshot_seconds
-    )
+    snapshots = _snapshots(params, root, data, processes)
 
     result = Pretrainer(model, train, calibration, settings, snapshots, processes.device, processes).run()
     processes.leave()
@@ -64,6 +48,27 @@ def run(params: Declared, root: Path) -> None:
     tokens = sum(int(phase["steps"]) for phase in result.best.values()) * settings.batch_size * train.window
     Pretraining(parameters=num_parameters(model), tokens_seen=tokens, **result.best).write(root)
     snapshots.delete()
+
+
+def _snapshots(params: Declared, root: Path, data: Artifact, processes: Processes) -> Snapshots:
+    """The snapshots of this very training, under a key of everything that its outcome hangs on.
+
+    They lie in the project itself, also where DVC runs an experiment in a copy of it; the code is that of the copy.
+    """
+    weights = weight_digests(Checkpoint.of(params.model)) if params.model.source == "hf" else {}
+    key = snapshot_key(
+        {
+            "checkpoint": weights,
+            "params": params.to_json(),
+            "data": data.digest,
+            "threads": params.runtime.threads,
+            "processes": processes.count,
+            "made_with": computing_versions(),
+            "code": code_digest("pipeline.pretrain", root),
+        }
+    )
+    project = Path(os.environ.get("DVC_ROOT", root))
+    return Snapshots(project / ".resume" / key, params.runtime.snapshot_seconds)
 
 
 main = stage(

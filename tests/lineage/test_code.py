@@ -96,3 +96,16 @@ def test_the_same_code_gives_the_same_bytes_and_stages_that_are_gone_leave_no_fi
     (folder / "removed.json").write_text("{}")
     write(tree)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_changed_line_is_another_identity_of_what_is_cached(tree):
+    """Of training snapshots, for one: what older code left is not found."""
+    digest = (
+        "import pipeline; from pathlib import Path; from offramp.lineage.code import code_digest; "
+        "print(code_digest('pipeline.pretrain', Path('.')))"
+    )
+    before = command(tree, "python", "-c", digest).stdout
+    assert command(tree, "python", "-c", digest).stdout == before
+    with (tree / "src/offramp/training/losses.py").open("a") as source:
+        source.write("# changed\n")
+    assert command(tree, "python", "-c", digest).stdout != before

@@ -1,7 +1,8 @@
 """Snapshots from which an interrupted training goes on as if nothing had happened.
 
 They live outside every DVC output (a persisted output would resume with another configuration's weights):
-in ``.resume/<key>``, where the key covers parameters, input digests and code, and are deleted on success.
+in ``.resume/<key>``, where the key covers parameters, digests of inputs and code, versions and machine. They are
+deleted on success.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def snapshot_key(identity: dict[str, Any]) -> str:
 
 
 class Snapshots:
-    """The newest snapshot of one training, the weights it may return to, and scratch files that share its life."""
+    """The newest snapshot of one training, weights it may return to, and scratch files that live as long."""
 
     def __init__(self, folder: Path, every_seconds: float):
         self.folder, self.every_seconds = folder, every_seconds
@@ -37,7 +38,10 @@ class Snapshots:
         return time.monotonic() - self._saved_at >= self.every_seconds
 
     def save(self, state: dict[str, Any], returns_to: str | None = None) -> None:
-        """Write atomically: a kill during writing leaves the previous snapshot. ``returns_to`` names kept weights it needs."""
+        """Write atomically: a kill during writing leaves the previous snapshot.
+
+        ``returns_to`` is the name of the kept weights that the snapshot needs.
+        """
         _write(self._file, state)
         self._needed = {self._kept(returns_to)} if returns_to else set()
         self._saved_at = time.monotonic()
@@ -46,7 +50,10 @@ class Snapshots:
         return _read(self._file) if self._file.exists() else None
 
     def keep(self, name: str, weights: dict[str, Tensor]) -> None:
-        """Write weights to return to: on disk they cost no memory. Those kept before go, but for what the snapshot needs."""
+        """Write weights to return to: on disk they cost no memory.
+
+        Those kept before are removed, but for what the snapshot needs.
+        """
         _write(self._kept(name), weights)
         for file in self.folder.glob("kept_*.pt"):
             if file != self._kept(name) and file not in self._needed:
