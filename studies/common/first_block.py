@@ -331,7 +331,13 @@ def first_block(text: StudyText, cache: Path, settings: Mapping[str, Any], seed:
         artifact = find(place / name, "states", known_states, {"lm": lm})
         if artifact is None:
             artifact = collect_states(
-                load_model(lm), windows, place / name, collect, known_states, {"lm": lm}, torch.device("cpu")
+                load_model(lm),
+                windows,
+                place / name,
+                collect,
+                params=known_states,
+                inputs={"lm": lm},
+                device=torch.device("cpu"),
             )
         states.append(States(artifact))
     return FirstBlock(train, validation, block0, lm, *states)
