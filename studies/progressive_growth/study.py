@@ -1,22 +1,21 @@
-"""Seed 001, experiment 7: does progressive growth collapse, and does layer supervision help it?
+"""Does progressive growth collapse, and does layer supervision help it? Experiment 7 of the report
+character-systems.
 
-    python -m studies.progressive_growth.study --corpus sotu|wikitext|pangram
+    python -m studies progressive_growth --corpus sotu|wikitext|pangram
 
-Published (--corpus pangram): as in the seed, where the text was a pangram and every stage went on from overfitted weights.
-Corrected: real text, five seeds, stages of equal numbers of updates that begin with the best weights, the same number of
-updates in all for every arm and, apart from that, equal FLOPs; and the same on the pangram, the control of the text.
-Every stage trains all layers, on the loss of the last exit (standard) or of all exits (LPT). Cut against the
-seed, which gave every stage up to 30 epochs and stopped early: corrected stages end after the updates of params.yaml, on real
-text before the model has converged.
-On 500,000 characters only what grows (standard), trains on or starts from scratch is trained.
-Writes metrics/studies/progressive_growth.<corpus>.json.
+Published and corrected protocol: ``studies.common.growth_study``. Every stage trains all layers, on the loss
+of the last exit (standard) or of all exits (LPT, layer-wise progressive training). Cut against the report,
+which gave every stage up to 30 epochs and stopped early: corrected stages end after the updates of
+study.yaml, on real text before the model has converged. On 500,000 characters only what grows (standard),
+trains on or starts from scratch is trained.
 """
 
 from __future__ import annotations
 
 from offramp.systems.growth import schedule
-from studies.common.growing import Arm
-from studies.common.growth_study import FLAWS, Experiment
+from studies.common.growth_study import Experiment
+from studies.common.growth_training import Arm
+from studies.common.study import Job, Outcome
 
 TARGET = 4
 DECAY = 0.5
@@ -29,9 +28,6 @@ def _progressive(objective: str = "final", **changes: object) -> Arm:
 
 SCRATCH = {"scratch, standard": _progressive(start=TARGET), "scratch, lpt": _progressive("sum", start=TARGET)}
 EXPERIMENT = Experiment(
-    name="progressive_growth",
-    summary="Experiment 7 of seed 001: does progressive growth collapse, and does layer supervision help it?",
-    flaws=FLAWS,
     arms={
         "standard": _progressive(),
         "lpt": _progressive("sum"),
@@ -41,7 +37,7 @@ EXPERIMENT = Experiment(
         "no growth": Arm(schedule("no growth", TARGET)),
         **SCRATCH,
     },
-    published={
+    published_arms={
         "standard": _progressive(goes_on_from="last"),
         "lpt": _progressive("sum", goes_on_from="last"),
         "standard, identity": _progressive(new_layer="identity", goes_on_from="last"),
@@ -78,7 +74,14 @@ EXPERIMENT = Experiment(
     ],
     drawn=["standard", "lpt", "standard, last weights", "no growth", "scratch, standard", "scratch, lpt"],
 )
-main = EXPERIMENT.main()
+ARMS = EXPERIMENT.names
 
-if __name__ == "__main__":
-    main()
+
+def published(job: Job) -> Outcome:
+    """As the report grew its models, on the pangram."""
+    return EXPERIMENT.published(job)
+
+
+def corrected(job: Job) -> Outcome:
+    """From the best weights, at equal updates and at equal FLOPs."""
+    return EXPERIMENT.corrected(job)
