@@ -70,7 +70,7 @@ def run() -> Iterator[Row]:
 
 def collect(model: BlockwiseLM, windows: RandomWindows, path: Path) -> None:
     """Write the states of all windows, as stage collect does with its default settings."""
-    collect_states(model, windows, path, SETTINGS, {}, {}, torch.device("cpu"))
+    collect_states(model, windows, path, SETTINGS, params={}, inputs={}, device=torch.device("cpu"))
 
 
 def pretrained_rows(

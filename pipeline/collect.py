@@ -27,10 +27,10 @@ def run(params: Declared, root: Path) -> None:
             TokenWindows(data, split),
             root / "states" / split,
             params.collect,
-            params.to_json(),
-            {"data": data, "lm": lm},
-            processes.device,
-            processes,
+            params=params.to_json(),
+            inputs={"data": data, "lm": lm},
+            device=processes.device,
+            processes=processes,
         )
         for split in ("calibration", "test")
     }

@@ -75,7 +75,15 @@ def routed(addresses, tmp_path_factory):
     settings = repository_params(collect__dtype="float32").collect
     windows = TokenWindows(data, "calibration")
     states = States(
-        collect_states(model, windows, folder / "states", settings, {}, {"data": data, "lm": lm}, CPU)
+        collect_states(
+            model,
+            windows,
+            folder / "states",
+            settings,
+            params={},
+            inputs={"data": data, "lm": lm},
+            device=CPU,
+        )
     )
     params = repository_params(exits__inputs="both", exits__label="divergence")
     artifact, metrics, _ = train_exits(states, params.exits, folder / "exits", {})

@@ -146,7 +146,7 @@ def test_it_is_refused_where_the_device_has_none(data, tmp_path):
             TokenWindows(data, "test"),
             tmp_path / "states",
             settings,
-            {},
-            {},
-            torch.device(absent),
+            params={},
+            inputs={},
+            device=torch.device(absent),
         )

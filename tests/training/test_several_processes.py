@@ -1,4 +1,5 @@
-"""Two real processes under ``accelerate launch`` do together what one does alone: same weights, curve, rows and bytes."""
+"""Two real processes under ``accelerate launch`` do together what one does alone: same weights, curve, rows
+and bytes."""
 
 from __future__ import annotations
 
@@ -115,7 +116,14 @@ def do_everything(data, folder: Path, processes: Processes) -> None:
         )
         model = make_trainer(data, folder).model
         collect_states(
-            model, TokenWindows(data, "test"), folder / name, settings, {}, {}, processes.device, processes
+            model,
+            TokenWindows(data, "test"),
+            folder / name,
+            settings,
+            params={},
+            inputs={},
+            device=processes.device,
+            processes=processes,
         )
 
 
@@ -160,7 +168,8 @@ def test_two_processes_take_the_gradient_of_one(alone, together):
 
 @pytest.mark.parametrize("name", [*TRAININGS, *CHECKPOINTS])
 def test_two_processes_train_the_model_of_one(alone, together, name):
-    """What differs in the last digit grows from step to step, as it does between numbers of threads: a few steps only."""
+    """What differs in the last digit grows from step to step, as it does between numbers of threads: a few
+    steps only."""
     weights, wanted = (load_file(folder / name / "weights.safetensors") for folder in (together, alone))
     for parameter, value in wanted.items():
         torch.testing.assert_close(weights[parameter], value, atol=5e-4, rtol=1e-3)

@@ -1,16 +1,18 @@
-"""One forward pass over a split that keeps what later stages need of every token."""
+"""One forward pass over a split that keeps what later stages need of every token: the work of stage
+``collect``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
@@ -19,37 +21,40 @@ from offramp.machine.device import autocast, require_precision
 from offramp.machine.processes import ALONE, Processes
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM
+from offramp.params import Collect
 from offramp.states.statistics import SATURATION, Readout, saturation, token_statistics
-from offramp.states.store import READOUT, StatesWriter, join_tables, shard_starts
+from offramp.states.store import READOUT, States, StatesWriter, join_tables, shard_starts
 
 
 def collect_states(
     model: Blockwise,
     windows: TokenWindows,
     path: Path,
-    settings: Any,
+    settings: Collect,
+    *,
     params: dict[str, Any],
     inputs: dict[str, Artifact],
     device: torch.device,
     processes: Processes = ALONE,
 ) -> Artifact:
-    """Write the ``states`` artifact of a split, streaming; ``settings`` is the ``collect`` section of the parameters.
+    """Write the ``states`` artifact of a split to ``path``, shard by shard.
 
-    Several processes write a share of the shards each; the artifact has the bytes that one process would have written.
-    UserError where the device cannot run the model in ``settings.precision``.
+    ``params`` and ``inputs`` are for its manifest. Several processes write a share of the shards each; the
+    artifact has the bytes that one process would have written. UserError where the device cannot run the
+    model in ``settings.precision``.
     """
     require_precision(device, settings.precision, "collect.precision")
     model = model.to(device).eval()
     exits = model.config.num_blocks
     batches = torch.arange(len(windows)).split(settings.batch_size)
     starts = shard_starts([len(batch) * windows.window for batch in batches], settings.shard_tokens)
-    mine = processes.share(range(len(starts)))
-    first, last = ([*starts, len(batches)][shard] for shard in (mine.start, mine.stop))
+    shards = processes.share(range(len(starts)))
+    first, last = ([*starts, len(batches)][shard] for shard in (shards.start, shards.stop))
     with create_artifact(path, "states", params, inputs) if processes.main else nullcontext() as out:
         folder = processes.broadcast(out.path if out else None)
-        writer = StatesWriter(folder, exits, settings.dtype, settings.shard_tokens, first_shard=mine.start)
+        writer = StatesWriter(folder, exits, settings.dtype, settings.shard_tokens, first_shard=shards.start)
         for columns, hidden in iterate_states(
-            model, windows, batches[first:last], device, processes.no_bar, settings.precision
+            model, windows, batches[first:last], device, no_bar=processes.no_bar, precision=settings.precision
         ):
             writer.add(columns, hidden)
         writer.close()
@@ -78,12 +83,14 @@ def iterate_states(
     windows: TokenWindows,
     batches: Sequence[Tensor],
     device: torch.device,
+    *,
     no_bar: bool | None = None,
     precision: str = "fp32",
-):
-    """Yield (columns of (N,) arrays, hidden states per exit (N, D)) for batches of sequences, given by their indices.
+) -> Iterator[tuple[dict[str, np.ndarray], list[Tensor]]]:
+    """Yield, batch by batch, the columns (N,) of the token table and the hidden states (N, D) of every exit.
 
-    ``precision`` is that of the layers; readouts and statistics are float32.
+    ``batches`` hold the indices of windows; N are the tokens of a batch. ``precision`` is that of the layers;
+    readouts and statistics are float32. ``no_bar`` is tqdm's ``disable``.
     """
     exits = range(model.config.num_blocks)
     readouts = [Readout(model.readout_matrix(exit)) for exit in exits]
@@ -114,7 +121,7 @@ def iterate_states(
 
 
 def save_readouts(model: BlockwiseLM, file: Path) -> None:
-    """The artifact's ``readout.safetensors``, with the exit classifiers that were trained together with the model."""
+    """Write the readouts of all exits, and the exit classifiers that were trained together with the model."""
     tensors = {
         f"exit_classifiers.{name}": value.cpu() for name, value in model.exit_classifiers.state_dict().items()
     }
@@ -122,12 +129,16 @@ def save_readouts(model: BlockwiseLM, file: Path) -> None:
         if exit == 0 or model.config.heads_per_exit:
             tensors[f"matrix_{exit}"] = model.readout_matrix(exit).detach().cpu().clone()
         if model.config.norm == "pre":
-            tensors[f"norm_{exit}"] = model.norms[exit].weight.detach().cpu().clone()
+            norm = cast(nn.RMSNorm, model.norms[exit])
+            tensors[f"norm_{exit}"] = norm.weight.detach().cpu().clone()
     save_file(tensors, file)
 
 
-def summarise(states: Any) -> dict[str, Any]:
-    """Loss distribution of every exit: the measures of metrics/states.json."""
+def summarise(states: States) -> dict[str, Any]:
+    """Tokens, and per exit perplexity, accuracy, and mean, spread and quartiles of the loss (nats).
+
+    They are the measures of metrics/states.json; the quartiles are interpolated linearly.
+    """
     out: dict[str, Any] = {"tokens": states.num_tokens}
     target = states.column("target")
     for exit in range(states.num_exits):
@@ -146,8 +157,10 @@ def summarise(states: Any) -> dict[str, Any]:
     return out
 
 
-def loss_histogram(states: Any, split: str, bin_width: float = 0.5) -> list[dict[str, Any]]:
-    """Rows of loss_distribution.csv: share of tokens per half-nat bin of loss, per exit."""
+def loss_histogram(states: States, split: str, bin_width: float = 0.5) -> list[dict[str, Any]]:
+    """The rows of loss_distribution.csv: per exit the share of tokens in every bin of loss, ``bin_width``
+    nats wide.
+    """
     rows = []
     for exit in range(states.num_exits):
         loss = states.column(f"loss_{exit}")

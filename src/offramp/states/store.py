@@ -1,9 +1,10 @@
-"""The ``states`` artifact: one row per token, hidden states after every block, and the readouts, of one split.
+"""The ``states`` artifact of a split: a table of its tokens, hidden states after every block, readouts.
 
 ``tokens.parquet``: document, sequence, position, token, target, and per exit k ``<statistic>_k`` (see
-``states.statistics``). ``hidden_<k>-<shard>.safetensors``: row i of all shards together is row i of the table.
-``readout.safetensors``: ``matrix_<k>`` (V, D), or one ``matrix_0`` that all exits share, and, for pre-norm models,
-``norm_<k>`` (D); not there for checkpoints, whose readouts are theirs.
+``states.statistics``). ``hidden_<k>-<shard>.safetensors``: row i of all shards together is row i of the
+table. ``readout.safetensors``: ``matrix_<k>`` (V, D), or one ``matrix_0`` that all exits share, and, for
+pre-norm models, ``norm_<k>`` (D). A checkpoint's states have no such file, since its readouts are in the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -27,18 +28,16 @@ ID_COLUMNS = ("document", "sequence", "position", "token", "target")
 
 
 class StatesWriter:
-    """Streams rows to disk a shard at a time; memory holds one shard, in buffers used again, whatever the number of tokens.
+    """Writes states to a folder as they come, a shard of ``shard_tokens`` at a time.
 
-    Several writers may fill one folder, each from a ``first_shard`` of its own; ``join_tables`` then makes their tables one.
+    Memory holds one shard, in buffers that are used again, whatever the number of tokens. Several writers may
+    fill one folder, each from another ``first_shard``; ``join_tables`` then makes one table of theirs.
+    ``dtype`` is that of hidden states on disk.
     """
 
     def __init__(self, folder: Path, num_exits: int, dtype: str, shard_tokens: int, first_shard: int = 0):
-        self.folder, self.num_exits, self.shard_tokens, self.first_shard = (
-            folder,
-            num_exits,
-            shard_tokens,
-            first_shard,
-        )
+        self.folder, self.num_exits = folder, num_exits
+        self.shard_tokens, self.first_shard = shard_tokens, first_shard
         self.dtype = getattr(torch, dtype)
         self.tokens = self.shards = 0
         self._pending = 0
@@ -47,40 +46,44 @@ class StatesWriter:
         self._table: pq.ParquetWriter | None = None
 
     def add(self, columns: dict[str, np.ndarray], hidden: list[Tensor]) -> None:
-        """Columns (N,) and, per exit, hidden states (N, D); no later call may bring more rows than the first."""
+        """Add tokens: columns (N,) of the table, and per exit hidden states (N, D).
+
+        No later call may bring more tokens than the first. UserError for states that do not fit the
+        ``dtype``.
+        """
         rows = len(columns["token"])
         if self._hidden is None:
             size = max(self.shard_tokens, rows)
             self._hidden = torch.empty(self.num_exits, size, hidden[0].shape[1], dtype=self.dtype)
             self._columns = {name: np.empty(size, values.dtype) for name, values in columns.items()}
         if self._pending + rows > self._hidden.shape[1]:
-            self._flush()
-        here = slice(self._pending, self._pending + rows)
+            self._flush(self._hidden)
+        place = slice(self._pending, self._pending + rows)
         for exit, states in enumerate(hidden):
             smallest, largest = torch.aminmax(states)
-            if (
-                not max(-smallest.item(), largest.item()) <= torch.finfo(self.dtype).max
-            ):  # also where it is NaN
+            # "not <=" is also true of NaN
+            if not max(-smallest.item(), largest.item()) <= torch.finfo(self.dtype).max:
                 raise UserError(
-                    f"collect: hidden states after block {exit} do not fit {self.dtype} (largest {states.abs().max():.3g}); "
-                    "set collect.dtype: float32"
+                    f"collect: hidden states after block {exit} do not fit {self.dtype} "
+                    f"(largest {states.abs().max():.3g}); set collect.dtype: float32"
                 )
-            self._hidden[exit, here] = states.cpu()
+            self._hidden[exit, place] = states.cpu()
         for name, values in columns.items():
-            self._columns[name][here] = values
+            self._columns[name][place] = values
         self._pending += rows
 
     def close(self) -> None:
-        if self._pending:
-            self._flush()
+        """Write what is left; nothing can be added afterwards."""
+        if self._pending and self._hidden is not None:
+            self._flush(self._hidden)
         if self._table:
             self._table.close()
 
-    def _flush(self) -> None:
+    def _flush(self, hidden: Tensor) -> None:
         number = self.first_shard + self.shards
         for exit in range(self.num_exits):
             save_file(
-                {"hidden": self._hidden[exit, : self._pending]},
+                {"hidden": hidden[exit, : self._pending]},
                 self.folder / f"hidden_{exit}-{number:05d}.safetensors",
             )
         table = pa.table({name: values[: self._pending] for name, values in self._columns.items()})
@@ -95,7 +98,7 @@ class StatesWriter:
 
 
 def shard_starts(batch_rows: Sequence[int], shard_tokens: int) -> list[int]:
-    """Which batches begin a shard where a StatesWriter is given batches of so many rows."""
+    """The batches with which a StatesWriter begins a shard, where batch i brings ``batch_rows[i]`` tokens."""
     starts, pending = [0], 0
     size = max(shard_tokens, batch_rows[0])
     for batch, rows in enumerate(batch_rows):
@@ -107,7 +110,7 @@ def shard_starts(batch_rows: Sequence[int], shard_tokens: int) -> list[int]:
 
 
 def join_tables(folder: Path) -> None:
-    """One table of those that several writers left, with the bytes that a single writer would have written."""
+    """Join the tables that several writers left in a folder to the one that a single writer would write."""
     parts = sorted(folder.glob("tokens-*.parquet"))
     if not parts:
         return
@@ -125,7 +128,7 @@ def _open_table(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 class States:
-    """An opened ``states`` artifact."""
+    """An opened ``states`` artifact: statistics and hidden states of every token of a split at every exit."""
 
     def __init__(self, artifact: Artifact):
         self.artifact = artifact
@@ -136,15 +139,19 @@ class States:
 
     @property
     def precision(self) -> str:
-        """Of the model's layers (fp32 or bf16): what is measured beside these states runs in it, too."""
+        """The precision in which the model's layers ran, fp32 or bf16; UserError where it is not recorded.
+
+        What is measured beside these states runs in the same.
+        """
         if "precision" not in self.artifact.meta:
             raise UserError(
-                f"{self.artifact.path} does not say in which precision the model ran; run `dvc repro` to make it again"
+                f"{self.artifact.path} does not say in which precision the model ran; "
+                "run `dvc repro` to make it again"
             )
         return self.artifact.meta["precision"]
 
     def column(self, name: str) -> np.ndarray:
-        """One column of the token table, (num_tokens,)."""
+        """One column of the token table, (num_tokens,); UserError where there is no such column."""
         if name not in self._known:
             raise UserError(f"{self.artifact.path} has no column {name!r}; it has {', '.join(self._known)}")
         return pq.read_table(self.artifact.file(TABLE), columns=[name])[name].to_numpy()
@@ -154,21 +161,21 @@ class States:
         return np.stack([self.column(f"{name}_{exit}") for name in STATISTICS], axis=1)
 
     def label_free(self, exit: int) -> dict[str, np.ndarray]:
-        """What a confidence signal may look at besides the state: named arrays (num_tokens,) of one exit.
+        """What a confidence signal may look at besides the hidden state: named arrays (num_tokens,).
 
-        The STATISTICS of its readout, ``saturation``, and ``patience``: the share of the exits before it, counted back
-        without a gap, whose argmax is this one's.
+        They are the STATISTICS of its readout, ``saturation``, and ``patience``: how many exits in a row
+        before it have the same argmax, as a share of all exits before it.
         """
         out = {name: self.column(f"{name}_{exit}") for name in (*STATISTICS, SATURATION)}
-        own, streak = self.column(f"argmax_{exit}"), np.zeros(self.num_tokens, np.float32)
+        argmax, streak = self.column(f"argmax_{exit}"), np.zeros(self.num_tokens, np.float32)
         unbroken = np.ones(self.num_tokens, bool)
         for earlier in reversed(range(exit)):
-            unbroken &= self.column(f"argmax_{earlier}") == own
+            unbroken &= self.column(f"argmax_{earlier}") == argmax
             streak += unbroken
         return out | {"patience": streak / max(1, exit)}
 
     def readouts(self) -> dict[str, Tensor]:
-        """The readouts of all exits; UserError where the states are a checkpoint's."""
+        """The tensors of ``readout.safetensors`` by name; UserError where the states are a checkpoint's."""
         file = self.artifact.file(READOUT)
         if not file.exists():
             raise UserError(
@@ -178,12 +185,14 @@ class States:
         return load_file(file)
 
     def hidden_shards(self, exit: int) -> Iterator[Tensor]:
-        """Hidden states after block ``exit``, shard by shard, as stored: (n, D)."""
+        """Hidden states after block ``exit`` as stored, shard by shard: each (tokens of the shard, D)."""
         for shard in range(self.artifact.meta["shards"]):
             yield load_file(self.artifact.file(f"hidden_{exit}-{shard:05d}.safetensors"))["hidden"]
 
     def hidden(self, exit: int, rows: np.ndarray | None = None) -> Tensor:
-        """Hidden states (rows, D) float32 after block ``exit``; ``rows`` is a mask over all tokens."""
+        """Hidden states (N, D), float32, after block ``exit``: of the tokens in the mask ``rows``, or of
+        all.
+        """
         parts, start = [], 0
         for shard in self.hidden_shards(exit):
             keep = slice(None) if rows is None else torch.from_numpy(rows[start : start + len(shard)])
