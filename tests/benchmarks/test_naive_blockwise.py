@@ -48,7 +48,17 @@ def test_hard_tokens_are_the_same(setup, tmp_path):
         return torch.sigmoid(classifier(x)).squeeze(-1)
 
     device = torch.device("cpu")
-    packed = repack(InContext(lm, windows, 0, device), lm, 0, confidence, threshold, 8, tmp_path, 4, device)
+    packed = repack(
+        InContext(lm, windows, 0, device),
+        lm,
+        0,
+        confidence,
+        threshold=threshold,
+        window=8,
+        folder=tmp_path,
+        batch_size=4,
+        device=device,
+    )
     x, y, _ = packed.batch(torch.arange(len(packed)))
     torch.testing.assert_close(x, states)
     assert torch.equal(y, wanted)

@@ -1,4 +1,5 @@
-"""Translators of a frozen model: the chunked divergence is the textbook one, and training moves nothing but them."""
+"""Translators of a frozen model: the chunked divergence is the textbook one, and training moves nothing but
+them."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def test_weights_and_curve_are_the_same_bit_for_bit_and_layers_run_twice_to_lear
 
 
 def test_layers_keep_only_what_they_were_given(data, tmp_path):
-    """Bytes the graph of a forward pass holds on to: of one layer's input each, where all activations were."""
+    """Bytes the graph of a forward pass holds on to: of one layer's input each, where all activations
+    were."""
     kept = {}
     for on in (False, True):
         trainer = pretrained.make_trainer(data, tmp_path / str(on), method="joint", gradient_checkpointing=on)

@@ -1,4 +1,5 @@
-"""The loop that all trainings share: when it looks, which weights it leaves, when it stops, and how it goes on."""
+"""The loop that all trainings share: when it looks, which weights it leaves, when it stops, and how it goes
+on."""
 
 from __future__ import annotations
 

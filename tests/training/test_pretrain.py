@@ -1,4 +1,5 @@
-"""Pretraining: every method and switch trains what it says, and an interrupted run ends where a straight one does."""
+"""Pretraining: every method and switch trains what it says, and an interrupted run ends where a straight one
+does."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ def test_blockwise_freezes_earlier_blocks_while_a_later_one_trains(data, tmp_pat
 def test_shared_head_moves_with_later_blocks_and_a_frozen_one_does_not(
     data, tmp_path, head, moves_in_block_1
 ):
-    """Flaw I2 of seed 003 is a switch: with a shared head block 0's own logits drift while block 1 trains."""
+    """With a shared head the logits of block 0 drift while block 1 trains, as in the report exit-labels."""
     trainer = make_trainer(data, tmp_path, pretrain__head=head)
     phase = trainer._block_phase(0, fresh=True)
     trainer._block_phase(1, fresh=True)
@@ -135,7 +136,7 @@ def test_hard_tokens_are_the_wanted_share_and_only_they_count(data, tmp_path):
 
 
 def test_repacking_keeps_hard_tokens_in_order_and_drops_only_the_remainder(data, tmp_path):
-    """Seed 003: the flat list of hard tokens' output states, cut into new sequences."""
+    """As in the report exit-labels: the flat list of hard tokens' output states, cut into new sequences."""
     trainer = make_trainer(
         data, tmp_path, pretrain__blockwise__tokens="hard", pretrain__blockwise__context="repack"
     )
@@ -229,7 +230,8 @@ def test_chunked_loss_and_its_gradients_equal_the_plain_formula(monkeypatch):
 
 @pytest.mark.slow
 def test_killed_and_resumed_training_ends_with_the_weights_of_a_straight_one(data, tmp_path):
-    """A real SIGKILL, in the first and twice in the second block, then the same command again: identical bytes."""
+    """A real SIGKILL, in the first and twice in the second block, then the same command again: identical
+    bytes."""
     program = f"""
 import sys, torch
 sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / "src")!r}]
@@ -277,7 +279,8 @@ def _phase_and_step(folder):
 
 
 def test_weights_to_return_to_stay_as_long_as_a_snapshot_needs_them(tmp_path):
-    """A kill may come between better weights and the next snapshot: then training resumes from the last, and returns to its weights."""
+    """A kill may come between better weights and the next snapshot: then training resumes from the last, and
+    returns to its weights."""
 
     def names():
         return {file.name for file in tmp_path.iterdir()}

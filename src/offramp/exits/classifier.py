@@ -14,6 +14,11 @@ class ExitClassifier(nn.Module):
     ``hidden`` are the widths between; [] is a linear classifier. One of benefits has an output per later exit.
     """
 
+    mean: Tensor
+    scale: Tensor
+    centre: Tensor
+    spread: Tensor
+
     def __init__(self, num_inputs: int, hidden: list[int], outputs: int = 1):
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_inputs))

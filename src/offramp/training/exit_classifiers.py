@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from offramp.training.loop import Bar, Best, Progress, Row, Training
 MATERIAL = 1e-3
 """Relative fall of the selection loss that counts as progress."""
 ANNEALINGS, ANNEAL = 3, 0.3
-"""How often the learning rate is lowered before a fit that no longer progresses is said to have converged, and how far."""
+"""How often the learning rate is lowered before a fit without progress counts as converged, and by what factor."""
 
 
 @dataclass
@@ -25,7 +26,7 @@ class ClassifierFit:
     """A trained classifier and how its training went."""
 
     classifier: ExitClassifier
-    curve: list[dict[str, float]]
+    curve: list[Row]
     """Per epoch: epoch, fit_loss, select_loss."""
     best_epoch: int
     converged: bool
@@ -33,7 +34,8 @@ class ClassifierFit:
 
 
 class Annealed(Best):
-    """The best weights; where looks bring no progress it goes back to them at a lower learning rate, and ends after the last one."""
+    """The best weights. Where looks bring no progress, training goes back to them at a lower learning rate, and at the
+    lowest one it ends."""
 
     def __init__(self, model: ExitClassifier, optimiser: torch.optim.Optimizer, patience: int):
         super().__init__(model)
@@ -76,32 +78,17 @@ def fit_classifier(
     seed: int,
     name: str = "exit classifier",
 ) -> ClassifierFit:
-    """Fit a classifier on (inputs (N, I), labels (N, L)) with AdamW until the loss on ``select`` stops falling.
+    """Fit a classifier on inputs (N, I) and labels (N, L) with AdamW until the loss on ``select`` stops falling.
 
-    Binary labels: binary cross-entropy, both classes weighing the same. Probabilities: squared error of the sigmoid. Costs
-    are standardised and regressed; the score is the negative predicted cost, so that higher is surer for every label.
-    After ``patience`` epochs without progress the fit goes back to its best weights at a lower learning rate; it has
-    converged when that helped no more, ANNEALINGS times. UserError where the loss is no finite number any more.
+    Binary labels: binary cross-entropy, both classes weighing the same. Probabilities: squared error of the
+    sigmoid. Costs are standardised and regressed; the score is the negative predicted cost, so that higher is
+    surer for every label. After ``patience`` epochs without progress the fit goes back to its best weights at
+    a lower learning rate; it has converged when that helped no more, ANNEALINGS times. Raises UserError where
+    the loss is no finite number any more.
     """
-    kind = KINDS[label]
     inputs, labels = fit
-    torch.manual_seed(seed)
-    classifier = ExitClassifier(inputs.shape[1], hidden, labels.shape[1]).to(inputs.device)
-    classifier.mean.copy_(inputs.mean(0))
-    classifier.scale.copy_(1 / inputs.std(0).clamp_min(1e-6))
-    if kind == "cost":
-        classifier.centre.copy_(labels.mean(0))
-        classifier.spread.copy_(labels.std(0).clamp_min(1e-6))
-    share = labels.mean(0).clamp(1e-3, 1 - 1e-3)
-
-    def loss(scores: Tensor, wanted: Tensor) -> Tensor:
-        if kind == "binary":
-            weight = torch.where(wanted > 0.5, 0.5 / share, 0.5 / (1 - share))
-            return F.binary_cross_entropy_with_logits(scores, wanted, weight=weight)
-        if kind == "probability":
-            return F.mse_loss(torch.sigmoid(scores), wanted)
-        return F.mse_loss(-scores, (wanted - classifier.centre) / classifier.spread)
-
+    classifier = _new_classifier(inputs, labels, label, hidden, seed)
+    loss = _loss_of(classifier, label, labels.mean(0))
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
     fit_loss = 0.0
@@ -137,3 +124,34 @@ def fit_classifier(
         bar=Bar(name, unit="epoch"),
     ).run()
     return ClassifierFit(classifier.eval(), progress.curve, progress.best_step, selection.converged)
+
+
+def _new_classifier(
+    inputs: Tensor, labels: Tensor, label: str, hidden: list[int], seed: int
+) -> ExitClassifier:
+    """A classifier that standardises its inputs, and costs, by those that it will be fitted to."""
+    torch.manual_seed(seed)
+    classifier = ExitClassifier(inputs.shape[1], hidden, labels.shape[1]).to(inputs.device)
+    classifier.mean.copy_(inputs.mean(0))
+    classifier.scale.copy_(1 / inputs.std(0).clamp_min(1e-6))
+    if KINDS[label] == "cost":
+        classifier.centre.copy_(labels.mean(0))
+        classifier.spread.copy_(labels.std(0).clamp_min(1e-6))
+    return classifier
+
+
+def _loss_of(classifier: ExitClassifier, label: str, mean: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of scores (N, L) and labels (N, L), whose mean (L,) is that of the labels fitted to."""
+    share = mean.clamp(1e-3, 1 - 1e-3)
+
+    def binary(scores: Tensor, wanted: Tensor) -> Tensor:
+        weight = torch.where(wanted > 0.5, 0.5 / share, 0.5 / (1 - share))
+        return F.binary_cross_entropy_with_logits(scores, wanted, weight=weight)
+
+    def probability(scores: Tensor, wanted: Tensor) -> Tensor:
+        return F.mse_loss(torch.sigmoid(scores), wanted)
+
+    def cost(scores: Tensor, wanted: Tensor) -> Tensor:
+        return F.mse_loss(-scores, (wanted - classifier.centre) / classifier.spread)
+
+    return {"binary": binary, "probability": probability, "cost": cost}[KINDS[label]]

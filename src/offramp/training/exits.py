@@ -1,16 +1,17 @@
 """Train and calibrate everything that may decide an exit, from cached calibration-split states alone.
 
-The calibration split's documents are parted in three: ``fit`` (half of them) teaches classifiers, ``select`` stops
-them early, calibrates every signal and is what thresholds are searched on, ``guarantee`` is touched by none of that and
-tests the thresholds of risk control. The ``exits`` artifact holds ``exits.safetensors`` (classifiers and calibrators),
-``config.json`` and ``held_out.parquet`` (calibrated confidences, losses and predictions of the last two parts).
+The calibration split's documents are parted in three: ``fit`` (half of them) teaches classifiers, ``select``
+stops them early, calibrates every signal and is what thresholds are searched on, ``guarantee`` is touched by
+none of that and tests the thresholds of risk control. The ``exits`` artifact holds ``exits.safetensors``
+(classifiers and calibrators), ``config.json`` and ``held_out.parquet`` (calibrated confidences, losses and
+predictions of the last two parts).
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,23 +29,27 @@ from offramp.exits.labels import KINDS, agreement, label
 from offramp.exits.ranking import aurc, auroc, classification_quality, loss_gap, most_confident
 from offramp.exits.signals import known_signals, raw_signal
 from offramp.exits.store import HELD_OUT
+from offramp.params import Exits as ExitParams
 from offramp.states.store import States
 from offramp.training.exit_classifiers import fit_classifier
+from offramp.training.loop import Row
 from offramp.vocabulary import LEARNED
 
 PARTS = ("fit", "select", "guarantee")
+SCORED = 65_536
+"""Tokens that a classifier scores at a time: a bound on memory."""
 
 
 def split_calibration(documents: np.ndarray, seed: int) -> np.ndarray:
-    """The part (index into PARTS) of every token: documents drawn by ``seed``, a half, a quarter and a quarter.
+    """The part of every token, as an index into PARTS: half of the documents, drawn by ``seed``, and twice a quarter.
 
-    With two documents the last part is empty, and so are its promises.
+    With two documents the last part is empty, and so are its promises. Raises UserError for a single document.
     """
     names = np.unique(documents)
     if len(names) < 2:
         raise UserError(
-            "train_exits: the calibration split has a single document, but one half must fit and another select; "
-            "raise corpus.calibration_fraction or cut texts with corpus.document_characters"
+            "train_exits: the calibration split has a single document, but one half must fit and another "
+            "select; raise corpus.calibration_fraction or cut texts with corpus.document_characters"
         )
     order = np.random.default_rng(seed).permutation(len(names))
     part_of = np.zeros(len(names), np.int8)
@@ -55,44 +60,27 @@ def split_calibration(documents: np.ndarray, seed: int) -> np.ndarray:
 
 
 def train_exits(
-    states: States, settings: Any, path: Path, params: dict[str, Any]
-) -> tuple[Artifact, dict, list]:
-    """Write the ``exits`` artifact; returns it with the rows of metrics/exits.json and exit_fit.csv.
+    states: States, settings: ExitParams, path: Path, params: dict[str, Any]
+) -> tuple[Artifact, dict[str, Any], list[Row]]:
+    """Write the ``exits`` artifact; returns it with what stands in metrics/exits.json and in exit_fit.csv.
 
-    ``settings`` is the ``exits`` section of the parameters.
+    ``params`` are the stage's parameters as the manifest keeps them. UserError where too little text is there
+    to part, and where classifiers of joint training are asked for that the model does not have.
     """
     part = split_calibration(states.column("document"), settings.seed)
-    select, held_out = part == PARTS.index("select"), part > 0
-    metrics, curve, tensors, confidences = {}, [], {}, {}
+    held_out = part > 0
+    metrics: dict[str, Any] = {}
+    curve: list[Row] = []
+    tensors: dict[str, Tensor] = {}
+    confidences: dict[str, np.ndarray] = {}
     joint = _joint_classifiers(states) if settings.mode == "joint" else None
-    signals = known_signals(states.num_exits)
     for exit in range(states.num_exits - 1):
-        agrees, columns = agreement(states, exit), states.label_free(exit)
-        raw = {name: raw_signal(name, columns) for name in signals}
         if joint:
-            classifier, fit_metrics = joint[exit], {"label": "joint"}
-            inputs = states.hidden(exit)
+            learned = LearnedExit(joint[exit], states.hidden(exit), {"label": "joint"}, [])
         else:
-            classifier, inputs, fit_metrics, rows = _fit(states, exit, part, settings)
-            curve += [{"exit": exit, **row} for row in rows]
-        with torch.no_grad():
-            raw[LEARNED] = torch.cat([classifier(part) for part in inputs.split(65536)]).numpy()
-        tensors |= {f"classifier_{exit}.{name}": value for name, value in classifier.state_dict().items()}
-        quality, loss = {}, states.column(f"loss_{exit}")
-        for name, values in raw.items():
-            calibrator = fit_calibrator(values[select], agrees[select], settings.calibration)
-            tensors |= {f"knots_{exit}.{name}": calibrator.knots, f"values_{exit}.{name}": calibrator.values}
-            confidence = calibrator(torch.from_numpy(np.ascontiguousarray(values[held_out]))).numpy()
-            confidences[f"{name}_{exit}"] = confidence
-            selected = confidence[select[held_out]]
-            quality[name] = signal_quality(selected, agrees[select], loss[select])
-        share = float(agrees[select].mean())
-        metrics[f"exit_{exit}"] = {
-            "fit": fit_metrics,
-            "signals": quality,
-            "agreement": share,
-            "majority_baseline": max(share, 1 - share),
-        }
+            learned = _fit(states, exit, part, settings)
+        metrics[f"exit_{exit}"] = _calibrate(states, exit, part, learned, settings, tensors, confidences)
+        curve += [{"exit": exit, **row} for row in learned.curve]
     for exit in range(states.num_exits):
         confidences |= {
             f"{name}_{exit}": states.column(f"{name}_{exit}")[held_out] for name in ("loss", "argmax")
@@ -102,7 +90,7 @@ def train_exits(
         "inputs": "state" if joint else settings.inputs,
         "hidden": [] if joint else list(settings.hidden),
         "width": states.artifact.meta["width"],
-        "signals": [*signals, LEARNED],
+        "signals": [*known_signals(states.num_exits), LEARNED],
         "label": "joint" if joint else settings.label,
     }
     known = {name: states.column(name)[held_out] for name in ("document", "sequence", "position", "target")}
@@ -121,15 +109,61 @@ def train_exits(
     return open_artifact(path, "exits", verify=False), metrics, curve
 
 
-def _fit(
-    states: States, exit: int, part: np.ndarray, settings: Any
-) -> tuple[ExitClassifier, Tensor, dict, list]:
+class LearnedExit(NamedTuple):
+    """The classifier of one exit, however it was trained."""
+
+    classifier: ExitClassifier
+    inputs: Tensor
+    """(N, I): what it reads of every token of the calibration split."""
+    metrics: dict[str, Any]
+    """How the fit went."""
+    curve: list[Row]
+
+
+def _calibrate(
+    states: States,
+    exit: int,
+    part: np.ndarray,
+    learned: LearnedExit,
+    settings: ExitParams,
+    tensors: dict[str, Tensor],
+    confidences: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """Calibrate every signal of an exit on the part ``select``; returns the exit's entry of metrics/exits.json.
+
+    Adds the classifier's weights and the calibrators' knots to ``tensors``, and the calibrated confidences of the
+    held-out parts to ``confidences``.
+    """
+    select, held_out = part == PARTS.index("select"), part > 0
+    agrees, columns, loss = agreement(states, exit), states.label_free(exit), states.column(f"loss_{exit}")
+    raw = {name: raw_signal(name, columns) for name in known_signals(states.num_exits)}
+    with torch.no_grad():
+        raw[LEARNED] = torch.cat([learned.classifier(rows) for rows in learned.inputs.split(SCORED)]).numpy()
+    tensors |= {f"classifier_{exit}.{name}": value for name, value in learned.classifier.state_dict().items()}
+    quality = {}
+    for name, values in raw.items():
+        calibrator = fit_calibrator(values[select], agrees[select], settings.calibration)
+        tensors |= {f"knots_{exit}.{name}": calibrator.knots, f"values_{exit}.{name}": calibrator.values}
+        confidence = calibrator(torch.from_numpy(np.ascontiguousarray(values[held_out]))).numpy()
+        confidences[f"{name}_{exit}"] = confidence
+        quality[name] = signal_quality(confidence[select[held_out]], agrees[select], loss[select])
+    share = float(agrees[select].mean())
+    return {
+        "fit": learned.metrics,
+        "signals": quality,
+        "agreement": share,
+        "majority_baseline": max(share, 1 - share),
+    }
+
+
+def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams) -> LearnedExit:
+    """Fit the classifier of an exit on the part ``fit``, stopped early on the part ``select``."""
     hidden = states.hidden(exit) if settings.inputs != "statistics" else None
     statistics = torch.from_numpy(states.statistics(exit)) if settings.inputs != "state" else None
     inputs = classifier_inputs(settings.inputs, hidden, statistics)
     labels = torch.from_numpy(label(states, exit, settings.label, settings.easy_loss))
     fit, select = (torch.from_numpy(part == PARTS.index(name)) for name in ("fit", "select"))
-    found = fit_classifier(
+    fitted = fit_classifier(
         (inputs[fit], labels[fit]),
         (inputs[select], labels[select]),
         settings.label,
@@ -142,14 +176,14 @@ def _fit(
         name=f"exit classifier {exit}",
     )
     with torch.no_grad():
-        score, fit_score = (found.classifier(inputs[rows]).numpy() for rows in (select, fit))
+        score, fit_score = (fitted.classifier(inputs[rows]).numpy() for rows in (select, fit))
     wanted = labels[select, -1].numpy() * (-1 if KINDS[settings.label] == "cost" else 1)
     metrics = {
         "label": settings.label,
-        "epochs": len(found.curve),
-        "best_epoch": found.best_epoch,
-        "converged": found.converged,
-        "select_loss": min(row["select_loss"] for row in found.curve),
+        "epochs": len(fitted.curve),
+        "best_epoch": fitted.best_epoch,
+        "converged": fitted.converged,
+        "select_loss": min(row["select_loss"] for row in fitted.curve),
         "pearson_label": float(np.corrcoef(score, wanted)[0, 1]),
         "spearman_label": float(spearmanr(score, wanted).statistic),
         **{f"{name}_tokens": int((part == place).sum()) for place, name in enumerate(PARTS)},
@@ -158,31 +192,32 @@ def _fit(
         positive = labels[select, -1].numpy() > 0.5
         cut = np.quantile(fit_score, 1 - labels[fit, -1].mean().item())  # as many are called positive as are
         metrics["classification"] = classification_quality(score > cut, positive)
-    return found.classifier, inputs, metrics, found.curve
+    return LearnedExit(fitted.classifier, inputs, metrics, fitted.curve)
 
 
 def _joint_classifiers(states: States) -> list[ExitClassifier]:
     """The linear classifiers that pretraining learned together with the blocks."""
     weights = states.readouts()
-    found = []
+    classifiers = []
     for exit in range(states.num_exits - 1):
         name = f"exit_classifiers.{exit}"
         if f"{name}.weight" not in weights:
             raise UserError(
-                "exits.mode joint: the model has no jointly trained classifiers; set pretrain.joint_classifier"
+                "exits.mode joint: the model has no jointly trained classifiers; "
+                "set pretrain.joint_classifier"
             )
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
         classifier = ExitClassifier(weight.shape[1], [])
         classifier.layers[0].load_state_dict({"weight": weight, "bias": bias})
-        found.append(classifier.eval())
-    return found
+        classifiers.append(classifier.eval())
+    return classifiers
 
 
 def signal_quality(confidence: np.ndarray, agrees: np.ndarray, loss: np.ndarray) -> dict[str, float | None]:
     """How a signal ranks held-out tokens: the rows of metrics/exits.json (easy = upper half).
 
-    ``auroc`` and ``aurc`` are of "leaving here is right", that is, agrees with full depth. Whether its probabilities fit
-    is for the test split to say (``ece``, reliability): these tokens calibrated it.
+    ``auroc`` and ``aurc`` are of "leaving here is right", that is, agrees with full depth. Whether its
+    probabilities fit is for the test split to say (``ece``, reliability): these tokens calibrated it.
     """
     easy = most_confident(confidence, len(confidence) // 2)
     oracle = most_confident(-loss, len(confidence) // 2)

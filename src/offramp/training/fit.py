@@ -1,4 +1,4 @@
-"""A phase of pretraining: its optimiser, learning rates and losses, in the loop that all trainings share (``loop``)."""
+"""A phase of pretraining: its optimiser, learning rates and losses, in the loop of all trainings (``loop``)."""
 
 from __future__ import annotations
 
@@ -63,21 +63,22 @@ class Phase:
 
     name: str
     parameters: list[nn.Parameter]
-    """All others must have ``requires_grad`` off: it tells what training changes, and snapshots keep no more."""
+    """All others must have ``requires_grad`` off: it tells what training changes and snapshots have to keep."""
     steps: int
     num_sequences: int
     losses: Callable[[Tensor, int], Iterable[dict[str, Loss]]]
-    """The losses ("exit 0", ...) of the sequences with the given indices at a given step, in parts: each is back-propagated
-    before the next is asked for, so what only one of them needs never lies beside what another does."""
+    """The losses ("exit 0", ...) of the sequences with the given indices at a given step, in parts: each is
+    back-propagated before the next is asked for, so what only one of them needs never lies beside what
+    another does."""
     evaluate: Callable[[], dict[int, Look]]
-    """What the calibration split says of each exit; their weighted mean of what is minimised selects the best step."""
+    """What the calibration split says of each exit; a weighted mean over exits selects the best step."""
     window: int
     rate: float = 1.0
     """Learning rate relative to the configuration's."""
     weights: dict[int, float] = field(default_factory=dict)
     """Of the exits, in that mean; 1 where none is given."""
     starts_trained: bool = False
-    """Whether the model is good for something before the first step: then that is a look, and may be the best one."""
+    """Whether the model is of use before the first step: then it is looked at there, which may be the best look."""
     patient_until: int = 0
     """Step up to which looks without progress do not end the phase: while losses are still being added."""
 
@@ -88,7 +89,7 @@ class PhaseProgress(Progress):
 
     phase: int = 0
     best_nll: float = math.inf
-    """At the best step, a mean over exits like ``best_loss``; another measure only in phases that minimise a divergence."""
+    """At the best step, a mean over exits like ``best_loss``; another measure where a divergence is minimised."""
     running: dict[str, float] = field(default_factory=dict)
     """Sum of each training loss since the last look."""
     summed: dict[str, int] = field(default_factory=dict)
@@ -129,8 +130,8 @@ class Means:
 
 
 class BestOnDisk(Selection[Means]):
-    """The weights at the lowest loss, on the main process's disk meanwhile: memory holds the weights, their gradients and AdamW's
-    two moments. All processes hold the same weights at any time."""
+    """The weights at the lowest loss, on the main process's disk meanwhile: memory holds the weights, their
+    gradients and AdamW's two moments. All processes hold the same weights at any time."""
 
     def __init__(
         self,
@@ -185,14 +186,15 @@ def fit_phase(
 ) -> None:
     """Train one phase and leave the best weights in the model.
 
-    ``resumed`` is a snapshot taken inside this phase; ``extra`` goes into every snapshot unchanged. Several processes
-    take a share of every batch each and make the same step. UserError for batches smaller than the number of processes, and
-    where a loss is no finite number any more.
+    ``resumed`` is a snapshot taken inside this phase; ``extra`` goes into every snapshot unchanged. Several
+    processes take a share of every batch each and make the same step. UserError for batches smaller than the
+    number of processes, and where a loss is no finite number any more.
     """
-    if min(config.batch_size, phase.num_sequences) < processes.count:
+    sequences = min(config.batch_size, phase.num_sequences)
+    if sequences < processes.count:
         raise UserError(
-            f"pretrain: {phase.name} has batches of {min(config.batch_size, phase.num_sequences)} sequences for "
-            f"{processes.count} processes; raise pretrain.batch_size or start fewer (runtime.launcher)"
+            f"pretrain: {phase.name} has batches of {sequences} sequences for {processes.count} processes; "
+            "raise pretrain.batch_size or start fewer (runtime.launcher)"
         )
     parameters = phase.parameters if phase.steps else [torch.empty(0)]
     optimiser = torch.optim.AdamW(
@@ -254,7 +256,8 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def losses_and_gradients(phase: Phase, indices: Tensor, step: int, processes: Processes) -> dict[str, float]:
-    """The batch's mean losses by name, and the gradient of their weighted sum in ``.grad``, from this process's share of it.
+    """The batch's mean losses by name, and the gradient of their weighted sum in ``.grad``, from this
+    process's share of it.
 
     A mean over the batch is the sum of the shares' means, each weighted by its part of the tokens that count.
     """
@@ -271,7 +274,8 @@ def losses_and_gradients(phase: Phase, indices: Tensor, step: int, processes: Pr
 
 
 def _look(phase: Phase, config: FitConfig, progress: PhaseProgress) -> tuple[list[Row], Means]:
-    """The points of the learning curve, one per exit, and the means over exits; training losses are counted afresh from here."""
+    """The points of the learning curve, one per exit, and the means over exits; training losses are counted
+    afresh from here."""
     looks = phase.evaluate()
     rows = [
         {

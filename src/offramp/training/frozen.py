@@ -1,12 +1,11 @@
-"""Training the translators of a frozen model, maps or layers: each exit learns to predict what full depth predicts.
+"""Training the translators of a frozen model, maps or layers, towards what full depth predicts.
 
-The loss of an exit is KL(full depth || exit), as in the tuned lens (arXiv 2303.08112). States are streamed: every batch goes
-through the model once, without gradients, and serves all exits. Gradients begin at the translators.
+The loss of an exit is KL(full depth || exit), as in the tuned lens (arXiv 2303.08112). States are streamed:
+every batch goes through the model once, without gradients, and serves all exits. Gradients begin at the
+translators.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,8 @@ from torch import Tensor
 from offramp.corpus.windows import TokenWindows
 from offramp.machine.device import autocast
 from offramp.machine.processes import Processes
-from offramp.models.blockwise import Blockwise
+from offramp.models.pretrained import PretrainedLM
+from offramp.params import Pretrain
 from offramp.states.statistics import Readout, token_statistics
 from offramp.training.fit import Look, Loss, Phase
 from offramp.training.losses import total_divergences
@@ -23,13 +23,13 @@ from offramp.training.losses import total_divergences
 class Translators:
     """The losses and the looks of training the translators of ``model``."""
 
-    def __init__(self, model: Blockwise, params: Any, device: torch.device, processes: Processes):
+    def __init__(self, model: PretrainedLM, params: Pretrain, device: torch.device, processes: Processes):
         self.model, self.params, self.device, self.processes = model, params, device, processes
         self.matrices = [model.readout_matrix(exit).detach() for exit in range(model.config.num_blocks)]
         self.readouts = [Readout(matrix) for matrix in self.matrices]
 
     def phase(self, train: TokenWindows, calibration: TokenWindows, looks: Tensor) -> Phase:
-        """Only translators learn; where they have nothing to learn the phase is a look at the model as it is."""
+        """Only translators learn; where they have nothing to learn, the phase only looks at the model as it is."""
         self.model.requires_grad_(False)
         self.model.translators.requires_grad_(True)
         parameters = list(self.model.translators.parameters())
@@ -56,16 +56,16 @@ class Translators:
     def look(self, calibration: TokenWindows, windows: Tensor) -> dict[int, Look]:
         """Of every exit but the last, over the calibration windows with the given indices."""
         exits = range(self.model.config.num_blocks - 1)
-        sums, tokens = [0.0] * (2 * len(exits)), 0
+        sums, tokens = [0.0] * (2 * len(exits)), 0.0
         for indices in self.processes.share(windows.split(self.params.batch_size)):
             inputs, targets = (part.to(self.device) for part in calibration.batch(indices))
             with autocast(self.device, self.params.precision):
                 read = self.readout_inputs(inputs)
             statistics = token_statistics(read, self.readouts, targets.flatten())[:-1]
-            found = [
+            totals = [
                 part[name].double().sum().item() for name in ("loss", "divergence") for part in statistics
             ]
-            sums, tokens = [total + more for total, more in zip(sums, found)], tokens + targets.numel()
+            sums, tokens = [total + more for total, more in zip(sums, totals)], tokens + targets.numel()
         *sums, tokens = self.processes.sum([*sums, tokens])
         return {exit: Look(sums[exit] / tokens, sums[len(exits) + exit] / tokens) for exit in exits}
 

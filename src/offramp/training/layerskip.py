@@ -1,6 +1,7 @@
-"""What LayerSkip (arXiv 2404.16710) adds to training all exits at once: layer dropout and a curriculum of exits.
+"""What LayerSkip (arXiv 2404.16710) adds to joint training: layer dropout, and a curriculum of exits.
 
-Both are functions of seed and step alone, so that a resumed run and every process of a parallel one do the same.
+Both are functions of random seed and step alone, so that a resumed run and every process of a parallel one do
+the same.
 """
 
 from __future__ import annotations
@@ -14,24 +15,25 @@ from offramp.models.blockwise import Blockwise
 
 
 def dropout_probabilities(num_layers: int, maximum: float) -> list[float]:
-    """Of leaving out each layer: 0 for the first, rising exponentially to ``maximum`` for the last.
+    """The probability of leaving out each layer: 0 for the first, rising exponentially to ``maximum`` for the last.
 
-    The paper's D(l) = exp(l ln 2 / (L - 1)) - 1; its rise over time, meant for training from scratch, is left out.
+    It is the paper's D(l) = exp(l ln 2 / (L - 1)) - 1, scaled. The paper's rise over time, meant for training
+    from scratch, is left out.
     """
     return [maximum * (2 ** (layer / max(1, num_layers - 1)) - 1) for layer in range(num_layers)]
 
 
 def layers_run(probabilities: Sequence[float], seed: int, step: int) -> list[bool]:
-    """Which layers run at ``step``. A layer is left out for the whole batch (stochastic depth, arXiv 1603.09382)."""
+    """Which layers run at ``step``; the others are left out for the whole batch (stochastic depth, 1603.09382)."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     draws = torch.rand(len(probabilities), generator=generator)
     return [draw >= probability for draw, probability in zip(draws.tolist(), probabilities)]
 
 
 def states_with(model: Blockwise, tokens: Tensor, run: Sequence[bool]) -> list[Tensor]:
-    """Hidden states (B, T, D) after every block where only some of the layers run; the others hand on what they get."""
+    """Hidden states (B, T, D) after every block, where layers that do not ``run`` hand on what they get."""
     x, states, which = model.embed(tokens), [], iter(run)
-    for block in model.blocks:
+    for block in model.layers:
         for layer in block:
             if next(which):
                 x = model.run_layer(layer, x)
@@ -42,8 +44,8 @@ def states_with(model: Blockwise, tokens: Tensor, run: Sequence[bool]) -> list[T
 def exits_on(curriculum: str | None, exits: Sequence[int], step: int, steps: int) -> list[int]:
     """The exits whose losses count at ``step`` of ``steps``; the last one always does.
 
-    rotational: one of the others in turn. gradual: one more of them after every 1/2K of the training, from the deepest
-    to the shallowest of all K exits, so that all are on for the second half.
+    rotational: one of the others in turn. gradual: one more of them after every 1/2K of the training, from
+    the deepest to the shallowest of all K exits, so that all are on for the second half.
     """
     *earlier, last = exits
     if curriculum == "rotational" and earlier:

@@ -1,14 +1,15 @@
 """The one loop by which everything here learns that learns step by step.
 
-    step, step, ... look, step, step, ... look, ...        until the last step, or until the selection has seen enough
+    step, step, .. look, step, step, .. look, ..      to the last step, or until the selection has seen enough
 
-A *step* is what the caller makes of it: an update of the weights, several on one batch, or a pass over all data. A *look*
-measures the model on text that it does not learn from. Its rows are a learning curve's next points, and what it measured tells
-the *selection* which weights to keep and whether to go on. The loop owns the order of these, the curve, the progress bar and
-the snapshots; what a step computes and draws is the caller's, down to the optimiser.
+A *step* is what the caller makes of it: an update of the weights, several on one batch, or a pass over all
+data. A *look* measures the model on text that it does not learn from. Its rows are a learning curve's next
+points, and what it measured tells the *selection* which weights to keep and whether to go on. The loop owns
+the order of these, the curve, the progress bar and the snapshots; what a step computes and draws is the
+caller's, down to the optimiser.
 
-Not trained by it: what has a closed form (calibrators, translators by least squares), and the search for contexts in
-``systems.context_vectors.training``, a fixed-point iteration that is looked at by nobody and ends by its own state.
+Two kinds of fit go without it: what has a closed form (calibrators, translators by least squares), and the
+search for contexts in ``systems.context_vectors.training``, a fixed-point iteration that ends by its own state.
 """
 
 from __future__ import annotations
@@ -33,17 +34,21 @@ Measured = TypeVar("Measured")
 
 @dataclass
 class Progress:
-    """Everything that changes in the course of a training besides the weights and the optimiser: plain values, which go into
-    every snapshot and from which an interrupted training goes on."""
+    """What changes in the course of a training, besides the weights and the optimiser.
+
+    These are plain values: they go into every snapshot, and an interrupted training goes on from them.
+    """
 
     step: int = 0
-    """Steps made."""
+    """How many steps were made."""
     best_loss: float = math.inf
-    """Of what is minimised."""
+    """The lowest loss that a look has found."""
     best_step: int = 0
+    """The step after which it was found."""
     best_look: int = 0
     """Place of the best look in the order of looks, counted from 1; 0 before there is one."""
     looks: int = 0
+    """How many looks there were."""
     misses: int = 0
     """Looks in a row without a better one."""
     curve: list[Row] = field(default_factory=list)
@@ -54,10 +59,13 @@ class Progress:
 
 
 class Selection(Generic[Measured]):
-    """Which weights a training leaves behind, and whether it goes on. This one keeps the last weights and never stops early."""
+    """Which weights a training leaves behind, and whether it goes on.
+
+    This one keeps the last weights and never stops early.
+    """
 
     def begin(self, progress: Progress) -> None:
-        """Called before the first step of a training that was not resumed, after the look at its start if there is one."""
+        """Take in the weights that the training starts with; not called where it is resumed."""
 
     def judge(self, progress: Progress, measured: Measured) -> None:
         """Take in what a look has measured at ``progress.step``."""
@@ -75,12 +83,15 @@ class Selection(Generic[Measured]):
 
 
 class Best(Selection[float]):
-    """The weights at the lowest loss, held in memory; stops after ``patience`` looks in a row that brought no lower one."""
+    """The weights at the lowest loss, held in memory.
+
+    The training ends after ``patience`` looks in a row that brought no lower loss; with None it never stops early.
+    """
 
     def __init__(self, model: nn.Module, patience: int | None = None):
-        """With ``patience`` None it never stops early."""
         self.model, self.patience = model, patience
         self.weights: dict[str, Tensor] = {}
+        """The best ones. A caller that takes snapshots saves them there too and puts them back to resume."""
 
     def keep(self, progress: Progress) -> None:
         """Take the weights as they are for the best ones."""
@@ -105,14 +116,14 @@ class Best(Selection[float]):
 
 
 class BestOfEach(Selection[list[float]]):
-    """For models that are trained together as one batch of weights: the best weights of each, and an end of its own for each.
+    """The best weights of each of several models that are trained together as one batch of weights.
 
-    A model's weights go on changing after its end, until all have ended; they are not looked at any more.
+    Each ends by its own losses. Its weights go on changing until all have ended, but are not looked at any more.
     """
 
     def __init__(self, weights: dict[str, Tensor], patience: int | None = None, restore_best: bool = True):
-        """``weights`` have the S models as their first dimension. Without ``restore_best`` a model ends with the weights that it
-        had at its end."""
+        """``weights`` have the S models as their first dimension. Without ``restore_best`` a model ends with
+        the weights that it had at its end."""
         self.weights, self.patience, self.restore_best = weights, patience, restore_best
         self.best, self.last = self._copies(), self._copies()
         models = len(next(iter(weights.values())))
@@ -185,7 +196,7 @@ class Training(Generic[Measured]):
     step: Callable[[int], None]
     """Makes the step with the given number, from 0."""
     look: Callable[[int], tuple[list[Row], Measured]]
-    """Measures the model as it is after so many steps: points of the learning curve, and what the selection judges by."""
+    """Measures the model after so many steps: points of the learning curve, and what the selection judges by."""
     steps: int
     """At most."""
     looks: Collection[int]
@@ -196,13 +207,13 @@ class Training(Generic[Measured]):
     snapshots: Snapshots | None = None
     """Where snapshots go, when they are due."""
     state: Callable[[], dict[str, Any]] = dict
-    """What a snapshot holds besides the progress: weights, the optimiser's state, and what else the caller needs to go on."""
+    """What a snapshot holds besides the progress: weights, the optimiser's state, and whatever else goes on."""
     bar: Bar = NO_BAR
 
     def run(self, progress: Progress | None = None) -> Progress:
-        """Go on from ``progress`` (a fresh one starts) to the end; the weights that the selection chose are then in the model.
+        """Train to the end, and leave the weights that the selection chose in the model.
 
-        To resume, the caller has put the snapshot's weights and optimiser state in place and gives its progress.
+        To resume, the caller puts the snapshot's weights and optimiser state in place and gives its ``progress``.
         """
         progress = Progress() if progress is None else progress
         if progress.step == 0:

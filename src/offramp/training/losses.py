@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 128
-"""Tokens whose logits exist at one time: on a CPU chunks of 64 to 128 are fastest, since larger ones leave the cache."""
+"""Tokens whose logits exist at one time: on CPUs 64 to 128 are fastest, since larger chunks leave the cache."""
 
 
 def total_nll(inputs: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:
@@ -34,10 +34,11 @@ def total_nll(inputs: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:
 
 
 def total_divergences(inputs: list[Tensor], matrices: list[Tensor]) -> list[Tensor]:
-    """KL(last || exit) in nats, float32 sums over tokens, of the predictions softmax(inputs_k @ matrices_k.T) of all exits k.
+    """KL(last || exit) in nats, float32 sums over tokens, of the predictions softmax(inputs_k @ matrices_k.T)
+    of all exits k.
 
-    inputs (N, D) and matrices (V, D), one per exit; one sum for every exit but the last. Differentiable in the inputs of
-    those exits; the last exit and all matrices are taken as given.
+    inputs (N, D) and matrices (V, D), one per exit; one sum for every exit but the last. Differentiable in
+    the inputs of those exits; the last exit and all matrices are taken as given.
     """
     device = inputs[0].device.type
     if torch.is_autocast_enabled(device):
@@ -55,15 +56,14 @@ class _Divergences(torch.autograd.Function):
         totals = torch.zeros(len(exits), device=last.device)
         gradients = [torch.empty_like(x) for x in exits]
         for start in range(0, len(last), CHUNK):
-            here = slice(start, start + CHUNK)
-            wanted = _log_probabilities(last[here], matrices[-1])
+            chunk = slice(start, start + CHUNK)
+            wanted = _log_probabilities(last[chunk], matrices[-1])
             p = wanted.exp()
             for exit, (x, matrix) in enumerate(zip(exits, matrices)):
-                found = _log_probabilities(x[here], matrix)
-                totals[exit] += (p * (wanted - found)).sum()
-                gradients[exit][here] = (
-                    found.exp_().sub_(p).to(x.dtype) @ matrix
-                )  # dKL / dlogits = softmax - p
+                predicted = _log_probabilities(x[chunk], matrix)
+                totals[exit] += (p * (wanted - predicted)).sum()
+                slope = predicted.exp_().sub_(p)  # dKL / dlogits = softmax - p
+                gradients[exit][chunk] = slope.to(x.dtype) @ matrix
         ctx.save_for_backward(*gradients)
         return totals
 

@@ -1,13 +1,13 @@
-"""Pretraining of a block-wise language model: a block at a time (seed 003), all exits jointly, or by its last exit alone.
+"""Pretraining of a block-wise language model: block by block, all exits jointly, or by its last exit alone.
 
-A pretrained model is fine-tuned jointly, or stays frozen while its exits' translators learn.
+Block by block is the method of the report ``exit-labels``; ``pretrain.blockwise`` says where ours departs. A pretrained model is fine-tuned jointly, or stays frozen while its exits' translators learn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,14 @@ from offramp.corpus.windows import TokenWindows
 from offramp.machine.device import autocast, require_precision
 from offramp.machine.processes import ALONE, Processes
 from offramp.models.blockwise import Blockwise
+from offramp.models.native import BlockwiseLM
 from offramp.models.pretrained import PretrainedLM
+from offramp.params import Pretrain
 from offramp.states.statistics import Readout, token_statistics
 from offramp.training.fit import FitConfig, Look, Loss, Phase, PhaseProgress, fit_phase, trained
 from offramp.training.frozen import Translators
 from offramp.training.layerskip import dropout_probabilities, exits_on, handed_on, layers_run, states_with
+from offramp.training.loop import Row
 from offramp.training.lora import add_adapters
 from offramp.training.losses import total_nll
 from offramp.training.sequences import (
@@ -39,7 +42,7 @@ from offramp.training.snapshots import Snapshots
 class Pretrained:
     """What pretraining leaves behind, besides the weights in the model."""
 
-    curve: list[dict[str, Any]]
+    curve: list[Row]
     best: dict[str, dict[str, float]]
     """Per phase: best_step, steps, calibration_ppl, and calibration_kl where that is minimised."""
     thresholds: list[float]
@@ -49,7 +52,8 @@ class Pretrained:
 class Pretrainer:
     """Runs the phases of ``pretrain.method`` on a model, resuming from a snapshot where there is one.
 
-    Several processes train the same model, each on its share of the data, and all end with the same weights and curve.
+    Several processes train the same model, each on its share of the data, and all end with the same weights
+    and curve.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Pretrainer:
         model: Blockwise,
         train: TokenWindows,
         calibration: TokenWindows,
-        params: Any,
+        params: Pretrain,
         snapshots: Snapshots,
         device: torch.device,
         processes: Processes = ALONE,
@@ -123,33 +127,38 @@ class Pretrainer:
         if self.params.method == "blockwise":
             return self._block_phase(index, fresh)
         if self.params.method == "frozen":
+            assert isinstance(self.model, PretrainedLM)  # so say the rules of the parameters
             translators = Translators(self.model, self.params, self.device, self.processes)
             return translators.phase(self.train, self.calibration, self.looks)
         return self._whole_phase()
 
-    # -- one block at a time ------------------------------------------------------------------------------------
+    # -- one block at a time ------------------------------------------------------------------
 
     def _block_phase(self, block: int, fresh: bool) -> Phase:
         settings, model, params = self.params.blockwise, self.model, self.params
-        own = [*model.blocks[block].parameters(), *model.norms[block].parameters()]
+        assert isinstance(model, BlockwiseLM)  # so say the rules of the parameters
+        trainable: list[nn.Parameter] = [
+            *model.blocks[block].parameters(),
+            *model.norms[block].parameters(),
+        ]
         if model.exit_classifiers and block < model.config.num_blocks - 1:
-            own += model.exit_classifiers[block].parameters()
+            trainable += model.exit_classifiers[block].parameters()
         if block == 0 and settings.embedding == "trained":
-            own += model.embedding.parameters()
-        matrix = model.readout_matrix(block)
+            trainable += model.embedding.parameters()
+        matrix = cast(nn.Parameter, model.readout_matrix(block))
         if block == 0 or params.head != "frozen":
-            own += [matrix] if all(matrix is not parameter for parameter in own) else []
+            trainable += [matrix] if all(matrix is not parameter for parameter in trainable) else []
         if fresh and block > 0 and model.config.heads_per_exit:
             matrix.data.copy_(model.readout_matrix(block - 1).data)
         for parameter in model.parameters():
-            parameter.requires_grad_(any(parameter is mine for mine in own))
+            parameter.requires_grad_(any(parameter is one for one in trainable))
 
         train, calibration = self._block_inputs(block, fresh)
         blocks = model.config.num_blocks
         steps = params.steps // blocks + (1 if block < params.steps % blocks else 0)
         return Phase(
             name=f"block {block}",
-            parameters=own,
+            parameters=trainable,
             steps=steps,
             num_sequences=len(train),
             window=self.train.window,
@@ -163,7 +172,7 @@ class Pretrainer:
         settings = self.params.blockwise
         if block == 0 or settings.tokens == "all":
             return self._in_context(self.train, block), self._in_context(self.calibration, block)
-        if fresh:  # a shared head moves on; what was hard is judged by the head as it was (seed 003, flaw I2)
+        if fresh:  # a head that blocks share moves on: what is hard stays judged by the head as it was
             self.judged_by.append(self.model.readout_matrix(block - 1).detach().clone())
         with autocast(self.device, self.params.precision):
             if settings.context == "keep":
@@ -177,7 +186,8 @@ class Pretrainer:
             return self._repacked_inputs(block, fresh)
 
     def _repacked_inputs(self, block: int, fresh: bool) -> tuple[BlockInputs, BlockInputs]:
-        train, calibration = self._in_context(self.train, 0), self._in_context(self.calibration, 0)
+        train: BlockInputs = self._in_context(self.train, 0)
+        calibration: BlockInputs = self._in_context(self.calibration, 0)
         for before in range(block):  # deterministic, so a resumed run finds the same tokens
             if before == len(self.thresholds):
                 self.thresholds.append(self._threshold(train, before))
@@ -187,12 +197,12 @@ class Pretrainer:
                     self.model,
                     before,
                     self.confidence,
-                    self.thresholds[before],
-                    self.train.window,
-                    self.snapshots.scratch(f"{name}_{before}"),
-                    self.config.batch_size,
-                    self.device,
-                    self.processes,
+                    threshold=self.thresholds[before],
+                    window=self.train.window,
+                    folder=self.snapshots.scratch(f"{name}_{before}"),
+                    batch_size=self.config.batch_size,
+                    device=self.device,
+                    processes=self.processes,
                 )
                 for name, inputs in (("train", train), ("calibration", calibration))
             )
@@ -209,9 +219,9 @@ class Pretrainer:
             self.model,
             block,
             self.confidence,
-            self.params.blockwise.hard_ratio,
-            self.config.batch_size,
-            self.processes,
+            ratio=self.params.blockwise.hard_ratio,
+            batch_size=self.config.batch_size,
+            processes=self.processes,
         )
 
     def _block_losses(self, block: int, inputs: BlockInputs, indices: Tensor) -> dict[str, Loss]:
@@ -221,7 +231,7 @@ class Pretrainer:
 
     @torch.no_grad()
     def _block_nll(self, block: int, inputs: BlockInputs) -> float:
-        total, tokens = 0.0, 0
+        total, tokens = 0.0, 0.0
         for indices in self.processes.share(
             evenly_spaced(len(inputs), len(self.looks)).split(self.config.batch_size)
         ):
@@ -232,7 +242,7 @@ class Pretrainer:
         total, tokens = self.processes.sum([total, tokens])
         return total / max(1, tokens)
 
-    # -- all blocks at once -------------------------------------------------------------------------------------
+    # -- all blocks at once -------------------------------------------------------------------
 
     def _whole_phase(self) -> Phase:
         last = self.model.config.num_blocks - 1
@@ -244,15 +254,14 @@ class Pretrainer:
             tokens, targets = (part.to(self.device) for part in self.train.batch(indices))
             with autocast(self.device, self.params.precision):
                 states = self._states(tokens, step)
-            read = [
-                x.detach().requires_grad_() for x in states
-            ]  # each exit back-propagates to here, and the layers once
+            # each exit back-propagates to these, and the layers once
+            read = [x.detach().requires_grad_() for x in states]
             on = exits_on(self.params.curriculum, exits, step, self.params.steps)
             for exit, weight in reversed(handed_on(weights, on).items()):
                 with autocast(self.device, self.params.precision):
-                    found = self._exit_losses(exit, read[exit], targets, None)
-                found[f"exit {exit}"] = replace(found[f"exit {exit}"], weight=weight)
-                yield found
+                    of_exit = self._exit_losses(exit, read[exit], targets, None)
+                of_exit[f"exit {exit}"] = replace(of_exit[f"exit {exit}"], weight=weight)
+                yield of_exit
             torch.autograd.backward([states[exit] for exit in on], [read[exit].grad for exit in on])
 
         return Phase(
@@ -269,7 +278,7 @@ class Pretrainer:
         )
 
     def _whole_parameters(self) -> list[nn.Parameter]:
-        """All; with LoRA the adapters, and what is an exit's own."""
+        """What training changes: all parameters; with LoRA the adapters, and what belongs to an exit alone."""
         if self.params.lora:
             kept = {
                 name
@@ -293,7 +302,7 @@ class Pretrainer:
 
     @torch.no_grad()
     def _exit_nlls(self, exits: list[int]) -> dict[int, float]:
-        totals, tokens = dict.fromkeys(exits, 0.0), 0
+        totals, tokens = dict.fromkeys(exits, 0.0), 0.0
         for indices in self.processes.share(self.looks.split(self.config.batch_size)):
             inputs, targets = (part.to(self.device) for part in self.calibration.batch(indices))
             with autocast(self.device, self.params.precision):
@@ -304,10 +313,10 @@ class Pretrainer:
         *sums, tokens = self.processes.sum([*totals.values(), tokens])
         return {exit: total / tokens for exit, total in zip(exits, sums)}
 
-    # -- losses of one exit -------------------------------------------------------------------------------------
+    # -- losses of one exit -------------------------------------------------------------------
 
     def _nll(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> tuple[Tensor, int]:
-        """Summed over the tokens that count, and their number."""
+        """The negative log-likelihood summed over the tokens that count, in nats, and their number."""
         x = self.model.exit_states(exit, x)
         x, targets = (x.flatten(0, 1), targets.flatten()) if counts is None else (x[counts], targets[counts])
         return total_nll(self.model.readout_input(exit, x), self.model.readout_matrix(exit), targets), len(
@@ -315,7 +324,7 @@ class Pretrainer:
         )
 
     def _exit_losses(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> dict[str, Loss]:
-        """By name: over the tokens that count, and over all for a classifier."""
+        """The losses of an exit by name, over the tokens that count; that of its classifier is over all tokens."""
         nll, counted = self._nll(exit, x, targets, counts)
         losses = {f"exit {exit}": Loss(nll / max(1, counted), counted)}
         joint = self.params.joint_classifier
@@ -326,7 +335,11 @@ class Pretrainer:
         return losses
 
     def _classifier_loss(self, exit: int, x: Tensor, targets: Tensor, label: str) -> Tensor:
-        """Seed 003, mode joint: BCE on "correct", MSE of the sigmoid on max p ("distill") or p(correct) ("loss")."""
+        """The loss of a classifier that learns together with the blocks, as in the report ``exit-labels``.
+
+        Binary cross-entropy on label correct; on the others the squared error of the sigmoid from the largest
+        probability (distill) or from that of the correct token (loss).
+        """
         with torch.no_grad():
             flat = self.model.readout_input(exit, x).flatten(0, 1)
             statistics = token_statistics(

@@ -18,21 +18,27 @@ from tqdm import tqdm
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
 from offramp.machine.processes import ALONE, Processes
-from offramp.models.native import BlockwiseLM
+from offramp.models.blockwise import Blockwise
 from offramp.states.statistics import Readout, predictions
 
 THRESHOLD_SEQUENCES = 4096
-"""Evenly spaced training sequences from which a hardness threshold is taken: a bound on memory, not on data."""
+"""Evenly spaced training sequences from which a hardness threshold is taken: a bound on memory."""
 
 Confidence = Callable[[int, Tensor, Tensor], Tensor]
 """(exit, hidden states (..., D), targets (...)) -> confidence (...); low is hard."""
 
 
 class BlockInputs(Protocol):
-    """Inputs of a block: hidden states (B, T, D), targets (B, T), and the tokens that count (B, T) or None for all."""
+    """What a block learns from, by sequence."""
 
-    def __len__(self) -> int: ...
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]: ...
+    def __len__(self) -> int:
+        """How many sequences there are."""
+        ...
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of the sequences with the given indices (B,): the block's inputs (B, T, D), targets (B, T), and which tokens
+        count (B, T), or None where all do."""
+        ...
 
 
 class InContext:
@@ -43,7 +49,7 @@ class InContext:
 
     def __init__(
         self,
-        model: BlockwiseLM,
+        model: Blockwise,
         windows: TokenWindows,
         block: int,
         device: torch.device,
@@ -60,18 +66,22 @@ class InContext:
         tokens, targets = (part.to(self.device) for part in self.windows.batch(indices))
         if self.block == 0:
             return self.model.embed(tokens), targets, None
-        counts = torch.ones_like(targets, dtype=torch.bool) if self.thresholds else None
+        counts: Tensor | None = None
         with torch.no_grad():
             x = self.model.embed(tokens)
             for block in range(self.block):
                 x = self.model.run_block(block, x)
-                if self.thresholds:
-                    counts &= self.confidence(block, x, targets) < self.thresholds[block]
+                if self.thresholds and self.confidence is not None:
+                    hard = self.confidence(block, x, targets) < self.thresholds[block]
+                    counts = hard if counts is None else counts & hard
         return x, targets, counts
 
 
 class Repacked:
-    """Hard tokens of a frozen block's outputs, in order, cut into new sequences of T (seed 003); on disk, memory-mapped."""
+    """Hard tokens alone, in order, cut into new sequences of T, as in the report ``exit-labels``.
+
+    Their states (N, T, D) after a frozen block and their targets (N, T) lie on disk and are memory-mapped.
+    """
 
     def __init__(self, states: np.ndarray, targets: np.ndarray, device: torch.device):
         self.states, self.targets, self.device = states, targets, device
@@ -92,32 +102,34 @@ def evenly_spaced(total: int, wanted: int) -> Tensor:
 
 def hardness_threshold(
     inputs: BlockInputs,
-    model: BlockwiseLM,
+    model: Blockwise,
     block: int,
     confidence: Confidence,
+    *,
     ratio: float,
     batch_size: int,
     processes: Processes = ALONE,
 ) -> float:
-    """The confidence below which a share ``ratio`` of the counted training tokens lies after ``block``."""
-    found = []
+    """The confidence below which a share ``ratio`` of the training tokens that count lies after ``block``."""
+    counted = []
     with torch.no_grad():
         for indices in processes.share(evenly_spaced(len(inputs), THRESHOLD_SEQUENCES).split(batch_size)):
             x, targets, counts = inputs.batch(indices)
             values = confidence(block, model.run_block(block, x), targets)
-            found.append((values if counts is None else values[counts]).flatten().float().cpu())
+            counted.append((values if counts is None else values[counts]).flatten().float().cpu())
     return float(
         np.quantile(
-            torch.cat([values for share in processes.gather(found) for values in share]).numpy(), ratio
+            torch.cat([values for share in processes.gather(counted) for values in share]).numpy(), ratio
         )
     )
 
 
 def repack(
     inputs: BlockInputs,
-    model: BlockwiseLM,
+    model: Blockwise,
     block: int,
     confidence: Confidence,
+    *,
     threshold: float,
     window: int,
     folder: Path,
@@ -125,7 +137,10 @@ def repack(
     device: torch.device,
     processes: Processes = ALONE,
 ) -> Repacked:
-    """Write the states and targets of tokens below ``threshold`` after ``block``; the remainder is dropped."""
+    """The tokens of ``inputs`` whose confidence after ``block`` is below ``threshold``, written into ``folder``.
+
+    Tokens that do not fill a last window are dropped. Raises UserError where they do not fill one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     parts = [
         (folder / f"states-{rank}.bin", folder / f"targets-{rank}.bin") for rank in range(processes.count)
@@ -172,8 +187,9 @@ def _append(file: Path, others: Sequence[Path]) -> None:
             other.unlink()
 
 
-def make_confidence(signal: str, model: BlockwiseLM, matrices: list[Tensor]) -> Confidence:
-    """The confidence that calls tokens hard: max_prob, correct_prob (uses the target: training only) or classifier.
+def make_confidence(signal: str, model: Blockwise, matrices: list[Tensor]) -> Confidence:
+    """The confidence that calls tokens hard: max_prob, correct_prob (uses the target: training only) or
+    classifier.
 
     ``matrices`` holds the readout matrix (V, D) by which each exit is judged.
     """
