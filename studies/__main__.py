@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from offramp.errors import UserError
 from studies.common import run
-from studies.common.study import studies, study_of
+from studies.common.study import HOME, studies, study_of
 
 TOOLS = {
     "all": ("studies.common.every", "run every study on one text"),
@@ -21,8 +22,8 @@ TOOLS = {
 """Module, whose ``main(arguments)`` runs it, and what it does."""
 
 
-def main(arguments: list[str]) -> None:
-    """Run what the first argument names. UserError for an unknown name."""
+def main(arguments: list[str], home: Path = HOME) -> None:
+    """Run what the first argument names; a study below ``home``. UserError for an unknown name."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> None:
     if name in TOOLS:
         import_module(TOOLS[name][0]).main(rest)
     else:
-        run.main(study_of(name), rest)
+        run.main(study_of(name, home), rest, home)
 
 
 def overview() -> str:
