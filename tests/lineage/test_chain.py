@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from importlib.metadata import version
 
 import pytest
 from ruamel.yaml import YAML
@@ -40,6 +41,7 @@ def test_a_metric_leads_to_artifacts_params_corpus_commit_and_runs(tracked):
     ]
     nodes = {node.name: node for node in chain.nodes}
     assert nodes["models/lm"].inputs == [nodes["data"]]
+    assert nodes["models/lm"].made_with["torch"] == version("torch")
     assert nodes["models/lm"].digest == open_artifact(tracked.root / "models" / "lm", "lm").digest
     assert chain.corpus is nodes["data"] and chain.corpus.params["corpus.source"] == "sotu"
     assert chain.commit["head"]["hash"] == chain.commit["recorded"]["hash"] == head(tracked.root)

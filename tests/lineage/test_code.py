@@ -109,3 +109,24 @@ def test_a_changed_line_is_another_identity_of_what_is_cached(tree):
     with (tree / "src/offramp/training/losses.py").open("a") as source:
         source.write("# changed\n")
     assert command(tree, "python", "-c", digest).stdout != before
+
+
+@pytest.mark.parametrize(
+    ("library", "becomes", "stages"),
+    [
+        ("torch", "99.0", {"pretrain", "train_exits", "evaluate"}),
+        ("tokenizers", "99.0", {"prepare", "evaluate", "report"}),
+        ("torch", f"{version('torch').split('+')[0]}+another_machine", set()),
+    ],
+)
+def test_another_version_of_a_library_changes_the_code_of_whoever_computes_with_it(
+    tree, library, becomes, stages
+):
+    before = write(tree)
+    upgrade = (
+        "import importlib.metadata as metadata; installed = metadata.version\n"
+        f"metadata.version = lambda name: {becomes!r} if name == {library!r} else installed(name)\n"
+    )
+    command(tree, "python", "-c", upgrade + WRITE, *STAGES)
+    after = {file.stem: json.loads(file.read_text()) for file in (tree / "build/code").iterdir()}
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == stages

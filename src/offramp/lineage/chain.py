@@ -49,6 +49,8 @@ class Node:
     path: str | None = None
     stage: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, str] = field(default_factory=dict)
+    """Versions of libraries, instruction set and device that computed it, if it is an artifact."""
     runs: list[dict[str, str]] = field(default_factory=list)
     """MLflow runs that made it: id, name, experiment (DVC's name, or ""), commit."""
     inputs: list[Node] = field(default_factory=list)
@@ -100,10 +102,8 @@ def trace(path: Path | None = None) -> Chain:
     Raises UserError if ``path`` is neither.
     """
     if path is None:
-        root = find_root()
-        path = root / "metrics" / "routing.json"
-    else:
-        root = _project_of(path)
+        path = find_root() / "metrics" / "routing.json"
+    root = _project_of(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; `dvc repro` makes the pipeline's outputs")
     path = path.resolve()
@@ -135,16 +135,20 @@ class _Walk:
     """One walk through a project (or, without ``root``, from a lone artifact), meeting every node once."""
 
     def __init__(self, root: Path | None, store: Store | None):
-        self.root, self.store = root, store
+        self.project, self.store = root, store
         self.nodes: dict[str, Node] = {}
         stages = read_stages(root, as_locked=True) if root else []
         self.maker: dict[str, Stage] = {out: stage for stage in stages for out in stage.outs}
-        self.on_disk = {  # digest -> path
-            manifest["digest"]: out
-            for out in self.maker
-            if (manifest := read_manifest(root / out)) is not None
-        }
+        manifests = {out: read_manifest(self.root / out) for out in self.maker}
+        self.on_disk = {manifest["digest"]: out for out, manifest in manifests.items() if manifest}
+        """Paths of artifacts by their digest."""
         self.params_now, self.notes = _params_now(root) if root else ({}, [])
+
+    @property
+    def root(self) -> Path:
+        """The project's folder, for steps that only a walk through a project takes."""
+        assert self.project is not None
+        return self.project
 
     def start(self, path: Path) -> Node:
         out = self._out_holding(path)
@@ -159,8 +163,10 @@ class _Walk:
 
     def _out_holding(self, path: Path) -> str | None:
         """The stage output that is, or contains, ``path``."""
-        candidates = (path, *path.parents) if self.root else ()
-        names = [p.relative_to(self.root).as_posix() for p in candidates if p.is_relative_to(self.root)]
+        if self.project is None:
+            return None
+        inside = [folder for folder in (path, *path.parents) if folder.is_relative_to(self.project)]
+        names = (folder.relative_to(self.project).as_posix() for folder in inside)
         return next((name for name in names if name in self.maker), None)
 
     def _output(self, out: str) -> Node:
@@ -169,7 +175,7 @@ class _Walk:
             return self.nodes[out]
         path, stage = self.root / out, self.maker[out]
         node = self.nodes[out] = Node(out, FILE, dvc_md5(path), out, stage.name, stage.params)
-        self._check_output(node, stage)
+        self._check_output(node, stage, stage.outs[out])
         made_from = self._open(node, path)
         for dep, md5 in stage.deps.items():
             if dep != code_file(stage.name):
@@ -182,8 +188,8 @@ class _Walk:
             node.runs += [run for run in self._runs({f"made.{node.digest}": None}) if run not in node.runs]
         return node
 
-    def _check_output(self, node: Node, stage: Stage) -> None:
-        recorded = stage.outs[node.path]
+    def _check_output(self, node: Node, stage: Stage, recorded: str | None) -> None:
+        """Compare an output on disk with the MD5 that was ``recorded`` when the stage wrote it."""
         if node.digest is None:
             node.problems.append(f"{node.path} is missing; `dvc repro` brings it back")
         elif not stage.locked:
@@ -212,7 +218,7 @@ class _Walk:
         except UserError as error:
             node.problems.append(str(error))
             return {}
-        node.params = flatten(artifact.params)
+        node.params, node.made_with = flatten(artifact.params), artifact.made_with
         node.verified.append("its files match its manifest")
         return artifact.inputs
 
@@ -274,7 +280,7 @@ class _Walk:
             return self.nodes[label]
         node = self.nodes[label] = Node(label, re.split("[./]", name)[0], digest)
         node.runs = self._runs({f"made.{digest}": None})
-        if not node.runs:
+        if self.store is None or not node.runs:
             node.problems.append(
                 f"{label} is not on disk and no known MLflow run made it: the chain ends here"
             )
@@ -337,7 +343,7 @@ def _params_now(root: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _commit(root: Path | None, notes: list[str]) -> dict[str, Any]:
     head = last_commit(root) if root else None
-    if head is None:
+    if root is None or head is None:
         notes.append("no git commit: this is not a git repository with a commit")
         return {}
     changed = changed_files(root)
