@@ -1,4 +1,7 @@
-"""From a raw signal to a probability that the exit agrees with full depth, and how good such probabilities are."""
+"""Calibration: from a signal to the probability that the exit agrees with full depth, and how true that is.
+
+Shapes: N tokens, P knots of a calibrator.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.states.resampling import group_draws
+
 EDGE = 1e-3
-"""How much confidence may still rise beyond the outermost bins: enough to keep the ranking."""
+"""How much confidence rises beyond the outermost bins: little, but enough to keep the ranking."""
 
 
 class Calibrator:
     """A strictly increasing piecewise-linear map of a signal to [0, 1]; it keeps the signal's ranking.
 
-    knots (P,) and values (P,) increase strictly.
+    ``knots`` (P,), values of the signal, and ``values`` (P,), their confidences, increase strictly.
     """
 
     def __init__(self, knots: Tensor, values: Tensor):
         self.knots, self.values = knots.double().cpu(), values.double().cpu()
 
     def __call__(self, raw: Tensor) -> Tensor:
-        """Calibrated confidences, same shape as ``raw``, float32."""
+        """Calibrated confidences of signals ``raw``, in the same shape, float32."""
         knots, values = self.knots, self.values
         x = raw.double().cpu().clamp(knots[0], knots[-1])  # on the CPU: float64 does not exist everywhere
         right = torch.searchsorted(knots, x).clamp(1, len(knots) - 1)
@@ -30,15 +35,18 @@ class Calibrator:
 
 
 def fit_calibrator(raw: np.ndarray, agrees: np.ndarray, method: str = "isotonic") -> Calibrator:
-    """A calibrator of the signal raw (N,) to P(agrees), from agrees (N,) bool; ``method`` is isotonic or temperature."""
+    """A calibrator from signals ``raw`` (N,) and whether each token's exit agrees with full depth, (N,) bool.
+
+    ``method`` is isotonic or temperature.
+    """
     return {"isotonic": _isotonic, "temperature": _temperature}[method](raw, agrees)
 
 
 def _temperature(raw: np.ndarray, agrees: np.ndarray, knots: int = 256) -> Calibrator:
     """sigmoid((x - offset) / T) with the temperature T and the offset of greatest likelihood (Platt), T > 0.
 
-    x is the signal, standardised. Two numbers instead of a curve: less to overfit, less that fits. Stored at ``knots``
-    quantiles, straight lines between them.
+    x is the standardised signal. Two numbers instead of a curve overfit less, and fit less. The map is stored
+    at ``knots`` quantiles of the signal, with straight lines between them.
     """
     from scipy.optimize import minimize
     from scipy.special import expit
@@ -66,9 +74,9 @@ def _temperature(raw: np.ndarray, agrees: np.ndarray, knots: int = 256) -> Calib
 def _isotonic(raw: np.ndarray, agrees: np.ndarray, bins: int = 50) -> Calibrator:
     """Isotonic regression of agreement on the signal, over quantile bins, joined by straight lines.
 
-    Bins that isotonic regression pools become one knot, so the map rises
-    strictly between knots. Beyond the first and last pooled bin it is all but flat: rarer signals promise no more than
-    the outermost bins showed, and no confidence reaches 1, so that nothing leaves at threshold 1.
+    Bins that isotonic regression pools become one knot, so the map rises strictly between knots. Beyond the
+    first and last pooled bin it is all but flat: rarer signals promise no more than the outermost bins
+    showed, and no confidence reaches 1, so that nothing leaves at threshold 1.
     """
     from sklearn.isotonic import IsotonicRegression
 
@@ -96,7 +104,11 @@ def _isotonic(raw: np.ndarray, agrees: np.ndarray, bins: int = 50) -> Calibrator
 
 
 def reliability(confidence: np.ndarray, agrees: np.ndarray, bins: int = 15) -> list[dict[str, float]]:
-    """Per equal-count bin of confidence: mean confidence, share that agrees, number of tokens."""
+    """Bins of confidence with equally many tokens: mean confidence, share that agrees and number of tokens of
+    each.
+
+    ``confidence`` and ``agrees`` are (N,). The bins come in increasing order of confidence.
+    """
     order = np.argsort(confidence, kind="stable")
     return [
         {
@@ -110,7 +122,7 @@ def reliability(confidence: np.ndarray, agrees: np.ndarray, bins: int = 15) -> l
 
 
 def expected_calibration_error(confidence: np.ndarray, agrees: np.ndarray, bins: int = 15) -> float:
-    """Mean absolute difference of confidence and agreement over equal-count bins (ECE)."""
+    """Expected calibration error: the mean absolute difference of confidence and agreement over the bins."""
     rows = reliability(confidence, agrees, bins)
     total = sum(row["tokens"] for row in rows)
     return float(sum(row["tokens"] * abs(row["confidence"] - row["agreement"]) for row in rows) / total)
@@ -134,5 +146,5 @@ def resampled_calibration_error(
         return np.bincount(place * bins + bin_of, weights=values, minlength=count * bins).reshape(count, bins)
 
     gaps, tokens = sums(confidence.astype(np.float64) - agrees), sums(np.ones(len(order)))
-    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    times = group_draws(count, draws, seed)
     return np.abs(times @ gaps).sum(1) / (times @ tokens).sum(1)

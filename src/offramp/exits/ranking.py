@@ -1,4 +1,7 @@
-"""What a ranking of tokens by confidence picks, and how good it is."""
+"""Rankings of tokens by a score: which tokens one picks, and how good it is.
+
+All arrays are (N,), one entry per token.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,24 @@ import numpy as np
 
 
 def loss_gap(easy: np.ndarray, loss: np.ndarray) -> float:
-    """Mean loss of hard minus mean loss of easy tokens, in nats."""
+    """Mean loss of the tokens that are not ``easy`` (N,) bool minus mean loss of those that are, in nats."""
     return float(loss[~easy].mean() - loss[easy].mean())
 
 
 def most_confident(score: np.ndarray, count: int) -> np.ndarray:
-    """Mask of the ``count`` highest scores; ties go to earlier tokens."""
+    """Mask (N,) of the ``count`` tokens with the highest scores; of equal scores the earlier token is
+    taken.
+    """
     mask = np.zeros(len(score), dtype=bool)
     mask[np.argsort(-score, kind="stable")[:count]] = True
     return mask
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """P(a positive token scores above a negative one), ties counting half (Mann-Whitney); NaN with one class only."""
+    """The probability that a positive token scores above a negative one (Mann-Whitney), ties counting half.
+
+    NaN where all tokens are of one kind.
+    """
     positives = int(positive.sum())
     negatives = len(positive) - positives
     if not positives or not negatives:
@@ -29,18 +37,21 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
 
 
 def aurc(score: np.ndarray, risk: np.ndarray) -> float:
-    """Area under the risk-coverage curve: mean risk of the n most confident tokens, averaged over n (lower is better).
+    """Area under the risk-coverage curve: mean risk of the n most confident tokens, averaged over n (lower is
+    better).
 
-    score (N,), risk (N,): an error per token, 0/1 or nats. Ties go to earlier tokens.
+    ``risk`` is the error of each token, 0 or 1, or nats. Of equal scores the earlier token counts as more
+    confident.
     """
     ordered = risk[np.argsort(-score, kind="stable")].astype(np.float64)
     return float((ordered.cumsum() / np.arange(1, len(ordered) + 1)).mean())
 
 
 def classification_quality(called: np.ndarray, positive: np.ndarray) -> dict[str, float]:
-    """Accuracy, balanced accuracy and F1 of binary decisions (N,), each beside what deciding without looking gives.
+    """Accuracy, balanced accuracy and F1 of the decisions ``called`` (N,) bool to call a token positive.
 
-    ``majority_accuracy``: always the commoner class. ``majority_f1``: always positive, which no constant decision beats.
+    Beside them stands what constant decisions reach: ``majority_accuracy`` by always the commoner class,
+    ``majority_f1`` by always positive, which is the best constant decision for F1.
     """
     share = float(positive.mean())
     hits, all_called, all_positive = (

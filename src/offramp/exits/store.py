@@ -1,4 +1,6 @@
-"""The ``exits`` artifact: exit classifiers, calibrators of every signal, and held-out confidences, by exit."""
+"""The ``exits`` artifact: exit classifiers, calibrators of every signal, and held-out confidences, by
+exit.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ from offramp.exits.calibration import Calibrator
 from offramp.exits.classifier import ExitClassifier
 
 HELD_OUT = "held_out.parquet"
+"""Confidences, losses and predictions of the calibration tokens that no classifier was fitted on."""
 
 
 class Exits:
-    """An opened ``exits`` artifact: classifiers and calibrators by exit."""
+    """An opened ``exits`` artifact."""
 
     def __init__(self, artifact: Artifact):
         self.artifact = artifact
@@ -26,23 +29,27 @@ class Exits:
         self._tensors = load_file(artifact.file("exits.safetensors"))
 
     def classifier(self, exit: int) -> ExitClassifier:
+        """The trained classifier of an exit, in evaluation mode."""
         state = self._part(f"classifier_{exit}.")
         classifier = ExitClassifier(len(state["mean"]), self.config["hidden"], len(state["centre"]))
         classifier.load_state_dict(state)
         return classifier.eval()
 
     def calibrator(self, exit: int, signal: str) -> Calibrator:
+        """The calibrator of a signal at an exit; UserError for a signal that the artifact does not have."""
         if signal not in self.config["signals"]:
             raise UserError(
-                f"exits.confidence = {signal!r}: {self.artifact.path} knows {', '.join(self.config['signals'])}"
+                f"exits.confidence = {signal!r}: {self.artifact.path} knows "
+                f"{', '.join(self.config['signals'])}"
             )
         return Calibrator(self._tensors[f"knots_{exit}.{signal}"], self._tensors[f"values_{exit}.{signal}"])
 
     def held_out(self, signal: str, part: str, keep_first: int = 0) -> dict[str, np.ndarray]:
-        """Calibration tokens that no classifier was fitted on, as if none had left before: ``select`` or ``guarantee``.
+        """What is known of calibration tokens that no classifier was fitted on, as if none had left before.
 
-        Without those at the ``keep_first`` first positions of their sequences.
-        ``confidence`` (K-1, N) calibrated; ``loss`` and ``argmax`` (K, N); ``target``, ``sequence`` (N,).
+        ``part`` is ``select`` or ``guarantee``; tokens at the first ``keep_first`` positions of their
+        sequences are left out. Of N tokens and K exits: ``confidence`` (K-1, N), the signal calibrated;
+        ``loss`` (nats) and ``argmax`` (K, N); ``target`` and ``sequence`` (N,).
         """
         exits = self.config["exits"]
         names = {
