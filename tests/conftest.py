@@ -23,6 +23,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 ON_ONE_RUN = ("test_end_to_end", "test_bad_input", "test_dependencies", "test_launcher")
 """Files of tests/pipeline whose tests share one run of the pipeline, the longest wait of all."""
+SLOW_FIXTURES = {"reduced_run", "made_project", "store_being_born"}
+"""Fixtures that run DVC or make an MLflow store; tests that need one are slow."""
 
 
 class ByFile(LoadScopeScheduling):
@@ -42,12 +44,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """What needs the run of the whole pipeline is slow.
-
-    Longest first: no process then ends long after the other.
-    """
+    """Mark what needs a slow fixture, and put the longest first: no process then ends long after the other."""
     for item in items:
-        if item.path.stem in ON_ONE_RUN and "reduced_run" in item.fixturenames:
+        if not SLOW_FIXTURES.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: (item.path.stem not in ON_ONE_RUN, item.path.parent.name != "pipeline"))
 

@@ -13,8 +13,6 @@ from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.lineage.chain import trace
 from offramp.tracking.recorded import dvc_md5
 
-pytestmark = pytest.mark.slow
-
 
 def names(nodes):
     return sorted(node.name for node in nodes)

@@ -15,8 +15,6 @@ from offramp.tracking.recorded import dvc_md5, read_stages
 from offramp.tracking.tracking import track
 from tests.fixtures.tracked_project import NOTE, dvc_repro, set_param
 
-pytestmark = pytest.mark.slow
-
 STAGES = ["prepare", "pretrain", "collect", "sweep", "evaluate", "report"]
 
 
