@@ -41,7 +41,7 @@ from offramp.routing.executor import Executor, Policy
 from offramp.routing.policies import FixedExit, Scorer, ThresholdPolicy
 from offramp.routing.split import run_split, spread_windows
 from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds
-from offramp.states.resampling import DocumentSums
+from offramp.states.resampling import GroupSums
 from offramp.vocabulary import LEARNED
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -268,7 +268,7 @@ class Held:
         model = self.executor.model
         nll, reference = (float(part.loss.mean(dtype=np.float64)) for part in (routed, self.full))
         rises = (routed.loss - self.full.loss).reshape(len(self.chosen), -1).mean(1, dtype=np.float64)
-        high = np.quantile(DocumentSums(self.documents, {"rise": rises}).resample(DRAWS, 0)["rise"], LEVEL)
+        high = np.quantile(GroupSums(self.documents, {"rise": rises}).resample(DRAWS, 0)["rise"], LEVEL)
         flops = executed_flops(model, routed.work, policy.flops_per_token)
         return {
             "shallow_ratio": float((routed.exit < model.config.num_blocks - 1).mean()),

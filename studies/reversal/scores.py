@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import UserError
-from offramp.states.resampling import DocumentSums, interval
+from offramp.states.resampling import GroupSums, interval
 from studies.common.selective_models.facts import Fact
 
 Encode = Callable[[str], list[int]]
@@ -125,6 +125,6 @@ def reversal_interval(
     """
     gaps = []
     for number, (forward, backward) in enumerate((trained, control)):
-        sums = DocumentSums(np.arange(len(forward)), {"gap": backward - forward})
+        sums = GroupSums(np.arange(len(forward)), {"gap": backward - forward})
         gaps.append(sums.resample(draws, seed + number)["gap"])
     return interval(gaps[0] - gaps[1])

@@ -25,6 +25,11 @@ from offramp.states.statistics import Readout, token_statistics
 from offramp.states.store import States, StatesWriter
 
 
+def separated(score, loss, deep_loss=None):
+    """What is said of a score where the surer half of the tokens is called easy."""
+    return signal_separation(score, loss, parts(score, loss, deep_loss), 0.5)
+
+
 def noisy(tokens: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Skewed losses, a score that knows something of them, and losses at depth."""
     generator = np.random.default_rng(seed)
@@ -137,9 +142,9 @@ def test_a_decision_is_compared_with_the_oracle_at_its_own_share():
 def test_probability_of_the_correct_token_is_the_loss_itself():
     """The report's "100 % of the oracle": an identity, and its weak Pearson only the bend of exp(-x)."""
     _, loss, _ = noisy(5_000, 0)
-    found = signal_separation(np.exp(-loss), loss)
+    found = separated(np.exp(-loss), loss)
     assert found["tautology"] and found["oracle_share"] == pytest.approx(1) and found["pearson"] > -0.8
-    assert not signal_separation(noisy(5_000, 1)[0], loss)["tautology"]
+    assert not separated(noisy(5_000, 1)[0], loss)["tautology"]
 
 
 def plain_aurc(score: np.ndarray, loss: np.ndarray) -> float:
@@ -162,7 +167,7 @@ def plain_auroc(positive: np.ndarray, score: np.ndarray) -> float:
 def test_measures_equal_their_references_with_and_without_ties(tokens, levels, noise, seed):
     score, loss, deep = noisy(tokens, noise, seed)
     score = np.floor(score * levels / 10)
-    found, stays = signal_separation(score, loss, deep), deep >= loss
+    found, stays = separated(score, loss, deep), deep >= loss
     if np.ptp(score) > 0:
         assert found["pearson"] == pytest.approx(pearsonr(score, loss).statistic, abs=1e-6)
         assert found["spearman"] == pytest.approx(spearmanr(score, loss).statistic, abs=1e-6)
@@ -177,7 +182,7 @@ def test_measures_equal_their_references_with_and_without_ties(tokens, levels, n
 @settings(max_examples=20, deadline=None)
 def test_only_the_order_of_a_score_counts_where_ranks_do(seed):
     score, loss, deep = noisy(200, 2, seed)
-    a, b = signal_separation(score, loss, deep), signal_separation(np.exp(score / 5), loss, deep)
+    a, b = separated(score, loss, deep), separated(np.exp(score / 5), loss, deep)
     for measure in ("spearman", "loss_gap", "oracle_share", "cohens_d", "auroc", "aurc"):
         assert a[measure] == pytest.approx(b[measure])
     assert np.sign(a["spearman"]) == np.sign(kendalltau(score, loss).statistic)
@@ -185,7 +190,7 @@ def test_only_the_order_of_a_score_counts_where_ranks_do(seed):
 
 def test_risk_coverage_of_equal_scores_is_flat():
     _, loss, _ = noisy(100, 1)
-    found = signal_separation(np.zeros(100), loss, loss)
+    found = separated(np.zeros(100), loss, loss)
     assert [row["risk"] for row in found["risk_coverage"]] == pytest.approx([loss.mean()] * 20)
     assert found["aurc"] == pytest.approx(loss.mean())
     assert found["pearson"] is None and found["spearman"] is None and found["auroc"] is None
@@ -234,7 +239,7 @@ def test_values_at_hand_lie_inside_their_intervals_and_constants_have_none():
     bootstrap = SequenceBootstrap(sequence)
     bootstrap.add("score", parts(score, loss, deep))
     bootstrap.add("constant", parts(np.ones(len(loss)), loss))
-    found, values = bootstrap.intervals(500, 0), signal_separation(score, loss, deep)
+    found, values = bootstrap.intervals(500, 0), separated(score, loss, deep)
     for measure, (low, high) in found["score"].items():
         assert low <= values[measure] <= high, measure
     assert found["constant"]["pearson"] is None and found["constant"]["auroc"] is None
@@ -325,7 +330,7 @@ def test_an_exit_is_described_with_its_controls(states):
     assert low < result["loss"]["mean"] < high
     assert result["deep_helps"] == pytest.approx((states.column("loss_1") < loss).mean())
     assert list(result["signals"]) == list(signals)
-    wanted = signal_separation(signals["entropy"], loss, states.column("loss_1"))
+    wanted = separated(signals["entropy"], loss, states.column("loss_1"))
     got = result["signals"]["entropy"]
     assert {name: got[name] for name in wanted} == wanted
     oracle, random = result["controls"]["oracle"], result["controls"]["random"]

@@ -18,6 +18,7 @@ from offramp.routing.cost import executed_flops
 from offramp.routing.decoder import Decoder
 from offramp.routing.executor import Executor, Work
 from offramp.routing.policies import GivenExits
+from tests.fixtures.routing_reference import counting
 from tests.routing.test_executor import MODELS, StatePolicy, make_model
 
 KV = st.sampled_from(["propagate", "recompute", "drop"])
@@ -79,10 +80,7 @@ def test_layer_calls_are_those_reported(seed, blocks, kv):
     decoder = Decoder(model, 2, kv)
     for number, layer in enumerate(layer for block in model.blocks for layer in block):
         for name in ("query", "ffn_out", "key_value"):
-            count = lambda _m, inputs, _out, key=(number, name): seen.update(
-                {key: inputs[0].numel() // inputs[0].shape[-1]}
-            )
-            getattr(layer, name).register_forward_hook(count)
+            getattr(layer, name).register_forward_hook(counting(seen, (number, name)))
     for block, stacked in enumerate(decoder._stacked):
         for number in (
             range(decoder._first_layer[block], decoder._first_layer[block] + blocks[block]) if stacked else ()

@@ -20,6 +20,7 @@ from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
 from offramp.routing.decoder import Decoder
 from offramp.routing.executor import Decision, Executor, Policy, Work
 from offramp.routing.policies import FixedExit, GivenExits
+from tests.fixtures.routing_reference import counting
 from tests.routing.test_decoder import check_cutting_back, check_pieces_equal_one_pass, feed_in_pieces
 from tests.routing.test_executor import check_parallel_equals_sequential
 
@@ -134,10 +135,7 @@ def test_calls_of_exit_layers_are_those_reported(seed, kv, reads_out, decoding):
     model, seen, work = make_model((1, 1, 1), seed=seed), Counter(), Work()
     for exit, layer in enumerate(model.exit_layers):
         for name in ("query", "attn_out", "ffn_in", "ffn_out", "key_value"):
-            count = lambda _m, inputs, _out, key=(exit, name): seen.update(
-                {key: inputs[0].numel() // inputs[0].shape[-1]}
-            )
-            getattr(layer, name).register_forward_hook(count)
+            getattr(layer, name).register_forward_hook(counting(seen, (exit, name)))
     tokens, targets = torch.randint(50, (2, 4, 24), generator=torch.Generator().manual_seed(seed))
     policy = ReadingPolicy(model, reads_out, 0.0)
     if decoding:

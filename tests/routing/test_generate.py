@@ -187,9 +187,10 @@ def test_rows_end_at_a_stop_token_and_the_others_go_on():
 
 def test_sampling_repeats_with_its_seed_and_follows_the_softmax():
     model = make_model((1, 2))
-    draw = lambda seed, **others: generate(
-        decode(model, [[7]] * 400, 1, sampling=Sampling(seed=seed, **others)), 400
-    )
+
+    def draw(seed, **others):
+        return generate(decode(model, [[7]] * 400, 1, sampling=Sampling(seed=seed, **others)), 400)
+
     tokens = [row.tokens[0] for row in draw(0)]
     assert tokens == [row.tokens[0] for row in draw(0)] != [row.tokens[0] for row in draw(1)]
     p = model.logits(1, model(torch.tensor([[7]]))[1][0, -1]).softmax(-1)

@@ -119,7 +119,7 @@ def test_work_counts_a_readout_for_every_arriving_token_only_where_the_signal_re
     arrived = sum(int((taken >= exit).sum()) for exit in range(2))
     assert work.decided_tokens == arrived
     left_at_depth = int((taken == 2).sum())
-    assert work.readout_tokens == (arrived + left_at_depth if policy.reads_out else tokens.numel())
+    assert sum(work.readouts) == (arrived + left_at_depth if policy.reads_out else tokens.numel())
 
 
 class VocabularyProducts(TorchDispatchMode):
@@ -156,7 +156,7 @@ def test_signals_that_need_no_vocabulary_never_touch_the_head_and_others_read_th
         taken = Executor(model).run(tokens, targets, policy, work).exit
     arrived = sum(int((taken >= exit).sum()) for exit in range(2))
     asked = arrived + int((taken == 2).sum()) if scorer.reads_out else tokens.numel()
-    assert counted.rows == asked == work.readout_tokens
+    assert counted.rows == asked == sum(work.readouts)
 
 
 def test_a_higher_price_never_sends_a_token_deeper_and_the_extremes_are_all_or_nothing(routed):

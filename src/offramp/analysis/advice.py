@@ -1,4 +1,4 @@
-"""Whether to use early exit, said in a sentence: rules over what ``analysis.suitability`` measured, and its table."""
+"""Rules that say in a sentence whether to use early exit, and a table of what they rest on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from offramp.results.suitability import (
 from offramp.vocabulary import LOOKS_AT, RAW, READOUT, STATE
 
 WORTH = 0.1
-"""Share of the FLOPs that an oracle must save for early exit to be worth anything: signals reach a part of it."""
+"""Least share of the FLOPs that an oracle must save: signals reach a part of it."""
 USABLE = 1.0
 """Nats by which an exit that was never trained may be worse than full depth and still be of use."""
 SPOILT = 0.1
@@ -27,19 +27,24 @@ SPOILT = 0.1
 def advise(
     exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds], state_propagation: StatePropagation
 ) -> Advice:
-    """What to do with exits, in order of depth, and an oracle's bounds by the kind of readout: raw, tuned, or both."""
+    """What to do with ``exits``, which are in order of depth.
+
+    ``oracle`` has the bounds by the kind of readout: raw, tuned or both.
+    """
     verdict, sentence = verdict_on(exits, oracle)
     return Advice(verdict=verdict, sentence=sentence, propagation=propagation(state_propagation))
 
 
 def verdict_on(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds]) -> tuple[str, str]:
-    """The first of these verdicts that applies and why, by the exits' own readouts where training gave them any.
+    """The first of these verdicts that applies, and why.
 
-    Leaving *pays* at an exit, for a kind of signal, if more tokens agree with full depth there (all of them would be let go by a
-    perfect signal) than its break-even share.
+    It goes by the exits' own readouts where training gave them any. Leaving *pays* at an exit, for a kind of
+    signal, if more tokens agree with full depth there (all of them would be let go by a perfect signal) than
+    its break-even share.
 
-    1. train the exits first: they are raw, and at each of them the NLL is more than USABLE nats above full depth's, or leaving
-       pays in FLOPs at none, or the oracle saves less than WORTH of the FLOPs at ALLOWED_RISE more perplexity;
+    1. train the exits first: they are raw, and at each of them the NLL is more than USABLE nats above full
+       depth's, or leaving pays in FLOPs at none, or the oracle saves less than WORTH of the FLOPs at
+       ALLOWED_RISE more perplexity;
     2. no: that oracle saves less than WORTH;
     3. no: leaving pays in FLOPs at no exit;
     4. not on this machine: it does, but by the clock at none;
@@ -48,7 +53,10 @@ def verdict_on(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds]) -
     kind = readout_in_use(oracle)
     *early, full = exits
     saving = oracle[kind].small_rise.flop_saving
-    bound = f"an oracle that knows every loss saves {percent(saving)} of the FLOPs at {ALLOWED_RISE:.0%} more perplexity"
+    bound = (
+        f"an oracle that knows every loss saves {percent(saving)} of the FLOPs "
+        f"at {ALLOWED_RISE:.0%} more perplexity"
+    )
     nearest = min(early, key=lambda row: row.readouts[kind].nll)
     excess = nearest.readouts[kind].nll - full.readouts[kind].nll
     in_flops = {signal for signal in LOOKS_AT if any(_pays(row, kind, row.flops(signal)) for row in early)}
@@ -56,9 +64,9 @@ def verdict_on(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds]) -
     if kind == RAW and (excess > USABLE or not in_flops or saving < WORTH):
         return (
             "train the exits first",
-            f"Not before the exits are trained: read out raw, the best of them (exit {nearest.exit}, after layer "
-            f"{nearest.layers} of {full.layers}) is {excess:.2f} nats worse than full depth and agrees with it on "
-            f"{percent(nearest.readouts[kind].agreement)} of the tokens; {bound}.",
+            f"Not before the exits are trained: read out raw, the best of them (exit {nearest.exit}, after "
+            f"layer {nearest.layers} of {full.layers}) is {excess:.2f} nats worse than full depth and agrees "
+            f"with it on {percent(nearest.readouts[kind].agreement)} of the tokens; {bound}.",
         )
     if saving < WORTH:
         return "no", f"No: even {bound}."
@@ -67,15 +75,19 @@ def verdict_on(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds]) -
         return "no", f"No, asking costs more than leaving brings back: {at_best_exit}."
     if not by_clock:
         return "not on this machine", f"Not on this machine, though {bound}: {at_best_exit}."
-    which = {
-        (STATE,): ", with a signal that looks at the state and reads nothing out",
-        (READOUT,): ", with a signal of the readout",
-    }.get(tuple(by_clock), "")
+    which = ""
+    if by_clock == {STATE}:
+        which = ", with a signal that looks at the state and reads nothing out"
+    elif by_clock == {READOUT}:
+        which = ", with a signal of the readout"
     return "worth a try", f"Worth a try{which}: {bound}; {at_best_exit}."
 
 
 def propagation(cost: StatePropagation) -> str:
-    """What later tokens lose by tokens that left, in a sentence, and what to set where it is more than SPOILT nats."""
+    """What later tokens lose by tokens that left, in a sentence.
+
+    It names the setting that helps where the loss is more than SPOILT nats.
+    """
     every, kept = cost.propagate.keep_first_0.nll_rise, cost.propagate.keep_first_1.nll_rise
     loss = (
         f"When random tokens leave, half of them, propagated keys and values cost {every:.3f} nats per token"
@@ -97,9 +109,10 @@ def table(result: Suitability) -> Table:
     )
     out = Table(
         title=f"{result.model}: {result.tokens:,} tokens in {result.sequences:,} windows of {result.window}",
-        caption=f"FLOPs saved by an oracle ({' / '.join(kinds)}): {bounds}.\nRaw: the last readout on the earlier state; "
-        "tuned: the exit's own. Below: 95 % over windows.\nBreak-even: share of tokens that must leave before asking pays, in "
-        "FLOPs / by the clock, for a signal of the state and one of the readout;\n"
+        caption=f"FLOPs saved by an oracle ({' / '.join(kinds)}): {bounds}.\n"
+        "Raw: the last readout on the earlier state; tuned: the exit's own. Below: 95 % over windows.\n"
+        "Break-even: share of tokens that must leave before asking pays, in FLOPs / by the clock, for a "
+        "signal of the state and one of the readout;\n"
         f"{timing.rounds} batches of {timing.tokens} tokens in turn on {timing.machine}.",
     )
     headings = (
@@ -137,9 +150,9 @@ def _at_best_exit(exits: Sequence[ExitWorth], kind: str) -> str:
     best = max(early, key=lambda row: row.readouts[kind].agreement * row.flop_saving)
     flops, seconds = _least(map(best.flops, LOOKS_AT)), _least(map(best.seconds, LOOKS_AT))
     return (
-        f"at exit {best.exit}, after layer {best.layers} of {full.layers}, {percent(best.readouts[kind].agreement)} of the "
-        f"tokens already have their final prediction; for asking to pay, {flops} must leave there by the count of FLOPs, "
-        f"{seconds} by the clock"
+        f"at exit {best.exit}, after layer {best.layers} of {full.layers}, "
+        f"{percent(best.readouts[kind].agreement)} of the tokens already have their final prediction; for "
+        f"asking to pay, {flops} must leave there by the count of FLOPs, {seconds} by the clock"
     )
 
 

@@ -1,13 +1,14 @@
 """How well a score separates easy tokens from hard ones, with intervals over sequences.
 
-Scores are oriented: higher = surer. Tokens of equal score stand in no order; whatever a ranking gives to one of them is the
-mean over all their orders, so a score of few values (a decision, patience) is neither helped nor harmed by the order of
-the file, and a constant one separates nothing.
+Scores are oriented: higher = surer. Tokens of equal score stand in no order; whatever a ranking gives to one
+of them is the mean over all their orders, so a score of few values (a decision, patience) is neither helped
+nor harmed by the order of the file, and a constant one separates nothing.
 
 Every measure is a function of a few token means (``parts``), so that a resample of sequences needs their sums
-only. Pearson, the split and its Cohen's d are exact functions of means. Spearman, AUROC and AURC depend on ranks: their
-parts are their influence functions, the first-order effect a token has on the measure through its own term AND
-through everyone else's rank (for AUROC the placements of DeLong et al. 1988). Shapes: N tokens, all arrays (N,).
+only. Pearson, the split and its Cohen's d are exact functions of means. Spearman, AUROC and AURC depend on
+ranks: their parts are their influence functions, the first-order effect a token has on the measure through
+its own term AND through everyone else's rank (for AUROC the placements of DeLong et al. 1988). Shapes: N
+tokens, all arrays (N,).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from offramp.analysis.distribution import finite, gaussian_d
 from offramp.errors import UserError
-from offramp.states.resampling import DocumentSums, interval
+from offramp.states.resampling import GroupSums, interval
 
 Parts = dict[str, np.ndarray]
 
@@ -54,7 +55,8 @@ class Ranking:
         count = int(fraction * self.tokens + 1e-9)
         if not 0 < count < self.tokens:
             raise UserError(
-                f"easy_fraction = {fraction} of {self.tokens} tokens leaves one part empty; choose one between 0 and 1"
+                f"easy_fraction = {fraction} of {self.tokens} tokens leaves one part empty; choose one "
+                "between 0 and 1"
             )
         return self.share((np.arange(self.tokens) < count).astype(np.float64))
 
@@ -62,9 +64,10 @@ class Ranking:
 def split(score: np.ndarray, loss: np.ndarray, easy_fraction: float = 0.5) -> dict[str, float | None]:
     """Losses of the surest ``easy_fraction`` of the tokens and of the others.
 
-    ``easy_loss``, ``hard_loss`` and their difference ``loss_gap`` in nats; ``oracle_share``: the gap over that of the true
-    loss at the SAME fraction (for a decision, pass the share it calls easy); ``cohens_d``: the gap over
-    sqrt((s1^2 + s2^2) / 2); ``gaussian_d``: the d that splitting a single Gaussian by itself gives.
+    ``easy_loss``, ``hard_loss`` and their difference ``loss_gap`` in nats; ``oracle_share``: the gap over
+    that of the true loss at the SAME fraction (for a decision, pass the share it calls easy); ``cohens_d``:
+    the gap over sqrt((s1^2 + s2^2) / 2); ``gaussian_d``: the d that splitting a single Gaussian by itself
+    gives.
     """
     score, loss = finite("score", score), finite("loss", loss)
     return _numbers(_split_values(_means(_split_parts(Ranking(score), loss, easy_fraction)))) | _reference(
@@ -73,22 +76,18 @@ def split(score: np.ndarray, loss: np.ndarray, easy_fraction: float = 0.5) -> di
 
 
 def signal_separation(
-    score: np.ndarray, loss: np.ndarray, deep_loss: np.ndarray | None = None, easy_fraction: float = 0.5
+    score: np.ndarray, loss: np.ndarray, of_score: Parts, easy_fraction: float
 ) -> dict[str, Any]:
-    """Everything said of one score: all of ``split`` and the following.
+    """Everything said of one score, from its ``parts``: all of ``split`` and the following.
 
-    ``pearson``, ``spearman`` with the loss: negative where surer tokens are easier. ``auroc`` for "deep beats shallow": the
-    score says leave, a positive is a token that depth does NOT help (deep_loss >= loss), so 1/2 is chance and higher is
-    better; None without ``deep_loss``. ``aurc``: mean over all coverages of the mean loss of the covered, surest first (El-Yaniv
-    and Wiener 2010; Geifman et al., arXiv 1805.08206); ``risk_coverage`` rows (coverage, risk). ``tautology``: the score
-    ranks tokens as the loss does, so that its share of the oracle is an identity (seed 004: p of the correct token).
+    ``pearson``, ``spearman`` with the loss: negative where surer tokens are easier. ``auroc`` for "deep beats
+    shallow": the score says leave, a positive is a token that depth does NOT help (deep_loss >= loss), so 1/2
+    is chance and higher is better; None where the parts are without ``deep_loss``. ``aurc``: mean over all coverages of the mean
+    loss of the covered, surest first (El-Yaniv and Wiener 2010; Geifman et al., arXiv 1805.08206);
+    ``risk_coverage`` rows (coverage, risk). ``tautology``: the score ranks tokens as the loss does, so that
+    its share of the oracle is an identity (in the report loss-prediction: p of the correct token).
     """
-    return describe(score, loss, parts(score, loss, deep_loss, easy_fraction), easy_fraction)
-
-
-def describe(score: np.ndarray, loss: np.ndarray, of: Parts, easy_fraction: float) -> dict[str, Any]:
-    """``signal_separation`` from ``parts`` that are at hand."""
-    values = _numbers(measures(_means(of))) | _reference(easy_fraction)
+    values = _numbers(measures(_means(of_score))) | _reference(easy_fraction)
     values["tautology"] = values["spearman"] is not None and values["spearman"] < -SAME_ORDER
     return values | {"risk_coverage": _risk_coverage(finite("score", score), finite("loss", loss))}
 
@@ -110,7 +109,10 @@ def parts(
 
 
 def measures(means: dict[str, Any]) -> dict[str, Any]:
-    """The measures that token means of ``parts`` give: numbers, or arrays (draws,) of resampled means; NaN where undefined."""
+    """The measures that token means of ``parts`` give; NaN where undefined.
+
+    Numbers from numbers, arrays (draws,) from resampled means.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         covariance = means["xy"] - means["x"] * means["y"]
         spread = (means["xx"] - means["x"] ** 2) * (means["yy"] - means["y"] ** 2)
@@ -128,30 +130,33 @@ def measures(means: dict[str, Any]) -> dict[str, Any]:
 class SequenceBootstrap:
     """Intervals of every measure of several scores from the same resamples of whole sequences (labels (N,)).
 
-    Held fixed: the scores, which tokens each split calls easy, and the spread of the ranks; rank measures are linear around
-    their value. Keeps sums per sequence only.
+    Held fixed: the scores, which tokens each split calls easy, and the spread of the ranks; rank measures are
+    linear around their value. Keeps sums per sequence only.
     """
 
     def __init__(self, sequences: np.ndarray):
         self.sequences = sequences
-        self._sums = DocumentSums(sequences, {})
+        self._sums: GroupSums[str] = GroupSums(sequences, {})
         self._parts: dict[str, list[str]] = {}
 
     def add(self, name: str, of: Parts) -> None:
         """A score's ``parts``."""
         self._parts[name] = list(of)
         self._sums.sums |= {
-            f"{name}/{part}": sums for part, sums in DocumentSums(self.sequences, of).sums.items()
+            f"{name}/{part}": sums for part, sums in GroupSums(self.sequences, of).sums.items()
         }
 
     def intervals(self, draws: int, seed: int) -> dict[str, dict[str, list[float] | None]]:
-        """{score: {measure: 95 % percentile interval}}; None where nothing varies or a measure is undefined."""
+        """{score: {measure: 95 % percentile interval}}; None where nothing varies or nothing is defined."""
         resampled = self._sums.resample(draws, seed)
         values = {
             name: measures({part: resampled[f"{name}/{part}"] for part in of})
             for name, of in self._parts.items()
         }
-        return {name: {measure: interval(own) for measure, own in of.items()} for name, of in values.items()}
+        return {
+            name: {measure: interval(drawn) for measure, drawn in of_score.items()}
+            for name, of_score in values.items()
+        }
 
 
 def subsets(
@@ -160,10 +165,10 @@ def subsets(
     scores: dict[str, np.ndarray],
     thresholds: tuple[float, ...] = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9),
 ) -> list[dict[str, Any]]:
-    """Tokens with ``max_prob`` of at least each threshold (seed 004, table 2a).
+    """Tokens with ``max_prob`` of at least each threshold (report loss-prediction, table 2a).
 
-    Rows: threshold, tokens, share, mean_loss and ``pearson`` {score: correlation with the loss among them}, None below 3
-    tokens or without variation. A narrower range of confidence lowers a correlation by itself.
+    Rows: threshold, tokens, share, mean_loss and ``pearson`` {score: correlation with the loss among them},
+    None below 3 tokens or without variation. A narrower range of confidence lowers a correlation by itself.
     """
     loss, rows = finite("loss", loss), []
     for threshold in thresholds:
@@ -228,12 +233,15 @@ def _spearman_influence(by_score: Ranking, by_loss: Ranking) -> np.ndarray:
 
 
 def _aurc_influence(ranking: Ranking, loss: np.ndarray) -> np.ndarray:
-    """(N,), its mean the area: a token at place k is in the mean loss of every coverage from k on, weighing 1/j at j."""
+    """Influence (N,) of every token on the area, which is its mean.
+
+    A token at place k is in the mean loss of every coverage from k on, weighing 1/j at j.
+    """
     inverse = 1 / np.arange(1, ranking.tokens + 1)
-    own = loss * ranking.share(np.cumsum(inverse[::-1])[::-1])
+    through_itself = loss * ranking.share(np.cumsum(inverse[::-1])[::-1])
     pushed = loss * ranking.share(inverse)  # how much a token counts less when one more ranks above it
-    effect = own - (pushed.sum() - ranking.above(pushed))
-    return effect - effect.mean() + own.mean()
+    effect = through_itself - (pushed.sum() - ranking.above(pushed))
+    return effect - effect.mean() + through_itself.mean()
 
 
 def _auroc_parts(ranking: Ranking, stays: np.ndarray) -> Parts:

@@ -1,4 +1,7 @@
-"""The distribution of per-token losses: its shape, and whether it has two modes (seed 004 said so without a test)."""
+"""The distribution of per-token losses: its shape, and whether it has two modes.
+
+The report loss-prediction said that it has, without a test.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,10 @@ def finite(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def gaussian_d(easy_fraction: float) -> float:
-    """Cohen's d that splitting ANY Gaussian variable at its own ``easy_fraction`` quantile gives (2.65 at the median).
+    """Cohen's d of ANY Gaussian variable split at its ``easy_fraction`` quantile (2.65 at the median).
 
-    Closed form: with z the quantile, the parts are truncated normals of means -phi(z)/f and phi(z)/(1-f). A d near it
-    says nothing about two groups of tokens.
+    Closed form: with z the quantile, the parts are truncated normals of means -phi(z)/f and phi(z)/(1-f). A d
+    near it says nothing about two groups of tokens.
     """
     z, below, above = norm.ppf(easy_fraction), easy_fraction, 1 - easy_fraction
     low, high = -norm.pdf(z) / below, norm.pdf(z) / above
@@ -44,12 +47,13 @@ def gaussian_d(easy_fraction: float) -> float:
 def loss_distribution(loss: np.ndarray, bin_width: float = 0.5) -> dict[str, Any]:
     """Moments, quantiles, histogram (bins of ``bin_width`` nats) and a test of bimodality of losses (N,).
 
-    ``dip``, ``dip_p``: Hartigan and Hartigan's dip (1985), against the least favourable single mode, the uniform. The dip is
-    also the size of the effect: how far, as a share of all tokens, the nearest distribution with one mode is. ``bic``
-    of 1 and 2 Gaussians; ``bic_gain`` = bic[1] - bic[2], positive where two fit better; ``components`` of the two.
-    ``bimodal`` needs both: p < LEVEL and two Gaussians. A mixture alone also wins for one skewed mode, and
-    a dip alone could be a ripple. Both look at ``tested_tokens`` evenly spaced in the order given (at most TESTED).
-    Tokens count as independent, so that with texts of few tokens each p is somewhat too small.
+    ``dip``, ``dip_p``: Hartigan and Hartigan's dip (1985), against the least favourable single mode, the
+    uniform. The dip is also the size of the effect: how far, as a share of all tokens, the nearest
+    distribution with one mode is. ``bic`` of 1 and 2 Gaussians; ``bic_gain`` = bic[1] - bic[2], positive
+    where two fit better; ``components`` of the two. ``bimodal`` needs both: p < LEVEL and two Gaussians. A
+    mixture alone also wins for one skewed mode, and a dip alone could be a ripple. Both look at
+    ``tested_tokens`` evenly spaced in the order given (at most TESTED). Tokens count as independent, so that
+    with texts of few tokens each p is somewhat too small.
     """
     loss = finite("loss", loss)
     if len(loss) < 4:

@@ -1,13 +1,14 @@
-"""Low-rank readouts: how much of the logits, of the confidence signals and of their ranking survives at rank r.
+"""Low-rank readouts: what survives at rank r of logits, of confidence signals and of their ranking.
 
-A readout W (V, D) is replaced by W_r = W L_r R_r^T, which costs 2 r (D + V) instead of 2 D V operations. Four choices of
-L and R are compared (VARIANTS). Seed 004 tried the first alone and declared low rank dead; the problem that matters is
-not min |W - W_r| but min E|W h - W_r h|^2, which the weighted ones solve (SVD of W C^(1/2), C the second moment of h).
+A readout W (V, D) is replaced by W_r = W L_r R_r^T, which costs 2 r (D + V) instead of 2 D V operations. Four
+choices of L and R are compared (VARIANTS). Seed 004 tried the first alone and declared low rank dead; the
+problem that matters is not min |W - W_r| but min E|W h - W_r h|^2, which the weighted ones solve (SVD of W
+C^(1/2), C the second moment of h).
 
-Since z_r = W h_r with h_r = L_r R_r^T h, whatever is linear or quadratic in the logits follows from W^T W and the
-second moment of h, both (D, D), and never touches the vocabulary. Only maxima and normalisers do: they are taken for all
-ranks in one pass, the logits at a rank being those at the rank before plus the components in between, so that all ranks
-together cost one product. Shapes: N tokens, V vocabulary, D width.
+Since z_r = W h_r with h_r = L_r R_r^T h, whatever is linear or quadratic in the logits follows from W^T W and
+the second moment of h, both (D, D), and never touches the vocabulary. Only maxima and normalisers do: they
+are taken for all ranks in one pass, the logits at a rank being those at the rank before plus the components
+in between, so that all ranks together cost one product. Shapes: N tokens, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from offramp.states.statistics import Readout
 from offramp.states.store import States
 
 VARIANTS = ("plain", "centred", "weighted", "weighted_centred")
-"""plain: SVD of W. weighted: best for E|Wh - W_r h|^2. centred: the same of h - E h, and W E h is kept exactly as a bias."""
+"""plain is the SVD of W, weighted the best for E|W h - W_r h|^2.
+
+The centred ones are the same of h - E h and keep W E h exactly, as a bias.
+"""
 RANKED = ("softmax", "max_minus_mean")
 """Signals whose separation of the losses is reported at every rank."""
 NORM_EPS = 1e-6
@@ -64,7 +68,10 @@ class Moments:
 
 @dataclass(frozen=True)
 class Approximation:
-    """W h ~ W (mean + L_r R_r^T (h - mean)); columns of ``left`` and ``right`` (D, D) by falling ``spectrum`` (D,)."""
+    """Factors of W h ~ W (mean + L_r R_r^T (h - mean)).
+
+    The columns of ``left`` and ``right`` (D, D) go by falling ``spectrum`` (D,).
+    """
 
     mean: Tensor
     left: Tensor
@@ -76,7 +83,7 @@ class Approximation:
         return float(self.spectrum[:rank].sum() / self.spectrum.sum())
 
     def affine(self, rank: int) -> tuple[Tensor, Tensor]:
-        """T (D, D) and t (D,) of h_r = T h + t, the hidden state whose exact logits are the logits at ``rank``."""
+        """T (D, D) and t (D,) of h_r = T h + t, the state whose exact logits are the logits at ``rank``."""
         matrix = self.left[:, :rank] @ self.right[:, :rank].T
         return matrix, self.mean - matrix @ self.mean
 
@@ -89,9 +96,9 @@ class Approximation:
 def approximate(matrix: Tensor, fit: Tensor, variants: Sequence[str] = VARIANTS) -> dict[str, Approximation]:
     """Factors of the readout matrix (V, D) for the readout inputs ``fit`` (M, D), from (D, D) eigenproblems.
 
-    With G = W^T W = V S^2 V^T, plain is L = R = V. For any second moment C, W C W^T has the eigenvectors
-    W G^(-1/2) P, P those of G^(1/2) C G^(1/2); hence L = G^(-1/2) P and R = G^(1/2) P, complete whatever the rank of C.
-    UserError for an unknown variant.
+    With G = W^T W = V S^2 V^T, plain is L = R = V. For any second moment C, W C W^T has the eigenvectors W
+    G^(-1/2) P, P those of G^(1/2) C G^(1/2); hence L = G^(-1/2) P and R = G^(1/2) P, complete whatever the
+    rank of C. UserError for an unknown variant.
     """
     for name in variants:
         if name not in VARIANTS:
@@ -118,7 +125,7 @@ def approximate(matrix: Tensor, fit: Tensor, variants: Sequence[str] = VARIANTS)
 def logit_fidelity(
     matrix: Tensor, approximation: Approximation, inputs: Tensor, ranks: Sequence[int]
 ) -> list[tuple[float, float]]:
-    """Pearson correlation and mean squared error of logits at each rank against exact ones, over tokens x vocabulary.
+    """Pearson correlation and mean squared error of logits at each rank, over tokens x vocabulary.
 
     Exact sums in float64 from (D, D) matrices: no logit is computed. matrix (V, D), inputs (N, D).
     """
@@ -135,19 +142,24 @@ def _fidelity(
     moments: Moments,
     ranks: Sequence[int],
 ) -> list[tuple[float, float]]:
-    over_logits = lambda second: float((gram * second).sum()) / size  # noqa: E731
+    """``logit_fidelity`` from W^T W (D, D), the mean row of W (D,) and its V rows."""
+
+    def over_logits(second: Tensor) -> float:
+        """Mean square of the logits of states with that second moment (D, D)."""
+        return float((gram * second).sum()) / size
+
     mean = float(column_mean @ moments.mean)
     variance = over_logits(moments.second) - mean**2
     out = []
     for rank in ranks:
         linear, shift = approximation.affine(rank)
-        own_mean = float(column_mean @ (linear @ moments.mean + shift))
-        own = over_logits(moments.mapped(linear, shift)) - own_mean**2
-        shared = over_logits(linear @ moments.second + torch.outer(shift, moments.mean)) - own_mean * mean
+        mean_at_rank = float(column_mean @ (linear @ moments.mean + shift))
+        variance_at_rank = over_logits(moments.mapped(linear, shift)) - mean_at_rank**2
+        crossed = linear @ moments.second + torch.outer(shift, moments.mean)
+        covariance = over_logits(crossed) - mean_at_rank * mean
         error = over_logits(moments.mapped(linear - torch.eye(len(linear), dtype=linear.dtype), shift))
-        out.append(
-            (shared / (own * variance) ** 0.5 if own * variance > 0 else float("nan"), max(error, 0.0))
-        )
+        product = variance_at_rank * variance
+        out.append((covariance / product**0.5 if product > 0 else float("nan"), max(error, 0.0)))
     return out
 
 
@@ -163,21 +175,24 @@ def rank_sweep(
     ranks: Sequence[int],
     variants: Sequence[str] = VARIANTS,
 ) -> list[dict[str, Any]]:
-    """Every variant at every rank, in one pass: readout matrix (V, D), readout inputs fit (M, D) and inputs (N, D), targets (N,).
+    """Every variant at every rank, in one pass.
 
-    Means and covariances come from ``fit``, measures from ``inputs``: give different tokens. One row per variant and
-    rank: ``variant, rank, tokens``; ``coverage`` of the variant's own spectrum; ``flop_share`` (r (D + V) / (D V), above 1
-    where nothing is saved); ``logit_corr``, ``logit_mse``; for every signal ``<signal>_corr``, Pearson with its exact value;
-    for softmax and max_minus_mean ``<signal>_gap`` and ``<signal>_oracle_share``, the exact losses of the less confident half
-    minus those of the other; ``agreement`` with the exact argmax; ``loss`` in nats of the target at that rank. What does not
-    vary has no correlation (NaN). Memory beyond the arguments: V x D per variant and four numbers per token,
-    variant and rank. UserError for a rank outside 1..D or an unknown variant.
+    matrix (V, D) is the readout; fit (M, D) and inputs (N, D) are readout inputs; targets (N,).
+    Means and covariances come from ``fit``, measures from ``inputs``: give different tokens. One row per
+    variant and rank: ``variant, rank, tokens``; ``coverage`` of the variant's own spectrum; ``flop_share`` (r
+    (D + V) / (D V), above 1 where nothing is saved); ``logit_corr``, ``logit_mse``; for every signal
+    ``<signal>_corr``, Pearson with its exact value; for softmax and max_minus_mean ``<signal>_gap`` and
+    ``<signal>_oracle_share``, the exact losses of the less confident half minus those of the other;
+    ``agreement`` with the exact argmax; ``loss`` in nats of the target at that rank. What does not vary has
+    no correlation (NaN). Memory beyond the arguments: V x D per variant and four numbers per token, variant
+    and rank. UserError for a rank outside 1..D or an unknown variant.
     """
     ranks, width = sorted(set(ranks)), matrix.shape[1]
     for rank in ranks:
         if not 1 <= rank <= width:
             raise UserError(
-                f"low rank: rank {rank} is not possible for a readout of width {width}; choose from 1 to {width}"
+                f"low rank: rank {rank} is not possible for a readout of width {width}; choose from 1 to "
+                f"{width}"
             )
     approximations, moments = approximate(matrix, fit, variants), Moments.of(inputs)
     gram, column_mean = _gram(matrix), matrix.double().mean(0)
@@ -188,7 +203,7 @@ def rank_sweep(
     for name, approximation in approximations.items():
         fidelity = _fidelity(gram, column_mean, len(matrix), approximation, moments, ranks)
         for rank, (corr, mse) in zip(ranks, fidelity):
-            own = measured[name, rank]
+            at_rank = measured[name, rank]
             row = {
                 "variant": name,
                 "rank": rank,
@@ -197,12 +212,12 @@ def rank_sweep(
                 "flop_share": rank * (width + len(matrix)) / (width * len(matrix)),
                 "logit_corr": corr,
                 "logit_mse": mse,
-                "agreement": own["agreement"],
-                "loss": own["loss"],
+                "agreement": at_rank["agreement"],
+                "loss": at_rank["loss"],
             }
-            row |= {f"{signal}_corr": _pearson(own[signal], exact[signal]) for signal in SIGNALS}
+            row |= {f"{signal}_corr": _pearson(at_rank[signal], exact[signal]) for signal in SIGNALS}
             for signal in RANKED:
-                gap = loss_gap(most_confident(own[signal], count), loss)
+                gap = loss_gap(most_confident(at_rank[signal], count), loss)
                 row |= {f"{signal}_gap": gap, f"{signal}_oracle_share": gap / best if best else float("nan")}
             rows.append(row)
     return rows
@@ -215,10 +230,11 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def readout_inputs(states: States, exit: int, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Readout matrix (V, D), readout inputs (N, D) and targets (N,) of at most ``max_tokens`` evenly spaced tokens.
+    """Readout matrix (V, D), readout inputs (N, D) and targets (N,) of evenly spaced tokens.
 
-    Readout inputs are hidden states after the exit's final norm, where the model has one. UserError for an exit that
-    the states do not have, for fewer than two tokens, and for states of a checkpoint.
+    There are at most ``max_tokens`` of them. Readout inputs are hidden states after the exit's final norm,
+    where the model has one. UserError for an exit that the states do not have, for fewer than two tokens, and
+    for states of a checkpoint.
     """
     if not 0 <= exit < states.num_exits:
         raise UserError(
@@ -244,16 +260,17 @@ def sweep_states(
     max_tokens: int,
     variants: Sequence[str] = VARIANTS,
 ) -> list[dict[str, Any]]:
-    """``rank_sweep`` of one exit: fitted on tokens of ``fit``, measured on those of ``states``, two splits of one model.
+    """``rank_sweep`` of one exit, fitted on tokens of ``fit`` and measured on those of ``states``.
 
-    UserError where the two come from different models.
+    These are two splits of one model. UserError where the two come from different models.
     """
-    (own, fitted, _), (matrix, inputs, targets) = (
+    (matrix_of_fit, fitted, _), (matrix, inputs, targets) = (
         readout_inputs(part, exit, max_tokens) for part in (fit, states)
     )
-    if not torch.equal(own, matrix):
+    if not torch.equal(matrix_of_fit, matrix):
         raise UserError(
-            f"{fit.artifact.path} and {states.artifact.path} hold readouts of different models; collect both again"
+            f"{fit.artifact.path} and {states.artifact.path} hold readouts of different models; collect both "
+            "again"
         )
     return rank_sweep(matrix, fitted, inputs, targets, ranks, variants)
 

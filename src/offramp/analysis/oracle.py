@@ -1,8 +1,10 @@
 """What early exit could save at best: oracles that know every exit's loss and prediction of every token.
 
-They read what each exit says as if no token had left before it, and ask nothing: their savings are bounds for any signal.
+They read what each exit says as if no token had left before it, and ask nothing: their savings are bounds for
+any signal.
 
-Shapes: K exits, N tokens. ``costs`` (K,) are FLOPs of leaving at each exit as shares of full depth (``routing.cost.exit_costs``).
+Shapes: K exits, N tokens. ``costs`` (K,) are FLOPs of leaving at each exit as shares of full depth
+(``routing.cost.exit_costs``).
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ def least_loss(loss: np.ndarray, costs: np.ndarray) -> Bound:
 
 
 def largest_saving(loss: np.ndarray, costs: np.ndarray, ppl_rise: float = 0.0) -> Bound:
-    """The most that can be saved with a perplexity of at most 1 + ``ppl_rise`` that of full depth; loss (K, N).
+    """The most that can be saved where perplexity rises by at most a share of ``ppl_rise``; loss (K, N).
 
-    Tokens leave in the order of nats lost per FLOP saved: each takes the exit of least loss + price x cost, at the price
-    that uses up the rise. One token may be shared between two exits, so this is the optimum of the linear relaxation, which no
-    choice of exits exceeds and some choice misses by one token at most.
+    Tokens leave in the order of nats lost per FLOP saved: each takes the exit of least loss + price x cost,
+    at the price that uses up the rise. One token may be shared between two exits, so this is the optimum of
+    the linear relaxation, which no choice of exits exceeds and some choice misses by one token at most.
     """
     limit = loss[-1].mean(dtype=np.float64) + np.log1p(ppl_rise)
     among_cheapest = np.where(costs[:, None] == costs.min(), loss, np.inf)
@@ -62,7 +64,10 @@ def largest_saving(loss: np.ndarray, costs: np.ndarray, ppl_rise: float = 0.0) -
 
 
 def same_prediction(loss: np.ndarray, argmax: np.ndarray, costs: np.ndarray) -> Bound:
-    """Every token at the earliest exit from which on all predictions are that of full depth; loss and argmax (K, N)."""
+    """Every token at the earliest exit from which on all predictions are full depth's.
+
+    loss and argmax are (K, N).
+    """
     return _bound(*_means(loss, costs, settled_at(argmax)))
 
 

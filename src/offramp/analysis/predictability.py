@@ -1,4 +1,4 @@
-"""How much of a confidence signal a small network can read off the hidden state (seed 004, table 2b)."""
+"""How much of a confidence signal a network reads off the hidden state (report loss-prediction, table 2b)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ FEW = 5
 
 
 def held_out_split(document: np.ndarray, sequence: np.ndarray, seed: int, share: float = 0.2) -> np.ndarray:
-    """Mask (N,) of the tokens to fit on: all but about ``share`` of the documents, or sequences where documents are few.
+    """Mask (N,) of the tokens to fit on: all but about ``share`` of the documents.
 
-    Seed 004 split single tokens at random, so that neighbours of every test token were fitted on.
+    Sequences take their place where documents are few. The report loss-prediction split single tokens at
+    random, so that neighbours of every test token were fitted on.
     """
     groups = document if len(np.unique(document)) >= FEW else sequence
     _, place, size = np.unique(groups, return_inverse=True, return_counts=True)
@@ -40,10 +41,11 @@ def held_out_split(document: np.ndarray, sequence: np.ndarray, seed: int, share:
 
 
 def predictability(hidden: Tensor, score: np.ndarray, fit_mask: np.ndarray, seed: int) -> float | None:
-    """Pearson correlation, on the rows outside ``fit_mask``, of a score (N,) and its prediction from hidden states (N, D).
+    """Pearson correlation of a score (N,) with its prediction from hidden states (N, D), held out.
 
-    A network D-128-1 (ReLU) regresses the standardised score; AdamW until the error on the last SELECT_SHARE of the fit
-    rows stops falling. None where the score or the prediction does not vary; UserError with fewer than 20 fit rows or 3 others.
+    It is over the rows outside ``fit_mask``. A network D-128-1 (ReLU) regresses the standardised score; AdamW
+    until the error on the last SELECT_SHARE of the fit rows stops falling. None where the score or the
+    prediction does not vary; UserError with fewer than 20 fit rows or 3 others.
     """
     rows = torch.from_numpy(np.flatnonzero(fit_mask))
     others = torch.from_numpy(np.flatnonzero(~fit_mask))
@@ -58,7 +60,10 @@ def predictability(hidden: Tensor, score: np.ndarray, fit_mask: np.ndarray, seed
         return None
     wanted = ((wanted - wanted[fit].mean()) / spread).float()
     mean, scale = hidden[fit].mean(0), 1 / hidden[fit].std(0).clamp_min(1e-6)
-    inputs = lambda rows: (hidden[rows] - mean) * scale  # noqa: E731
+
+    def inputs(chosen: Tensor) -> Tensor:
+        return (hidden[chosen] - mean) * scale
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
@@ -66,8 +71,8 @@ def predictability(hidden: Tensor, score: np.ndarray, fit_mask: np.ndarray, seed
         )
     _fit(network, (inputs(fit), wanted[fit]), (inputs(select), wanted[select]), seed)
     with torch.no_grad():
-        found = network(inputs(others))
-    correlation = torch.corrcoef(torch.stack([found, wanted[others]]).double())[0, 1].item()
+        predicted = network(inputs(others))
+    correlation = torch.corrcoef(torch.stack([predicted, wanted[others]]).double())[0, 1].item()
     return correlation if math.isfinite(correlation) else None
 
 

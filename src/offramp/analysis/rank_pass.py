@@ -1,7 +1,8 @@
 """One pass over tokens x vocabulary for the softmax of a readout at many ranks.
 
-Logits at a rank are those at the rank before plus the components in between, added while the block of logits is in a
-core's cache: all ranks together cost one product with W instead of one each. Shapes as in ``states.statistics``.
+Logits at a rank are those at the rank before plus the components in between, added while the block of logits
+is in a core's cache: all ranks together cost one product with W instead of one each. Shapes as in
+``states.statistics``.
 """
 
 from __future__ import annotations
@@ -17,24 +18,36 @@ from torch import Tensor
 from offramp.states.statistics import Readout, Softmax, buffers, full_precision, slices
 
 SIGNALS = ("softmax", "max_logit", "max_minus_mean", "margin")
-"""Signals of seed 004, by its names; softmax is the largest probability."""
+"""Signals of the report loss-prediction, by its names; softmax is the largest probability."""
 BLOCK = 2**17
-"""Logits of one block: smaller than in ``states.statistics``, since every rank comes back to it and writes another beside it."""
+"""Logits of one block.
+
+Smaller than in ``states.statistics``: every rank comes back to it and writes another beside it.
+"""
 CHUNK = 8192
 """Rows taken to float64 at a time."""
 
 
 class Factors(Protocol):
-    """h_r = mean + L_r R_r^T (h - mean), float64: mean (D,), left and right (D, D), the first r columns of which make rank r."""
+    """What makes h_r = mean + L_r R_r^T (h - mean), in float64.
 
-    mean: Tensor
-    left: Tensor
-    right: Tensor
+    mean (D,), left and right (D, D); the first r columns of both make rank r.
+    """
+
+    @property
+    def mean(self) -> Tensor: ...
+
+    @property
+    def left(self) -> Tensor: ...
+
+    @property
+    def right(self) -> Tensor: ...
 
 
 class _AtRank(Softmax):
-    """The softmax at one rank; its logits are those the rank before it left in the shared buffer, plus a few components.
+    """The softmax at one rank.
 
+    Its logits are those the rank before it left in the shared buffer, plus a few components.
     ``inputs`` are the states h_r, so that single logits (the target's, the winners') come from W itself.
     """
 
@@ -49,17 +62,17 @@ class _AtRank(Softmax):
         self.start(states)
         self.coefficients = coefficients
 
-    def multiply(self, block: int, here: slice) -> Tensor:
-        buffer, step = self._logits[: here.stop - here.start], self._steps[block]
+    def multiply(self, block: int, rows: slice) -> Tensor:
+        buffer, step = self._logits[: rows.stop - rows.start], self._steps[block]
         logits = buffer[:, : step.shape[1]]
-        torch.addmm(logits, self.coefficients[here], step, beta=0 if self._first else 1, out=logits)
+        torch.addmm(logits, self.coefficients[rows], step, beta=0 if self._first else 1, out=logits)
         if self._first and step.shape[1] < self.readout.columns:
             buffer[:, step.shape[1] :] = -torch.inf
-        peaks = self.peaks[here, block]
+        peaks = self.peaks[rows, block]
         torch.amax(buffer.view(len(buffer), self.readout.group, -1), 1, out=peaks)
         if len(self.readout.blocks) == 1:
-            slot = torch.max(peaks, 1, out=(self.total[0, here], self.slot[here])).indices.unsqueeze(1)
-            torch.gather(buffer, 1, slot + self._entries, out=self.winners[here])
+            slot = torch.max(peaks, 1, out=(self.total[0, rows], self.slot[rows])).indices.unsqueeze(1)
+            torch.gather(buffer, 1, slot + self._entries, out=self.winners[rows])
         return logits
 
 
@@ -72,12 +85,11 @@ class _Ladder:
         self.approximation = approximation
         self.steps = [slice(low, high) for low, high in zip((0, *ranks), ranks)]
         self.constant = bool(approximation.mean.any())
-        self.ranks = []
+        self.ranks: list[_AtRank] = []
         for step in self.steps:
             factors = approximation.left[:, step]
-            if (
-                self.constant and not self.ranks
-            ):  # the constant logits are one more component, of coefficient 1
+            # the constant logits are one more component, of coefficient 1
+            if self.constant and not self.ranks:
                 factors = torch.cat([factors, approximation.mean.unsqueeze(1)], 1)
             columns = torch.cat([(part.double() @ factors).float() for part in readout.matrix.split(CHUNK)])
             self.ranks.append(_AtRank(readout, tile, logits, columns, first=not self.ranks))
@@ -101,11 +113,16 @@ def measure_ranks(
     approximations: Mapping[str, Factors],
     ranks: Sequence[int],
 ) -> tuple[dict[str, Any], dict[tuple[str, int], dict[str, Any]]]:
-    """Exact signals and losses (N,), and per variant and rank the signals (N,) and the means ``agreement`` and ``loss``."""
+    """Exact signals and losses (N,), and what they are per variant and rank.
+
+    There beside the signals (N,) stand the means ``agreement`` and ``loss``.
+    """
     (exact,), tile, rows = buffers(inputs, [readout])
     rows = min(rows, max(1, BLOCK // readout.columns))
     logits, weights = (torch.empty(rows, readout.columns) for _ in range(2))
-    ladders = {name: _Ladder(readout, found, ranks, tile, logits) for name, found in approximations.items()}
+    ladders = {
+        name: _Ladder(readout, factors, ranks, tile, logits) for name, factors in approximations.items()
+    }
     softmaxes = [exact, *(at_rank for ladder in ladders.values() for at_rank in ladder.ranks)]
     signals = np.empty((len(softmaxes), len(SIGNALS), len(inputs)), np.float32)
     losses, sums = np.empty(len(inputs), np.float32), np.zeros((len(softmaxes), 2))
@@ -114,11 +131,11 @@ def measure_ranks(
         exact.start(x)
         for ladder in ladders.values():
             ladder.start(x)
-        for here in slices(len(x), rows):
+        for tokens in slices(len(x), rows):
             for block, part in enumerate(readout.blocks):
-                scratch = weights[: here.stop - here.start, : len(part)]
+                scratch = weights[: tokens.stop - tokens.start, : len(part)]
                 for softmax in softmaxes:  # in order: every rank adds to the logits of the one before
-                    softmax.exponentiate(softmax.multiply(block, here), block, here, out=scratch)
+                    softmax.exponentiate(softmax.multiply(block, tokens), block, tokens, out=scratch)
         for place, softmax in enumerate(softmaxes):
             softmax.finish()
             loss = softmax.loss(target)

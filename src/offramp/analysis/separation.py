@@ -1,8 +1,8 @@
-"""Separation analysis of one exit of a ``states`` artifact: are there easy and hard tokens, and which signal tells them apart?
+"""Are there easy and hard tokens at an exit, and which signal tells them apart? Asked of cached states.
 
-The questions are those of seed 004; the answers come with what was missing there: a test of bimodality, the value of Cohen's d
-without any structure, the oracle at the same easy fraction, chance and oracle rows beside the signals, and intervals
-over sequences.
+The questions are those of the report loss-prediction; the answers come with what was missing there: a test of
+bimodality, the value of Cohen's d without any structure, the oracle at the same easy fraction, chance and
+oracle rows beside the signals, and intervals over sequences.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from offramp.analysis.discrimination import SequenceBootstrap, describe, parts, subsets
+from offramp.analysis.discrimination import SequenceBootstrap, parts, signal_separation, subsets
 from offramp.analysis.distribution import loss_distribution
 from offramp.analysis.predictability import held_out_split, predictability
 from offramp.errors import UserError
 from offramp.exits.signals import known_signals, raw_signal
-from offramp.states.resampling import DocumentSums, interval
+from offramp.states.resampling import GroupSums, interval
 from offramp.states.store import States
 
 READ = 30_000
@@ -51,18 +51,20 @@ def separation(
 ) -> dict[str, Any]:
     """The whole analysis of one exit, as plain numbers that JSON holds.
 
-    ``loss``: ``loss_distribution`` and the interval of the mean. ``deep_helps``: share of tokens with a lower loss
-    at full depth, None at the last exit. ``signals`` and ``controls`` {name: ``signal_separation``, ``intervals`` (95 %, over
-    sequences), and for signals ``predictability`` from the hidden state}; the controls are ``random``, the ``oracle`` (the loss
-    itself) and ``correct_prob`` = exp(-loss), which only looks like a signal. ``subsets``: high-confidence tokens.
-    UserError for an exit that does not exist or a signal of another length.
+    ``loss``: ``loss_distribution`` and the interval of the mean. ``deep_helps``: share of tokens with a lower
+    loss at full depth, None at the last exit. ``signals`` and ``controls`` {name: ``signal_separation``,
+    ``intervals`` (95 %, over sequences), and for signals ``predictability`` from the hidden state}; the
+    controls are ``random``, the ``oracle`` (the loss itself) and ``correct_prob`` = exp(-loss), which only
+    looks like a signal. ``subsets``: high-confidence tokens. UserError for an exit that does not exist or a
+    signal of another length.
     """
     if not 0 <= exit < states.num_exits:
         raise UserError(f"exit = {exit}: {states.artifact.path} has exits 0 to {states.num_exits - 1}")
     for name, score in signals.items():
         if len(score) != states.num_tokens:
             raise UserError(
-                f"signal {name!r} has {len(score)} values, the states have {states.num_tokens} tokens; use those of the same split"
+                f"signal {name!r} has {len(score)} values, the states have {states.num_tokens} tokens; use "
+                "those of the same split"
             )
     loss, sequence = states.column(f"loss_{exit}"), states.column("sequence")
     deep = states.column(f"loss_{states.num_exits - 1}") if exit < states.num_exits - 1 else None
@@ -71,20 +73,21 @@ def separation(
         "oracle": -loss,
         "correct_prob": states.column(f"correct_prob_{exit}"),
     }
-    bootstrap, found = SequenceBootstrap(sequence), {"signals": {}, "controls": {}}
+    bootstrap = SequenceBootstrap(sequence)
+    described: dict[str, dict[str, dict[str, Any]]] = {"signals": {}, "controls": {}}
     for kind, scores in (("signals", signals), ("controls", controls)):
         for name, score in scores.items():
-            own = parts(score, loss, deep, easy_fraction)
-            found[kind][name] = describe(score, loss, own, easy_fraction)
-            bootstrap.add(f"{kind}/{name}", own)
+            of_tokens = parts(score, loss, deep, easy_fraction)
+            described[kind][name] = signal_separation(score, loss, of_tokens, easy_fraction)
+            bootstrap.add(f"{kind}/{name}", of_tokens)
     ranges = bootstrap.intervals(draws, seed)
-    for kind, described in found.items():
-        for name, values in described.items():
+    for kind, of_kind in described.items():
+        for name, values in of_kind.items():
             values["intervals"] = ranges[f"{kind}/{name}"]
     for name, value in _predictability(states, exit, signals, seed).items():
-        found["signals"][name]["predictability"] = value
-    of_tokens = {"loss": loss} | ({} if deep is None else {"deep_helps": deep < loss})
-    resampled = DocumentSums(sequence, of_tokens).resample(draws, seed)
+        described["signals"][name]["predictability"] = value
+    means = {"loss": loss} | ({} if deep is None else {"deep_helps": deep < loss})
+    resampled = GroupSums(sequence, means).resample(draws, seed)
     return {
         "exit": exit,
         "tokens": len(loss),
@@ -95,7 +98,7 @@ def separation(
         "loss": loss_distribution(loss) | {"mean_interval": interval(resampled["loss"])},
         "deep_helps": None if deep is None else float((deep < loss).mean()),
         "deep_helps_interval": None if deep is None else interval(resampled["deep_helps"]),
-        **found,
+        **described,
         "subsets": subsets(states.column(f"max_prob_{exit}"), loss, signals),
     }
 
@@ -105,11 +108,11 @@ def table(result: dict[str, Any]) -> Table:
     loss = result["loss"]
     shape = "two modes" if loss["bimodal"] else "no two modes shown"
     out = Table(
-        title=f"Exit {result['exit']}: {result['tokens']:,} tokens of {result['sequences']:,} sequences; loss {loss['mean']:.3f} "
-        f"nats, std {loss['std']:.3f}; {shape} (dip {loss['dip']:.4f}, p {loss['dip_p']:.3f}, BIC gain of a second Gaussian "
-        f"{loss['bic_gain']:.0f})",
-        caption=f"Easy: the surest {result['easy_fraction']:.0%}. Cohen's d of one Gaussian split there: {_gaussian_d(result):.2f}. "
-        "Oracle, correct_prob: know the loss. Below: 95 % over sequences.",
+        title=f"Exit {result['exit']}: {result['tokens']:,} tokens of {result['sequences']:,} sequences; "
+        f"loss {loss['mean']:.3f} nats, std {loss['std']:.3f}; {shape} (dip {loss['dip']:.4f}, p "
+        f"{loss['dip_p']:.3f}, BIC gain of a second Gaussian {loss['bic_gain']:.0f})",
+        caption=f"Easy: the surest {result['easy_fraction']:.0%}. Cohen's d of one Gaussian split there: "
+        f"{_gaussian_d(result):.2f}. Oracle, correct_prob: know the loss. Below: 95 % over sequences.",
     )
     out.add_column("score")
     for heading in (*COLUMNS.values(), "from state"):

@@ -1,11 +1,11 @@
-"""Should this model exit early at all? What its exits are worth, what an oracle would save, what asking costs, and advice.
+"""Should this model exit early at all? What exits are worth, what oracles save, what asking costs, advice.
 
-Everything is measured before any exit classifier is trained. Per exit: ``agreement`` (share of tokens whose argmax is
-that of full depth) and NLL, read out raw (the last exit's norm and head on the earlier state: logit lens) and tuned (the
-exit's own readout, where training gave it one). Oracles that know every loss and prediction bound what any signal can
-save (``analysis.oracle``); break-even is the share of tokens that must leave at an exit before asking pays
-(``routing.break_even``); ``state_propagation`` is what it costs the others when some have left (``routing.propagation``).
-``analysis.advice`` says in a sentence what follows.
+Everything is measured before any exit classifier is trained. Per exit: ``agreement`` (share of tokens whose
+argmax is that of full depth) and NLL, read out raw (the last exit's norm and head on the earlier state: logit
+lens) and tuned (the exit's own readout, where training gave it one). Oracles that know every loss and
+prediction bound what any signal can save (``analysis.oracle``); break-even is the share of tokens that must
+leave at an exit before asking pays (``routing.break_even``); ``state_propagation`` is what it costs the
+others when some have left (``routing.propagation``). ``analysis.advice`` says in a sentence what follows.
 
 Shapes: K exits, N tokens.
 """
@@ -31,7 +31,7 @@ from offramp.errors import UserError
 from offramp.exits.classifier import ExitClassifier
 from offramp.models.blockwise import Blockwise
 from offramp.models.pretrained import PretrainedLM, load_pretrained
-from offramp.models.store import THEIRS
+from offramp.models.store import HF_CONFIG
 from offramp.params import Routing as RoutingParams
 from offramp.results.shape import exit_key
 from offramp.results.suitability import BreakEven, ExitWorth, ReadoutQuality, Suitability, TimedText
@@ -41,7 +41,7 @@ from offramp.routing.executor import Executor
 from offramp.routing.propagation import propagation_cost
 from offramp.routing.split import spread_windows, token_rows
 from offramp.routing.timing import machine
-from offramp.states.resampling import DocumentSums, interval
+from offramp.states.resampling import GroupSums, interval
 from offramp.states.statistics import Readout, predictions
 from offramp.states.store import States
 from offramp.vocabulary import LOOKS_AT, RAW, TUNED
@@ -89,10 +89,10 @@ def of_states(
     rounds: int = 5,
     batch_size: int | None = None,
 ) -> Subject:
-    """The model of ``lm`` on about ``tokens`` of its cached states, timed on ``rounds`` batches of test windows.
+    """The model of ``lm`` on its cached states, and on test windows to time it.
 
-    Of ``settings`` it reads ``kv`` and, where none is given, ``batch_size``; ``hidden`` are the widths of the classifier that
-    is asked.
+    It is read on about ``tokens`` tokens and timed on ``rounds`` batches. Of ``settings`` it reads ``kv``
+    and, where none is given, ``batch_size``; ``hidden`` are the widths of the classifier that is asked.
     """
     cached, windows, size = States(states), TokenWindows(data, "test"), batch_size or settings.batch_size
     chosen = spread_windows(cached.num_tokens // cached.window, max(1, tokens // cached.window))
@@ -127,7 +127,7 @@ def of_checkpoint(
     UserError for a checkpoint that cannot be used or cut there, and for a text of fewer than two windows.
     """
     encode = Encoder(load_tokenizer(checkpoint, read_config(checkpoint)), "pretrained")
-    model = load_pretrained(*checkpoint, exits_after=exits_after, window=window).to(device)
+    model = load_pretrained(checkpoint, exits_after=exits_after, window=window).to(device)
     ids = torch.from_numpy(encode(text).astype(np.int64))
     count = min((len(ids) - 1) // window, max(2, tokens // window))
     if count < 2:
@@ -222,7 +222,7 @@ def read_raw(
 
 
 def _read_cached(states: States, model: Blockwise, rows: np.ndarray, trained: bool) -> dict[str, Readings]:
-    """The exits' readings of the tokens in the mask ``rows``: raw where they differ from, or are, the exits' own."""
+    """The exits' readings of the tokens in the mask ``rows``: raw, tuned, or both where they differ."""
     exits = range(states.num_exits)
     stored = Readings(
         loss=np.stack([states.column(f"loss_{exit}")[rows] for exit in exits]),
@@ -251,7 +251,7 @@ def _cached_lens(states: States, model: Blockwise, rows: np.ndarray, stored: Rea
 
 def _trained(model: Blockwise, lm: Artifact) -> bool:
     """Whether anything was trained for the exits: all but a checkpoint as it is, read out as it is."""
-    return not _shares_readout(model) or lm.file(THEIRS).exists()
+    return not _shares_readout(model) or lm.file(HF_CONFIG).exists()
 
 
 def _shares_readout(model: Blockwise) -> bool:
@@ -273,7 +273,7 @@ def _quality(readings: Readings) -> list[ReadoutQuality]:
     agrees = readings.argmax == readings.argmax[-1]
     values = {("agreement", exit): row for exit, row in enumerate(agrees)}
     values |= {("nll", exit): row for exit, row in enumerate(readings.loss)}
-    draws = DocumentSums(readings.sequence, values).resample(DRAWS, 0)
+    draws = GroupSums(readings.sequence, values).resample(DRAWS, 0)
 
     def mean(name: str, exit: int) -> float:
         return float(values[name, exit].mean(dtype=np.float64))

@@ -29,12 +29,12 @@ def stream(
         for exit in range(last + 1):
             key.append(f" {exit} ", style=_style(exit, last))
         console.print(key)
-    made: list[int] = []
+    tokens: list[int] = []
     shown = 0
     for step in steps:
         for token, exit in zip(step.tokens, step.exits):
-            made.append(token)
-            text = "".join(token_texts(tokenizer, kind, made)).rstrip(
+            tokens.append(token)
+            text = "".join(token_texts(tokenizer, kind, tokens)).rstrip(
                 "\ufffd"
             )  # the rest of a character is yet to come
             console.print(
@@ -55,11 +55,13 @@ def compare(
     full: Callable[[Work], Iterator[Step]],
     rounds: int = 3,
 ) -> Table:
-    """Depth and speed of ``early`` beside ``full``, run in turn ``rounds`` times after one unmeasured run of each.
+    """Depth and speed of ``early`` beside ``full``.
 
-    Layers are per token of the text that was made and of its ``prompt`` tokens; those run for drafts that were wrong count, too.
+    They run in turn ``rounds`` times, after one unmeasured run of each. Layers are per token of the text that
+    was made and of its ``prompt`` tokens; those run for drafts that were wrong count, too.
     """
-    seconds, counts, works = ([], []), [0, 0], [Work(), Work()]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    counts, works = [0, 0], [Work(), Work()]
     for turn in range(rounds + 1):
         for place, make in enumerate((early, full)):
             works[place] = Work()
@@ -75,8 +77,8 @@ def compare(
         "tokens",
         "layers run per token",
         "tokens/s",
-        caption=f"{ratio:.2f}x the speed of full depth by the clock, "
-        f"prompt included; median of {rounds} runs in turn",
+        caption=f"{ratio:.2f}x the speed of full depth by the clock, prompt included; median of {rounds} "
+        "runs in turn",
     )
     layers = sum(model.config.block_layers)
     for name, count, times, work in zip(("early exit", "full depth"), counts, seconds, works):

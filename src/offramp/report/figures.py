@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from offramp.report import plots
 from offramp.report.inputs import Measurements
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT, TALL = 4.8, 3.3, 4.2
 """Inches, tall where a legend needs room: narrow, so that 9-point text is 9 pixels or more on a phone."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: selectable, and set in the reader's font
     "svg.hashsalt": "offramp",
     "font.family": "DejaVu Sans",
@@ -48,6 +48,8 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Figure:
+    """A drawing with the words around it."""
+
     name: str
     title: str
     caption: str
@@ -130,6 +132,7 @@ def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
 
 
 def draw(paint: Callable[[Axes], None], height: float) -> str:
+    """The SVG of what ``paint`` puts onto axes, in the style of all figures; ``height`` in inches."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas

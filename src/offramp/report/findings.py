@@ -31,12 +31,16 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Cell:
+    """A value as it is shown, with its interval beneath where it has one."""
+
     value: str
     interval: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
+    """A line of a table: its name, a note beneath it, and the cells under the columns."""
+
     name: str
     note: str
     cells: list[Cell]
@@ -53,6 +57,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Sentence:
+    """What is said, and the numbers that it rests on."""
+
     lead: str
     rest: str
 
@@ -98,8 +104,9 @@ def headline(measured: Measurements) -> str:
     routing, wall = measured.routing, measured.timing.wall_saving
     time = f"{percent(abs(wall))} {'less' if wall >= 0 else 'more'} time"
     return (
-        f"{percent(routing.shallow_ratio)} of tokens leave early: perplexity {perplexity(routing.controls.full.ppl)} at "
-        f"full depth, {perplexity(routing.ppl)} routed, {percent(routing.flop_saving)} of FLOPs saved, {time}"
+        f"{percent(routing.shallow_ratio)} of tokens leave early: perplexity "
+        f"{perplexity(routing.controls.full.ppl)} at full depth, {perplexity(routing.ppl)} routed, "
+        f"{percent(routing.flop_saving)} of FLOPs saved, {time}"
     )
 
 
@@ -157,13 +164,13 @@ def _against_oracle(routing: Routing) -> Sentence:
 
 
 def _ranking(routing: Routing) -> list[Sentence]:
-    """Calibration says whether confidences fit, AUROC whether they tell tokens apart: a score can do one and not the other."""
+    """Calibration beside ranking: a score can fit and not tell tokens apart, and the other way round."""
     if routing.auroc is None:
         return []
     rest = (
         f"calibration error {percent(routing.ece)}{_interval(routing.interval.ece, percent)}; AUROC of "
-        f'"leaving at exit 0 agrees with full depth" {routing.auroc:.2f} (0.5 is chance), mean disagreement over all '
-        f"coverages {percent(routing.aurc)}."
+        f'"leaving at exit 0 agrees with full depth" {routing.auroc:.2f} (0.5 is chance), mean disagreement '
+        f"over all coverages {percent(routing.aurc)}."
     )
     return [Sentence("Calibration and ranking are two things:", rest)]
 
@@ -177,8 +184,9 @@ def _promise(routing: Routing) -> list[Sentence]:
     if not risk.passed:
         lead = "No threshold could be promised, so nothing leaves."
     rest = (
-        f"Promised: {name} at most {risk.tolerance:g} with probability {1 - risk.delta:g}, from {risk.sequences:,} held-out "
-        f"sequences taken as independent ({risk.passed} of {risk.tested} candidates passed). Measured on the test split: "
+        f"Promised: {name} at most {risk.tolerance:g} with probability {1 - risk.delta:g}, from "
+        f"{risk.sequences:,} held-out sequences taken as independent ({risk.passed} of {risk.tested} "
+        "candidates passed). Measured on the test split: "
         f"{risk.test_risk:.4f}{_interval(risk.test_interval, nats)}."
     )
     return [Sentence(lead, rest)]
@@ -202,8 +210,9 @@ def _savings(measured: Measurements) -> Sentence:
     if wall - flops > AGREE:
         notes.append(f"The clock is {points(wall - flops)} ahead of the FLOPs.")
     notes.append(
-        f"Skipping alone, exits known beforehand, saves {percent(timing.skipping_saving)} of the time; asking every token at "
-        f"every exit costs {percent(timing.asking_cost)} ({timing.asking_microseconds:.2f} microseconds per token and exit)."
+        f"Skipping alone, exits known beforehand, saves {percent(timing.skipping_saving)} of the time; "
+        f"asking every token at every exit costs {percent(timing.asking_cost)} "
+        f"({timing.asking_microseconds:.2f} microseconds per token and exit)."
     )
     if low <= 0 <= high:
         notes.append("The pairs lie on both sides of 0: no change in time is shown.")
@@ -252,22 +261,27 @@ def _interval(bounds: Interval | None, form: Callable[[float], str]) -> str:
 
 
 def percent(value: float) -> str:
+    """A share in per cent."""
     return _minus(f"{100 * value:.1f}%")
 
 
 def points(value: float) -> str:
+    """A difference of shares in percentage points."""
     return f"{100 * value:.1f} points"
 
 
 def signed(value: float) -> str:
+    """A change in per cent, with its sign."""
     return _minus(f"{100 * value:+.1f}%")
 
 
 def perplexity(value: float) -> str:
+    """Two decimals, none from a thousand on."""
     return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
 
 
 def nats(value: float) -> str:
+    """Four decimals."""
     return _minus(f"{value:.4f}")
 
 

@@ -50,8 +50,8 @@ def headline_sentence(root: Path) -> str | None:
     saving = routing.flop_saving
     flops = f"{abs(saving):.0%} {'fewer' if saving >= 0 else 'more'} FLOPs"
     return (
-        f"{routing.shallow_ratio:.0%} of the tokens leave early: {flops} than full depth for {increase:+.1%} perplexity; "
-        f"headroom {headroom} (0: no better than random exits, 1: the gain oracle)."
+        f"{routing.shallow_ratio:.0%} of the tokens leave early: {flops} than full depth for {increase:+.1%} "
+        f"perplexity; headroom {headroom} (0: no better than random exits, 1: the gain oracle)."
     )
 
 
@@ -63,7 +63,7 @@ def print_headline(root: Path) -> None:
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """A console on stdout, wide enough for tables where the output is no terminal (DVC's pipe, a log file)."""
+    """A console on stdout, wide enough for tables where that is no terminal (DVC's pipe, a log file)."""
     stream = stream or sys.stdout
     return Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
 

@@ -13,7 +13,7 @@ STYLE = Path(__file__).with_name("style.css.j2")
 
 
 def page_of(template: Path, exits: list[dict[str, Any]], colours: list[Colour], **values: Any) -> str:
-    """A page in the house style; ``exits`` have an entry each for which there are token colours, maybe none."""
+    """A page in the house style; ``exits`` has an entry for each exit that colours tokens, maybe none."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 

@@ -80,7 +80,8 @@ def _commit_lines(commit: dict[str, Any]) -> list[str]:
     if "recorded" in commit:
         recorded = commit["recorded"]
         lines.append(
-            f"[bold]commit[/] {recorded['hash'][:12]} {recorded['date']} {escape(recorded['subject'])} (last to change dvc.lock)"
+            f"[bold]commit[/] {recorded['hash'][:12]} {recorded['date']} {escape(recorded['subject'])} (last "
+            "to change dvc.lock)"
         )
     if "head" in commit:
         changed = commit["changed_files"]

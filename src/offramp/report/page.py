@@ -110,7 +110,8 @@ def _thresholds(measured: Measurements, given: Any) -> str:
     """The thresholds in force and the rule that found them."""
     routing = measured.routing
     if given == "price":
-        return f"price: a token goes on while its predicted gain is worth {routing.price:g} nats per full-depth pass"
+        worth = f"{routing.price:g} nats per full-depth pass"
+        return f"price: a token goes on while its predicted gain is worth {worth}"
     chosen = (f"{value:.3g} at exit {exit}" for exit, value in enumerate(by_exit(routing.threshold)))
     values = ", ".join(chosen) or "none, the only exit is full depth"
     if not isinstance(given, str):

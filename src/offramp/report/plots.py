@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from offramp.report.inputs import Measurements
 from offramp.report.theme import ACCENT, INK, MUTED, PAPER, SIGNALS, exit_colours, exit_name
@@ -32,18 +32,20 @@ def learning_curves(
     *,
     mark_kept: bool = False,
 ) -> None:
-    """A line per phase and exit over the tokens seen; ``mark_kept`` puts a dot at the look whose weights were kept, on a log
-    axis."""
+    """A line per phase and exit over the tokens seen.
+
+    ``mark_kept`` puts a dot at the look whose weights were kept, and makes the axis logarithmic.
+    """
     looks = [row for row in measured.learning_curves if _number(value(row))]
     colours, lines = exit_colours(measured.exits), _grouped(looks, lambda row: (row.phase, row.exit))
     one_exit_per_phase = len({phase for phase, _ in lines}) == len(lines)
     for (phase, exit), rows in sorted(lines.items()):
         name = phase if one_exit_per_phase else f"{phase}, {exit_name(exit, measured.exits)}"
         colour = colours[exit].light
-        axes.plot([row.tokens / 1e6 for row in rows], [value(row) for row in rows], color=colour, label=name)
+        axes.plot(*_over_tokens(rows, value), color=colour, label=name)
         if mark_kept:
             kept = [row for row in rows if row.step == measured.pretraining.phases[phase].best_step]
-            axes.plot([row.tokens / 1e6 for row in kept], [value(row) for row in kept], "o", color=colour)
+            axes.plot(*_over_tokens(kept, value), "o", color=colour)
     axes.set(xlabel="training tokens (millions)", ylabel=label)
     if mark_kept:
         plain_log_axis(axes)
@@ -77,7 +79,7 @@ def loss_distribution(axes: Axes, measured: Measurements) -> None:
 
 
 def reliability(axes: Axes, measured: Measurements) -> None:
-    """Agreement with full depth over confidence, a line per exit, with dots as large as the tokens are many."""
+    """Agreement with full depth over confidence, a line per exit; the area of a dot is its number of tokens."""
     bins = [row for row in measured.reliability if row.tokens > 0]
     largest = max((row.tokens for row in bins), default=0)
     lines = _grouped(bins, lambda row: row.exit)
@@ -105,14 +107,17 @@ def threshold_curve(
     label: str,
     routed: float | None = None,
 ) -> None:
-    """Perplexity over a saving: every signal (``confidence`` strongest), controls, fixed depths; ``routed``: where the ring is."""
+    """Perplexity over a saving: every signal (``confidence`` strongest), controls and fixed depths.
+
+    ``routed`` is where the ring of this run stands.
+    """
     points = [row for row in measured.curve if _number(saving(row)) and _number(row.ppl)]
     lines = _grouped(sorted(points, key=saving), lambda row: row.signal)
     signals = sorted(set(lines) - {*DASHES, FIXED}, key=lambda name: (name != confidence, name))
     for signal in signals:
         width, order = (2.4, 5) if signal == confidence else (1.2, 3)
         colour = SIGNALS.get(signal, ACCENT).light
-        style = {
+        style: dict[str, Any] = {
             "color": colour,
             "linewidth": width,
             "marker": "o",
@@ -129,7 +134,12 @@ def threshold_curve(
         axes.plot(*_xy(fixed, saving), "D", color=INK.light, markersize=5, zorder=6, label="fixed depths")
         _label_depths(axes, *_xy(fixed, saving), measured.exits)
     if routed is not None:
-        ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.6, "zorder": 7}
+        ring: dict[str, Any] = {
+            "markersize": 11,
+            "markerfacecolor": "none",
+            "markeredgewidth": 1.6,
+            "zorder": 7,
+        }
         axes.plot(routed, measured.routing.controls.signal.ppl, "o", markeredgecolor=INK.light, **ring)
     axes.set(xlabel=label, ylabel="perplexity")
     axes.margins(x=0.08, y=0.1)
@@ -211,6 +221,12 @@ def _grouped(rows: Iterable[Line], key: Callable[[Line], Key]) -> dict[Key, list
 
 def _number(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
+
+
+def _over_tokens(
+    rows: list[LearningCurve], value: Callable[[LearningCurve], float | None]
+) -> tuple[list[float], list[Any]]:
+    return [row.tokens / 1e6 for row in rows], [value(row) for row in rows]
 
 
 def _xy(points: list[CurvePoint], saving: Callable[[CurvePoint], float]) -> tuple[list[float], list[float]]:

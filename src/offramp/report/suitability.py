@@ -1,4 +1,4 @@
-"""Whether to use early exit at all, as ``results.Suitability`` has it: a row per exit, and what an oracle would save."""
+"""Whether to use early exit at all: a row per exit, and what an oracle would save."""
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ from offramp.corpus.tokenizer import token_texts
 
 @dataclass(frozen=True)
 class Token:
+    """A predicted token with what the page tells of it; numbers as they are shown."""
+
     text: str
     exit: int
     loss: str

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Colour:
+    """A colour of light paper and its counterpart on dark, under one name."""
+
     name: str
     light: str
     dark: str
@@ -50,6 +52,7 @@ def exit_colours(exits: int) -> list[Colour]:
 
 
 def exit_name(index: int, exits: int) -> str:
+    """What tables and figures call an exit."""
     return "full depth" if index == exits - 1 else f"exit {index}"
 
 

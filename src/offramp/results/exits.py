@@ -62,6 +62,7 @@ class FittedExits(MetricsFile):
 
     @property
     def exits(self) -> list[FittedExit]:
+        """In the order of depth."""
         return by_exit(self.__pydantic_extra__)
 
 

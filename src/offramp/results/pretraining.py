@@ -29,6 +29,7 @@ class Pretraining(MetricsFile):
 
     @property
     def phases(self) -> dict[str, Phase]:
+        """By name."""
         return self.__pydantic_extra__
 
 

@@ -26,8 +26,9 @@ class FixedDepth(Quality):
 
 
 class Controls(Record):
-    """What routing is held against: fixed depths on all tokens, and others on control tokens at the signal's exit shares.
+    """What routing is held against, on the same tokens.
 
+    Fixed depths are measured on all tokens, the others on control tokens at the signal's exit shares.
     The keys ``exit_0`` and so on are the fixed depths but the last, which is ``full``.
     """
 

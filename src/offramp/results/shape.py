@@ -1,11 +1,13 @@
-"""What every file of results has in common: its class is the one place that knows its names, and all reading and writing.
+"""What files of results have in common: a class each that knows its names, for reading and writing.
 
-A ``MetricsFile`` is one JSON file in metrics/, a ``TableRow`` is one row of a CSV file in metrics/plots; both know where under
-the project's folder their file lies. Reading is strict: a file that is missing, unreadable or of another shape is a
-UserError that names it, the field and the remedy. Writing leaves out the keys that were not given: a field that may be
-absent has the default None, one that is always there and may be null has none.
+A ``MetricsFile`` is one JSON file in metrics/, a ``TableRow`` is one row of a CSV file in metrics/plots; both
+know where under the project's folder their file lies. Reading is strict: a file that is missing, unreadable
+or of another shape is a UserError that names it, the field and the remedy. Writing leaves out the keys that
+were not given: a field that may be absent has the default None, one that is always there and may be null has
+none.
 
-The classes stand in a module per stage, so that a stage depends on the shape of what it writes and of nothing else.
+The classes stand in a module per stage, so that a stage depends on the shape of what it writes and of nothing
+else.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class MetricsFile(Record):
 
     @classmethod
     def read(cls, root: Path) -> Self:
-        """What the file of the project in ``root`` holds; UserError where it is missing or of another shape."""
+        """The file of the project in ``root``; UserError where it is missing or of another shape."""
         file = root / cls.path
         try:
             return cls.model_validate_json(_text(file))
@@ -69,7 +71,7 @@ class MetricsFile(Record):
         return cls.read(root) if (root / cls.path).is_file() else None
 
     def write(self, root: Path) -> None:
-        """Write the file of the project in ``root`` as a whole; ValueError for a number that is not finite."""
+        """Write the file of the project in ``root``; ValueError for a number that is not finite."""
         write_json(root / self.path, self.to_json())
 
 
@@ -81,11 +83,12 @@ class TableRow(Record):
 
     @classmethod
     def columns(cls) -> tuple[str, ...]:
+        """All columns in their order, also those that may be absent."""
         return tuple(cls.model_fields)
 
     @classmethod
     def read(cls, root: Path) -> list[Self]:
-        """The rows of the file of the project in ``root``; UserError where it is missing or of another shape."""
+        """The rows of the project in ``root``; UserError where the file is missing or of another shape."""
         file = root / cls.path
         try:
             table = list(csv.reader(_text(file).splitlines(), strict=True))

@@ -30,6 +30,7 @@ class CollectedSplit(Record):
 
     @property
     def exits(self) -> list[ExitLoss]:
+        """In the order of depth."""
         return by_exit(self.__pydantic_extra__)
 
 

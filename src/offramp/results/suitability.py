@@ -64,6 +64,8 @@ class OracleBounds(Record):
 
 
 class NllRise(Record):
+    """How much worse other tokens are predicted."""
+
     nll_rise: float
     """Nats per token."""
     interval: Interval | None
@@ -92,6 +94,8 @@ class TimedText(Record):
 
 
 class Advice(Record):
+    """What to do, in a word and in sentences."""
+
     verdict: str
     sentence: str
     propagation: str

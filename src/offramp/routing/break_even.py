@@ -1,7 +1,7 @@
-"""Break-even of one exit: the share of tokens that must leave there before leaving saves more than asking costs.
+"""Break-even of one exit: the share of tokens that must leave there before asking pays.
 
-Asking is a readout of every token where the signal is one of the softmax, and else a classifier of the state; predicted in FLOPs
-and measured in seconds, each with that exit alone in use.
+Asking is a readout of every token where the signal is one of the softmax, and else a classifier of the state;
+predicted in FLOPs and measured in seconds, each with that exit alone in use.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def flops_break_even(
 ) -> float | None:
     """The share in FLOPs; None where a token that leaves costs more than one that goes to full depth unasked.
 
-    ``kind`` is one of LOOKS_AT; a signal of the state costs ``classifier_flops``. Counts as ``routing.cost.exit_costs``: layers
-    and attention rows of ``window`` keys, keys and values that tokens that left owe later layers (with ``kv`` recompute the
-    least), and readouts.
+    ``kind`` is one of LOOKS_AT; a signal of the state costs ``classifier_flops``. Counts as
+    ``routing.cost.exit_costs``: layers and attention rows of ``window`` keys, keys and values that tokens
+    that left owe later layers (with ``kv`` recompute the least), and readouts.
     """
     run = sum(model.config.block_layers[: exit + 1])
     decision = classifier_flops if kind == STATE else 0
@@ -66,7 +66,7 @@ def flops_break_even(
 
 
 class AskAtOneExit(Policy):
-    """Does at one exit what a signal of that ``kind`` would for every token, and lets those go that were laid down."""
+    """Asks at one exit what a signal of a kind would ask, and lets go whom it was told to."""
 
     def __init__(self, model: Blockwise, exit: int, kind: str, classifier: ExitClassifier, leaves: Tensor):
         """``leaves`` (B * T,): bool, whether each token of the batch leaves."""
@@ -80,6 +80,7 @@ class AskAtOneExit(Policy):
             return Decision(torch.zeros_like(leaves))
         if not self.reads_out:
             return Decision(leaves, self.classifier(arrivals.states.float()))
+        assert arrivals.read is not None, "the policy says that it reads it"
         normed = self.model.readout_input(arrivals.exit, arrivals.read)
         looked_up = token_statistics([normed], [self.readout], arrivals.targets)[0]
         return Decision(leaves, looked_up["max_prob"], looked_up["loss"], looked_up["argmax"])
@@ -90,10 +91,10 @@ def seconds_break_even(
 ) -> list[dict[str, TimedAsking]]:
     """The share in seconds: per early exit, by kind.
 
-    Every batch (tokens and targets (B, T)) is run plainly, with every token asked and none leaving, and with LEAVING of them,
-    at random, leaving, in turn. ``asking_cost`` and ``saving`` are what the second run takes more and the third less than the
-    plain one, as shares of it, medians over batches; ``break_even`` follows from the straight line through both, and is 0
-    where asking took no time.
+    Every batch (tokens and targets (B, T)) is run plainly, with every token asked and none leaving, and with
+    LEAVING of them, at random, leaving, in turn. ``asking_cost`` and ``saving`` are what the second run takes
+    more and the third less than the plain one, as shares of it, medians over batches; ``break_even`` follows
+    from the straight line through both, and is 0 where asking took no time.
     """
     model, device = executor.model, batches[0][0].device
     early, count = range(model.config.num_blocks - 1), batches[0][0].numel()
@@ -129,7 +130,10 @@ def seconds_break_even(
 
 
 def line_through(asking: float, leaving: float) -> TimedAsking:
-    """Where a line from ``asking`` (nobody leaves) to ``leaving`` (LEAVING does) is at 1, both as shares of the plain pass."""
+    """Where a line from ``asking`` (nobody leaves) to ``leaving`` (LEAVING does) crosses 1.
+
+    Both are shares of the seconds of the plain pass.
+    """
     share = max(0.0, LEAVING * (asking - 1) / (asking - leaving)) if leaving < asking else None
     return TimedAsking(
         asking_cost=asking - 1,

@@ -1,4 +1,4 @@
-"""From ``threshold`` in the parameters to an exit policy: numbers, or a rule that finds them on held-out text."""
+"""From ``threshold`` in the parameters to an exit policy: numbers, or a rule that finds them."""
 
 from __future__ import annotations
 

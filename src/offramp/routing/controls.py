@@ -1,4 +1,4 @@
-"""The controls that give a routing result its meaning, on the same tokens: fixed depths, random exits and oracles.
+"""Controls on the same tokens, which give a routing result its meaning: fixed depths, random exits, oracles.
 
 Shapes: N tokens, K exits.
 """
@@ -20,7 +20,7 @@ from offramp.routing.executor import Executor, Work
 from offramp.routing.measures import quality
 from offramp.routing.policies import exits_by_share
 from offramp.routing.split import CachedSplit, RoutedSplit, run_split, spread_windows, token_rows
-from offramp.states.resampling import DocumentSums, interval
+from offramp.states.resampling import GroupSums, interval
 from offramp.states.store import States
 from offramp.vocabulary import CONTROLS, GAIN_ORACLE, RANDOM, SIGNAL
 
@@ -46,7 +46,10 @@ def compare_with_controls(
     routed: RoutedSplit,
     settings: RoutingParams,
 ) -> Comparison:
-    """Fixed depths on all tokens; random exits and oracles run on the control windows, at the exit counts of the signal there."""
+    """Fixed depths on all tokens; random exits and oracles executed on the control windows.
+
+    There as many tokens leave at every exit as the signal lets go.
+    """
     chosen = spread_windows(len(windows), settings.control_windows)
     rows = token_rows(chosen, windows.window)
     cached = CachedSplit.of(states, rows)
@@ -63,7 +66,7 @@ def compare_with_controls(
     }
     fixed = fixed_depths(executor.model, CachedSplit.of(states), windows.window)
     losses = {name: loss for name, (loss, _, _) in runs.items()}
-    draws = DocumentSums(cached.document, losses).resample(settings.bootstrap, settings.seed)
+    draws = GroupSums(cached.document, losses).resample(settings.bootstrap, settings.seed)
     means = {name: loss.mean(dtype=np.float64) for name, loss in losses.items()}
     available = means[RANDOM] - means[GAIN_ORACLE]
     one_exit_takes_all = max(*counts, len(rows) - sum(counts)) == len(rows)
@@ -84,7 +87,7 @@ def compare_with_controls(
 
 
 def fixed_depths(model: Blockwise, cached: CachedSplit, window: int) -> list[FixedDepth]:
-    """All tokens leaving at each exit in turn, which needs no run: what the exits say as if none had left before."""
+    """All tokens leaving at each exit in turn: what the exits say as if none had left, so nothing is run."""
     tokens = len(cached.target)
     whole = full_depth_flops(model, tokens, window)
     depths = []
@@ -112,10 +115,11 @@ def fixed_depths(model: Blockwise, cached: CachedSplit, window: int) -> list[Fix
 
 
 def control_scores(losses: Sequence[np.ndarray], name: str, seed: int) -> np.ndarray:
-    """Scores (K-1, N) by which a control picks who leaves: random (the floor), or an oracle that knows the target.
+    """Scores (K-1, N) by which a control picks who leaves: random, or an oracle that knows the target.
 
-    losses: K arrays (N,). ``gain_oracle`` lets go where depth would gain least: the ceiling for two exits, and greedy, exit by
-    exit, for more. ``loss_oracle`` lets go where the loss at the exit is least: what knowing difficulty alone would buy.
+    losses: K arrays (N,). ``gain_oracle`` lets go where depth would gain least: the ceiling for two exits,
+    and greedy, exit by exit, for more. ``loss_oracle`` lets go where the loss at the exit is least: what
+    knowing difficulty alone would buy.
     """
     *early, full = losses
     if name == RANDOM:

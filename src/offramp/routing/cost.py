@@ -1,6 +1,7 @@
 """The cost model: floating-point operations of what was executed (a multiply-add counts two).
 
-Counts matrix products, as ``torch.utils.flop_counter`` does; norms, rotations and activations are not counted.
+Counts matrix products, as ``torch.utils.flop_counter`` does; norms, rotations and activations are not
+counted.
 """
 
 from __future__ import annotations
@@ -12,21 +13,20 @@ from offramp.routing.executor import Work
 
 def layer_costs(model: Blockwise) -> list[LayerCosts]:
     """FLOPs of every layer's parts, from the first layer to the last."""
-    return [layer.costs for block in model.blocks for layer in block]
+    return [layer.costs for layers in model.layers for layer in layers]
 
 
 def executed_flops(model: Blockwise, work: Work, decision_flops: int = 0) -> int:
     """FLOPs of a pass that did ``work``; a decision costs ``decision_flops`` besides any readout."""
     costs = layer_costs(model)
-    exit_layers = [
-        (tokens, key_values, model.exit_layer(exit).costs)
-        for exit, (tokens, key_values) in enumerate(zip(work.exit_layer_tokens, work.exit_key_value_tokens))
-        if tokens or key_values
-    ]
+    of_exit_layers = 0
+    for exit, (tokens, key_values) in enumerate(zip(work.exit_layer_tokens, work.exit_key_value_tokens)):
+        if (layer := model.exit_layer(exit)) is not None:
+            of_exit_layers += tokens * layer.costs.token + key_values * layer.costs.key_value
     return (
         sum(tokens * cost.token for tokens, cost in zip(work.layer_tokens, costs))
         + sum(tokens * cost.key_value for tokens, cost in zip(work.key_value_tokens, costs))
-        + sum(tokens * cost.token + key_values * cost.key_value for tokens, key_values, cost in exit_layers)
+        + of_exit_layers
         + work.attention_pairs * costs[0].pair  # the same in every layer
         + sum(tokens * model.readout_flops(exit) for exit, tokens in enumerate(work.readouts))
         + work.decided_tokens * decision_flops
@@ -53,10 +53,11 @@ def exit_costs(
 ) -> list[float]:
     """FLOPs of a token that leaves after exit k, for every k, as shares of the plain full-depth pass.
 
-    Counts its layers, with ``routing.kv: propagate`` its keys and values in all later ones, one decision and (``reads_out``)
-    one readout per exit asked; exits before ``first`` are not asked. Where exits have layers of their own, a readout is one of
-    these too, and their keys and values are made at every exit asked. With ``recompute`` this is the least, that of a token
-    after which none of its sequence goes deeper: any other is carried through the later layers whole.
+    Counts its layers, with ``routing.kv: propagate`` its keys and values in all later ones, one decision and
+    (``reads_out``) one readout per exit asked; exits before ``first`` are not asked. Where exits have layers
+    of their own, a readout is one of these too, and their keys and values are made at every exit asked. With
+    ``recompute`` this is the least, that of a token after which none of its sequence goes deeper: any other
+    is carried through the later layers whole.
     """
     sizes = model.config
     whole, last, out = full_depth_flops(model, 1, window), sizes.num_blocks - 1, []
@@ -85,5 +86,8 @@ def exit_costs(
 
 
 def layer_saving(model: Blockwise, work: Work) -> float:
-    """1 - layers run per token / all layers (what the reports call "compute savings"; ignores readouts and keys/values)."""
+    """1 - layers run per token / all layers: the reports' "compute savings".
+
+    Readouts, and keys and values of tokens that left, are not counted.
+    """
     return 1 - sum(work.layer_tokens) / (work.tokens * sum(model.config.block_layers))

@@ -1,13 +1,13 @@
-"""Decoding with early exit: keys and values are kept, rows of a batch leave at different depths in the same step.
+"""Decoding with early exit: rows of a batch leave at different depths in the same step.
 
-A token that left after block k costs nothing more until a later token of its row enters a block beyond k. Only then, and
-for all that are waiting at once, what stands for them there is made: keys and values from their last states
-(``propagate``), or their true ones by running them through the block after all (``recompute``); with ``drop`` nothing.
-Later tokens see what they would have seen had it been made at once, so exits and predictions are those of one parallel pass
-(``routing.executor``) over the same text.
+A token that left after block k costs nothing more until a later token of its row enters a block beyond k.
+Only then, and for all that are waiting at once, what stands for them there is made: keys and values from
+their last states (``propagate``), or their true ones by running them through the block after all
+(``recompute``); with ``drop`` nothing. Later tokens see what they would have seen had it been made at once,
+so exits and predictions are those of one parallel pass (``routing.executor``) over the same text.
 
-Shapes: B rows, S places a row has, N tokens of one call, D width, H heads, G heads of keys and values, E width of a head.
-A token's number is row * S + position.
+Shapes: B rows, S places a row has, N tokens of one call, D width, H heads, G heads of keys and values, E
+width of a head. A token's number is row * S + position.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from offramp.errors import UserError
 from offramp.models.blockwise import Blockwise
-from offramp.nn.layers import StackedKeysValues, attend
+from offramp.nn.layers import Layer, StackedKeysValues, attend
 from offramp.routing.executor import Arrivals, Policy, Work
 
 
@@ -32,7 +32,10 @@ class Fed:
     exit: Tensor
     """(N,)"""
     states: Tensor
-    """(N, D) what their exit reads out: the state after the block they left after, or what the exit's own layer made of it."""
+    """(N, D) what their exit reads out.
+
+    The state after the block they left after, or what the exit's own layer made of it.
+    """
     confidence: Tensor
     """(N,) of the exit taken; NaN at full depth."""
     argmax: Tensor | None
@@ -48,8 +51,8 @@ class Decoder:
         self.space, device = space or model.config.window, model.cos.device
         if self.space > model.config.window:
             raise UserError(
-                f"{self.space} tokens, those of the prompt and all new ones but the last, do not fit the model's window of "
-                f"{model.config.window}; shorten the prompt or ask for fewer new tokens"
+                f"{self.space} tokens, those of the prompt and all new ones but the last, do not fit the "
+                f"model's window of {model.config.window}; shorten the prompt or ask for fewer new tokens"
             )
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         """(B,) tokens of every row."""
@@ -66,7 +69,7 @@ class Decoder:
         ]
         self._stacked = [
             StackedKeysValues(layers) if kv == "propagate" and block else None
-            for block, layers in enumerate(model.blocks)
+            for block, layers in enumerate(model.layers)
         ]
         self._exit_caches: list[tuple[Tensor, Tensor] | None] = [None] * (model.config.num_blocks - 1)
         """Of the exits' own layers."""
@@ -81,8 +84,8 @@ class Decoder:
     def feed(self, rows: Tensor, tokens: Tensor, policy: Policy | None, prompt: Tensor | None = None) -> Fed:
         """Append tokens (N,) to ``rows`` (N,), which ascend, and route them.
 
-        Without a policy they go to full depth. ``prompt`` (B,) are the lengths from which a policy counts positions.
-        UserError where a row would grow beyond the model's window.
+        Without a policy they go to full depth. ``prompt`` (B,) are the lengths from which a policy counts
+        positions. UserError where a row would grow beyond the model's window.
         """
         counts = torch.bincount(rows, minlength=len(self.lengths))
         start = counts.cumsum(0) - counts
@@ -90,8 +93,8 @@ class Decoder:
         self.lengths = self.lengths + counts
         if int(self.lengths.max()) > self.space:
             raise UserError(
-                f"a sequence of {int(self.lengths.max())} tokens does not fit the {self.space} places of a row; "
-                "shorten the prompt or ask for fewer new tokens"
+                f"a sequence of {int(self.lengths.max())} tokens does not fit the {self.space} places of a "
+                "row; shorten the prompt or ask for fewer new tokens"
             )
         number = rows * self.space + position
         self._depth[number] = 0
@@ -117,14 +120,18 @@ class Decoder:
 
     @torch.no_grad()
     def logits(self, exit: Tensor, states: Tensor) -> Tensor:
-        """Logits (N, V) of what is read out, (N, D), at the exits (N,); those that share a matrix share the product."""
+        """Logits (N, V) of what is read out, (N, D), at the exits (N,).
+
+        Exits that share a matrix share the product.
+        """
         if len(exit) and bool((exit == exit[0]).all()):  # as in every step of one row
             taken = int(exit[0])
             self.work.count_readouts(taken, len(states))
             return F.linear(
                 self.model.readout_input(taken, states).to(states.dtype), self.model.readout_matrix(taken)
             )
-        inputs, matrices = torch.empty_like(states), {}
+        inputs = torch.empty_like(states)
+        matrices: dict[int, tuple[Tensor, list[Tensor]]] = {}
         for taken in exit.unique().tolist():
             rows = (exit == taken).nonzero().squeeze(1)
             inputs[rows] = self.model.readout_input(taken, states[rows]).to(inputs.dtype)
@@ -143,7 +150,9 @@ class Decoder:
     def _route(
         self, number: Tensor, x: Tensor, first: int, policy: Policy | None = None, since: Tensor | None = None
     ) -> Fed:
+        """Run tokens (N,) of states x (N, D) from block ``first`` on; ``since`` as in ``Arrivals``."""
         last, size = self.model.config.num_blocks - 1, len(number)
+        since = number % self.space if since is None else since
         exit = number.new_full((size,), last)
         states, confidence = x.clone(), torch.full((size,), torch.nan, device=x.device)
         argmax = None
@@ -183,7 +192,7 @@ class Decoder:
             )
             if decision.confidence is not None:
                 confidence[leaving] = decision.confidence[decision.leaves]
-            if decision.argmax is not None:
+            if argmax is not None and decision.argmax is not None:
                 argmax[leaving] = decision.argmax[decision.leaves]
             stands = entered if self.model.config.exited_state == "input" and self.kv == "propagate" else x
             self._states[number[leaving]] = stands[decision.leaves]
@@ -207,23 +216,22 @@ class Decoder:
             order_back = order.argsort()
         if view is None or view.number is not running or self.kv == "drop":
             view = _View(self, block, running)
-        layers, offset, before = self.model.blocks[block], self._first_layer[block], None
+        layers, offset, before = self.model.layers[block], self._first_layer[block], None
         if len(waiting):
             self._depth[waiting] = block + 1
-        if self.kv == "propagate" and len(waiting):
-            place = waiting % self.space
-            stacked = self._stacked[block](
-                self._states[waiting], self.model.cos[place], self.model.sin[place]
-            )
-            for layer, (key, value) in enumerate(stacked, start=offset):
-                self._remember(layer, waiting, key, value)
+        stacked = self._stacked[block]
+        if stacked is not None and len(waiting):
+            position = waiting % self.space
+            projected = stacked(self._states[waiting], self.model.cos[position], self.model.sin[position])
+            for layer_number, (key, value) in enumerate(projected, start=offset):
+                self._remember(layer_number, waiting, key, value)
         for place, layer in enumerate(layers):
             if watch and place == len(layers) - 1:
                 before = x
             source = layer.attention_input(x)
             query = layer.queries(source, view.cos, view.sin)
-            self._remember(offset + place, running, *layer.keys_values(source, view.cos, view.sin))
-            x = layer.finish(x, view.attend(query, *self._caches[offset + place]))
+            cache = self._remember(offset + place, running, *layer.keys_values(source, view.cos, view.sin))
+            x = layer.finish(x, view.attend(query, *cache))
             filled = len(running) + (len(waiting) if self.kv == "propagate" else 0)
             self.work.count_layer(offset + place, len(running), filled, view.pairs)
         if exit_layer := self._exit_layer(block):
@@ -234,13 +242,16 @@ class Decoder:
             return x, before, view
         entering, others = order_back[: len(number)], order_back[len(number) :]
         self._states[waiting] = x[others]
-        return x[entering], before[entering] if watch else None, view
+        return x[entering], before[entering] if before is not None else None, view
 
-    def _exit_layer(self, block: int) -> Any | None:
+    def _exit_layer(self, block: int) -> Layer | None:
         return self.model.exit_layer(block) if block < self.model.config.num_blocks - 1 else None
 
     def _exit_states(self, exit: int, number: Tensor, x: Tensor, view: _View) -> Tensor:
-        """What an exit reads out, (N, D), of tokens ``number`` that ran its block, from their states there, (N, D)."""
+        """What an exit reads out, (N, D), of tokens ``number`` (N,) that ran its block.
+
+        x (N, D) are their states there.
+        """
         layer = self._exit_layer(exit)
         if layer is None:
             return x
@@ -259,16 +270,21 @@ class Decoder:
             )
         self.work.count_exit_layer(exit, len(number), len(waiting), view.pairs)
         query = layer.queries(layer.attention_input(x), view.cos, view.sin)
-        return layer.finish(x, view.attend(query, *self._exit_caches[exit]))
+        cache = self._exit_caches[exit]
+        assert cache is not None, "every token that ran the block has its keys and values there"
+        return layer.finish(x, view.attend(query, *cache))
 
     def _waiting(self, block: int, number: Tensor) -> Tensor:
-        """Numbers of the tokens that left before this block, in rows that enter it, before the last token that does."""
+        """Numbers of the tokens that left before this block and that later tokens, entering it, will see."""
         if self.kv == "drop" or block == 0 or not self._left:
             return number[:0]
         return self._before(number, self._depth <= block)
 
     def _before(self, number: Tensor, wanted: Tensor) -> Tensor:
-        """Numbers of the tokens where ``wanted`` (B * S,) is true, each before the last of ``number`` (N,) in its row."""
+        """Numbers of the tokens where ``wanted`` (B * S,) is true.
+
+        Only those before the last token of ``number`` (N,) in their row.
+        """
         last = torch.zeros_like(self.lengths).scatter_reduce_(
             0, number // self.space, number % self.space, "amax"
         )
@@ -279,8 +295,10 @@ class Decoder:
         ).nonzero()
         return matches[:, 0] * self.space + matches[:, 1]
 
-    def _remember(self, layer: int, number: Tensor, key: Tensor, value: Tensor) -> None:
-        self._caches[layer] = self._written(self._caches[layer], number, key, value)
+    def _remember(self, layer: int, number: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values, those of the tokens ``number`` (N,) among them from now on."""
+        self._caches[layer] = cache = self._written(self._caches[layer], number, key, value)
+        return cache
 
     def _remember_at_exit(self, exit: int, number: Tensor, key: Tensor, value: Tensor) -> None:
         self._exit_caches[exit] = self._written(self._exit_caches[exit], number, key, value)
@@ -289,11 +307,14 @@ class Decoder:
     def _written(
         self, cache: tuple[Tensor, Tensor] | None, number: Tensor, key: Tensor, value: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if cache is None:
-            cache = tuple(part.new_zeros(len(self._depth), *part.shape[1:]) for part in (key, value))
-        cache[0].index_copy_(0, number, key)
-        cache[1].index_copy_(0, number, value)
-        return cache
+        places = len(self._depth)
+        keys, values = cache or (
+            key.new_zeros(places, *key.shape[1:]),
+            value.new_zeros(places, *value.shape[1:]),
+        )
+        keys.index_copy_(0, number, key)
+        values.index_copy_(0, number, value)
+        return keys, values
 
 
 class _View:
@@ -325,7 +346,10 @@ class _View:
             self.visible = visible
 
     def _rows(self, cache: Tensor) -> Tensor:
-        """Of a cache (B * S, ...), the rows here up to the last token any query sees; cut first, since picking rows copies them."""
+        """The rows of a cache (B * S, ...) up to the last token any query sees.
+
+        It is cut first, since picking rows copies them.
+        """
         rows = cache.view(*self.shape, *cache.shape[1:])[:, : self.end]
         return rows if self.rows is None else rows.index_select(0, self.rows)
 

@@ -1,19 +1,20 @@
-"""Early exit that really skips: tokens that left are no longer computed, except for keys and values others need.
+"""Early exit that really skips: tokens that left are computed no more, save keys and values others need.
 
-One block-by-block pass over whole sequences. After block k the tokens the policy lets go are read out and removed; in
-later blocks queries, attention rows and feed-forward run for the remaining tokens only. What later tokens find in place
-of one that left is ``kv``'s to say:
+One block-by-block pass over whole sequences. After block k the tokens the policy lets go are read out and
+removed; in later blocks queries, attention rows and feed-forward run for the remaining tokens only. What
+later tokens find in place of one that left is ``kv``'s to say:
 
 * ``propagate``: keys and values projected from its last state, in every later layer (CALM, arXiv 2207.07061);
-* ``recompute``: its true ones: it is carried through a later block after all when a later token of its sequence enters
-  that block (EE-LLM, arXiv 2312.04916), which changes what is computed, not where it was read out;
+* ``recompute``: its true ones: it is carried through a later block after all when a later token of its
+  sequence enters that block (EE-LLM, arXiv 2312.04916), which changes what is computed, not where it was read
+  out;
 * ``drop``: nothing; in later layers nobody attends to it.
 
-A token's exit thus depends on its own state and on earlier tokens only, and the pass gives the same exits and losses as
-decoding token by token.
+A token's exit thus depends on its own state and on earlier tokens only, and the pass gives the same exits and
+losses as decoding token by token.
 
-Shapes: B sequences, T positions, M = B * T tokens in all, N tokens still in, D width, H heads, G heads of keys and
-values, E width of a head.
+Shapes: B sequences, T positions, M = B * T tokens in all, N tokens still in, D width, H heads, G heads of
+keys and values, E width of a head.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from offramp.machine.device import autocast, require_precision
 from offramp.models.blockwise import Blockwise
-from offramp.nn.layers import attend
+from offramp.nn.layers import Layer, attend
 from offramp.states.statistics import Readout, predictions
 
 
@@ -39,8 +40,10 @@ class Arrivals:
     states: Tensor
     """(N, D) after the block"""
     read: Tensor | None
-    """(N, D) what the exit reads out: ``states``, or what the exit's own layer makes of them; None where the policy reads
-    nothing."""
+    """(N, D) what the exit reads out: ``states``, or what the exit's own layer makes of them.
+
+    None where the policy reads nothing.
+    """
     before: Tensor | None
     """(N, D) before the block's last layer, for a policy that reads it."""
     index: Tensor
@@ -50,7 +53,8 @@ class Arrivals:
     position: Tensor
     """(N,) in their sequences."""
     since: Tensor
-    """(N,) positions as CALM's decay counts them: from the end of the prompt while generating, 0 within it."""
+    """(N,) positions as CALM's decay counts them: from the end of the prompt while generating, 0 within it.
+    """
 
 
 @dataclass
@@ -67,7 +71,10 @@ class Decision:
 
 
 class Policy(ABC):
-    """Who may leave. Unless a policy says otherwise, asking it costs nothing and it is asked at every exit but the last."""
+    """Who may leave.
+
+    Unless a policy says otherwise, asking it costs nothing and it is asked at every exit but the last.
+    """
 
     reads_out: bool = False
     """Whether a decision costs a readout of every arriving token."""
@@ -103,21 +110,20 @@ class Work:
     exit_key_value_tokens: list[int] = field(default_factory=list)
 
     def count_layer(self, layer: int, tokens: int, key_values: int, pairs: int) -> None:
+        """Count tokens that ran a layer, keys and values that were projected in it, pairs that were scored."""
         _add(self.layer_tokens, layer, tokens)
         _add(self.key_value_tokens, layer, key_values)
         self.attention_pairs += pairs
 
     def count_exit_layer(self, exit: int, tokens: int, key_values: int, pairs: int) -> None:
+        """The same of the layer that is the exit's own."""
         _add(self.exit_layer_tokens, exit, tokens)
         _add(self.exit_key_value_tokens, exit, key_values)
         self.attention_pairs += pairs
 
     def count_readouts(self, exit: int, tokens: int) -> None:
+        """Count tokens that were read out at an exit."""
         _add(self.readouts, exit, tokens)
-
-    @property
-    def readout_tokens(self) -> int:
-        return sum(self.readouts)
 
 
 def _add(counts: list[int], place: int, more: int) -> None:
@@ -139,8 +145,8 @@ class Routed:
 class Executor:
     """Runs a block-wise model under an exit policy and counts what it executes.
 
-    ``kv`` says what later tokens find in place of those that left (see above). ``precision`` (fp32 or bf16) is that of the
-    layers; decisions and readouts are float32. UserError where the model's device has no bf16.
+    ``kv`` says what later tokens find in place of those that left (see above). ``precision`` (fp32 or bf16)
+    is that of the layers; decisions and readouts are float32. UserError where the model's device has no bf16.
     """
 
     def __init__(self, model: Blockwise, kv: str = "propagate", precision: str = "fp32"):
@@ -150,6 +156,7 @@ class Executor:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is and tokens must be."""
         return self.model.cos.device
 
     @torch.no_grad()
@@ -161,10 +168,10 @@ class Executor:
         work: Work | None = None,
         lengths: Tensor | None = None,
     ) -> Routed:
-        """Route tokens (B, T). With no policy every token goes to full depth and nothing is checked on the way.
+        """Route tokens (B, T). With no policy every token goes to full depth and none is asked.
 
-        Where sequences are shorter than T, ``lengths`` (B,) says so; what stands behind them is not routed, and its loss is
-        NaN. ``work`` counts what is executed.
+        Where sequences are shorter than T, ``lengths`` (B,) says so; what stands behind them is not routed,
+        and its loss is NaN. ``work`` counts what is executed.
         """
         model, work = self.model, work or Work()
         shape, last = tokens.shape, model.config.num_blocks - 1
@@ -178,7 +185,7 @@ class Executor:
         argmax = torch.zeros_like(wanted)
         work.tokens += len(active)
         number = 0
-        for block, layers in enumerate(model.blocks):
+        for block, layers in enumerate(model.layers):
             everyone = len(active) == len(x)
             entered = None
             if model.config.exited_state == "input":
@@ -229,17 +236,14 @@ class Executor:
             exit_of[leaving] = block
             if decision.confidence is not None:
                 confidence[leaving] = decision.confidence[decision.leaves]
-            if decision.loss is not None:
-                loss[leaving], argmax[leaving] = (
-                    decision.loss[decision.leaves],
-                    decision.argmax[decision.leaves],
-                )
+            if decision.loss is not None and decision.argmax is not None:
+                loss[leaving] = decision.loss[decision.leaves]
+                argmax[leaving] = decision.argmax[decision.leaves]
             else:
-                read = (
-                    read[decision.leaves]
-                    if policy.reads_out
-                    else self._exit_states(block, x, leaving, active, shape, work)
-                )
+                if read is None:
+                    read = self._exit_states(block, x, leaving, active, shape, work)
+                else:
+                    read = read[decision.leaves]
                 loss[leaving], argmax[leaving] = self._read_out(block, read, wanted[leaving], work)
             if entered is not None and self.kv == "propagate":
                 x[leaving] = entered[decision.leaves]
@@ -260,7 +264,8 @@ class Executor:
         layer = self.model.exit_layer(exit)
         if layer is None or not len(index):
             return x[index]
-        # Tokens that arrived and those that left before lie in x as later ones are to see them, except that some are dropped.
+        # Tokens that arrived and those that left before lie in x as later ones are to see them, except that
+        # some are dropped.
         readers = arrived if self.kv == "drop" else index
         with autocast(x.device, self.precision):
             if len(readers) == len(x):
@@ -285,12 +290,16 @@ class Executor:
 class _Field:
     """Which tokens a block runs, which keys they see, and where both stand in padded rows.
 
-    Only sequences with a token still in have a row (R of them), and only up to the last such token of any. For padding of
-    queries scores are computed and nothing else; keys and values (``propagate``) are made up to that last token in every row.
+    Only sequences with a token still in have a row (R of them), and only up to the last such token of any.
+    For padding of queries scores are computed and nothing else; keys and values (``propagate``) are made up
+    to that last token in every row.
     """
 
     def __init__(self, kv: str, active: Tensor, shape: torch.Size, cos: Tensor, sin: Tensor):
-        """``active`` (N,) numbers the tokens still in within the batch (B * T), in order; cos and sin are the model's."""
+        """``active`` (N,) numbers the tokens still in within the batch (B * T), in order.
+
+        cos and sin are the model's.
+        """
         batch, length = shape
         device = active.device
         still_in = torch.zeros(batch * length, dtype=torch.bool, device=device).index_fill_(0, active, True)
@@ -324,11 +333,11 @@ class _Field:
         """Query-key pairs a layer scores."""
         self._padded: list[Tensor] = []
 
-    def run(self, layer: Any, x: Tensor) -> Tensor:
+    def run(self, layer: Layer, x: Tensor) -> Tensor:
         """States (M, D) after a layer that runs for the ``running`` tokens; those of the others stay."""
         return x.index_copy_(0, self.running, self.outputs(layer, x))
 
-    def outputs(self, layer: Any, x: Tensor) -> Tensor:
+    def outputs(self, layer: Layer, x: Tensor) -> Tensor:
         """What a layer makes of the ``running`` tokens, given all states (M, D)."""
         running = x.index_select(0, self.running)
         if self.visible is None:
@@ -340,7 +349,8 @@ class _Field:
             # queries and keys are the same tokens in order, padding behind them
             mask: dict[str, Any] = {"is_causal": True}
         else:
-            # What stands for a token that left is its last state: keys and values of a row are one product, wherever it is read.
+            # What stands for a token that left is its last state: keys and values of a row are one product,
+            # wherever it is read.
             rows = x.view(*self.shape, -1)
             rows = (rows if self.rows is None else rows.index_select(0, self.rows))[:, : self.keys[1]]
             source = layer.attention_input(rows)
@@ -353,7 +363,7 @@ class _Field:
         return layer.finish(running, attended)
 
     def _pad(self, place: int, part: Tensor) -> Tensor:
-        """Tokens (N, ...) in rows of ``width``, in a buffer used again; its padding is zero: masked, but finite."""
+        """Tokens (N, ...) in rows of ``width``, in a buffer used again; its padding is zero, so finite."""
         while len(self._padded) <= place:
             self._padded.append(part.new_zeros(0))
         if not len(self._padded[place]):

@@ -1,7 +1,7 @@
 """Generation with early exit, and self-speculation: a shallow exit drafts, full depth verifies.
 
-Both go token by token over a ``Decoder``, for one row or many, and yield every step as it is made. The prompt runs at full
-depth unless asked otherwise.
+Both go token by token over a ``Decoder``, for one row or many, and yield every step as it is made. The prompt
+runs at full depth unless asked otherwise.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not self.temperature >= COLDEST:
             raise UserError(
-                f"temperature = {self.temperature}: give a number from {COLDEST} on, or none for greedy decoding"
+                f"temperature = {self.temperature}: give a number from {COLDEST} on, or none for greedy "
+                "decoding"
             )
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p = {self.top_p}: give a share above 0 and at most 1")
@@ -85,10 +86,12 @@ def decode(
     route_prompt: bool = False,
     work: Work | None = None,
 ) -> Iterator[Step]:
-    """Continue every prompt by up to ``new_tokens`` tokens, or to one of ``stop``; greedily without ``sampling``.
+    """Continue every prompt by up to ``new_tokens`` tokens, or to one of ``stop``.
 
-    Prompt and new tokens but the last, which is never read, must fit the model's window. ``policy`` says who leaves early (None: nobody), of the prompt's tokens only with ``route_prompt``; ``work`` counts what
-    is executed. UserError for an empty prompt and where they do not fit.
+    Greedily without ``sampling``. Prompt and new tokens but the last, which is never read, must fit the
+    model's window. ``policy`` says who leaves early (None: nobody), of the prompt's tokens only with
+    ``route_prompt``; ``work`` counts what is executed. UserError for an empty prompt and where they do not
+    fit.
     """
     decoder = _start(model, prompts, new_tokens, kv, work)
     choose = _Chooser(sampling, decoder.lengths.device)
@@ -109,8 +112,9 @@ def decode(
 class Speculation:
     """How drafts are made, and whether they pay: measured, and given up for good where they do not.
 
-    ``seconds`` are of plain steps and of draft-and-verify cycles; a cycle is worth the plain steps it replaces. Drafts begin with one
-    token, which needs fewest of them to be right and costs least to find out, and grow while all are.
+    ``seconds`` are of plain steps and of draft-and-verify cycles; a cycle is worth the plain steps it
+    replaces. Drafts begin with one token, which needs fewest of them to be right and costs least to find out,
+    and grow while all are.
     """
 
     exit: int
@@ -161,10 +165,11 @@ def speculate(
     stop: Collection[int] = (),
     work: Work | None = None,
 ) -> Iterator[Step]:
-    """Full-depth greedy decoding, made faster where a shallow exit guesses it right (LayerSkip, arXiv 2404.16710).
+    """Full-depth greedy decoding, faster where a shallow exit guesses it right (arXiv 2404.16710).
 
-    Drafted tokens keep what they computed: verification takes their states on from the drafting exit, all at once. The first
-    steps are plain, to have something to compare with. UserError as ``decode``, and for an exit that is not before the last.
+    Drafted tokens keep what they computed: verification takes their states on from the drafting exit, all at
+    once. The first steps are plain, to have something to compare with. UserError as ``decode``, and for an
+    exit that is not before the last.
     """
     last = model.config.num_blocks - 1
     if not 0 <= speculation.exit < last:
@@ -220,9 +225,9 @@ def _cycle(
     *,
     left: list[int],
 ) -> tuple[Step, Tensor]:
-    """Draft up to ``most`` tokens after ``token`` (R,) of each row and verify them; the step, and each row's last token.
+    """Draft up to ``most`` tokens after ``token`` (R,) of each row, and verify them.
 
-    left (R,): how many tokens each row may still grow by.
+    Returns the step, and each row's last token. left (R,): how many tokens each row may still grow by.
     """
     start, policy = decoder.lengths.clone(), FixedExit(speculation.exit)
     drafts: dict[int, list[int]] = {row: [] for row in rows.tolist()}

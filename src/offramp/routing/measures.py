@@ -1,6 +1,7 @@
 """The measures of early exit on the test split: what routed tokens are predicted like, and what they cost.
 
-Everything here reads a split that was run (``routing.split``) and nothing runs one. Shapes: N tokens, K exits.
+Everything here reads a split that was run (``routing.split``) and nothing runs one. Shapes: N tokens, K
+exits.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from offramp.results.routing import (
 from offramp.results.shape import Interval, exit_key
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.split import CachedSplit, RoutedSplit
-from offramp.states.resampling import DocumentSums, interval
+from offramp.states.resampling import GroupSums, interval
 
 
 def quality(
@@ -34,7 +35,7 @@ def quality(
     full_argmax: np.ndarray,
     early: np.ndarray | bool,
 ) -> Quality:
-    """What tokens are predicted like whose exits say ``loss`` and ``argmax`` (N,); ``early``: who left before the last block."""
+    """Quality of tokens whose exits say ``loss`` and ``argmax`` (N,); ``early`` (N,) are those that left."""
     return Quality(
         ppl=perplexity(loss),
         accuracy=float((argmax == target).mean()),
@@ -60,10 +61,10 @@ def routed_measures(
 ) -> RoutedMeasures:
     """The measures of a split that was routed whole.
 
-    confidence (N,) is that of the first exit, as cached; ``bytes_of_token`` (V,) are the bytes of text each token stands for,
-    see ``corpus.token_bytes``. ``ece``, ``auroc``, ``aurc``, ``loss_gap`` and ``oracle_share`` judge the confidence of the first
-    exit, where every token is asked; auroc and aurc as a ranking of "leaving here is right" (agrees with full depth), since
-    calibrated scores can still rank badly.
+    confidence (N,) is that of the first exit, as cached; ``bytes_of_token`` (V,) are the bytes of text each
+    token stands for, see ``corpus.token_bytes``. ``ece``, ``auroc``, ``aurc``, ``loss_gap`` and
+    ``oracle_share`` judge the confidence of the first exit, where every token is asked; auroc and aurc as a
+    ranking of "leaving here is right" (agrees with full depth), since calibrated scores can still rank badly.
     """
     last, first_loss, full_loss = cached.last, cached.loss[0], cached.loss[cached.last]
     half = len(confidence) // 2
@@ -107,7 +108,7 @@ def measure_intervals(
         "full": cached.loss[cached.last],
         "correct": routed.argmax == cached.target,
     }
-    draws = DocumentSums(cached.document, columns).resample(settings.bootstrap, settings.seed)
+    draws = GroupSums(cached.document, columns).resample(settings.bootstrap, settings.seed)
     agrees = cached.argmax[0] == cached.argmax[cached.last]
     errors = resampled_calibration_error(
         confidence, agrees, cached.document, settings.bootstrap, settings.seed
@@ -127,7 +128,7 @@ def kept_promise(
     loss = np.stack((routed.loss, cached.loss[cached.last]))
     argmax = np.stack((routed.argmax, cached.argmax[cached.last]))
     risk = token_risk(promise.measure, loss, argmax, cached.target)[0]
-    draws = DocumentSums(cached.document, {"risk": risk}).resample(settings.bootstrap, settings.seed)
+    draws = GroupSums(cached.document, {"risk": risk}).resample(settings.bootstrap, settings.seed)
     mean = float(risk.mean())
     return Promise(
         **promise.to_json(),
@@ -146,8 +147,15 @@ def reliability_bins(
         arrived = routed.exit >= exit
         if arrived.any():
             agrees = cached.argmax[exit][arrived] == full[arrived]
-            bins = reliability(confidence[exit][arrived], agrees)
-            rows += [ReliabilityBin(exit=exit, **values) for values in bins]
+            rows += [
+                ReliabilityBin(
+                    exit=exit,
+                    confidence=values["confidence"],
+                    agreement=values["agreement"],
+                    tokens=int(values["tokens"]),
+                )
+                for values in reliability(confidence[exit][arrived], agrees)
+            ]
     return rows
 
 

@@ -45,7 +45,10 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, exit: int, states: Tensor | None, columns: Mapping[str, Tensor]) -> Tensor:
-        """Confidences (N,) in [0, 1] from hidden states (N, D) and label-free columns (N,), each where the signal needs it."""
+        """Confidences (N,) in [0, 1] from hidden states (N, D) and label-free columns (N,).
+
+        Of both the signal takes what it needs.
+        """
         if self.signal != LEARNED:
             return self.calibrators[exit](raw_signal(self.signal, columns))
         return self.calibrators[exit](self.classifiers[exit](self.classifier_inputs(states, columns)))
@@ -57,8 +60,10 @@ class Scorer:
         return classifier_inputs(self.inputs, hidden, table)
 
     def on_cached(self, states: States) -> np.ndarray:
-        """Confidences (K-1, tokens) of a states artifact: for the first exit equal to the routed ones up to
-        the rounding of stored states; for later ones as if nobody had left before."""
+        """Confidences (K-1, tokens) of a states artifact, as if nobody had left before.
+
+        For the first exit they equal the routed ones up to the rounding of stored states.
+        """
         confidences = []
         for exit in range(len(self.calibrators)):
             parts, start = [], 0
@@ -78,11 +83,12 @@ class Scorer:
 class ThresholdPolicy(Policy):
     """A token leaves at the first exit, from ``first`` on, whose confidence reaches that exit's threshold.
 
-    Tokens at the ``keep_first`` first positions of a sequence never leave: models lean on the states of its first token
-    (attention sinks, arXiv 2309.17453), and a propagated one in its place can spoil every later layer of a checkpoint.
+    Tokens at the ``keep_first`` first positions of a sequence never leave: models lean on the states of its
+    first token (attention sinks, arXiv 2309.17453), and a propagated one in its place can spoil every later
+    layer of a checkpoint.
 
-    With ``decay`` the threshold t of a token at position p of at most ``window`` is 0.9 t + 0.1 exp(-decay p / window), as in
-    CALM (arXiv 2207.07061): early mistakes cost more, since all later tokens build on them.
+    With ``decay`` the threshold t of a token at position p of at most ``window`` is 0.9 t + 0.1 exp(-decay p
+    / window), as in CALM (arXiv 2207.07061): early mistakes cost more, since all later tokens build on them.
     """
 
     def __init__(
@@ -110,10 +116,8 @@ class ThresholdPolicy(Policy):
 
     def judge(self, arrivals: Arrivals, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Who would leave, bool (N,), and the confidences (N,)."""
-        confidence, threshold = (
-            self.scorer(arrivals.exit, arrivals.states, columns),
-            self.thresholds[arrivals.exit],
-        )
+        confidence = self.scorer(arrivals.exit, arrivals.states, columns)
+        threshold: float | Tensor = self.thresholds[arrivals.exit]
         if self.decay is not None:
             threshold = 0.9 * threshold + 0.1 * torch.exp(
                 -self.decay * arrivals.since / self.model.config.window
@@ -121,11 +125,13 @@ class ThresholdPolicy(Policy):
         return confidence >= threshold, confidence
 
     def columns(self, arrivals: Arrivals) -> dict[str, Tensor]:
-        """What the signal looks at besides the state, each (N,); with a readout also ``loss`` and ``argmax``."""
+        """What the signal looks at beside the state, each (N,); after a readout ``loss`` and ``argmax``, too."""
         out: dict[str, Tensor] = {}
         if self.reads_before:
+            assert arrivals.before is not None, "the policy says that it reads it"
             out[SATURATION] = saturation(arrivals.before, arrivals.states)
         if self.reads_out:
+            assert arrivals.read is not None, "the policy says that it reads it"
             normed = self.model.readout_input(arrivals.exit, arrivals.read)
             out |= token_statistics([normed], [self.readouts[arrivals.exit]], arrivals.targets)[0]
         if self.scorer.keeps_argmax:
@@ -133,7 +139,10 @@ class ThresholdPolicy(Policy):
         return out
 
     def _patience(self, arrivals: Arrivals, argmax: Tensor) -> Tensor:
-        """Share of earlier exits that, counted back without a gap, predicted the same; every token passes exit 0."""
+        """Share of earlier exits that, counted back without a gap, predicted the same.
+
+        Every token passes exit 0.
+        """
         index = arrivals.index
         if arrivals.exit == 0:
             size = int(index[-1]) + 1
@@ -148,11 +157,12 @@ class ThresholdPolicy(Policy):
 
 
 class PricePolicy(ThresholdPolicy):
-    """A token goes on while some deeper exit promises more gain per FLOP than one price for all exits and tokens.
+    """A token goes on while a deeper exit promises more gain per FLOP than one price, the same for all.
 
-    ``price`` is in nats for the FLOPs of one full-depth pass; ``costs`` (K,) are those of leaving after exit k, as shares of
-    it (``routing.cost.exit_costs``). Gains are predicted by classifiers of a benefit (labels gain, divergence). This is the
-    rule of optimal stopping with the gains known at the exit: go on if max_j (gain_kj - price * (cost_j - cost_k)) > 0.
+    ``price`` is in nats for the FLOPs of one full-depth pass; ``costs`` (K,) are those of leaving after exit
+    k, as shares of it (``routing.cost.exit_costs``). Gains are predicted by classifiers of a benefit (labels
+    gain, divergence). This is the rule of optimal stopping with the gains known at the exit: go on if max_j
+    (gain_kj - price * (cost_j - cost_k)) > 0.
     """
 
     def __init__(
@@ -167,8 +177,8 @@ class PricePolicy(ThresholdPolicy):
     ):
         if scorer.signal != LEARNED or scorer.label not in BENEFITS:
             raise UserError(
-                f"threshold: price weighs a predicted gain, so it needs exits.confidence: learned with exits.label gain or "
-                f"divergence, not {scorer.signal} with label {scorer.label}"
+                "threshold: price weighs a predicted gain, so it needs exits.confidence: learned with "
+                f"exits.label gain or divergence, not {scorer.signal} with label {scorer.label}"
             )
         super().__init__(model, scorer, [], first=first, keep_first=keep_first)
         self.price, self.costs = price, costs
@@ -217,7 +227,7 @@ class GivenExits(Policy):
 
 
 def auto_thresholds(confidences: np.ndarray, ratio: float) -> list[float]:
-    """Per exit, the threshold that lets a share ``ratio`` of the arriving calibration tokens leave (report exit-labels).
+    """Per exit, the threshold at which a share ``ratio`` of arriving tokens leaves (report exit-labels).
 
     confidences (K-1, tokens).
     """

@@ -1,4 +1,4 @@
-"""What it costs that later tokens do not see the true keys and values of tokens that left, measured before any signal is chosen."""
+"""What it costs that later tokens do not see true keys and values of tokens that left, whoever chose them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from offramp.models.blockwise import Blockwise
 from offramp.results.suitability import KeptFirst, NllRise, StatePropagation
 from offramp.routing.executor import Executor
 from offramp.routing.policies import GivenExits
-from offramp.states.resampling import DocumentSums, interval
+from offramp.states.resampling import GroupSums, interval
 
 LEAVING = 0.5
 """Share of the tokens that leave, as many at every early exit."""
@@ -25,8 +25,9 @@ def propagation_cost(
 ) -> StatePropagation:
     """Rise in NLL per token when random tokens leave, by ``routing.kv`` and ``routing.keep_first``.
 
-    ``recompute`` shows later tokens the true keys and values, so it is what the others are held against, with the same tokens
-    leaving. Over all tokens of the batches (tokens and targets (B, T)); intervals from ``draws`` resamples of windows.
+    ``recompute`` shows later tokens the true keys and values, so it is what the others are held against, with
+    the same tokens leaving. Over all tokens of the batches (tokens and targets (B, T)); intervals from
+    ``draws`` resamples of windows.
     """
     generator = torch.Generator().manual_seed(0)
     last = model.config.num_blocks - 1
@@ -54,5 +55,5 @@ def propagation_cost(
 
 
 def _rise(rise: np.ndarray, draws: int) -> NllRise:
-    resampled = DocumentSums(np.arange(len(rise)), {"rise": rise}).resample(draws, 0)["rise"]
+    resampled = GroupSums(np.arange(len(rise)), {"rise": rise}).resample(draws, 0)["rise"]
     return NllRise(nll_rise=float(rise.mean(dtype=np.float64)), interval=interval(resampled))

@@ -1,4 +1,4 @@
-"""Windows of a split: what is cached of their tokens, and one pass over them under a policy or with exits laid down.
+"""Windows of a split: what is cached of their tokens, and one pass that routes them.
 
 Shapes: N tokens, K exits.
 """

@@ -36,9 +36,10 @@ def threshold_curve(
 ) -> list[CurvePoint]:
     """Rows of threshold_curve.csv: every signal and control, executed at equal exit fractions.
 
-    At every exit the given share of arriving tokens leaves (of those that may), picked by each signal's ranking of the control
-    windows: this measures how well signals rank, not a threshold one could have set beforehand. Confidences come from
-    cached states, exact for the first exit; for later ones they are those of tokens whose predecessors all stayed.
+    At every exit the given share of arriving tokens leaves (of those that may), picked by each signal's
+    ranking of the control windows: this measures how well signals rank, not a threshold one could have set
+    beforehand. Confidences come from cached states, exact for the first exit; for later ones they are those
+    of tokens whose predecessors all stayed.
     """
     chosen = spread_windows(len(windows), settings.control_windows)
     rows = token_rows(chosen, windows.window)
@@ -82,7 +83,10 @@ def threshold_curve(
 
 
 def _charge(routed: RoutedSplit, scorer: Scorer, last: int) -> None:
-    """Count the readouts of all who arrive, where the signal needs them: exits were laid down, but it has its price."""
+    """Count the readouts of all who arrive, where the signal needs them.
+
+    The exits were laid down, but the signal has its price.
+    """
     if scorer.reads_out:
         for exit in range(last):
             routed.work.count_readouts(exit, int((routed.exit > exit).sum()))

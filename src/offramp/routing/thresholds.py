@@ -1,9 +1,9 @@
 """One threshold per exit, chosen on held-out tokens: by a promise about the risk, or by a compute budget.
 
-Everything here reads cached states: confidences, losses and predictions of every exit *as if no token had left before*.
-For the first exit they are those of routing itself. Behind it, a routed token attends to propagated keys/values of
-tokens that left; what that adds is not in the risk promised here, and ``propagation_nll`` of the routing metrics is
-its measured size.
+Everything here reads cached states: confidences, losses and predictions of every exit *as if no token had
+left before*. For the first exit they are those of routing itself. Behind it, a routed token attends to
+propagated keys/values of tokens that left; what that adds is not in the risk promised here, and
+``propagation_nll`` of the routing metrics is its measured size.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class RiskChoice:
-    """Thresholds that keep a promise, and the evidence: risk and p-value are those of ``thresholds`` on the test part.
+    """Thresholds that keep a promise, and the evidence for it on the test part.
 
     ``passed`` of the ``tested`` steps down the path kept it; 0 means that nobody may leave.
     """
@@ -86,7 +86,8 @@ class RiskChoice:
 def exits_taken(confidence: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     """The first exit whose confidence reaches its threshold, K-1 where none does: (N,) int.
 
-    confidence (K-1, N), thresholds (K-1,); compared in the precision of the confidences, as the executor does.
+    confidence (K-1, N), thresholds (K-1,); compared in the precision of the confidences, as the executor
+    does.
     """
     bars = np.asarray(thresholds, dtype=confidence.dtype)
     exits = np.full(confidence.shape[1], len(confidence), dtype=np.int64)
@@ -100,10 +101,10 @@ def sweep(
 ) -> dict[str, np.ndarray]:
     """Exit shares and mean values for many thresholds, each common to all exits, in one pass over the tokens.
 
-    confidence (K-1, N), values: name -> (K, N), thresholds (T,) in any order -> ``exit_fraction`` (T, K) and, per name,
-    the mean at the exits taken (T,). A token has left by exit k for the thresholds up to the highest confidence among
-    exits 0..k; so per exit each token falls between two sorted thresholds, and sums over all tokens above are suffix
-    sums of a histogram: O(N K log T + T), no loop over thresholds.
+    confidence (K-1, N), values: name -> (K, N), thresholds (T,) in any order -> ``exit_fraction`` (T, K) and,
+    per name, the mean at the exits taken (T,). A token has left by exit k for the thresholds up to the
+    highest confidence among exits 0..k; so per exit each token falls between two sorted thresholds, and sums
+    over all tokens above are suffix sums of a histogram: O(N K log T + T), no loop over thresholds.
     """
     last, tokens = confidence.shape
     thresholds = np.asarray(thresholds, dtype=confidence.dtype)
@@ -131,7 +132,8 @@ def sweep(
 def threshold_table(exits: Exits, count: int = 101) -> list[ThresholdEffect]:
     """Rows of thresholds.csv: what each threshold does on held-out calibration text, for every signal.
 
-    From cached states, for choosing a threshold before looking at any test text. ``ppl`` is without state propagation.
+    From cached states, for choosing a threshold before looking at any test text. ``ppl`` is without state
+    propagation.
     """
     rows: list[ThresholdEffect] = []
     thresholds = np.linspace(0, 1, count)
@@ -163,10 +165,10 @@ def _above(reached: np.ndarray, weights: np.ndarray | None, count: int) -> np.nd
 def threshold_path(held: HeldOut, costs: np.ndarray, risk: np.ndarray, steps: int = 100) -> list[list[float]]:
     """Threshold vectors from "nobody leaves" to "all leave at exit 0", each lower than the last in one exit.
 
-    costs (K,) rising: compute of a token that leaves at exit k, 1 = a full-depth token without routing; risk (K, N).
-    Every step lets ceil(N / steps) more tokens leave at one exit, the most confident that still pass it, and takes
-    the exit where that adds least risk per compute saved on these tokens. Greedy, in the spirit of Pareto testing
-    (arXiv 2210.07913); with two exits it is the plain path through the quantiles.
+    costs (K,) rising: compute of a token that leaves at exit k, 1 = a full-depth token without routing; risk
+    (K, N). Every step lets ceil(N / steps) more tokens leave at one exit, the most confident that still pass
+    it, and takes the exit where that adds least risk per compute saved on these tokens. Greedy, in the spirit
+    of Pareto testing (arXiv 2210.07913); with two exits it is the plain path through the quantiles.
     """
     last, tokens = held.confidence.shape
     size = math.ceil(tokens / steps)
@@ -192,7 +194,7 @@ def threshold_path(held: HeldOut, costs: np.ndarray, risk: np.ndarray, steps: in
 
 
 def _most_confident(passing: np.ndarray, confidence: np.ndarray, size: int) -> np.ndarray:
-    """The first ``size`` of the tokens ``passing``, sorted by falling confidence, and all that tie with the last."""
+    """The first ``size`` of the tokens ``passing``, by falling confidence, and all that tie with the last."""
     if len(passing) > size:
         size = int(np.searchsorted(-confidence[passing], -confidence[passing[size - 1]], side="right"))
     return passing[:size]
@@ -208,12 +210,13 @@ def risk_thresholds(
     delta: float,
     steps: int = 100,
 ) -> RiskChoice:
-    """The cheapest thresholds on the path whose risk is at most ``tolerance``, except with probability ``delta``.
+    """The cheapest thresholds on the path that keep a risk of at most ``tolerance``.
 
-    The path is made on ``select``; ``test`` holds other, independent sequences, on which its points are tested in
-    order (fixed-sequence testing) until one fails. If the first fails already, nobody leaves and ``passed`` is 0.
-    Assumptions: see ``offramp.exits.risk``. Raises UserError for tolerance or delta outside (0, 1) and for fewer
-    test sequences than the bound can use.
+    They may fail to with a probability of at most ``delta``.
+    The path is made on ``select``; ``test`` holds other, independent sequences, on which its points are
+    tested in order (fixed-sequence testing) until one fails. If the first fails already, nobody leaves and
+    ``passed`` is 0. Assumptions: see ``offramp.exits.risk``. Raises UserError for tolerance or delta outside
+    (0, 1) and for fewer test sequences than the bound can use.
     """
     check_promise(measure, tolerance, delta)
     numbers, sequence = np.unique(test.sequence, return_inverse=True)
@@ -247,9 +250,9 @@ def budget_thresholds(
 ) -> list[float]:
     """The first point of the path of least added loss whose expected compute is within ``budget``.
 
-    costs (K,) as for ``threshold_path``; budget: share of the compute of full depth; kept: share of tokens that are not in
-    ``select`` and go to full depth whatever the thresholds. Raises UserError if the budget is outside (0, 1) or less than
-    all other tokens leaving at the first of these exits cost.
+    costs (K,) as for ``threshold_path``; budget: share of the compute of full depth; kept: share of tokens
+    that are not in ``select`` and go to full depth whatever the thresholds. Raises UserError if the budget is
+    outside (0, 1) or less than all other tokens leaving at the first of these exits cost.
     """
     costs = np.asarray(costs, dtype=np.float64)
     if not 0 < budget < 1:
@@ -259,8 +262,9 @@ def budget_thresholds(
     least = kept + (1 - kept) * costs[0]
     if least > budget:
         raise UserError(
-            f"routing.budget = {budget}: even with every token leaving at the first exit that is asked the fraction is "
-            f"{least:.4f}; give at least {math.ceil(least * 1e4) / 1e4:.4f}, or make the first block or its readout smaller"
+            f"routing.budget = {budget}: even with every token leaving at the first exit that is asked the "
+            f"fraction is {least:.4f}; give at least {math.ceil(least * 1e4) / 1e4:.4f}, or make the first "
+            "block or its readout smaller"
         )
     path = threshold_path(select, costs, select.risk("nll_increase"), steps)
     return next(

@@ -25,12 +25,13 @@ def time_routing(
     exits: np.ndarray,
     settings: RoutingParams,
 ) -> Timing:
-    """Seconds of the same batches in turn: the plain full-depth pass, the routed one, and its two halves apart.
+    """Seconds of the same batches in turn: plain full depth, routed, and the two halves of routing apart.
 
-    exits (all tokens,) are those that ``policy`` takes. ``wall_saving``: 1 - routed / plain. ``skipping_saving``: the same with
-    the exits laid down, so that nothing is asked; ``asking_cost``: share by which a pass in which every exit is asked and nobody
-    leaves is longer than the plain one, and ``asking_microseconds`` of it per token and exit asked. Medians of pairwise
-    ratios; low and high: middle half.
+    exits (all tokens,) are those that ``policy`` takes. ``wall_saving``: 1 - routed / plain.
+    ``skipping_saving``: the same with the exits laid down, so that nothing is asked; ``asking_cost``: share
+    by which a pass in which every exit is asked and nobody leaves is longer than the plain one, and
+    ``asking_microseconds`` of it per token and exit asked. Medians of pairwise ratios; low and high: middle
+    half.
     """
     rows = spread_windows(len(windows), settings.timing_batches * settings.batch_size)
     exits_of_window = torch.from_numpy(exits).view(-1, windows.window)
@@ -45,7 +46,8 @@ def time_routing(
             "asking": NobodyLeaves(policy),
         }
         if not number:
-            # warm up; all but the plain pass on one sequence: memory that is set up once does not grow with the batch
+            # warm up; all but the plain pass on one sequence: memory that is set up once does not grow with
+            # the batch
             executor.run(tokens, targets, None)
             for warmed in policies.values():
                 executor.run(tokens[:1], targets[:1], warmed)

@@ -86,14 +86,14 @@ SERIES: tuple[Series, ...] = (
         values=("share",),
     ),
 )
-"""The tables worth a chart in MLflow, beside learning curves; loss_distribution.csv has no natural step and
-is only attached.
+"""The tables worth a chart in MLflow, beside learning curves.
+
+loss_distribution.csv has no natural step and is only attached.
 """
 
 
 def read_points(root: Path, paths: Iterable[str]) -> tuple[list[Point], list[str]]:
-    """All points of those results among ``paths`` that exist under ``root``, and the keys dropped as not
-    finite.
+    """All points of the results among ``paths`` that exist, and the keys dropped as not finite.
 
     MLflow would store +inf as 1.8e308 and flatten every chart it appears in. Other paths have no points.
     """

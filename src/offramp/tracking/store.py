@@ -8,7 +8,7 @@ import json
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +48,7 @@ class RunRecord:
 
 
 def store_root(root: Path) -> Path:
-    """Where the default store lives: DVC sets DVC_ROOT to the project even inside a temporary experiment's
-    copy.
-    """
+    """Where the default store lives: in the project, also from an experiment's temporary copy (DVC_ROOT)."""
     return Path(os.environ.get("DVC_ROOT") or root).resolve()
 
 
@@ -60,13 +58,15 @@ def store_uri(root: Path) -> str:
 
 
 def user_name() -> str:
+    """Who runs this, for MLflow: the name, or where a container's user has none, the number."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):
         return str(os.getuid())
 
 
 def is_server(uri: str) -> bool:
+    """Whether the store is reached over a network."""
     return uri.startswith(("http:", "https:", "databricks"))
 
 
@@ -76,7 +76,7 @@ class Store:
     def __init__(self, client: Any, experiment_id: str, uri: str):
         self.client, self.experiment_id, self.uri = client, experiment_id, uri
 
-    def find(self, tags: dict[str, str | None], finished: bool = True, limit: int = 1) -> list[Any]:
+    def find(self, tags: Mapping[str, str | None], finished: bool = True, limit: int = 1) -> list[Any]:
         """The newest MLflow runs that carry ``tags`` (None: any value) and have, or have not, finished."""
         terms = [
             f"tags.`{key}` LIKE '%'" if value is None else f"tags.`{key}` = '{value}'"
@@ -87,13 +87,13 @@ class Store:
             return self.client.search_runs([self.experiment_id], " and ".join(terms), max_results=limit)
 
     def get(self, run_id: str) -> Any:
+        """The MLflow run of that id."""
         with store_errors(self.uri):
             return self.client.get_run(run_id)
 
     @contextmanager
     def run(self, record: RunRecord, reopen: str | None = None) -> Iterator[str]:
-        """Log ``record``, yield the run's id for what is still to come, close it FINISHED, or FAILED on any
-        exception.
+        """Log ``record``, yield the run's id, and close the run FINISHED, or FAILED on an exception.
 
         ``reopen`` continues an unfinished run of that id.
         """
@@ -116,12 +116,14 @@ class Store:
             raise
 
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        """Add tags to a run."""
         from mlflow.entities import RunTag
 
         with store_errors(self.uri):
             self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def delete(self, run_id: str) -> None:
+        """Move a run to MLflow's bin."""
         with store_errors(self.uri):
             self.client.delete_run(run_id)
 
@@ -150,12 +152,11 @@ class Store:
 
 @contextmanager
 def open_store(root: Path, write: bool = True) -> Iterator[Store]:
-    """Open the store, one process of this machine at a time; to write (and create what is missing), or only
-    to read.
+    """Open the store, one process of this machine at a time: to write, or only to read.
 
-    MLflow's own first use is a race (concurrent processes fail with "table experiments already exists"), and
-    writers that did not take turns could both log a stage they share, so a writer keeps the lock to the end.
-    Raises StoreError, also if there is nothing to read yet.
+    Writing creates what is missing. MLflow's own first use is a race (concurrent processes fail with "table
+    experiments already exists"), and writers that did not take turns could both log a stage they share, so a
+    writer keeps the lock to the end. Raises StoreError, also if there is nothing to read yet.
     """
     uri = store_uri(root)
     _quiet()
@@ -215,7 +216,7 @@ def _artifact_location(root: Path) -> str:
 
 
 def _check_not_moved(location: str, root: Path, uri: str) -> None:
-    """MLflow keeps absolute paths: the store of a project that was moved or copied writes into the old place."""
+    """StoreError for the store of a project that was moved or copied: MLflow keeps absolute paths."""
     if "MLFLOW_TRACKING_URI" not in os.environ and location != _artifact_location(root):
         raise StoreError(
             f"{uri} was made for a project elsewhere and keeps its files in {location}; move mlflow.db and "
@@ -260,8 +261,8 @@ def _quiet() -> None:
 
 def _entity(dataset: Dataset) -> Any:
     from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.data.sources import LocalArtifactDatasetSource
+    from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
     source = LocalArtifactDatasetSource(uri=dataset.source)
     digest = dataset.digest[:36]  # the width of MLflow's column
-    return MetaDataset(source, name=dataset.name, digest=digest)._to_mlflow_entity()
+    return MetaDataset(source, name=dataset.name, digest=digest)._to_mlflow_entity()  # type: ignore[abstract]

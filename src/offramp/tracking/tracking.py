@@ -119,9 +119,7 @@ def pipeline_record(root: Path, stages: list[Stage], note: str | None) -> RunRec
 
 
 def stage_record(root: Path, stage: Stage) -> RunRecord:
-    """The run of one stage: its declared parameters, its metrics and curves, its inputs' and outputs'
-    digests.
-    """
+    """The run of one stage: parameters it declares, metrics and curves, digests of inputs and outputs."""
     metrics = [root / out for out in stage.outs if (root / out).is_file()]
     points, dropped = read_points(root, stage.outs)
     inputs, outputs = _manifests(root, stage.deps), _manifests(root, stage.outs)
