@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -16,8 +15,8 @@ from rich.table import Table
 
 from benchmarks.measure import Skipped
 from benchmarks.readme import write_tables
-from offramp.artifacts.files import write_json
 from offramp.machine.device import setup
+from offramp.results.benchmarks import PATH, Benchmark, read_benchmarks, write_benchmarks
 
 NAMES = (
     "quality",
@@ -38,7 +37,7 @@ NAMES = (
     "key_values",
     "smollm2",
 )
-OUT = Path("metrics/benchmarks.json")
+OUT = Path(PATH)
 
 
 def main() -> None:
@@ -56,12 +55,8 @@ def main() -> None:
             for row in importlib.import_module(f"benchmarks.{name}").run():
                 record = row.record()
                 save(record)
-                met = {True: "yes", False: "[red]no", None: ""}[record["met"]]
-                sure = (
-                    ""
-                    if record["interval"] is None
-                    else " [dim]({:.3g} to {:.3g})".format(*record["interval"])
-                )
+                met = {True: "yes", False: "[red]no", None: ""}[record.met]
+                sure = "" if record.interval is None else " [dim]({:.3g} to {:.3g})".format(*record.interval)
                 table.add_row(row.name, f"{row.value:.3g}{sure}", row.unit, row.bar or "", met)
                 table.add_row(f"  [dim]{row.held_against}", end_section=True)
         except Skipped as reason:
@@ -70,11 +65,10 @@ def main() -> None:
     console.print(table)
 
 
-def save(record: dict) -> None:
+def save(record: Benchmark) -> None:
     """Replace the row of that name, at once: an interrupted run keeps what it has measured."""
-    rows = json.loads(OUT.read_text()) if OUT.exists() else []
-    rows = [row for row in rows if row["name"] != record["name"]]
-    write_json(OUT, sorted([*rows, record], key=lambda row: row["name"]))
+    rows = read_benchmarks(OUT) if OUT.exists() else {}
+    write_benchmarks(OUT, (rows | {record.name: record}).values())
 
 
 if __name__ == "__main__":

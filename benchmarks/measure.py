@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from offramp.results.benchmarks import Benchmark
 from offramp.states.resampling import interval
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,18 +35,23 @@ class Row:
     n: int
     """Pairs of measurements behind the value."""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Benchmark:
+        """The result with its interval, whether it met the bar, and the machine it was taken on."""
         met = None
         if self.bar:
             relation, bound = self.bar.split()
             met = self.value <= float(bound) if relation == "<=" else self.value >= float(bound)
-        return {
-            **asdict(self),
-            "value": float(self.value),
-            "interval": getattr(self.value, "interval", None),
-            "met": met,
-            "machine": machine(),
-        }
+        return Benchmark(
+            name=self.name,
+            value=float(self.value),
+            unit=self.unit,
+            bar=self.bar,
+            held_against=self.held_against,
+            n=self.n,
+            interval=getattr(self.value, "interval", None),
+            met=met,
+            machine=machine(),
+        )
 
 
 class Median(float):

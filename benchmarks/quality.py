@@ -30,12 +30,12 @@ from torch import Tensor
 from benchmarks.measure import ROOT, Median, Row, seconds
 from benchmarks.projects import reproduced
 from offramp.artifacts.artifact import open_artifact
-from offramp.artifacts.files import write_text
 from offramp.corpus.token_bytes import bits_per_byte, token_bytes
 from offramp.corpus.tokenizer import open_tokenizer
 from offramp.corpus.windows import TokenWindows
 from offramp.exits.store import Exits
 from offramp.models.store import load_model
+from offramp.results.benchmarks import ParetoPoint
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
 from offramp.routing.executor import Executor, Policy
 from offramp.routing.policies import FixedExit, Scorer, ThresholdPolicy
@@ -77,23 +77,6 @@ LEVEL, DRAWS = 0.95, 10_000
 
 The bound is one-sided and comes from resampled documents.
 """
-COLUMNS = (
-    "model",
-    "signal",
-    "first_exit",
-    "budget",
-    "shallow_ratio",
-    "ppl",
-    "ppl_increase",
-    "agreement",
-    "bits_per_byte",
-    "flop_saving",
-    "wall_saving",
-    "calibration_windows",
-    "calibration_ppl_increase",
-    "calibration_ppl_increase_high",
-    "calibration_flop_saving",
-)
 
 
 def run() -> Iterator[Row]:
@@ -112,11 +95,8 @@ def run() -> Iterator[Row]:
             speeds.append(Median.of(1 / time for time in times))
             if row:
                 row["wall_saving"] = 1 - statistics.median(times)
-        lines = [
-            ",".join(COLUMNS),
-            *(",".join("" if row[key] is None else str(row[key]) for key in COLUMNS) for row in rows),
-        ]
-        write_text(ROOT / "metrics/plots/pareto.csv", "\n".join(lines) + "\n")
+        points = [ParetoPoint(**{name: row[name] for name in ParetoPoint.columns()}) for row in rows]
+        ParetoPoint.write(ROOT, points)
         met = best is not None and best["ppl_increase"] <= MOST_RISE
         yield Row(
             f"quality_speed_at_1_percent_{model}",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.measure import ROOT
 from offramp.artifacts.files import write_text
+from offramp.results.benchmarks import Benchmark, read_benchmarks
 
 
 @dataclass(frozen=True)
@@ -25,15 +24,15 @@ class Line:
     bar: str = ""
     digits: int = 2
 
-    def render(self, records: Mapping[str, dict[str, Any]]) -> str:
+    def render(self, records: Mapping[str, Benchmark]) -> str:
         used = [records[name] for name in self.names.split()]
-        measured = self.text.format(*(f"{record['value']:.{self.digits}f}" for record in used))
-        if len(used) == 1 and (sure := used[0]["interval"]):
+        measured = self.text.format(*(f"{record.value:.{self.digits}f}" for record in used))
+        if len(used) == 1 and (sure := used[0].interval):
             measured += " [{}, {}]".format(*(f"{edge:.{self.digits}f}" for edge in sure))
         return f"| {self.what} | {self.against} | {measured} | {self.bar}{self._missed(used)} |"
 
-    def _missed(self, used: list[dict[str, Any]]) -> str:
-        missed = [record["name"] for record in used if record["met"] is False]
+    def _missed(self, used: list[Benchmark]) -> str:
+        missed = [record.name for record in used if record.met is False]
         if not missed:
             return ""
         where = [name.rpartition("_batch")[2] for name in missed if "_batch" in name]
@@ -303,7 +302,7 @@ def write_tables(records: Path, readme: Path = ROOT / "README.md") -> None:
 
     What could not be measured (``Skipped``) has no line. KeyError where a table has no place.
     """
-    measured = {record["name"]: record for record in json.loads(records.read_text(encoding="utf-8"))}
+    measured = read_benchmarks(records)
     text = readme.read_text(encoding="utf-8")
     for name, lines in TABLES.items():
         before, mark, rest = text.partition(f"<!-- benchmarks: {name} -->\n")

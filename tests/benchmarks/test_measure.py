@@ -28,5 +28,5 @@ def test_a_record_tells_value_interval_and_whether_the_bar_is_met():
     record = Row(
         "name", median_ratio([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5), "x speed", ">= 2", "another", 5
     ).record()
-    assert record["value"] == 3.0 and record["interval"] == [1.0, 5.0] and record["met"] is True
-    assert Row("name", 1.5, "s", "<= 1", "nothing", 1).record()["interval"] is None
+    assert (record.value, record.interval, record.met) == (3.0, [1.0, 5.0], True)
+    assert Row("name", 1.5, "s", "<= 1", "nothing", 1).record().interval is None

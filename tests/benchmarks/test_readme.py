@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 from ruamel.yaml import YAML
@@ -11,23 +10,22 @@ from benchmarks.projects import set_params
 from benchmarks.readme import TABLES, Line, write_tables
 from benchmarks.smollm2 import documented
 from offramp.params import read_params
+from offramp.results.benchmarks import PATH, Benchmark, read_benchmarks, write_benchmarks
 from tests.conftest import REPOSITORY
 
 
 def test_the_committed_tables_are_those_of_the_committed_records(tmp_path):
     shutil.copy(REPOSITORY / "README.md", tmp_path)
-    write_tables(REPOSITORY / "metrics/benchmarks.json", tmp_path / "README.md")
+    write_tables(REPOSITORY / PATH, tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == (REPOSITORY / "README.md").read_text(
         encoding="utf-8"
     )
 
 
 def test_a_record_that_changes_changes_its_line_alone(tmp_path):
-    records = json.loads((REPOSITORY / "metrics/benchmarks.json").read_text(encoding="utf-8"))
-    for record in records:
-        if record["name"] == "collect_over_forward":
-            record |= {"value": 0.999, "met": True}
-    (tmp_path / "records.json").write_text(json.dumps(records), encoding="utf-8")
+    records = read_benchmarks(REPOSITORY / PATH)
+    better = records["collect_over_forward"].model_copy(update={"value": 0.999, "met": True})
+    write_benchmarks(tmp_path / "records.json", (records | {better.name: better}).values())
     shutil.copy(REPOSITORY / "README.md", tmp_path)
     write_tables(tmp_path / "records.json", tmp_path / "README.md")
     new, old = (
@@ -38,20 +36,27 @@ def test_a_record_that_changes_changes_its_line_alone(tmp_path):
 
 
 def test_every_line_has_records():
-    names = {
-        record["name"]
-        for record in json.loads((REPOSITORY / "metrics/benchmarks.json").read_text(encoding="utf-8"))
-    }
-    assert {name for lines in TABLES.values() for line in lines for name in line.names.split()} <= names
+    needed = {name for lines in TABLES.values() for line in lines for name in line.names.split()}
+    assert needed <= set(read_benchmarks(REPOSITORY / PATH))
 
 
 def record(name, value, met=None, interval=None):
-    return {"name": name, "value": value, "met": met, "interval": interval}
+    return Benchmark(
+        name=name,
+        value=value,
+        unit="x",
+        bar=None,
+        held_against="another",
+        n=5,
+        interval=interval,
+        met=met,
+        machine="none",
+    )
 
 
 def test_a_line_says_how_sure_it_is_and_what_was_missed():
     records = {
-        row["name"]: row
+        row.name: row
         for row in (
             record("one", 1.234, True, [1.1, 1.3]),
             record("a_batch1", 0.5, False),

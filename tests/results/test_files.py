@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from offramp.errors import UserError
+from offramp.results.benchmarks import PATH, ParetoPoint, read_benchmarks, write_benchmarks
 from offramp.results.corpus import Corpus
 from offramp.results.files import METRICS_FILES, TABLES
 from offramp.results.pretraining import LearningCurve, Pretraining
@@ -47,10 +48,18 @@ def test_a_metrics_file_of_the_repository_is_written_as_it_was_read(tmp_path, ki
     assert (tmp_path / kind.path).read_bytes() == (REPOSITORY / kind.path).read_bytes()
 
 
-@pytest.mark.parametrize("kind", TABLES, ids=lambda kind: Path(kind.path).name)
+@pytest.mark.parametrize("kind", [*TABLES, ParetoPoint], ids=lambda kind: Path(kind.path).name)
 def test_a_table_of_the_repository_is_written_as_it_was_read(tmp_path, kind):
     kind.write(tmp_path, kind.read(REPOSITORY))
     assert (tmp_path / kind.path).read_bytes() == (REPOSITORY / kind.path).read_bytes()
+
+
+def test_benchmarks_of_the_repository_are_written_as_they_were_read(tmp_path):
+    write_benchmarks(tmp_path / PATH, read_benchmarks(REPOSITORY / PATH).values())
+    assert (tmp_path / PATH).read_bytes() == (REPOSITORY / PATH).read_bytes()
+    (tmp_path / PATH).write_text('[{"name": "a"}]')
+    with pytest.raises(UserError, match=r"0\.value: Field required"):
+        read_benchmarks(tmp_path / PATH)
 
 
 def test_every_file_that_dvc_shows_has_a_class_and_axes_that_are_its_columns():

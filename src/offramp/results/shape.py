@@ -59,11 +59,9 @@ class MetricsFile(Record):
         """The file of the project in ``root``; UserError where it is missing or of another shape."""
         file = root / cls.path
         try:
-            return cls.model_validate_json(_text(file))
+            return cls.model_validate_json(file_text(file))
         except ValidationError as error:
-            if error.errors()[0]["type"] == "json_invalid":
-                raise _damaged(file, "is not valid JSON") from None
-            raise _ill_shaped(file, "", error) from None
+            raise ill_shaped(file, error) from None
 
     @classmethod
     def read_if_there(cls, root: Path) -> Self | None:
@@ -91,7 +89,7 @@ class TableRow(Record):
         """The rows of the project in ``root``; UserError where the file is missing or of another shape."""
         file = root / cls.path
         try:
-            table = list(csv.reader(_text(file).splitlines(), strict=True))
+            table = list(csv.reader(file_text(file).splitlines(), strict=True))
         except csv.Error:
             table = []
         if not table:
@@ -111,7 +109,7 @@ class TableRow(Record):
             try:
                 rows.append(cls.model_validate(values, strict=False))
             except ValidationError as error:
-                raise _ill_shaped(file, f"line {number}, ", error) from None
+                raise ill_shaped(file, error, f"line {number}, ") from None
         return rows
 
     @classmethod
@@ -133,7 +131,8 @@ def _may_be_none(row: type[TableRow], column: str) -> bool:
     return field is not None and NoneType in get_args(field.annotation)
 
 
-def _text(file: Path) -> str:
+def file_text(file: Path) -> str:
+    """The contents of a file of results; UserError where it is missing or no text."""
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -142,8 +141,11 @@ def _text(file: Path) -> str:
         raise _damaged(file, "is not a text file") from None
 
 
-def _ill_shaped(file: Path, place: str, error: ValidationError) -> UserError:
+def ill_shaped(file: Path, error: ValidationError, place: str = "") -> UserError:
+    """What to say of a file that does not hold what its class asks for."""
     problem = error.errors()[0]
+    if problem["type"] == "json_invalid":
+        return _damaged(file, "is not valid JSON")
     field = ".".join(map(str, problem["loc"])) or "its contents"
     more = f" ({error.error_count() - 1} more like it)" if error.error_count() > 1 else ""
     return _damaged(file, f"has another shape than expected: {place}{field}: {problem['msg']}{more}")
