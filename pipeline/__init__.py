@@ -1,7 +1,7 @@
 """One thin script per stage of dvc.yaml.
 
-The library is imported from the ``src`` beside this folder, not from wherever it was installed: experiments that
-DVC runs in a temporary copy of the repository must use that copy's code.
+The library is imported from the ``src`` beside this folder, not from wherever it was installed: experiments
+that DVC runs in a temporary copy of the repository must use that copy's code.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What every stage script does around its work: validate all parameters first, and say plainly what is wrong."""
+"""What every stage script does around its work: validate all parameters, and say plainly what is wrong."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def stage(
 ) -> Callable[[], None]:
     """The ``main`` of a stage: ``run(params, root)`` with the parameters dvc.yaml declares for it.
 
-    Where ``runtime.launcher`` starts several processes, all of them run a ``shared`` stage and the first alone any other.
-    ``memory`` names the parameters to lower where it runs out of memory.
+    Where ``runtime.launcher`` starts several processes, all of them run a ``shared`` stage and the first
+    alone any other. ``memory`` names the parameters to lower where it runs out of memory.
     """
 
     def main() -> None:

@@ -1,8 +1,8 @@
-"""Stage check: validate params.yaml, and take the digests of text, checkpoint and code, before any other output is touched.
+"""Stage check: validate params.yaml, and take the digests of text, checkpoint and code.
 
-DVC deletes a stage's outputs before running it, so validation inside a stage alone would come too late to keep
-earlier results. This stage always runs; its outputs change only with text, weights or code, so where all of them are
-as they were, it makes no other stage run.
+DVC deletes a stage's outputs before running it, so validation inside a stage alone would come too late to
+keep earlier results. This stage always runs; its outputs change only with text, weights or code, so where all
+of them are as they were, it makes no other stage run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(params: Declared, root: Path) -> None:
 
 
 def _check_precision(params: Declared) -> None:
-    """UserError where the device is not there, or has no arithmetic of the precision that the parameters name."""
+    """Raise UserError where the device is not there, or lacks the precision that the parameters name."""
     precisions = {
         "pretrain.precision": params.pretrain.precision,
         "collect.precision": params.collect.precision,

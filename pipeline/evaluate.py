@@ -1,4 +1,4 @@
-"""Stage evaluate: early exit on the test split at the chosen threshold -> routed, metrics/routing.json, timing.json."""
+"""Stage evaluate: early exit on the test split -> routed, metrics/routing.json, metrics/timing.json."""
 
 from __future__ import annotations
 

@@ -53,7 +53,8 @@ def run(params: Declared, root: Path) -> None:
 def _snapshots(params: Declared, root: Path, data: Artifact, processes: Processes) -> Snapshots:
     """The snapshots of this very training, under a key of everything that its outcome hangs on.
 
-    They lie in the project itself, also where DVC runs an experiment in a copy of it; the code is that of the copy.
+    They lie in the project itself, also where DVC runs an experiment in a copy of it; the code is that of the
+    copy.
     """
     weights = weight_digests(Checkpoint.of(params.model)) if params.model.source == "hf" else {}
     key = snapshot_key(

@@ -11,7 +11,7 @@ from pipeline._stage import stage
 
 
 def run(params: Declared, root: Path) -> None:
-    # The page names the parameters that made the artifacts, as recorded in them, not those of the file as it stands.
+    # The page names the parameters that made the artifacts, as recorded in them, not params.yaml.
     made = {"data": "data", "models/lm": "lm", "models/exits": "exits", "routed": "routed"}
     settings = params.to_json()
     for path, kind in made.items():

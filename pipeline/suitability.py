@@ -1,4 +1,4 @@
-"""Stage suitability: what the exits are worth, what an oracle would save and what asking costs -> metrics/suitability.json.
+"""Stage suitability: what exits are worth, what an oracle would save -> metrics/suitability.json.
 
 Apart from evaluate so that a new threshold does not run it again.
 """

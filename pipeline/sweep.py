@@ -1,4 +1,4 @@
-"""Stage sweep: every signal and control, executed at a grid of exit fractions on test windows -> threshold_curve.csv.
+"""Stage sweep: every signal and control at a grid of exit fractions -> metrics/plots/threshold_curve.csv.
 
 Apart from evaluate so that a new threshold does not run it again.
 """

@@ -26,7 +26,7 @@ LEVELS = [
     {"report"},
     {"app"},
 ]
-"""The rooms of src/offramp from the ground up: a room imports from lower levels, and from its own in no circle."""
+"""The rooms from the ground up: they import from lower levels, and from their own, in no circle."""
 
 MAY_IMPORT = {
     "offramp": {"offramp"},

@@ -96,7 +96,8 @@ class Model(Section):
     def _named(self) -> Model:
         if self.source == "hf" and not self.name_or_path:
             raise ValueError(
-                "source hf needs name_or_path: the folder of a checkpoint, or its name on the Hugging Face hub"
+                "source hf needs name_or_path: the folder of a checkpoint, or its name on the Hugging Face "
+                "hub"
             )
         if self.source == "hf" and not self.exits_after:
             raise ValueError(
@@ -251,12 +252,13 @@ class Params(Section):
         pretrain, source = self.pretrain, self.model.source
         if (source == "hf") != (self.tokenizer.kind == "pretrained"):
             raise ValueError(
-                f"tokenizer.kind {self.tokenizer.kind} does not go with model.source {source}: a checkpoint reads "
-                "the tokens of its own tokenizer, kind pretrained, and the native model any other"
+                f"tokenizer.kind {self.tokenizer.kind} does not go with model.source {source}: a checkpoint "
+                "reads the tokens of its own tokenizer, kind pretrained, and the native model any other"
             )
         if source == "hf" and pretrain.method not in ("frozen", "joint"):
             raise ValueError(
-                f"pretrain.method {pretrain.method} is of model.source native; use frozen or joint for a checkpoint"
+                f"pretrain.method {pretrain.method} is of model.source native; "
+                "use frozen or joint for a checkpoint"
             )
         if source == "hf" and pretrain.joint_classifier:
             raise ValueError(
@@ -313,12 +315,13 @@ class Params(Section):
             )
         if routing.first_exit >= blocks - 1:
             raise ValueError(
-                f"routing.first_exit {routing.first_exit} leaves no exit before full depth of {blocks} blocks; "
-                f"give 0 to {blocks - 2}"
+                f"routing.first_exit {routing.first_exit} leaves no exit before full depth of {blocks} "
+                f"blocks; give 0 to {blocks - 2}"
             )
         if routing.keep_first >= self.window:
             raise ValueError(
-                f"routing.keep_first {routing.keep_first} keeps all tokens of a window of {self.window}; give less"
+                f"routing.keep_first {routing.keep_first} keeps all tokens of a window of {self.window}; "
+                "give less"
             )
         if routing.first_exit and patience:
             raise ValueError(
@@ -340,8 +343,8 @@ class Params(Section):
             )
         if threshold in ("budget", "price") and self.routing.kv == "recompute":
             raise ValueError(
-                f"threshold {threshold} weighs what leaving saves, which with routing.kv recompute hangs on later "
-                "tokens; set routing.kv: propagate or drop, or another threshold"
+                f"threshold {threshold} weighs what leaving saves, which with routing.kv recompute hangs on "
+                "later tokens; set routing.kv: propagate or drop, or another threshold"
             )
         if threshold == "price" and (exits.confidence, exits.mode) != (LEARNED, "post"):
             raise ValueError(
@@ -391,7 +394,8 @@ class Params(Section):
             )
         if pretrain.curriculum and pretrain.exit_weights and not pretrain.exit_weights[-1]:
             raise ValueError(
-                "pretrain.curriculum always trains the last exit; give it a weight in pretrain.exit_weights, or null"
+                "pretrain.curriculum always trains the last exit; give it a weight in pretrain.exit_weights, "
+                "or null"
             )
         return self
 
@@ -467,7 +471,7 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
 
 
 def parse_params(values: Any, source: str = "params.yaml") -> Params:
-    """Validate what a YAML file held; UserError names ``source``, every wrong key, its value and the remedy."""
+    """Validate what a YAML file held; UserError names ``source``, wrong keys, their values and the remedy."""
     try:
         return Params.model_validate_json(json.dumps(values))
     except ValidationError as error:

@@ -22,9 +22,9 @@ ORACLES = ("correct_prob",)
 """Signals that need the target: for training labels and controls only."""
 
 JointLabel = Literal["correct", "distill", "loss"]
-"""Labels that need no deeper exit than the one they belong to, so a classifier can learn them during pretraining."""
+"""Labels that need no deeper exit than their own, so a classifier can learn them during pretraining."""
 Benefit = Literal["gain", "divergence"]
-"""Labels in nats that going deeper would save, so that they can be weighed against what going deeper costs."""
+"""Labels in nats that going deeper would save, to be weighed against what going deeper costs."""
 Label = Literal[JointLabel, "loss_regression", "easy", "agreement", Benefit]
 """What an exit classifier can be taught."""
 BENEFITS: tuple[Benefit, ...] = get_args(Benefit)
@@ -46,7 +46,7 @@ CONTROLS = {
     LOSS_ORACLE: Control("loss oracle", "knows the loss at the exit"),
     GAIN_ORACLE: Control("gain oracle", "knows what depth would buy"),
 }
-"""Controls that pick who leaves, by their names in results; every table and figure calls them by these labels."""
+"""Controls that pick who leaves, by their names in results; tables and figures call them by these labels."""
 FIXED = "fixed"
 """What the threshold curve calls fixed depths: all tokens leave at one exit."""
 

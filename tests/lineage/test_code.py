@@ -1,4 +1,4 @@
-"""A stage's code is every file it imports, however far away, and the versions of the libraries that compute."""
+"""A stage's code is every file it imports, however far away, and the versions of libraries that compute."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_dvc_sees_a_changed_line_in_the_stages_that_import_it(reduced_run, tmp_p
 
 
 def test_a_fresh_clone_can_be_asked_for_its_status(reduced_run, tmp_path):
-    """Nothing is built there yet; then what the commit says is brought back from a remote, and nothing runs."""
+    """Nothing is built there yet; then all is brought back from a remote, and nothing runs."""
     copy = shutil.copytree(reduced_run, tmp_path / "copy")
     command(copy, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
     command(copy, "git", "commit", "--quiet", "--all", "--message", "remote")
@@ -114,13 +114,14 @@ RECORDER = """
 import json, os, sys
 opened = set()
 def hook(event, arguments):  # a directory-relative open (rmtree of an old output) shows up as a bare name
-    if event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)) and os.path.exists(arguments[0]):
-        opened.add((os.path.abspath(os.fsdecode(arguments[0])), str(arguments[1] or "")))
+    path = arguments[0] if event == "open" else None
+    if isinstance(path, (str, bytes, os.PathLike)) and os.path.exists(path):
+        opened.add(os.path.abspath(os.fsdecode(path)))
 sys.addaudithook(hook)
 import importlib
 importlib.import_module("pipeline." + sys.argv[1]).main()
 root = os.getcwd() + os.sep
-inside = {path[len(root):] for path, mode in opened if path.startswith(root)}
+inside = {path[len(root):] for path in opened if path.startswith(root)}
 json.dump(sorted(inside), open(sys.argv[2], "w"))
 """
 

@@ -1,10 +1,10 @@
 """Artifacts: folders with a manifest, written whole or not at all, and checked when opened.
 
-``manifest.json`` holds the schema version, the kind, free-form metadata (shapes, dtypes, counts), the parameters
-that made the artifact, the digests of its inputs, the versions of what computed it, and size and SHA-256 of every
-file. The artifact's own digest is the SHA-256 of its manifest's contents, so it covers files, parameters and,
-through the inputs' digests, everything upstream. No timestamps and no run ids: the same inputs, seed and machine
-give the same bytes.
+``manifest.json`` holds the schema version, the kind, free-form metadata (shapes, dtypes, counts), the
+parameters that made the artifact, the digests of its inputs, the versions of what computed it, and size and
+SHA-256 of every file. The artifact's own digest is the SHA-256 of its manifest's contents, so it covers
+files, parameters and, through the inputs' digests, everything upstream. No timestamps and no run ids: the
+same inputs, seed and machine give the same bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Artifact:
     """Digests of the artifacts it was made from, by their names."""
     meta: dict[str, Any]
     made_with: dict[str, str]
-    """Versions of libraries, and for all but text the CPU's instruction set and the device (``machine.versions``)."""
+    """Versions of libraries and, for all but text, instruction set and device (``machine.versions``)."""
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -96,9 +96,10 @@ def create_artifact(
 def open_artifact(
     path: Path, kind: str, inputs: dict[str, Artifact] | None = None, verify: bool = True
 ) -> Artifact:
-    """Open ``path``, checking kind, schema, file digests (unless ``verify`` is false) and the digests of ``inputs``.
+    """Open the artifact at ``path``; its kind, schema, files and ``inputs`` must be what its manifest says.
 
-    Raises UserError naming the file and the remedy.
+    Unless ``verify`` is false, the files' digests are checked as well as their sizes. Raises UserError that
+    names the file and the remedy.
     """
     path = Path(path)
     remedy = f"delete {path} and run `dvc repro` to make it again"

@@ -97,9 +97,9 @@ class Chain:
 
 
 def trace(path: Path | None = None) -> Chain:
-    """The lineage of a stage's output, or of any artifact folder (default: the routing metrics of this project).
+    """The lineage of ``path``: a stage's output, or any artifact folder; the routing metrics unless given.
 
-    Raises UserError if ``path`` is neither.
+    Raises UserError if it is neither.
     """
     if path is None:
         path = find_root() / "metrics" / "routing.json"
@@ -194,7 +194,8 @@ class _Walk:
             node.problems.append(f"{node.path} is missing; `dvc repro` brings it back")
         elif not stage.locked:
             node.problems.append(
-                f"{node.path}: dvc.lock has no record of stage {stage.name}, so nothing says what made it; run `dvc repro`"
+                f"{node.path}: dvc.lock has no record of stage {stage.name}, so nothing says what made it; "
+                "run `dvc repro`"
             )
         elif node.digest != recorded:
             node.problems.append(
@@ -223,7 +224,7 @@ class _Walk:
         return artifact.inputs
 
     def _follow_dependency(self, node: Node, stage: Stage, dep: str, md5: str | None) -> None:
-        """Follow a dependency to the stage that wrote it; one that no stage wrote is compared with what was read."""
+        """Follow a dependency to the stage that wrote it; compare what none wrote with what was read."""
         out = self._out_holding(self.root / dep)
         if out is None:
             if stage.name not in RESULTLESS and stage.locked and dvc_md5(self.root / dep) != md5:
@@ -235,8 +236,9 @@ class _Walk:
         written = self.maker[out].outs[out]
         if out == dep and None not in (md5, written) and md5 != written:
             node.problems.append(
-                f"stage {stage.name} read another {dep} (MD5 {_short(md5)}) than stage {self.maker[out].name} wrote "
-                f"last ({_short(written)}); `dvc repro` brings {node.name} up to date"
+                f"stage {stage.name} read another {dep} (MD5 {_short(md5)}) than stage "
+                f"{self.maker[out].name} wrote last ({_short(written)}); `dvc repro` brings {node.name} up "
+                "to date"
             )
 
     def _compare_code(self, node: Node, stage: Stage) -> None:
@@ -261,7 +263,8 @@ class _Walk:
             if node.path in self.maker:
                 there = f"; {other.path} is {_short(other.digest)} now" if other and other.path else ""
                 node.problems.append(
-                    f"{node.name} was made from {name} {_short(digest)}, which is not on disk{there}; run `dvc repro`"
+                    f"{node.name} was made from {name} {_short(digest)}, which is not on disk{there}; "
+                    "run `dvc repro`"
                 )
             node.inputs.append(self._only_in_mlflow(name, digest))
 
@@ -302,7 +305,8 @@ class _Walk:
         for key, value in stage.params.items():
             if stage.locked and key in node.params and node.params[key] != value:
                 node.problems.append(
-                    f"{node.name}: its manifest says {key} = {node.params[key]!r}, dvc.lock {value!r}; run `dvc repro`"
+                    f"{node.name}: its manifest says {key} = {node.params[key]!r}, dvc.lock {value!r}; "
+                    "run `dvc repro`"
                 )
             if key in self.params_now and self.params_now[key] != value and stage.name not in RESULTLESS:
                 node.notes.append(
@@ -351,7 +355,8 @@ def _commit(root: Path | None, notes: list[str]) -> dict[str, Any]:
     recorded = last_commit(root, "dvc.lock")
     if recorded is None or "dvc.lock" in changed_files(root, "dvc.lock"):
         notes.append(
-            "no commit holds this dvc.lock yet; `git add dvc.lock params.yaml metrics && git commit` ties it to one"
+            "no commit holds this dvc.lock yet; `git add dvc.lock params.yaml metrics && git commit` "
+            "ties it to one"
         )
     else:
         commit["recorded"] = asdict(recorded)

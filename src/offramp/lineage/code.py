@@ -1,9 +1,10 @@
-"""What a stage or a study depends on of code: its module, all that this imports, and the libraries that compute.
+"""What a stage or a study depends on of code: its module, all that this imports, and libraries that compute.
 
-DVC does not follow imports. So the digests of these files are written to one small JSON file per stage, and dvc.yaml
-names that file among the stage's dependencies: lists of modules would be long, and cost every dvc command seconds.
-The same code gives the same bytes. The digests are also part of the identity of everything that is cached outside DVC
-(training snapshots, models of studies), so that a changed line never finds what older code made.
+DVC does not follow imports. So the digests of these files are written to one small JSON file per stage, and
+dvc.yaml names that file among the stage's dependencies: lists of modules would be long, and cost every dvc
+command seconds. The same code gives the same bytes. The digests are also part of the identity of everything
+that is cached outside DVC (training snapshots, models of studies), so that a changed line never finds what
+older code made.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from offramp.machine.versions import LIBRARIES
 
 LIBRARY = "offramp"
 NOT_CODE_OF_A_RESULT = ("offramp.params", "offramp.errors", "offramp.lineage.code")
-"""Schema, error types and this module: they decide whether a run starts or goes on, never what it computes."""
+"""Schema, errors and this module: they decide whether a run starts or goes on, never what it computes."""
 
 DATA_FILES = (".html", ".j2", ".tsv")
-"""Files beside modules that are code in all but their suffix: templates, and the pairs of the reversal test."""
+"""Files beside modules that are code in all but name: templates, and the pairs of the reversal test."""
 
 
 def code_of(module: str, root: Path) -> dict[str, str]:
-    """The SHA-256 of every file that ``module`` needs, by path below ``root``, and the version of every library.
+    """The SHA-256 of every file that ``module`` needs, by path below ``root``, and versions of libraries.
 
-    ``root`` is the repository, whose ``src`` and own packages must be what Python imports. Versions are without their
-    local part (``+cpu``, ``+cu130``): results made on another kind of machine stay usable.
+    ``root`` is the repository, whose ``src`` and own packages must be what Python imports. Versions are
+    without their local part (``+cpu``, ``+cu130``): results made on another kind of machine stay usable.
     """
     graph = _import_graph(module.split(".")[0])
     needed = {module, *graph.find_upstream_modules(module)}
@@ -52,7 +53,7 @@ def code_digest(module: str, root: Path) -> str:
 
 
 def write_code(modules: dict[str, str], folder: Path, root: Path) -> None:
-    """Write the code of every module to ``folder``/NAME.json, for NAME in ``modules``; other JSON files there go."""
+    """Write the code of each of ``modules`` to ``folder``/NAME.json; JSON files of other names there go."""
     for file in folder.glob("*.json"):
         if file.stem not in modules:
             file.unlink()
@@ -64,7 +65,8 @@ def write_code(modules: dict[str, str], folder: Path, root: Path) -> None:
 def _import_graph(package: str) -> grimp.ImportGraph:
     """Who imports whom in ``package`` and the library; imports inside functions count.
 
-    What is reached through NOT_CODE_OF_A_RESULT alone is no code of a result either: those modules are taken out.
+    What is reached through NOT_CODE_OF_A_RESULT alone is no code of a result either: those modules are taken
+    out.
     """
     graph = grimp.build_graph(package, LIBRARY, include_external_packages=True, cache_dir=None)
     for module in NOT_CODE_OF_A_RESULT:

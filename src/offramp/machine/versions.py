@@ -1,13 +1,14 @@
-"""What computed a result, as far as it can change the result: versions of libraries, the CPU's instructions, the device.
+"""What computed a result, as far as it can change it: versions of libraries, CPU instructions, device.
 
-Every manifest records it, and the runs in MLflow are tagged with it. What it makes run again is decided elsewhere: the
-versions of libraries, without their local part, are among the dependencies of a stage (``offramp.lineage.code``), so
-another version makes `dvc status` name the stage and `dvc repro` run it. The instruction set, the device and the local
-part (``+cpu``, ``+cu130``) make nothing run again. They change the last digits of what is computed, but they belong to
-the machine, and results that were pulled from another machine must stay usable.
+Every manifest records it, and the runs in MLflow are tagged with it. What it makes run again is decided
+elsewhere: the versions of libraries, without their local part, are among the dependencies of a stage
+(``offramp.lineage.code``), so another version makes `dvc status` name the stage and `dvc repro` run it. The
+instruction set, the device and the local part (``+cpu``, ``+cu130``) make nothing run again. They change the
+last digits of what is computed, but they belong to the machine, and results that were pulled from another
+machine must stay usable.
 
-This module does not import torch, so that preparing text does not depend on it: ``offramp.machine.device`` tells it
-about the machine.
+This module does not import torch, so that preparing text does not depend on it: ``offramp.machine.device``
+tells it about the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LIBRARIES = {
     "torch": "torch",
     "transformers": "transformers",
 }
-"""Libraries whose version can change a result: the name that is imported, and the distribution it comes in."""
+"""Libraries whose version can change a result: the name imported, and the distribution it comes in."""
 
 TEXT_LIBRARIES = ("numpy", "tokenizers", "transformers")
 """Those of them that turn text into token ids."""
@@ -37,7 +38,7 @@ def set_machine(cpu: str, device: str) -> None:
 
 
 def text_versions() -> dict[str, str]:
-    """What token ids depend on: a few libraries, on any machine alike. Versions are whole, with their local part."""
+    """What token ids depend on, alike on any machine. Versions are whole, with their local part."""
     return {name: version(LIBRARIES[name]) for name in TEXT_LIBRARIES}
 
 

@@ -21,7 +21,7 @@ from offramp.errors import UserError
 from offramp.params import load_params
 
 RESULTLESS = ("check", "track")
-"""Stages without results of their own: one looks at parameters and text before the others, one logs the others."""
+"""Stages without results of their own: one looks at parameters and text first, one logs the others."""
 
 
 def code_file(stage: str) -> str:
@@ -48,7 +48,10 @@ class Stage:
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The project that ``start`` (default: the current folder) is in: where .dvc is, or else dvc.yaml; UserError if none."""
+    """The project that ``start``, or else the current folder, is in: where .dvc is, or dvc.yaml.
+
+    Raises UserError if there is none.
+    """
     start = (start or Path.cwd()).resolve()
     for marker in (".dvc", "dvc.yaml"):
         for folder in (start, *start.parents):
@@ -60,9 +63,9 @@ def find_root(start: Path | None = None) -> Path:
 def read_stages(root: Path, as_locked: bool = False) -> list[Stage]:
     """The stages that have run and have results, in the order of dvc.yaml.
 
-    A stage whose metrics on disk are not the ones in dvc.lock is described by what is on disk. Folders are not
-    compared here: hashing cached states takes long, and ``offramp lineage`` does it. With ``as_locked``: all
-    stages, and as dvc.lock has them wherever it does.
+    A stage whose metrics on disk are not the ones in dvc.lock is described by what is on disk. Folders are
+    not compared here: hashing cached states takes long, and ``offramp lineage`` does it. With ``as_locked``:
+    all stages, and as dvc.lock has them wherever it does.
     """
     locked = (_yaml(root / "dvc.lock") or {}).get("stages", {})
     stages = []
@@ -102,7 +105,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def made_with_tags(manifests: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """What computed these artifacts, as tags of a run: ``made_with.torch`` and so on; where they differ, all of it."""
+    """What computed these artifacts, as tags of a run: ``made_with.torch`` and so on."""
     values: dict[str, set[str]] = {}
     for manifest in manifests:
         for name, value in manifest.get("made_with", {}).items():
@@ -111,7 +114,7 @@ def made_with_tags(manifests: Iterable[dict[str, Any]]) -> dict[str, str]:
 
 
 def artifact_name(kind: str, folder: Path) -> str:
-    """``lm`` for models/lm, ``states.test`` for states/test: the kind, and the folder where that says more."""
+    """The kind, and the folder if that says more: ``lm`` of models/lm, ``states.test`` of states/test."""
     return kind if folder.name == kind else f"{kind}.{folder.name}"
 
 

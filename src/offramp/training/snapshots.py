@@ -1,7 +1,7 @@
 """Snapshots from which an interrupted training goes on as if nothing had happened.
 
-They live outside every DVC output (a persisted output would resume with another configuration's weights):
-in ``.resume/<key>``, where the key covers parameters, digests of inputs and code, versions and machine. They are
+They live outside every DVC output (a persisted output would resume with another configuration's weights): in
+``.resume/<key>``, where the key covers parameters, digests of inputs and code, versions and machine. They are
 deleted on success.
 """
 
