@@ -98,6 +98,8 @@ class Experiment:
         outcome.figures["growth"] = self.curves(
             {f"corrected, {titles[name]}": results[name] for name in tasks}
         )
+        if len(job.seeds) < 2:
+            return outcome  # tables and sentences are of intervals
         for name in tasks:
             intervals = over_seeds(by_seed(values[name]))
             outcome.figures[f"arms.{name}"] = self.table(name, results[name], intervals)
