@@ -1,13 +1,15 @@
 """A project's routed model in EleutherAI's lm-evaluation-harness, as model ``offramp``.
 
-``offramp lm-eval --tasks lambada_openai --model_args root=. --batch_size 16`` runs lm_eval's own command with this model in it, and
-takes all of its options. In lm_eval after 0.4.13, which finds models that other packages declare, ``lm_eval --model offramp ...``
-does the same; in Python, importing this module is enough for ``lm_eval.simple_evaluate(model="offramp", ...)``. It needs the
-packages of ``pip install 'offramp[eval]'``.
+``offramp lm-eval --tasks lambada_openai --model_args root=. --batch_size 16`` runs the command of lm_eval
+with this model in it, and takes all of its options. In lm_eval after 0.4.13, which finds models that other
+packages declare, ``lm_eval --model offramp ...`` does the same; in Python, importing this module is enough
+for ``lm_eval.simple_evaluate(model="offramp", ...)``. It needs the packages of ``pip install
+'offramp[eval]'``.
 
-Likelihoods come from one routed pass over context and continuation, in which the context's tokens may leave early too, as in
-evaluation, in ``collect.precision``. Generation is that of ``offramp generate``: fp32, prompts run at full depth. But no text begins
-with the token that some tokenizers put before every text (``<s>``), as in lm_eval, whose ``add_bos_token`` is off by default.
+Likelihoods come from one routed pass over context and continuation, in which the context's tokens may leave
+early too, as in evaluation, in ``collect.precision``. Generation is that of ``offramp generate``: fp32,
+prompts run at full depth. But no text begins with the token that some tokenizers put before every text
+(``<s>``), as in lm_eval, whose ``add_bos_token`` is off by default.
 """
 
 from __future__ import annotations
@@ -36,14 +38,15 @@ from offramp.routing.generate import Sampling, decode
 log = logging.getLogger(__name__)
 
 UNDERSTOOD = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
-"""Generation settings of a task."""
+"""The generation settings of a task that have an effect."""
 
 
 @register_model("offramp")
 class RoutedLM(TemplateLM):
-    """``root``: the project's folder; ``threshold``: another than its params.yaml's; ``full``: nobody leaves.
+    """The routed model of the project in the folder ``root``, as lm_eval wants models.
 
-    It runs where the project does (``runtime.device``): lm_eval names a ``device`` whether the user did or not.
+    ``threshold`` replaces that of params.yaml; with ``full`` nobody leaves. The model runs where the project
+    does (``runtime.device``), whatever the ``device``, since lm_eval names one whether the user did or not.
     ``exits_taken`` (K,) counts the tokens scored or generated so far by the exit that predicted them.
     """
 
@@ -66,57 +69,64 @@ class RoutedLM(TemplateLM):
 
     @property
     def max_length(self) -> int:
+        """The model's window, in tokens."""
         return self.model.config.window
 
     @property
     def tokenizer_name(self) -> str:
-        """What a cache of requests is kept under."""
+        """The name under which lm_eval caches tokenized requests: the digest of the data."""
         return self.project.data.digest
 
     @property
     def eot_token_id(self) -> int:
+        """The token that ends a text; UserError where the tokenizer has none."""
         if self.project.end_id is None:
             raise UserError(
-                f"{self.project.data.path}: its tokenizer has no token that ends a text, which the harness puts before a "
-                "text without context"
+                f"{self.project.data.path}: its tokenizer has no token that ends a text, which the harness "
+                "puts "
+                "before a text without context"
             )
         return self.project.end_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """The tokens of a text, without any before or after it."""
         return self.project.encode(string)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Log-probability of every continuation, and whether all of its tokens are the most likely ones, each where it left.
+        """Log-probability of every continuation, and whether all of its tokens are the likeliest, each where
+        it left.
 
-        Requests are (texts, context tokens, continuation tokens); contexts too long for the window lose their beginning. Where a
-        context is all whitespace, lm_eval counts that as continuation: the end token then stands before it, as before texts
-        without context.
+        Requests are (texts, context tokens, continuation tokens); contexts too long for the window lose their
+        beginning. Where a context is all whitespace, lm_eval counts that as continuation: the end token then
+        stands before it, as before texts without context. UserError for continuations without a token or
+        longer than the window.
         """
-        for given, _, continuation in requests:
+        for text, _, continuation in requests:
             if not continuation:  # log-probability 0 would say that it is certain
                 raise UserError(
-                    f"the continuation of {given!r} has no token of its own: the tokenizer joins it to the last one of its "
-                    "context; leave such rows out, or choose another task"
+                    f"the continuation of {text!r} has no token of its own: the tokenizer joins it to the "
+                    "last one "
+                    "of its context; leave such rows out, or choose another task"
                 )
         requests = [
-            (given, context or [self.prefix_token_id], continuation)
-            for given, context, continuation in requests
+            (text, context or [self.prefix_token_id], continuation)
+            for text, context, continuation in requests
         ]
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
         if longest > self.max_length:
             raise UserError(
-                f"a continuation of {longest} tokens does not fit the model's window of {self.max_length}; choose another "
-                "task, or a model with a longer window"
+                f"a continuation of {longest} tokens does not fit the model's window of {self.max_length}; "
+                "choose "
+                "another task, or a model with a longer window"
             )
         texts = [
             torch.tensor((context + continuation)[-self.max_length - 1 :])
             for _, context, continuation in requests
         ]
-        order = sorted(
-            range(len(texts)), key=lambda place: -len(texts[place])
-        )  # little padding, and the largest batch first
+        # by length, so that there is little padding, and the largest batch first
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
         out: dict[int, tuple[float, bool]] = {}
         for start in tqdm(
             range(0, len(order), self.batch_size), desc="offramp: loglikelihood", disable=disable_tqdm or None
@@ -136,19 +146,21 @@ class RoutedLM(TemplateLM):
         return [out[place] for place in range(len(texts))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of whole texts, in windows that each predict new tokens only."""
-        windows, owners = [], []
+        """Log-probability of whole texts: sums over windows, each of which predicts new tokens only."""
+        windows, texts = [], []
         for number, request in enumerate(requests):
             for window in get_rolling_token_windows(
                 self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1
             ):
                 windows.append(("", *make_disjoint_window(window)))
-                owners.append(number)
-        found = [log_p for log_p, _ in self._loglikelihood_tokens(windows, disable_tqdm)]
-        return np.bincount(owners, found, len(requests)).tolist() if owners else [0.0] * len(requests)
+                texts.append(number)
+        log_p = [value for value, _ in self._loglikelihood_tokens(windows, disable_tqdm)]
+        return np.bincount(texts, log_p, len(requests)).tolist() if texts else [0.0] * len(requests)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What follows every context, up to one of the strings ``until``, a token that ends texts, or ``max_gen_toks`` tokens."""
+        """What follows every context, up to a string of ``until``, a token that ends texts, or
+        ``max_gen_toks``.
+        """
         out: dict[int, str] = {}
         settings = [
             normalize_gen_kwargs(request.args[1], min(256, self.max_length // 2)) for request in requests
@@ -172,8 +184,8 @@ class RoutedLM(TemplateLM):
         new_tokens = settings["max_gen_toks"]
         if new_tokens >= self.max_length:
             raise UserError(
-                f"max_gen_toks = {new_tokens} leaves no room for a prompt in the model's window of {self.max_length}; set a "
-                f"smaller one, e.g. --gen_kwargs max_gen_toks={self.max_length // 2}"
+                f"max_gen_toks = {new_tokens} leaves no room for a prompt in the model's window of "
+                f"{self.max_length}; set a smaller one, e.g. --gen_kwargs max_gen_toks={self.max_length // 2}"
             )
         if unknown := set(settings) - UNDERSTOOD:
             log.warning(
@@ -186,17 +198,17 @@ class RoutedLM(TemplateLM):
         )
         prompts = [prompt[-(self.max_length - new_tokens) :] for prompt in prompts]
         ends = self.project.stop_ids
-        made: list[list[int]] = [[] for _ in prompts]
+        generated: list[list[int]] = [[] for _ in prompts]
         texts: dict[int, str] = {}
         for step in decode(self.model, prompts, new_tokens, self.policy, self.kv, sampling, ends):
             for row, token, exit in zip(step.rows, step.tokens, step.exits):
                 if row in texts:
                     continue
                 self._count([exit])
-                made[row] += [token] if token not in ends else []
-                text = self.project.decode(prompts[row][-1], made[row])
+                generated[row] += [token] if token not in ends else []
+                text = self.project.decode(prompts[row][-1], generated[row])
                 cut = _before(text, settings["until"])
-                if cut is not None or token in ends or len(made[row]) == new_tokens:
+                if cut is not None or token in ends or len(generated[row]) == new_tokens:
                     texts[row] = text if cut is None else cut
             if len(texts) == len(prompts):
                 break
@@ -213,15 +225,19 @@ class RoutedLM(TemplateLM):
         )
 
 
-def _batch_size(given: int | str, ours: int) -> int:
-    """lm_eval's ``auto``, with or without how often it is to be tried out (``auto:4``), is the project's own."""
-    if str(given).partition(":")[0] == "auto":
-        return ours
-    if not str(given).isdecimal() or not int(given):
+def _batch_size(argument: int | str, project_size: int) -> int:
+    """The batch size of an argument of lm_eval's, whose ``auto`` and ``auto:4`` mean the project's.
+
+    UserError for anything else that is no number of at least 1.
+    """
+    if str(argument).partition(":")[0] == "auto":
+        return project_size
+    if not str(argument).isdecimal() or not int(argument):
         raise UserError(
-            f"batch_size = {given!r}: give a number of at least 1, or auto for routing.batch_size of params.yaml"
+            f"batch_size = {argument!r}: give a number of at least 1, or auto for routing.batch_size of "
+            "params.yaml"
         )
-    return int(given)
+    return int(argument)
 
 
 def _before(text: str, until: Sequence[str]) -> str | None:
@@ -231,7 +247,9 @@ def _before(text: str, until: Sequence[str]) -> str | None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """lm_eval's command ``run`` with these arguments, on the model ``offramp`` unless they name another."""
+    """Run lm_eval's command ``run`` with these arguments, on the model ``offramp`` unless they name
+    another.
+    """
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv = ["lm_eval", "run", "--model", "offramp", *arguments]

@@ -1,4 +1,6 @@
-"""A project's finished model, ready to use: opened and checked once, with the policy that its parameters ask for."""
+"""A project's finished model, opened and checked once, with its tokenizer and the policy of its
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +27,29 @@ from offramp.routing.policies import ThresholdPolicy
 
 @dataclass
 class Project:
+    """What the pipeline left in the folder ``root``, ready to run; ``open_project`` makes it."""
+
     root: Path
     params: Params
     data: Artifact
     lm: Artifact
     model: Blockwise
+    """In evaluation mode, on the ``device``."""
     device: torch.device
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the data."""
         return open_tokenizer(self.data)
 
     @cached_property
     def encoder(self) -> Encoder:
+        """What turns text into token ids."""
         return Encoder(self.tokenizer, self.kind)
 
     @property
     def kind(self) -> str:
-        """Of tokenizer."""
+        """The kind of the tokenizer: bpe, word, char or pretrained."""
         return self.data.meta["kind"]
 
     @property
@@ -52,41 +59,54 @@ class Project:
 
     @property
     def stop_ids(self) -> set[int]:
-        """The tokens at which generation ends: of a checkpoint there may be several. UserError where its data does not say."""
+        """The tokens at which generation ends: of a checkpoint there may be several.
+
+        UserError where the data of a checkpoint does not name them.
+        """
         if self.kind != "pretrained":
-            return {self.end_id} - {None}
+            return set() if self.end_id is None else {self.end_id}
         if "stop_ids" not in self.data.meta:
             raise UserError(
-                f"{self.data.path} does not say at which tokens the checkpoint's texts end; run `dvc repro` to make it again"
+                f"{self.data.path} does not say at which tokens the checkpoint's texts end; "
+                "run `dvc repro` to make it again"
             )
         return set(self.data.meta["stop_ids"])
 
     @cached_property
     def opening(self) -> list[int]:
-        """What the tokenizer puts before every text, where it does: the ``<s>`` of Llama."""
+        """The tokens that the tokenizer puts before every text, such as the ``<s>`` of Llama; [] for most."""
         begun = self.tokenizer.encode("a", add_special_tokens=True)
         return [id for id, _ in takewhile(itemgetter(1), zip(begun.ids, begun.special_tokens_mask))]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The tokens of a text to be continued, which begins as texts under Transformers do."""
+        """The tokens of a text to be continued, begun as Transformers begins texts (``opening``).
+
+        UserError for text that is not valid Unicode.
+        """
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            wrong = text[error.start : error.end]
+            bytes_ = text[error.start : error.end]
             raise UserError(
-                f"the prompt is not valid UTF-8 text: {wrong!r} is no character; give it in UTF-8"
+                f"the prompt is not valid UTF-8 text: {bytes_!r} is no character; give it in UTF-8"
             ) from None
         return [*self.opening, *self.encode(text)]
 
     def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without any before or after it."""
         return self.encoder(text).tolist()
 
     def decode(self, before: int, tokens: list[int]) -> str:
-        """The text of ``tokens`` that follow the token ``before``: some kinds need it for a leading space."""
+        """The text of ``tokens`` that follow the token ``before``, which decides on a leading space in
+        some kinds.
+        """
         return "".join(token_texts(self.tokenizer, self.kind, [before, *tokens])[1:])
 
     def policy(self, threshold: float | list[float] | str | None = None) -> ThresholdPolicy:
-        """Who may leave, by the parameters or another ``threshold``; UserError for exits of another model."""
+        """The policy that says who may leave, by the parameters or with another ``threshold``.
+
+        UserError where the exits belong to another model, or were trained on states of another precision.
+        """
         params = self.params
         if threshold is not None:
             params = parse_params({**params.model_dump(), "threshold": threshold}, "options")
@@ -97,7 +117,9 @@ class Project:
             )
         if exits.meta.get("precision") != params.collect.precision:
             raise UserError(
-                f"collect.precision = {params.collect.precision!r}, but {exits.path} was trained on states of another; run `dvc repro`"
+                f"collect.precision = {params.collect.precision!r}, but {exits.path} was trained on states "
+                "of "
+                "another; run `dvc repro`"
             )
         window = self.data.meta["window"]
         return choose_policy(
@@ -112,7 +134,9 @@ class Project:
 
 
 def open_project(root: Path = Path(".")) -> Project:
-    """The project in the folder ``root``; UserError where its parameters or artifacts are not in order."""
+    """Open the project in the folder ``root``; UserError where its parameters or artifacts are not in
+    order.
+    """
     params = read_params(root / "params.yaml")
     device = setup(params.runtime.device, params.runtime.threads)
     data = open_artifact(root / "data", "data")

@@ -1,0 +1,25 @@
+"""Checks of options that several commands make."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from offramp.errors import UserError
+
+
+def refuse_idle(options: argparse.Namespace, applies: bool, names: Sequence[str], reason: str) -> None:
+    """UserError for the first of the options ``names`` that was given, where ``applies`` and it has no
+    effect.
+    """
+    given = [
+        name for name in names if getattr(options, name) is not None and getattr(options, name) is not False
+    ]
+    if applies and given:
+        raise UserError(f"--{given[0].replace('_', '-')} has no effect: {reason}; leave it out")
+
+
+def check_exit(exit: int, exits: int) -> None:
+    """UserError where ``--exit`` names no exit of states that have so many."""
+    if not 0 <= exit < exits:
+        raise UserError(f"--exit {exit}: these states have exits 0 to {exits - 1}")

@@ -1,0 +1,88 @@
+"""Commands on finished results: where a number comes from, the log in MLflow, and the parameters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+
+from offramp.errors import UserError
+
+
+def lineage(options: argparse.Namespace) -> int:
+    """Print the chain from a number to text, parameters and commit; 0 if it holds, 1 if it is broken."""
+    from offramp.lineage.chain import trace
+    from offramp.report.lineage import show
+
+    chain = trace(options.path)
+    if options.json:
+        print(json.dumps(chain.to_json(), indent=2))
+    else:
+        show(chain)
+    return 1 if chain.problems else 0
+
+
+def track(options: argparse.Namespace) -> int:
+    """Log the results on disk to MLflow; 0 if it has them now, 1 if its store could not be used."""
+    from offramp.report.headline import headline_sentence, print_headline
+    from offramp.tracking.recorded import find_root
+    from offramp.tracking.tracking import track
+
+    root = find_root()
+    print_headline(root)
+    return 0 if track(root, headline_sentence(root)) else 1
+
+
+def ui(options: argparse.Namespace) -> int:
+    """Become the MLflow server of the project's runs; return 0 where they are on a server already.
+
+    UserError where no run is logged yet, or the port cannot be used.
+    """
+    from offramp.tracking.recorded import find_root
+    from offramp.tracking.store import StoreError, is_server, open_store, store_uri
+
+    root = find_root()
+    uri = store_uri(root)
+    try:
+        with open_store(root, write=False) as store:
+            page = f"#/experiments/{store.experiment_id}/runs"
+    except StoreError as error:
+        raise UserError(f"{error}; `dvc repro` or `offramp track` logs the first run") from None
+    if is_server(uri):
+        print(f"The runs are on {uri}/{page} (choose Model training at the top left)")
+        return 0
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", options.port))
+        except OSError as error:
+            raise UserError(
+                f"port {options.port} cannot be used ({error.strerror}); choose another with --port"
+            ) from None
+    print(f"MLflow UI, ready in about ten seconds: http://127.0.0.1:{options.port}/{page}")
+    print("It opens in GenAI mode: choose Model training at the top left. Ctrl-C ends it.", flush=True)
+    # one worker and no job queue: one person looks at it, and each worker takes 250 MB
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    server = [
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(options.port),
+        "--workers",
+        "1",
+    ]
+    os.chdir(root)
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *server])
+
+
+def params(options: argparse.Namespace) -> int:
+    """Say that a file of parameters is valid; UserError where it is not."""
+    from offramp.params import read_params
+
+    read_params(options.file)
+    print(f"{options.file}: ok")
+    return 0

@@ -1,0 +1,203 @@
+"""The arguments of the ``offramp`` command, and the function that runs each subcommand.
+
+Nothing is imported here that a subcommand needs: ``offramp --help`` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from offramp.app.commands import measures, models, results
+
+Run = Callable[[argparse.Namespace], int]
+
+
+class AddCommand(Protocol):
+    """Adds a subcommand; ``memory`` names what to lower where it runs out of memory."""
+
+    def __call__(
+        self, name: str, run: Run, text: str, memory: str = "the size of what it reads"
+    ) -> argparse.ArgumentParser: ...
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of all subcommands; what it parses has ``run``, the subcommand, and ``memory``, what to
+    lower.
+    """
+    parser = argparse.ArgumentParser(prog="offramp", description=description)
+    commands = parser.add_subparsers(title="commands", required=True)
+
+    def add(
+        name: str, run: Run, text: str, memory: str = "the size of what it reads"
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run, memory=memory)
+        return command
+
+    _add_lineage(add)
+    add("track", results.track, "log the results on disk to MLflow, if they are not there yet")
+    _add_separation(add)
+    _add_low_rank(add)
+    _add_generate(add)
+    _add_suitability(add)
+    # no character is a prefix of options here, so that all arguments are passed on
+    harness = commands.add_parser(
+        "lm-eval",
+        help="EleutherAI's lm-evaluation-harness on the routed model; takes its options",
+        prefix_chars="\0",
+        add_help=False,
+    )
+    harness.add_argument("arguments", nargs="*")
+    harness.set_defaults(run=models.lm_eval, memory="--batch_size")
+    _add_convert(add)
+    check = add("params", results.params, "check params.yaml")
+    check.add_argument(
+        "file", nargs="?", type=Path, default=Path("params.yaml"), help="another file to check"
+    )
+    ui = add("ui", results.ui, "open the MLflow UI on the project's runs, on this machine only")
+    ui.add_argument("--port", type=int, default=5000, help="default: 5000")
+    return parser
+
+
+def _add_lineage(add: AddCommand) -> None:
+    lineage = add(
+        "lineage",
+        results.lineage,
+        "walk from a metrics file or artifact to text, parameters and commit, checking it",
+    )
+    lineage.add_argument(
+        "path", nargs="?", type=Path, help="a stage's output or an artifact folder (metrics/routing.json)"
+    )
+    lineage.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_separation(add: AddCommand) -> None:
+    separation = add(
+        "separation",
+        measures.separation,
+        "how signals tell easy from hard tokens of a states artifact, with intervals",
+    )
+    separation.add_argument(
+        "states", nargs="?", type=Path, default=Path("states/test"), help="default: states/test"
+    )
+    separation.add_argument("--exit", type=int, default=0, help="default: 0")
+    separation.add_argument(
+        "--draws", type=int, default=1000, help="bootstrap draws of sequences behind every interval (1000)"
+    )
+    separation.add_argument(
+        "--json", action="store_true", help="print JSON: also histogram, quantiles, risk-coverage, subsets"
+    )
+
+
+def _add_low_rank(add: AddCommand) -> None:
+    low_rank = add(
+        "low-rank",
+        measures.low_rank,
+        "what low-rank readouts keep of an exit's logits, signals and separation, by rank",
+        "--tokens",
+    )
+    low_rank.add_argument(
+        "states", nargs="?", type=Path, default=Path("states/test"), help="measured on (states/test)"
+    )
+    low_rank.add_argument(
+        "--fit", type=Path, default=Path("states/calibration"), help="approximated on (states/calibration)"
+    )
+    low_rank.add_argument("--exit", type=int, default=0, help="default: 0")
+    low_rank.add_argument(
+        "--ranks", type=int, nargs="+", default=[1, 2, 5, 10, 20, 32, 64], help="default: 1 2 5 10 20 32 64"
+    )
+    low_rank.add_argument("--tokens", type=int, default=20_000, help="evenly spaced tokens measured (20000)")
+    low_rank.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_generate(add: AddCommand) -> None:
+    generate = add(
+        "generate",
+        models.generate,
+        "continue a prompt; who leaves early is what params.yaml says",
+        "--tokens or the prompt",
+    )
+    generate.add_argument("--prompt", required=True, help="text to continue")
+    generate.add_argument("--tokens", type=_count, default=64, help="most new tokens (64)")
+    generate.add_argument(
+        "--threshold",
+        type=float,
+        nargs="+",
+        help="another threshold than params.yaml's, 0 to 1, or one per exit",
+    )
+    generate.add_argument("--full", action="store_true", help="full depth: nobody leaves")
+    generate.add_argument(
+        "--route-prompt",
+        action="store_true",
+        help="let the prompt's tokens leave early too, as in evaluation",
+    )
+    generate.add_argument(
+        "--speculate",
+        type=int,
+        metavar="EXIT",
+        help="this exit drafts, full depth verifies: its greedy tokens, sooner",
+    )
+    generate.add_argument("--draft", type=_count, help="most tokens of a draft (4)")
+    generate.add_argument("--temperature", type=float, help="sample instead of taking the likeliest token")
+    generate.add_argument(
+        "--top-p", type=float, help="sample from the fewest tokens with this probability (1)"
+    )
+    generate.add_argument("--seed", type=int, help="of the sampling (0)")
+    generate.add_argument(
+        "--colour", action="store_true", help="colour every token by the exit that predicted it"
+    )
+    generate.add_argument(
+        "--stats", action="store_true", help="then print depth used, tokens/s and speed against full depth"
+    )
+
+
+def _add_suitability(add: AddCommand) -> None:
+    suitability = add(
+        "suitability",
+        measures.suitability,
+        "whether early exit is worth it: agreement, oracle bounds, break-even and advice",
+        "--batch-size, --tokens or --window",
+    )
+    suitability.add_argument(
+        "--states", type=Path, help="of the project's model (states/test, else states/calibration)"
+    )
+    suitability.add_argument(
+        "--model", help="instead of the project's, a checkpoint: a folder, or a name on the Hugging Face hub"
+    )
+    suitability.add_argument("--gguf-file", help="file within it, for weights in the GGUF format")
+    suitability.add_argument("--revision", help="commit, branch or tag on the hub")
+    suitability.add_argument(
+        "--exits-after",
+        type=int,
+        nargs="+",
+        metavar="LAYERS",
+        help="of --model: layers after which an exit would stand",
+    )
+    suitability.add_argument("--text", type=Path, help="of --model: UTF-8 text like that to be run")
+    suitability.add_argument("--window", type=_count, help="of --model: tokens per sequence (128)")
+    suitability.add_argument(
+        "--tokens", type=_count, default=16384, help="most tokens that quality is measured on (16384)"
+    )
+    suitability.add_argument("--rounds", type=_count, default=5, help="batches timed (5)")
+    suitability.add_argument(
+        "--batch-size", type=_count, help="sequences of a timed batch (routing.batch_size; 4 with --model)"
+    )
+    suitability.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_convert(add: AddCommand) -> None:
+    convert = add(
+        "convert", models.convert, "turn a GGUF file into a checkpoint folder that loads in a second"
+    )
+    convert.add_argument("gguf", type=Path, help="the GGUF file")
+    convert.add_argument("out", type=Path, help="the folder to write (model.name_or_path)")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give at least 1")
+    return value
