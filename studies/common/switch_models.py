@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from offramp.artifacts.artifact import Artifact
 from offramp.corpus.windows import TokenWindows
@@ -126,8 +125,7 @@ def _forward_flops(settings: Mapping[str, Any]) -> tuple[int, int, int]:
             ffn_width=settings["ffn_width"],
             block_layers=(layers,),
         )
-        with torch.device("meta"):
-            return full_depth_flops(BlockwiseLM(config), 1, settings["window"])
+        return full_depth_flops(BlockwiseLM(config), 1, settings["window"])
 
     first, rest = settings["block_layers"][0], sum(settings["block_layers"][1:])
     return of(first, 0), of(rest, 0), of(first, settings["vocab_size"]) - of(first, 0)
