@@ -37,13 +37,9 @@ def run(params: Declared, root: Path) -> None:
     processes.leave()
     if not processes.main:
         return
-    metrics, histogram = {}, []
-    for split, artifact in collected.items():
-        states = States(artifact)
-        metrics[split] = summarise(states)
-        histogram += loss_histogram(states, split)
-    Collected(**metrics).write(root)
-    LossShare.write(root, [LossShare(**row) for row in histogram])
+    states = {split: States(artifact) for split, artifact in collected.items()}
+    Collected(**{split: summarise(of_split) for split, of_split in states.items()}).write(root)
+    LossShare.write(root, [row for split in states for row in loss_histogram(states[split], split)])
 
 
 main = stage("collect", run, shared=True, memory="collect.batch_size, collect.shard_tokens or window")

@@ -7,7 +7,6 @@ from pathlib import Path
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.corpus.prepare import corpus_metrics, prepare
 from offramp.params import Declared
-from offramp.results.corpus import Corpus
 from pipeline._stage import stage
 
 
@@ -21,7 +20,7 @@ def run(params: Declared, root: Path) -> None:
         root,
         Checkpoint.of(params.model) if params.tokenizer.kind == "pretrained" else None,
     )
-    Corpus(**corpus_metrics(data)).write(root)
+    corpus_metrics(data).write(root)
 
 
 main = stage("prepare", run)

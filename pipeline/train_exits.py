@@ -8,7 +8,7 @@ from offramp.artifacts.artifact import open_artifact
 from offramp.exits.store import Exits
 from offramp.machine.device import setup
 from offramp.params import Declared
-from offramp.results.exits import FitEpoch, FittedExits, ThresholdEffect
+from offramp.results.exits import FitEpoch, ThresholdEffect
 from offramp.routing.thresholds import threshold_table
 from offramp.states.store import States
 from offramp.training.exits import train_exits
@@ -18,11 +18,11 @@ from pipeline._stage import stage
 def run(params: Declared, root: Path) -> None:
     calibration = open_artifact(root / "states/calibration", "states")
     setup("cpu", params.runtime.threads)
-    exits, metrics, curve = train_exits(
+    exits, fitted, epochs = train_exits(
         States(calibration), params.exits, root / "models/exits", params.to_json()
     )
-    FittedExits(**metrics).write(root)
-    FitEpoch.write(root, [FitEpoch(**row) for row in curve])
+    fitted.write(root)
+    FitEpoch.write(root, epochs)
     ThresholdEffect.write(root, threshold_table(Exits(exits)))
 
 

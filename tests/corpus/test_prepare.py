@@ -82,9 +82,9 @@ def test_metadata_and_metrics(write_texts, make):
     assert (data.meta["end_id"], data.meta["unknown_id"], data.meta["dtype"]) == (0, 1, "uint16")
     assert data.meta["vocab_size"] == open_tokenizer(data).get_vocab_size()
     metrics = corpus_metrics(data)
-    assert set(metrics) == {"vocab_size", "window", *SPLITS}
-    assert sum(metrics[split]["characters"] for split in SPLITS) == sum(map(len, texts))
-    assert metrics["train"]["windows"] == (metrics["train"]["tokens"] - 1) // 16
+    splits = (metrics.train, metrics.calibration, metrics.test)
+    assert sum(split.characters for split in splits) == sum(map(len, texts))
+    assert metrics.train.windows == (metrics.train.tokens - 1) // 16
     assert make("bpe", window=16).meta["unknown_id"] is None
 
 

@@ -86,8 +86,8 @@ def routed(addresses, tmp_path_factory):
         )
     )
     params = repository_params(exits__inputs="both", exits__label="divergence")
-    artifact, metrics, _ = train_exits(states, params.exits, folder / "exits", {})
-    return model, windows, states, Exits(artifact), metrics
+    artifact, fitted, _ = train_exits(states, params.exits, folder / "exits", {})
+    return model, windows, states, Exits(artifact), fitted
 
 
 @pytest.mark.parametrize("signal", ["learned", "max_prob", "margin_prob", "saturation", "patience"])
@@ -292,12 +292,10 @@ def test_texts_of_different_lengths_are_scored_as_each_alone(routed, signal):
 
 
 def test_fits_say_whether_they_converged_and_stand_beside_baselines(routed):
-    metrics = routed[4]
-    for exit in ("exit_0", "exit_1"):
-        assert {"converged", "select_loss"} <= set(metrics[exit]["fit"]) and metrics[exit][
-            "majority_baseline"
-        ] >= 0.5
-        assert set(metrics[exit]["signals"]) == {
+    for fitted in routed[4].exits:
+        assert fitted.fit.converged is not None and fitted.fit.select_loss > 0
+        assert fitted.majority_baseline >= 0.5
+        assert set(fitted.signals) == {
             "max_prob",
             "margin_prob",
             "margin",

@@ -24,6 +24,7 @@ from offramp.errors import UserError
 
 if TYPE_CHECKING:
     from offramp.params import Corpus, TokenizerParams
+from offramp.results.corpus import Corpus as CorpusResult
 
 WHOLE = 2**20
 """Characters that a checkpoint's tokenizer encodes at once; no token spans a cut in a longer document."""
@@ -92,9 +93,9 @@ def prepare(
     return open_artifact(out, "data", verify=False)
 
 
-def corpus_metrics(data: Artifact) -> dict[str, Any]:
-    """Vocabulary size, window and counts of every split: the content of metrics/corpus.json."""
-    return {"vocab_size": data.meta["vocab_size"], "window": data.meta["window"], **data.meta["splits"]}
+def corpus_metrics(data: Artifact) -> CorpusResult:
+    """Vocabulary size, window and counts of every split."""
+    return CorpusResult(vocab_size=data.meta["vocab_size"], window=data.meta["window"], **data.meta["splits"])
 
 
 def _progress(pieces: Iterable[Piece], task: str, characters: int) -> Iterator[Piece]:

@@ -22,6 +22,8 @@ from offramp.machine.processes import ALONE, Processes
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM
 from offramp.params import Collect
+from offramp.results.shape import exit_key
+from offramp.results.states import CollectedSplit, ExitLoss, LossShare
 from offramp.states.statistics import SATURATION, Readout, saturation, token_statistics
 from offramp.states.store import READOUT, States, StatesWriter, join_tables, shard_starts
 
@@ -134,39 +136,36 @@ def save_readouts(model: BlockwiseLM, file: Path) -> None:
     save_file(tensors, file)
 
 
-def summarise(states: States) -> dict[str, Any]:
+def summarise(states: States) -> CollectedSplit:
     """Tokens, and per exit perplexity, accuracy, and mean, spread and quartiles of the loss (nats).
 
-    They are the measures of metrics/states.json; the quartiles are interpolated linearly.
+    The quartiles are interpolated linearly.
     """
-    out: dict[str, Any] = {"tokens": states.num_tokens}
-    target = states.column("target")
+    exits, target = {}, states.column("target")
     for exit in range(states.num_exits):
         loss = states.column(f"loss_{exit}").astype(np.float64)
         low, median, high = np.quantile(loss, (0.25, 0.5, 0.75))
-        out[f"exit_{exit}"] = {
-            "ppl": float(np.exp(loss.mean())),
-            "accuracy": float((states.column(f"argmax_{exit}") == target).mean()),
-            "loss_mean": float(loss.mean()),
-            "loss_std": float(loss.std()),
-            "loss_q25": float(low),
-            "loss_median": float(median),
-            "loss_q75": float(high),
-            "entropy_mean": float(states.column(f"entropy_{exit}").astype(np.float64).mean()),
-        }
-    return out
+        exits[exit_key(exit)] = ExitLoss(
+            ppl=float(np.exp(loss.mean())),
+            accuracy=float((states.column(f"argmax_{exit}") == target).mean()),
+            loss_mean=float(loss.mean()),
+            loss_std=float(loss.std()),
+            loss_q25=float(low),
+            loss_median=float(median),
+            loss_q75=float(high),
+            entropy_mean=float(states.column(f"entropy_{exit}").astype(np.float64).mean()),
+        )
+    return CollectedSplit(tokens=states.num_tokens, **exits)
 
 
-def loss_histogram(states: States, split: str, bin_width: float = 0.5) -> list[dict[str, Any]]:
-    """The rows of loss_distribution.csv: per exit the share of tokens in every bin of loss, ``bin_width``
-    nats wide.
-    """
-    rows = []
+def loss_histogram(states: States, split: str, bin_width: float = 0.5) -> list[LossShare]:
+    """Per exit the share of a split's tokens in every bin of loss, ``bin_width`` nats wide."""
+    rows: list[LossShare] = []
     for exit in range(states.num_exits):
         loss = states.column(f"loss_{exit}")
         counts = np.bincount((loss / bin_width).astype(np.int64))
         rows += [
-            {"split": split, "exit": exit, "loss": (i + 0.5) * bin_width, "share": float(count / len(loss))}
-            for i, count in enumerate(counts)
+            LossShare(split=split, exit=exit, loss=(number + 0.5) * bin_width, share=float(count / len(loss)))
+            for number, count in enumerate(counts)
         ]
     return rows

@@ -30,6 +30,15 @@ from offramp.exits.ranking import aurc, auroc, classification_quality, loss_gap,
 from offramp.exits.signals import known_signals, raw_signal
 from offramp.exits.store import HELD_OUT
 from offramp.params import Exits as ExitParams
+from offramp.results.exits import (
+    Classification,
+    ClassifierFit,
+    FitEpoch,
+    FittedExit,
+    FittedExits,
+    SignalQuality,
+)
+from offramp.results.shape import exit_key
 from offramp.states.store import States
 from offramp.training.exit_classifiers import fit_classifier
 from offramp.training.loop import Row
@@ -61,26 +70,26 @@ def split_calibration(documents: np.ndarray, seed: int) -> np.ndarray:
 
 def train_exits(
     states: States, settings: ExitParams, path: Path, params: dict[str, Any]
-) -> tuple[Artifact, dict[str, Any], list[Row]]:
-    """Write the ``exits`` artifact; returns it with what stands in metrics/exits.json and in exit_fit.csv.
+) -> tuple[Artifact, FittedExits, list[FitEpoch]]:
+    """Write the ``exits`` artifact; returns it with the measures of the fit and its epochs.
 
     ``params`` are the stage's parameters as the manifest keeps them. UserError where too little text is there
     to part, and where classifiers of joint training are asked for that the model does not have.
     """
     part = split_calibration(states.column("document"), settings.seed)
     held_out = part > 0
-    metrics: dict[str, Any] = {}
-    curve: list[Row] = []
+    fitted: dict[str, FittedExit] = {}
+    curve: list[FitEpoch] = []
     tensors: dict[str, Tensor] = {}
     confidences: dict[str, np.ndarray] = {}
     joint = _joint_classifiers(states) if settings.mode == "joint" else None
     for exit in range(states.num_exits - 1):
         if joint:
-            learned = LearnedExit(joint[exit], states.hidden(exit), {"label": "joint"}, [])
+            learned = LearnedExit(joint[exit], states.hidden(exit), ClassifierFit(label="joint"), [])
         else:
             learned = _fit(states, exit, part, settings)
-        metrics[f"exit_{exit}"] = _calibrate(states, exit, part, learned, settings, tensors, confidences)
-        curve += [{"exit": exit, **row} for row in learned.curve]
+        fitted[exit_key(exit)] = _calibrate(states, exit, part, learned, settings, tensors, confidences)
+        curve += [FitEpoch(exit=exit, **row) for row in learned.curve]
     for exit in range(states.num_exits):
         confidences |= {
             f"{name}_{exit}": states.column(f"{name}_{exit}")[held_out] for name in ("loss", "argmax")
@@ -106,7 +115,7 @@ def train_exits(
         }
         pq.write_table(pa.table(table), out.path / HELD_OUT, compression="NONE")
         out.meta.update(config, lm=states.artifact.inputs["lm"], precision=states.precision)
-    return open_artifact(path, "exits", verify=False), metrics, curve
+    return open_artifact(path, "exits", verify=False), FittedExits(**fitted), curve
 
 
 class LearnedExit(NamedTuple):
@@ -115,7 +124,7 @@ class LearnedExit(NamedTuple):
     classifier: ExitClassifier
     inputs: Tensor
     """(N, I): what it reads of every token of the calibration split."""
-    metrics: dict[str, Any]
+    fit: ClassifierFit
     """How the fit went."""
     curve: list[Row]
 
@@ -128,8 +137,8 @@ def _calibrate(
     settings: ExitParams,
     tensors: dict[str, Tensor],
     confidences: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    """Calibrate every signal of an exit on the part ``select``; returns the exit's entry of metrics/exits.json.
+) -> FittedExit:
+    """Calibrate every signal of an exit on the part ``select``; returns what it and the classifier are worth.
 
     Adds the classifier's weights and the calibrators' knots to ``tensors``, and the calibrated confidences of the
     held-out parts to ``confidences``.
@@ -148,12 +157,12 @@ def _calibrate(
         confidences[f"{name}_{exit}"] = confidence
         quality[name] = signal_quality(confidence[select[held_out]], agrees[select], loss[select])
     share = float(agrees[select].mean())
-    return {
-        "fit": learned.metrics,
-        "signals": quality,
-        "agreement": share,
-        "majority_baseline": max(share, 1 - share),
-    }
+    return FittedExit(
+        fit=learned.fit,
+        signals=quality,
+        agreement=share,
+        majority_baseline=max(share, 1 - share),
+    )
 
 
 def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams) -> LearnedExit:
@@ -178,21 +187,25 @@ def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams) -> L
     with torch.no_grad():
         score, fit_score = (fitted.classifier(inputs[rows]).numpy() for rows in (select, fit))
     wanted = labels[select, -1].numpy() * (-1 if KINDS[settings.label] == "cost" else 1)
-    metrics = {
-        "label": settings.label,
-        "epochs": len(fitted.curve),
-        "best_epoch": fitted.best_epoch,
-        "converged": fitted.converged,
-        "select_loss": min(row["select_loss"] for row in fitted.curve),
-        "pearson_label": float(np.corrcoef(score, wanted)[0, 1]),
-        "spearman_label": float(spearmanr(score, wanted).statistic),
-        **{f"{name}_tokens": int((part == place).sum()) for place, name in enumerate(PARTS)},
-    }
+    tokens_of = {name: int((part == place).sum()) for place, name in enumerate(PARTS)}
+    quality = ClassifierFit(
+        label=settings.label,
+        epochs=len(fitted.curve),
+        best_epoch=fitted.best_epoch,
+        converged=fitted.converged,
+        select_loss=min(row["select_loss"] for row in fitted.curve),
+        pearson_label=float(np.corrcoef(score, wanted)[0, 1]),
+        spearman_label=float(spearmanr(score, wanted).statistic),
+        fit_tokens=tokens_of["fit"],
+        select_tokens=tokens_of["select"],
+        guarantee_tokens=tokens_of["guarantee"],
+    )
     if KINDS[settings.label] == "binary":
         positive = labels[select, -1].numpy() > 0.5
         cut = np.quantile(fit_score, 1 - labels[fit, -1].mean().item())  # as many are called positive as are
-        metrics["classification"] = classification_quality(score > cut, positive)
-    return LearnedExit(fitted.classifier, inputs, metrics, fitted.curve)
+        decisions = Classification(**classification_quality(score > cut, positive))
+        quality = quality.model_copy(update={"classification": decisions})
+    return LearnedExit(fitted.classifier, inputs, quality, fitted.curve)
 
 
 def _joint_classifiers(states: States) -> list[ExitClassifier]:
@@ -213,8 +226,8 @@ def _joint_classifiers(states: States) -> list[ExitClassifier]:
     return classifiers
 
 
-def signal_quality(confidence: np.ndarray, agrees: np.ndarray, loss: np.ndarray) -> dict[str, float | None]:
-    """How a signal ranks held-out tokens: the rows of metrics/exits.json (easy = upper half).
+def signal_quality(confidence: np.ndarray, agrees: np.ndarray, loss: np.ndarray) -> SignalQuality:
+    """How a signal ranks held-out tokens (easy = upper half).
 
     ``auroc`` and ``aurc`` are of "leaving here is right", that is, agrees with full depth. Whether its
     probabilities fit is for the test split to say (``ece``, reliability): these tokens calibrated it.
@@ -223,10 +236,10 @@ def signal_quality(confidence: np.ndarray, agrees: np.ndarray, loss: np.ndarray)
     oracle = most_confident(-loss, len(confidence) // 2)
     ranking = auroc(confidence, agrees)
     gap = loss_gap(easy, loss)
-    return {
-        "auroc": None if np.isnan(ranking) else ranking,
-        "aurc": aurc(confidence, ~agrees),
-        "loss_gap": gap,
-        "oracle_share": gap / loss_gap(oracle, loss),
-        "spearman_loss": float(spearmanr(-confidence, loss).statistic) if np.ptp(confidence) else None,
-    }
+    return SignalQuality(
+        auroc=None if np.isnan(ranking) else ranking,
+        aurc=aurc(confidence, ~agrees),
+        loss_gap=gap,
+        oracle_share=gap / loss_gap(oracle, loss),
+        spearman_loss=float(spearmanr(-confidence, loss).statistic) if np.ptp(confidence) else None,
+    )
