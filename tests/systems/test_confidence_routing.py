@@ -50,8 +50,8 @@ def test_parameters_are_those_published(layers, vocab, count):
 
 
 def test_weights_of_the_variants():
-    found = {name: loss_weights(name, 4, 2) for name in VARIANTS}
-    assert found == {
+    weights = {name: loss_weights(name, 4, 2) for name in VARIANTS}
+    assert weights == {
         "shallow and deep": (0, 0.5, 0, 0.5),
         "every layer": (1, 1, 1, 1),
         "mean of layers": (0.25,) * 4,
@@ -81,11 +81,11 @@ def test_evaluation_takes_the_shallow_logits_where_they_are_sure(batch):
     states = model(tokens)
     shallow, deep = (states[layer] @ model.heads[0].T for layer in (1, 3))
     threshold = float(shallow.softmax(-1).amax(-1).median())
-    found = routed_objective((0, 0.5, 0, 0.5), 2, threshold).logits(model, tokens)
+    outputs = routed_objective((0, 0.5, 0, 0.5), 2, threshold).logits(model, tokens)
     early = shallow.softmax(-1).amax(-1) >= threshold
     assert 0.3 < early.float().mean() < 0.7
-    torch.testing.assert_close(found[early], shallow[early])
-    torch.testing.assert_close(found[~early], deep[~early])
+    torch.testing.assert_close(outputs[early], shallow[early])
+    torch.testing.assert_close(outputs[~early], deep[~early])
 
 
 @pytest.mark.parametrize("blocks", [(2, 2), (1, 3), (4,), (1, 1, 2)])
@@ -110,12 +110,12 @@ def test_a_token_that_left_is_not_computed(batch):
     cut.blocks[1][0].attn_out.register_forward_hook(
         lambda module, given, out: calls.append(given[0].numel() // 64)
     )
-    found = Executor(cut).run(tokens, targets, MaxProbPolicy(cut, [threshold]), work)
+    routed = Executor(cut).run(tokens, targets, MaxProbPolicy(cut, [threshold]), work)
     leaves = early >= threshold
-    assert torch.equal(found.exit == 0, leaves)
+    assert torch.equal(routed.exit == 0, leaves)
     stays = int((~leaves).sum())
     assert work.layer_tokens == [96, 96, stays, stays] and calls == [stays]
-    torch.testing.assert_close(found.confidence[leaves], early[leaves])
+    torch.testing.assert_close(routed.confidence[leaves], early[leaves])
 
 
 def test_nobody_and_everybody(batch):

@@ -1,4 +1,5 @@
-"""Deep supervision: several updates per batch, each from the states of the one before, and members together as alone."""
+"""Deep supervision: several updates per batch, each from the states of the one before, and members together
+as alone."""
 
 from __future__ import annotations
 

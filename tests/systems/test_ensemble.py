@@ -35,14 +35,14 @@ def batches(seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
 def train(seeds: list[int], objective, make=build, **options):
     ensemble = Ensemble(make, seeds)
     options = {"looks": [3, 6, 9, 12], "how": Optimisation(learning_rate=1e-2)} | options
-    found = fit(
+    fitted = fit(
         ensemble,
         batches(seeds),
         objective,
         lambda members: mean_nll(members, objective, TOKENS[:, :-1], TOKENS[:, 1:]),
         **options,
     )
-    return ensemble, found
+    return ensemble, fitted
 
 
 @pytest.mark.parametrize(
@@ -56,16 +56,16 @@ def train(seeds: list[int], objective, make=build, **options):
 @pytest.mark.parametrize("options", [{}, {"patience": 1}, {"patience": 1, "restore_best": False}])
 def test_members_become_what_they_become_alone(objective, make, options):
     seeds = [3, 0, 5]
-    together, found = train(seeds, objective, make, **options)
+    together, fitted = train(seeds, objective, make, **options)
     for place, seed in enumerate(seeds):
         alone, (one,) = train([seed], objective, make, **options)
-        assert (found[place].best_look, found[place].updates) == (one.best_look, one.updates)
-        assert found[place].curve == pytest.approx(one.curve, rel=1e-5)
+        assert (fitted[place].best_look, fitted[place].updates) == (one.best_look, one.updates)
+        assert fitted[place].curve == pytest.approx(one.curve, rel=1e-5)
         for name, weight in alone.weights.items():
             torch.testing.assert_close(together.weights[name][place], weight[0], rtol=0, atol=1e-5)
     if options:
         assert (
-            len({one.updates for one in found}) > 1
+            len({one.updates for one in fitted}) > 1
         )  # otherwise no member has been held back for the others
 
 

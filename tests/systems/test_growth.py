@@ -1,4 +1,5 @@
-"""Growing a model layer by layer: what is added changes nothing, what is frozen stays, and nothing grows too far."""
+"""Growing a model layer by layer: what is added changes nothing, what is frozen stays, and nothing grows too
+far."""
 
 from __future__ import annotations
 
@@ -165,7 +166,8 @@ def test_exit_classifiers_come_after_growth():
 
 
 def grown_together(plan: Schedule, seeds: list[int]) -> tuple[Ensemble, list[dict[str, torch.Tensor]]]:
-    """All seeds through all stages of ``plan``, a few updates each; the weights at the beginning of every stage."""
+    """All seeds through all stages of ``plan``, a few updates each; the weights at the beginning of every
+    stage."""
     objective = from_logits(
         lambda model, tokens: model.logits(model.config.num_blocks - 1, model(tokens)[-1])
     )

@@ -61,7 +61,8 @@ def test_losses_are_the_weighted_losses_of_the_blocks():
 
 
 def test_supervision_reaches_each_layer_directly():
-    """The first block's gradient under sum is that of its own exit and those of deeper ones; alone, its own is there too."""
+    """The first block's gradient under sum is that of its own exit and those of deeper ones; alone, its own
+    is there too."""
     one = model()
     supervised([1.0, 0.0, 0.0]).loss(one, X, Y, ())[0].backward()
     reached = {name: weight.grad is not None for name, weight in one.named_parameters()}

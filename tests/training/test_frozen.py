@@ -32,15 +32,15 @@ def test_chunked_divergences_and_their_gradients_equal_the_plain_formula(
     inputs = [torch.randn(tokens, width, generator=generator).requires_grad_() for _ in range(exits)]
     matrices = [torch.randn(vocabulary, width, generator=generator) for _ in range(exits)]
     scales = torch.rand(exits - 1, generator=generator)
-    found = torch.stack(total_divergences(inputs, matrices))
-    (found * scales).sum().backward()
+    divergences = torch.stack(total_divergences(inputs, matrices))
+    (divergences * scales).sum().backward()
     gradients = [x.grad.clone() for x in inputs[:-1]]
     assert inputs[-1].grad is None
     predicted = [F.log_softmax(x @ matrix.T, dim=-1) for x, matrix in zip(inputs, matrices)]
     wanted = torch.stack(
         [F.kl_div(exit, predicted[-1].detach(), log_target=True, reduction="sum") for exit in predicted[:-1]]
     )
-    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(divergences, wanted, atol=1e-3, rtol=1e-4)
     for gradient, x in zip(gradients, torch.autograd.grad((wanted * scales).sum(), inputs[:-1])):
         torch.testing.assert_close(gradient, x, atol=1e-4, rtol=1e-4)
 
@@ -165,8 +165,8 @@ def test_an_interrupted_training_ends_with_the_weights_of_a_straight_one(data, t
     saved = torch.load(tmp_path / "resumed/resume/snapshot.pt", weights_only=True)
     assert all(name.startswith("translators.") or ".lora_" in name for name in saved["model"])
     resumed = make_trainer(data, tmp_path / "resumed", translator, **changes)
-    found = resumed.run()
-    assert found.curve == expected.curve and found.best == expected.best
+    result = resumed.run()
+    assert result.curve == expected.curve and result.best == expected.best
     weights = straight.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in resumed.model.state_dict().items())
 

@@ -57,15 +57,15 @@ def test_layers_keep_only_what_they_were_given(data, tmp_path):
     for on in (False, True):
         trainer = pretrained.make_trainer(data, tmp_path / str(on), method="joint", gradient_checkpointing=on)
         model, tokens = trainer.model.requires_grad_(True), trainer.train.batch(torch.arange(4))[0]
-        own, found = {parameter.data_ptr() for parameter in model.parameters()}, {}
+        weights, saved = {parameter.data_ptr() for parameter in model.parameters()}, {}
 
-        def keep(tensor: torch.Tensor, own: set = own, found: dict = found) -> torch.Tensor:
-            if tensor.data_ptr() not in own:
-                found[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        def keep(tensor: torch.Tensor, weights: set = weights, saved: dict = saved) -> torch.Tensor:
+            if tensor.data_ptr() not in weights:
+                saved[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             states = model(tokens)
-        kept[on] = sum(found.values())
+        kept[on] = sum(saved.values())
         assert states[-1].requires_grad
     assert kept[True] < kept[False] / 4

@@ -150,13 +150,13 @@ def test_repacking_keeps_hard_tokens_in_order_and_drops_only_the_remainder(data,
         top = model.logits(0, states).softmax(-1).amax(-1)
     hard = top < trainer.thresholds[0]
     rows = int(hard.sum()) // 32
-    found, wanted = (
+    packed_batch, wanted = (
         packed.batch(torch.arange(rows))[:2],
         (states[hard][: rows * 32], targets[hard][: rows * 32]),
     )
     assert len(packed) == rows
-    torch.testing.assert_close(found[0].flatten(0, 1), wanted[0], atol=1e-5, rtol=1e-4)
-    assert torch.equal(found[1].flatten(), wanted[1])
+    torch.testing.assert_close(packed_batch[0].flatten(0, 1), wanted[0], atol=1e-5, rtol=1e-4)
+    assert torch.equal(packed_batch[1].flatten(), wanted[1])
 
 
 def test_joint_classifier_learns_inside_pretraining(data, tmp_path):

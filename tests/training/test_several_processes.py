@@ -190,8 +190,8 @@ def test_an_interrupted_training_of_two_ends_with_the_weights_of_a_straight_one(
 @pytest.mark.parametrize("name", COLLECTIONS)
 def test_two_processes_collect_the_bytes_of_one(alone, together, name):
     """The digest covers every file: same rows, same order, same shards."""
-    found, wanted = (open_artifact(folder / name, "states") for folder in (together, alone))
-    assert found.digest == wanted.digest and (found.meta["shards"] > 4 or name == "one shard")
+    collected, wanted = (open_artifact(folder / name, "states") for folder in (together, alone))
+    assert collected.digest == wanted.digest and (collected.meta["shards"] > 4 or name == "one shard")
 
 
 @given(st.lists(st.integers()), st.integers(1, 9))

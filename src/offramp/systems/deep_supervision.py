@@ -1,4 +1,6 @@
-"""Deep supervision of models that carry states: several segments on the same tokens, a loss and an optimiser step in each."""
+"""Deep supervision of models that carry states: several segments on the same tokens, each with a loss and an
+optimiser step of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from offramp.systems.objectives import Carried, Objective, cross_entropy
 
 
 def segments_objective(segments: int) -> Objective:
-    """For models with ``forward(tokens, states) -> (logits, states)``, such as ``models.recursive.HierarchicalLM``.
+    """An objective for models with ``forward(tokens, states) -> (logits, states)``, such as
+    ``HierarchicalLM``.
 
     Evaluation takes the logits of as many segments as training. Raises UserError for fewer than one.
     """
@@ -21,9 +24,9 @@ def segments_objective(segments: int) -> Objective:
         return cross_entropy(logits, targets), tuple(state.detach() for state in states)
 
     def logits(model: nn.Module, tokens: Tensor) -> Tensor:
-        found, states = model(tokens)
+        last, states = model(tokens)
         for _ in range(segments - 1):
-            found, states = model(tokens, states)
-        return found
+            last, states = model(tokens, states)
+        return last
 
     return Objective(loss, logits, segments)

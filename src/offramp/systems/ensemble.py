@@ -1,10 +1,12 @@
-"""Training several models of one architecture at once: the seeds of an arm as one batch of weights.
+"""Training several models of one architecture at once: one model per random seed, as one batch of weights.
 
-Their weights are stacked along a first dimension and one pass serves all of them (torch.func.vmap): fewer and larger
-operations, which pays for models of one or two narrow layers (benchmarks/ensemble.py). The members share nothing, so the
-gradient of the summed losses is every member's own, and each goes through the updates it would go through alone.
+Their weights are stacked along a first dimension and one pass serves all of them (torch.func.vmap): fewer and
+larger operations, which pays for models of one or two narrow layers (benchmarks/ensemble.py). The members
+share nothing, so the gradient of the summed losses is every member's own, and each goes through the updates
+it would go through alone.
 
-Shapes: S members, B sequences, T positions, V symbols; every weight and every batch has S as its first dimension.
+Shapes: S members, B sequences, T positions, V symbols; every weight and every batch has S as its first
+dimension.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class _Applied(nn.Module):
 class _Folded(torch.autograd.Function):
     """Causal attention of (B, H, T, E) whose rule for vmap takes the members for more sequences.
 
-    torch's fused kernel for CPUs has no such rule: it would run member by member, and the unfused one is slower.
+    torch's fused kernel for CPUs has none: it would run member by member, and the unfused one is slower.
     """
 
     @staticmethod
@@ -67,8 +69,9 @@ class _Folded(torch.autograd.Function):
         stacked = [
             x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, dims)
         ]
-        folded = [x.flatten(0, 1) for x in stacked]
-        return F.scaled_dot_product_attention(*folded, is_causal=True).unflatten(0, (members, -1)), 0
+        query, key, value = (x.flatten(0, 1) for x in stacked)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return attended.unflatten(0, (members, -1)), 0
 
 
 class _FoldAttention(TorchFunctionMode):
@@ -88,8 +91,8 @@ class _FoldAttention(TorchFunctionMode):
 class Ensemble:
     """Models that ``build(seed)`` makes, one per seed, with their weights stacked.
 
-    ``build`` draws from torch's global generator, which is seeded before and restored after each call. Models must run
-    under vmap: no decisions that depend on data, no writing into arguments.
+    ``build`` draws from torch's global generator, which is seeded before and restored after each call. Models
+    must run under vmap: no decisions that depend on data, no writing into arguments.
     """
 
     def __init__(self, build: Callable[[int], nn.Module], seeds: Sequence[int]):
@@ -99,7 +102,7 @@ class Ensemble:
         self.become([_seeded(build, seed) for seed in self.seeds])
 
     def become(self, models: Sequence[nn.Module]) -> None:
-        """Take these modules' architecture and weights, one per seed; all of their parameters become trainable."""
+        """Take these modules' architecture and weights, one per seed; all parameters then learn."""
         weights, self.buffers = stack_module_state(list(models))
         self.weights: Weights = {
             name: weight.detach().clone().requires_grad_() for name, weight in weights.items()
@@ -120,8 +123,8 @@ class Ensemble:
 
         state = {f"model.{name}": value for name, value in (self.weights | self.buffers).items()}
         if len(self) == 1:  # the same operations, without what vmap adds to each
-            found = of_member(*tree_map_only(Tensor, lambda x: x.squeeze(0), (state, *batch)))
-            return tree_map_only(Tensor, lambda x: x.unsqueeze(0), found)
+            outputs = of_member(*tree_map_only(Tensor, lambda x: x.squeeze(0), (state, *batch)))
+            return tree_map_only(Tensor, lambda x: x.unsqueeze(0), outputs)
         with _FoldAttention():
             return vmap(of_member)(state, *batch)
 
@@ -131,6 +134,7 @@ class Ensemble:
             weight.requires_grad_(not frozen(name))
 
     def trainable(self) -> Weights:
+        """The weights that learn, by name."""
         return {name: weight for name, weight in self.weights.items() if weight.requires_grad}
 
     def member(self, index: int) -> nn.Module:
@@ -143,9 +147,11 @@ class Ensemble:
         return model
 
     def snapshot(self) -> Weights:
+        """Copies of all weights, by name."""
         return {name: weight.detach().clone() for name, weight in self.weights.items()}
 
     def restore(self, weights: Weights) -> None:
+        """Put these values in place of the weights of the same names."""
         with torch.no_grad():
             for name, weight in weights.items():
                 self.weights[name].copy_(weight)
@@ -167,16 +173,17 @@ class Fitted:
     """Place of the best in ``curve``, counted from 1: the epoch where looks are epochs."""
     best_nll: float
     updates: int
-    """Of the optimiser, until the member stopped."""
+    """How many the optimiser made until the member stopped."""
 
     @property
     def best_ppl(self) -> float:
+        """Perplexity at the best look."""
         return math.exp(min(self.best_nll, 100.0))
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW at a constant rate with the gradient norm of each member clipped, as in the seeds."""
+    """AdamW at a constant rate with the gradient norm of each member clipped, as the reports have it."""
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -202,7 +209,7 @@ def fit(
     restore_best: bool = True,
     watch: Watch | None = None,
 ) -> list[Fitted]:
-    """Train all members towards an objective by ``fit_members``; a step is a batch, of ``objective.segments`` updates.
+    """Train all members towards an objective by ``fit_members``, a batch per step.
 
     ``watch`` sees every batch before it is learnt from.
     """
@@ -237,9 +244,9 @@ def fit_members(
 ) -> list[Fitted]:
     """Train all members; after each of ``looks`` steps, rising, look at ``evaluate`` (S,), NLL in nats.
 
-    The last look ends the training. With ``patience`` a member stops after that many looks in a row without a better one,
-    and its weights stay what they were then. In the end every member has the weights of its best look, or without
-    ``restore_best`` its last ones.
+    The last look ends the training. With ``patience`` a member stops after that many looks in a row without a
+    better one, and its weights stay what they were then. In the end every member has the weights of its best
+    look, or without ``restore_best`` its last ones.
     """
     selection = BestOfEach(ensemble.weights, patience, restore_best)
     Training(
@@ -261,7 +268,7 @@ def fit_members(
 
 
 def optimiser_of(ensemble: Ensemble, how: Optimisation) -> torch.optim.AdamW:
-    """Elementwise, so members that share it do not see each other."""
+    """AdamW for the weights that learn: elementwise, so that members which share it do not see each other."""
     rates: dict[float, list[Tensor]] = {}
     for name, weight in ensemble.trainable().items():
         rates.setdefault(how.rate_of(name), []).append(weight)
@@ -312,7 +319,7 @@ def mean_nll(ensemble: Ensemble, objective: Objective, tokens: Tensor, targets: 
 
 
 def batch_flops(ensemble: Ensemble, objective: Objective, tokens: Tensor, targets: Tensor) -> int:
-    """FLOPs of the matrix products of one member's updates on a batch (B, T), forward and backward, counted while they run."""
+    """FLOPs of one member's updates on a batch (B, T): matrix products, forward and backward, as they run."""
     model = ensemble.member(0)
     trained = set(ensemble.trainable())
     for name, weight in model.named_parameters():

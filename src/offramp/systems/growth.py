@@ -1,32 +1,37 @@
-"""Growing a model layer by layer: what is added, how it starts, and what learns at every stage (seed 001, experiments 5-7).
+"""Growing a model layer by layer: what is added, how it starts, and what learns at every stage.
 
 A schedule goes from ``start`` to ``target`` layers, one per stage, each stage with an optimiser of its own:
 
-    frozen append, greedy       the new layer and the readout learn, all below stays as it is (greedy: from one layer on)
-    full append, progressive    everything learns (progressive: from one layer on), towards the last exit or all (LPT)
-    no growth                   the control: the same stages, nothing is added
+    frozen append    the new layer and the readout learn, all below stays as it is
+    greedy           the same from one layer on
+    full append      everything learns
+    progressive      the same from one layer on, towards the last exit or towards all of them
+    no growth        the control: the same stages, nothing is added
 
-The next stage goes on from the best weights of the one before. Models are ``BlockwiseLM`` with one layer per block.
+The next stage goes on from the best weights of the one before. Models are ``BlockwiseLM`` with one layer per
+block. The report ``character-systems`` has all of these schedules but the control.
 
-**A new layer that changes nothing.** In pre-norm layers, x + f(N(x)), it is enough that the two matrices that write to the
-residual stream are zero. A post-norm layer then still gives g2 * N(g1 * N(x)), with N(x) = x / sqrt(mean x^2 + eps): x itself
-only where mean x^2 = 1 and g1 = g2 = 1. But x comes from the norm of the layer below, x = g * u with mean u^2 = 1, and g is
-trained: N(x) is parallel to x, its length is not that of x, token by token. So the gain moves up: g2 = g, and the layer
-below gets gain 1 instead of g. The new layer then reads u, N(u) = u up to eps, and gives g * u = x: the predictions at full
-depth are those from before. (The exit below now reads u through the head that they share; that of LPT has to learn again.)
+**A new layer that changes nothing.** In pre-norm layers, x + f(N(x)), it is enough that the two matrices that
+write to the residual stream are zero. A post-norm layer then still gives g2 * N(g1 * N(x)), with N(x) = x /
+sqrt(mean x^2 + eps): x itself only where mean x^2 = 1 and g1 = g2 = 1. But x comes from the norm of the layer
+below, x = g * u with mean u^2 = 1, and g is trained: N(x) is parallel to x, its length is not that of x,
+token by token. So the gain moves up: g2 = g, and the layer below gets gain 1 instead of g. The new layer then
+reads u, N(u) = u up to eps, and gives g * u = x: the predictions at full depth are those from before. (The
+exit below now reads u through the head that the exits share; where it is supervised it has to learn again.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from offramp.errors import UserError
 from offramp.models.native import BlockwiseLM
+from offramp.nn.layers import TransformerLayer
 from offramp.systems.ensemble import Ensemble, Optimisation
 
 Initialise = Callable[[nn.Module], None]
@@ -35,31 +40,44 @@ Initialise = Callable[[nn.Module], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a model grows from ``start`` to ``target`` layers; one stage for the start and one per layer after it."""
+    """How a model grows from ``start`` to ``target`` layers: a stage for the start, and one per added layer.
+
+    Raises UserError for layers and rates that do not fit together.
+    """
 
     start: int
     target: int
     learns: Literal["all", "new"] = "all"
     """What learns once a layer was added: everything, or the new layer and the readout."""
     new_layer: Literal["random", "identity"] = "random"
-    """random: as the whole model was initialised; identity: so that it changes no prediction (see the module)."""
+    """random: as the whole model was initialised; identity: so that it changes no prediction (see the
+    module).
+    """
     adds: bool = True
     """False: the control, which keeps its ``start`` layers and trains on, stage by stage."""
     rate_decay: float = 1.0
-    """Learning rate of every layer relative to that of the one above it, after the first stage; the embedding is lowest."""
+    """After the first stage, the learning rate of every layer relative to that of the one above it. The
+    embedding counts as the lowest layer."""
     fine_tune: float | None = None
-    """Rate, relative to the others', of one more stage at the end in which everything learns; None: no such stage."""
+    """Rate, relative to the others', of a last stage in which everything learns; None: there is no such
+    stage.
+    """
     goes_on_from: Literal["best", "last"] = "best"
-    """Weights each stage leaves to the next. last: the seed's mistake (F10), the overfitted ones of its last epoch."""
+    """Weights each stage leaves to the next. last: the report's mistake, the overfitted ones of its last
+    epoch.
+    """
     embedding: Literal["trained", "never trained"] = "trained"
-    """Whether the embedding learns in the first stage. never trained: the mistake of the seed's greedy growth (F11)."""
+    """Whether the embedding learns in the first stage. never trained: the mistake of the report's greedy
+    growth.
+    """
 
     def __post_init__(self) -> None:
         if self.start < 1:
             raise UserError(f"growth: start = {self.start}; a model starts with at least 1 layer")
         if self.target < self.start:
             raise UserError(
-                f"growth: target = {self.target} is below start = {self.start}; raise the target or lower the start"
+                f"growth: target = {self.target} is below start = {self.start}; "
+                "raise the target or lower the start"
             )
         if not 0 < self.rate_decay <= 1:
             raise UserError(
@@ -99,16 +117,21 @@ class Stage:
     depth: int
     """Layers while it trains."""
     learns: Literal["all", "new"]
+    """As in ``Schedule``."""
     skips_embedding: bool = False
+    """Whether the embedding stays as it is."""
     adds: bool = False
     """Whether it begins with one more layer."""
     rate: float = 1.0
+    """Learning rate relative to the configured one."""
     rate_decay: float = 1.0
+    """As in ``Schedule``."""
 
     def rates(self, names: Iterable[str]) -> dict[str, float]:
-        """Learning rate of every parameter that learns, by name, relative to the configured one; the others are frozen.
+        """Learning rate, relative to the configured one, of every parameter that learns; the others are
+        frozen.
 
-        ``names``: of all parameters of a model of this depth.
+        ``names`` are those of all parameters of a model of this depth.
         """
         top = self.depth - 1
         out = {}
@@ -139,7 +162,7 @@ def schedule(name: str, target: int, **changes: Any) -> Schedule:
 
 
 def _layer_of(name: str, top: int) -> int:
-    """The layer that a parameter belongs to: -1 for the embedding, the top one for everything of the readout."""
+    """The layer that a parameter belongs to: -1 for the embedding, the top one for all of the readout."""
     part, *rest = name.split(".")
     if part == "embedding":
         return -1
@@ -149,11 +172,13 @@ def _layer_of(name: str, top: int) -> int:
 def begin(
     stage: Stage, ensemble: Ensemble, schedule: Schedule, initialise: Initialise, how: Optimisation
 ) -> Optimisation:
-    """Give every member the layer that the stage adds, let learn what it trains, and return the rates to train it with."""
+    """Give every member the layer that the stage adds, let learn what it trains, and return the rates for
+    that.
+    """
     if stage.adds:
         ensemble.become(
             [
-                _deeper(ensemble.member(index), seed, schedule, initialise)
+                _deeper(cast(BlockwiseLM, ensemble.member(index)), seed, schedule, initialise)
                 for index, seed in enumerate(ensemble.seeds)
             ]
         )
@@ -176,13 +201,15 @@ def add_layer(
 ) -> BlockwiseLM:
     """A model with one more block of one layer on top and the same weights below; the readout moves up.
 
-    ``initialise`` is applied to the whole deeper model before the old weights return, so that a new layer starts as the
-    layer of that depth in a model built whole from the same seed. Raises UserError beyond ``target`` blocks.
+    ``initialise`` is applied to the whole deeper model before the old weights return, so that a new layer
+    starts as the layer of that depth in a model built whole from the same seed. Raises UserError beyond
+    ``target`` blocks.
     """
     depth = model.config.num_blocks
     if depth >= target:
         raise UserError(
-            f"growth: the model has {depth} layers and its target is {target}; raise the target, or stop adding"
+            f"growth: the model has {depth} layers and its target is {target}; "
+            "raise the target, or stop adding"
         )
     if model.config.exit_classifiers:
         raise UserError("growth: exit_classifiers = True; train exit classifiers after the model has grown")
@@ -200,7 +227,7 @@ def add_layer(
 
 def _silence(model: BlockwiseLM) -> None:
     """Let the top layer pass on what it gets (see the module)."""
-    layer, below = model.blocks[-1][-1], model.blocks[-2][-1]
+    layer, below = cast(TransformerLayer, model.layers[-1][-1]), cast(TransformerLayer, model.layers[-2][-1])
     layer.attn_out.weight.zero_()
     layer.ffn_out.weight.zero_()
     if model.config.norm == "post":

@@ -1,12 +1,13 @@
-"""Hierarchical reasoning models (HRM, arXiv 2506.21734) as the character models of seed 001 had them, versions 1 and 2.
+"""Hierarchical reasoning models (HRM, arXiv 2506.21734) of characters, in the report's versions 1 and 2.
 
-n layers with states z_1 .. z_n and periods T_1 .. T_n share one window of tokens. A segment is N * max(T) steps; at step s
-every layer i with (s + 1) mod T_i = 0 is updated:
+n layers with states z_1 .. z_n and periods T_1 .. T_n share one window of tokens. A segment is N * max(T)
+steps; at step s every layer i with (s + 1) mod T_i = 0 is updated:
 
     z_i <- Layer_i( z_i + sum_{j != i} z_j + [e where layer i reads the embedding] )
 
-and the logits are head(z_n). Only the last steps of a segment are differentiated. Training by deep supervision runs several
-segments on the same tokens, each with its own loss and optimiser step, from the detached states of the one before.
+and the logits are head(z_n). Only the last steps of a segment are differentiated. Training by deep
+supervision runs several segments on the same tokens, each with its own loss and optimiser step, from the
+detached states of the one before.
 
 Shapes: B sequences, T positions, n layers, D width, V vocabulary.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,9 @@ class Variant:
     """What sets the versions apart."""
 
     sequential: bool
-    """A layer reads what the layers before it have just become (Gauss-Seidel), else the states before the step (Jacobi)."""
+    """A layer reads what the layers before it have just become (Gauss-Seidel), else the states before the
+    step.
+    """
     embedding_for_all: bool
     """The embedding enters every layer, else the first alone."""
     whole_cycle: bool
@@ -45,13 +49,18 @@ VARIANTS = {
     "v2": Variant(sequential=False, embedding_for_all=True, whole_cycle=True),
     "v2_published": Variant(sequential=False, embedding_for_all=True, whole_cycle=False),
 }
-"""v2_published differentiates one simultaneous step: the last layer then reads the others' old, detached states, so that no
-gradient ever reaches those layers (flaw F4). v2 differentiates a whole cycle, in which every layer's update is read."""
+"""v2_published differentiates one simultaneous step: the last layer then reads the others' old, detached
+states, so that no gradient ever reaches those layers: the report's mistake. v2 differentiates a whole cycle,
+in which every layer's update is read."""
 
 
 @dataclass(frozen=True)
 class HierarchicalConfig:
-    """Raises UserError for an unknown variant, periods that no common segment length fits, and heads that do not divide the width."""
+    """Sizes of a model and of its recurrence.
+
+    Raises UserError for an unknown variant, for periods that no common segment length fits, and for heads
+    that do not divide the width.
+    """
 
     vocab_size: int
     window: int = 64
@@ -63,7 +72,7 @@ class HierarchicalConfig:
     periods: tuple[int, ...] = (1, 2)
     """Steps between two updates of each layer."""
     cycles: int = 1
-    """N, of the slowest layer in a segment."""
+    """N: how often the slowest layer is updated in a segment."""
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -73,17 +82,16 @@ class HierarchicalConfig:
             raise UserError(
                 f"periods = {self.periods}, cycles = {self.cycles}: both count steps; use 1 or more"
             )
-        if any(max(self.periods) % period for period in self.periods) or self.periods[-1] != max(
-            self.periods
-        ):
+        longest = max(self.periods)
+        if any(longest % period for period in self.periods) or self.periods[-1] != longest:
             raise UserError(
-                f"periods = {self.periods} do not divide the last one, which ends a segment; use periods such as "
-                f"{tuple(2**index for index in range(len(self.periods)))}"
+                f"periods = {self.periods} do not divide the last one, which ends a segment; use periods "
+                f"such as {tuple(2**index for index in range(len(self.periods)))}"
             )
 
     @property
     def steps(self) -> int:
-        """Of one segment."""
+        """How many steps a segment has."""
         return self.cycles * max(self.periods)
 
     @property
@@ -103,7 +111,7 @@ class Hierarchy(nn.Module):
         super().__init__()
         self.config, self.variant = config, VARIANTS[config.variant]
         before = range(config.steps - config.differentiated)
-        # An initial state that is overwritten before the first differentiated step cannot learn: it stays as drawn.
+        # An initial state that is overwritten before the first differentiated step cannot learn.
         self.initial = nn.ParameterList(
             nn.Parameter(
                 EMBEDDING_STD * torch.randn(config.window, config.width),
@@ -113,9 +121,9 @@ class Hierarchy(nn.Module):
         )
 
     def forward(self, embedded: Tensor, states: States, layer: Callable[[int, Tensor], Tensor]) -> States:
-        """States after one segment from ``states``, or from the initial ones where there are none; ``embedded`` is (B, T, D).
+        """States after one segment from ``states``, or from the initial ones where there are none.
 
-        ``layer(i, x)`` is Layer_i of x (B, T, D).
+        ``embedded`` is e (B, T, D), and ``layer(i, x)`` gives Layer_i of x (B, T, D).
         """
         batch, length, _ = embedded.shape
         current = [state.detach() for state in states]
@@ -135,7 +143,7 @@ class Hierarchy(nn.Module):
         new = list(states)
         for index, period in enumerate(self.config.periods):
             if (step + 1) % period == 0:
-                total = sum(new if self.variant.sequential else states)
+                total = cast(Tensor, sum(new if self.variant.sequential else states))
                 reads = index == 0 or self.variant.embedding_for_all
                 new[index] = layer(index, total + embedded if reads else total)
         return new
@@ -143,6 +151,10 @@ class Hierarchy(nn.Module):
 
 class HierarchicalLM(nn.Module):
     """HRM over characters: one post-norm layer per state, untied head without bias."""
+
+    cos: Tensor
+    sin: Tensor
+    """Rotary tables (window, R / 2), R the dimensions of a head."""
 
     def __init__(self, config: HierarchicalConfig):
         super().__init__()
@@ -153,9 +165,8 @@ class HierarchicalLM(nn.Module):
             TransformerLayer(width, config.heads, config.ffn_width, "post") for _ in config.periods
         )
         self.head = nn.Linear(width, config.vocab_size, bias=False)
-        self.halt = nn.Linear(width, 2, bias=False).requires_grad_(
-            False
-        )  # in no loss of the seed, so it cannot learn
+        # The report's models have it, and it counts in their sizes, but it is in none of their losses.
+        self.halt = nn.Linear(width, 2, bias=False).requires_grad_(False)
         truncated_normal(self, 1 / math.sqrt(width))
         self.hierarchy = Hierarchy(config)
         cos, sin = rotary_table(config.window, width // config.heads)
@@ -163,7 +174,7 @@ class HierarchicalLM(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, tokens: Tensor, states: States = ()) -> tuple[Tensor, States]:
-        """One segment: logits (B, T, V) of tokens (B, T), and the states that the next segment starts from."""
+        """One segment: logits (B, T, V) of tokens (B, T), and the states for the next segment."""
         length = tokens.shape[1]
         states = self.hierarchy(
             self.embedding(tokens),
@@ -171,7 +182,3 @@ class HierarchicalLM(nn.Module):
             lambda index, x: self.layers[index](x, self.cos[:length], self.sin[:length]),
         )
         return self.head(states[-1]), states
-
-    def halting(self, states: States) -> Tensor:
-        """Probabilities (B, 2) to halt and to go on: sigmoid(W mean_t z_n)."""
-        return torch.sigmoid(self.halt(states[-1].mean(dim=1)))

@@ -1,4 +1,4 @@
-"""Initial weights of the character-level systems of seed 001."""
+"""How the weights of the character models are drawn, as the report ``character-systems`` drew them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ EMBEDDING_STD = 0.02
 
 
 def truncated_normal(model: nn.Module, linear_std: float) -> None:
-    """Linear weights ~ truncated normal(0, ``linear_std``), embeddings ~ (0, 0.02); norms and the rest stay as built.
+    """Draw linear weights from a truncated normal(0, ``linear_std``) and embeddings from (0, 0.02), in place.
 
-    Experiments 1-4, 10 and 11 used 1 / sqrt(width) for the linear weights, experiments 5-9 0.02. Nothing has a bias.
+    Norms and the rest stay as built; nothing has a bias. The report draws linear weights by 1 / sqrt(width),
+    and by 0.02 where it grows models, examines their layers one by one and asks for early exits.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

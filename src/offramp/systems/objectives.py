@@ -1,13 +1,15 @@
-"""What a model is trained towards and how it is then used: plain next-token loss, layer supervision, passes over one batch.
+"""What a model is trained towards, and how it is then used: next-token loss, or supervision of every layer.
 
-An objective is independent of who optimises: one module in a loop of one's own, or all seeds together (``training.ensemble``).
+An objective is independent of who optimises: one model in a loop, or several together (``systems.ensemble``).
 
-    final                        L = CE_K
-    sum, weighted, normalised    L = sum_k w_k CE_k with w_k = 1, k, 1 / K           layer supervision (LPT of seed 001)
-    repeated                     L = CE_K, several updates per batch: what more passes over a batch do by themselves
+    final         L = CE_K
+    sum           L = sum_k CE_k                all blocks supervised, as the report ``character-systems`` did
+    weighted      L = sum_k k CE_k
+    normalised    L = sum_k CE_k / K
+    repeated      L = CE_K, several updates per batch: what more passes over a batch do by themselves
 
-with CE_k from the logits after block k by the model's own readout there. States that are refined in several updates per batch
-are in ``training.segments``, as is iterated refinement, whose model is ``models.iterated``.
+with CE_k from the logits after block k by the model's own readout there. States that are refined in several
+updates per batch are in ``systems.deep_supervision``.
 
 Shapes: B sequences, T positions, V symbols, K blocks.
 """
@@ -16,10 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from offramp.errors import UserError
 from offramp.models.blockwise import Blockwise
@@ -32,15 +35,15 @@ OBJECTIVES = ("final", "sum", "weighted", "normalised")
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss per update and the logits at evaluation.
+    """A loss per update, and the logits at evaluation."""
 
-    ``loss(model, tokens, targets, carried)`` returns a scalar mean in nats and what the next of the ``segments`` updates
-    on this batch starts from, which comes without its graph. ``logits(model, tokens)`` (B, T, V) is how the model is used.
-    """
-
-    loss: Callable[[nn.Module, Tensor, Tensor, Carried], tuple[Tensor, Carried]]
-    logits: Callable[[nn.Module, Tensor], Tensor]
+    loss: Callable[[Any, Tensor, Tensor, Carried], tuple[Tensor, Carried]]
+    """``loss(model, tokens, targets, carried)``: a scalar mean in nats, and what the next update on this
+    batch starts from, without its graph. The model is of the kind that the objective is for."""
+    logits: Callable[[Any, Tensor], Tensor]
+    """``logits(model, tokens)``, (B, T, V): how the model is used."""
     segments: int = 1
+    """Updates on every batch."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
-def from_logits(logits: Callable[[nn.Module, Tensor], Tensor]) -> Objective:
+def from_logits(logits: Callable[[Any, Tensor], Tensor]) -> Objective:
     """One update per batch on the logits that evaluation uses."""
     return Objective(
         lambda model, tokens, targets, carried: (cross_entropy(logits(model, tokens), targets), ()), logits
@@ -75,29 +78,33 @@ def block_losses(model: Blockwise, tokens: Tensor, targets: Tensor) -> Tensor:
 
 def block_weights(name: str, blocks: int) -> list[float]:
     """w_k of layer supervision. UserError for a name that is not among OBJECTIVES."""
-    found = {
+    weights = {
         "final": [0.0] * (blocks - 1) + [1.0],
         "sum": [1.0] * blocks,
         "weighted": [float(place) for place in range(1, blocks + 1)],
         "normalised": [1 / blocks] * blocks,
     }
-    if name not in found:
+    if name not in weights:
         raise UserError(f"objective = {name!r} does not exist; choose from {', '.join(OBJECTIVES)}")
-    return found[name]
+    return weights[name]
 
 
 def supervised(weights: Sequence[float]) -> Objective:
-    """Weighted losses of all blocks; evaluation uses the last. ``weights`` of length K; a block of weight 0 is not read out."""
+    """The blocks' losses summed by ``weights`` (one per block); evaluation uses the last block.
+
+    A block of weight 0 is not read out. The loss raises UserError for a model of another number of blocks.
+    """
 
     def loss(model: Blockwise, tokens: Tensor, targets: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
         states = model(tokens)
         if len(weights) != len(states):
             raise UserError(f"weights: {len(weights)} given for {len(states)} blocks; give one per block")
-        return sum(
+        total = sum(
             weight * cross_entropy(model.logits(exit, x), targets)
             for exit, (weight, x) in enumerate(zip(weights, states))
             if weight
-        ), ()
+        )
+        return torch.as_tensor(total), ()
 
     return Objective(loss, last_logits)
 

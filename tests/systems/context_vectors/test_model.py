@@ -34,7 +34,7 @@ def one_by_one(net: ContextVectorLM, tokens: Tensor, begins: Tensor) -> list[Ten
     return [torch.cat(of_layer) for of_layer in zip(*rows)]
 
 
-# Sizes ------------------------------------------------------------------------------------------------------
+# Sizes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,15 @@ def test_sizes_that_do_not_fit_are_named(changes, message):
         model(**changes)
 
 
-# Steps ------------------------------------------------------------------------------------------------------
+# Steps --------------------------------------------------------------------------------------
 
 
 def test_a_step_by_hand_where_every_layer_sees_the_token():
     net = model(layers=2)
     c, x = torch.randn(1, 5), net.embed(torch.tensor([3]))
     torch.testing.assert_close(x, F.layer_norm(net.embedding.weight[3:4], (6,)))
-    found = net.context_block(c, x)
-    for layer, output in zip(net.context_block.layers, found):
+    outputs = net.context_block(c, x)
+    for layer, output in zip(net.context_block.layers, outputs):
         change = torch.relu(torch.cat((c, x), dim=1) @ layer.transform.weight.T + layer.transform.bias)
         c = F.layer_norm(c + change, (5,))
         torch.testing.assert_close(output, c)
@@ -131,7 +131,7 @@ def test_heads(head):
     assert (net.readout_matrix() is net.embedding.weight) == (head == "tied")
 
 
-# Streams ----------------------------------------------------------------------------------------------------
+# Streams ------------------------------------------------------------------------------------
 
 
 def test_the_token_before_feeds_a_token_and_nothing_feeds_the_first():
@@ -164,8 +164,8 @@ def test_a_stream_may_go_on_from_a_context():
 def test_no_document_sees_another():
     net, (tokens, begins) = model(), stream()
     other = torch.cat(((tokens[:8] + 1) % 11, tokens[8:]))
-    found = [torch.cat([part[-1] for part in sequential(net, given, begins)]) for given in (tokens, other)]
-    assert torch.equal(found[0][8:], found[1][8:]) and not torch.equal(found[0][:8], found[1][:8])
+    contexts = [torch.cat([part[-1] for part in sequential(net, given, begins)]) for given in (tokens, other)]
+    assert torch.equal(contexts[0][8:], contexts[1][8:]) and not torch.equal(contexts[0][:8], contexts[1][:8])
 
 
 @pytest.mark.parametrize("token_input", TOKEN_INPUTS)

@@ -1,4 +1,5 @@
-"""Both phases of the context-vector model: the losses by hand, what is trained, and caches that belong to their stream."""
+"""Both phases of the context-vector model: the losses by hand, what is trained, and caches that belong to
+their stream."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def cached(tmp_path, stream):
     )
 
 
-# Phase 1 ----------------------------------------------------------------------------------------------------
+# Phase 1 ------------------------------------------------------------------------------------
 
 
 def test_losses_by_hand():
@@ -105,13 +106,13 @@ def test_an_iteration_is_one_step_however_it_is_cut_into_batches(stream):
 
 
 def test_the_last_contexts_are_of_the_weights_before_the_last_step(stream):
-    """Without noise: what an iteration leaves is one pass from what the iteration before left (G5)."""
+    """Without noise: what an iteration leaves is one pass from what the iteration before left."""
     net, earlier = model(), model()
-    found = find_contexts(net, *stream, FixedPoint(noise=0.0, most=4), seed=0)
+    search = find_contexts(net, *stream, FixedPoint(noise=0.0, most=4), seed=0)
     find_contexts(earlier, *stream, FixedPoint(noise=0.0, most=3), seed=0)
-    (outputs,) = parallel(earlier, stream[0], previous_contexts(found.before, stream[1]))
-    torch.testing.assert_close(found.contexts, outputs[-1], rtol=1e-4, atol=1e-5)
-    assert found.iterations == 4 and len(found.converged) == 3
+    (outputs,) = parallel(earlier, stream[0], previous_contexts(search.before, stream[1]))
+    torch.testing.assert_close(search.contexts, outputs[-1], rtol=1e-4, atol=1e-5)
+    assert search.iterations == 4 and len(search.converged) == 3
 
 
 def test_phase_1_stops_once_nearly_all_tokens_are_converged(stream):
@@ -137,15 +138,15 @@ def test_unknown_ways_of_phase_1_are_named(changes):
         FixedPoint(**changes)
 
 
-# Caches -----------------------------------------------------------------------------------------------------
+# Caches -------------------------------------------------------------------------------------
 
 
 def test_a_cache_gives_back_every_layer_in_the_order_of_the_stream(cached):
     _, parts, contexts = cached
     assert contexts.shards == 3
-    found = list(contexts)
-    assert [here for here, _ in found] == [slice(0, 16), slice(16, 32), slice(32, 40)]
-    for (_, outputs), part in zip(found, parts):
+    cached_parts = list(contexts)
+    assert [here for here, _ in cached_parts] == [slice(0, 16), slice(16, 32), slice(32, 40)]
+    for (_, outputs), part in zip(cached_parts, parts):
         assert all(torch.equal(output, given) for output, given in zip(outputs, part))
     assert torch.equal(contexts.layer(0), torch.cat([part[0] for part in parts]))
 
@@ -177,7 +178,7 @@ def test_contexts_that_are_too_few_leave_nothing(stream, tmp_path):
     assert not (tmp_path / "contexts").exists()
 
 
-# Phase 2 ----------------------------------------------------------------------------------------------------
+# Phase 2 ------------------------------------------------------------------------------------
 
 
 def test_targets_stay_in_their_document(stream):

@@ -63,15 +63,15 @@ def test_no_position_sees_later_tokens(layers):
     net = model(layers)
     tokens = torch.randint(11, (2, 5))
     other = torch.cat((tokens[:, :3], (tokens[:, 3:] + 1) % 11), dim=1)
-    found = []
+    runs = []
     for given in (tokens, other):
         cache = torch.zeros(layers, 2, 5, 8)
         with torch.no_grad():
             for step in range(4):
                 logits, cache = net(given, cache, step)
-        found.append(logits)
-    torch.testing.assert_close(found[0][:, :3], found[1][:, :3])
-    assert not torch.equal(found[0][:, 3:], found[1][:, 3:])
+        runs.append(logits)
+    torch.testing.assert_close(runs[0][:, :3], runs[1][:, :3])
+    assert not torch.equal(runs[0][:, 3:], runs[1][:, 3:])
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -45,8 +45,8 @@ def test_an_empty_memory_gives_nothing_and_rows_can_be_emptied():
     memory = empty_memory(2, 2, 4)
     assert not retrieve(torch.randn(2, 3, 2, 4), memory).any()
     full = write(memory, torch.randn(2, 3, 2, 4), torch.randn(2, 3, 2, 4)).keep(torch.tensor([True, False]))
-    found = retrieve(torch.randn(2, 3, 2, 4), full)
-    assert found[0].any() and not found[1].any()
+    read = retrieve(torch.randn(2, 3, 2, 4), full)
+    assert read[0].any() and not read[1].any()
 
 
 def test_no_gradient_passes_through_the_memory():

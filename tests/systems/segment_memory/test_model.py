@@ -1,4 +1,5 @@
-"""Models with memory: causal for any number of segments, leaking only where asked by name, and the published sizes."""
+"""Models with memory: causal for any number of segments, leaking only where asked by name, and the published
+sizes."""
 
 from __future__ import annotations
 
@@ -83,7 +84,7 @@ def test_a_carried_memory_holds_the_window_before(place, core):
 
 
 @pytest.mark.parametrize(("count", "leaks"), [(1, False), (2, True), (3, True)])
-def test_the_published_reading_leaks_from_its_second_segment_on(count, leaks):  # F5
+def test_the_published_reading_leaks_from_its_second_segment_on(count, leaks):
     net = model(place="input", hrm="v2_published", reads="own_window")
     tokens = torch.randint(11, (2, 6))
     difference = (

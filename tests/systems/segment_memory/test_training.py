@@ -42,10 +42,10 @@ def test_carried_memories_equal_reading_window_by_window(place):
                 logits, carried = net(tokens, memory, carried)
             memory = carried.memory
             total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
-    found = streams_nll(ensemble, text_streams, "carry", 2)[1].item()
-    assert found == pytest.approx(total / text_streams.targets.numel(), rel=1e-5)
+    carried_nll = streams_nll(ensemble, text_streams, "carry", 2)[1].item()
+    assert carried_nll == pytest.approx(total / text_streams.targets.numel(), rel=1e-5)
     reset = streams_nll(ensemble, text_streams, "reset", 2)[1].item()
-    assert (reset == pytest.approx(found, abs=1e-7)) == (place == "none")
+    assert (reset == pytest.approx(carried_nll, abs=1e-7)) == (place == "none")
 
 
 def test_a_new_document_empties_the_memory():
@@ -57,19 +57,19 @@ def test_a_new_document_empties_the_memory():
 
 
 def test_a_foreign_memory_is_that_of_the_other_row():
-    ensemble, own = remembering(place="input"), streams()
+    ensemble, one = remembering(place="input"), streams()
     swapped = Streams(
-        *(part.flip(1) for part in (own.tokens, own.targets, own.begins))
+        *(part.flip(1) for part in (one.tokens, one.targets, one.begins))
     )  # two rows: the other is the neighbour
     torch.testing.assert_close(
-        streams_nll(ensemble, own, "foreign", 1), streams_nll(ensemble, swapped, "foreign", 1)
+        streams_nll(ensemble, one, "foreign", 1), streams_nll(ensemble, swapped, "foreign", 1)
     )
-    same = Streams(*(part[:, :1].expand_as(part) for part in (own.tokens, own.targets, own.begins)))
+    same = Streams(*(part[:, :1].expand_as(part) for part in (one.tokens, one.targets, one.begins)))
     torch.testing.assert_close(
         streams_nll(ensemble, same, "foreign", 1), streams_nll(ensemble, same, "carry", 1)
     )
     assert not torch.allclose(
-        streams_nll(ensemble, own, "foreign", 1), streams_nll(ensemble, own, "carry", 1), atol=1e-6
+        streams_nll(ensemble, one, "foreign", 1), streams_nll(ensemble, one, "carry", 1), atol=1e-6
     )
 
 

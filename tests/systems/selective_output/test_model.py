@@ -1,4 +1,5 @@
-"""The selective model: published sizes, attempts that see no future, and a generation that computes what training computed."""
+"""The selective model: published sizes, attempts that see no future, and a generation that computes what
+training computed."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def test_a_layer_by_hand(model):
     """Position by position with plain softmax attention, half of each head turned in pairs (i, i + R / 2)."""
     layer, rotated, width = model.layers[0], TINY.rotated, 16
     x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(2))
-    found, _ = layer(x, model.cos[:4], model.sin[:4], None, is_causal=True)
+    outputs, _ = layer(x, model.cos[:4], model.sin[:4], None, is_causal=True)
     source = layer.norm(x)[0]
     query, key, value = (
         layer.query_key_value(source)[:, part * width : (part + 1) * width].view(4, 2, 8) for part in range(3)
@@ -83,7 +84,7 @@ def test_a_layer_by_hand(model):
             heads.append(scores.softmax(0) @ value[: t + 1, head])
         inner = torch.nn.functional.gelu(layer.ffn_in(source[t]))
         torch.testing.assert_close(
-            found[0, t], x[0, t] + layer.attn_out(torch.cat(heads)) + layer.ffn_out(inner)
+            outputs[0, t], x[0, t] + layer.attn_out(torch.cat(heads)) + layer.ffn_out(inner)
         )
 
 

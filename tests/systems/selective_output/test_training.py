@@ -47,7 +47,7 @@ def windows(rows: int = 4, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     return text[:, :-1], text[:, 1:]
 
 
-# The published rule -----------------------------------------------------------------------------------------
+# The published rule -------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,7 +88,7 @@ def test_the_leak_a_carried_target_is_already_among_the_inputs():
         lags(spoken)[0, -1] == 8 - 6
     )  # newest input 8; four outputs before it, so token 1 + 4 of the shifted labels
     everyone = torch.ones_like(spoken)
-    assert (lags(everyone) == -2).all() and (lags(everyone, double_shift=False) == -1).all()  # H2: two ahead
+    assert (lags(everyone) == -2).all() and (lags(everyone, double_shift=False) == -1).all()  # two ahead
     assert (lags(spoken, double_shift=False) >= 0).sum() > (lags(spoken) >= 0).sum()
 
 
@@ -120,8 +120,8 @@ def test_the_published_loss_by_hand():
     probabilities = logits.softmax(-1)
     entropy = -(probabilities * probabilities.log()).sum(-1)
     gate_loss = F.binary_cross_entropy(gates, 1 - entropy.detach() / math.log(VOCABULARY))
-    found = CarryOver().loss(model, tokens, targets)
-    torch.testing.assert_close(found, total / count + 0.1 * gate_loss)
+    value = CarryOver().loss(model, tokens, targets)
+    torch.testing.assert_close(value, total / count + 0.1 * gate_loss)
     nll, outputs_made = CarryOver().score(model, tokens, targets)
     assert outputs_made == count and nll == pytest.approx(float(total.detach()), rel=1e-5)
 
@@ -141,10 +141,10 @@ def test_the_published_loss_of_outputs_gives_the_gate_no_gradient():
     model, (tokens, targets) = tiny(), windows()
     CarryOver(skip_interval=2).loss(model, tokens, targets).backward()
     assert all(weight.grad is None for weight in model.gate.parameters())
-    assert all(weight.grad is None for weight in model.project.parameters())  # H5
+    assert all(weight.grad is None for weight in model.project.parameters())  # it learns nothing
 
 
-# The corrected rule -----------------------------------------------------------------------------------------
+# The corrected rule -------------------------------------------------------------------------
 
 
 def by_hand(model, tokens, targets, spoken_after):
@@ -186,11 +186,11 @@ def test_the_corrected_loss_by_hand(rule):
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=4))
 def test_some_attempt_is_the_first_to_speak(gates):
-    found = _first_to_speak(torch.tensor(gates).unsqueeze(1))
-    assert found.sum() == pytest.approx(1, abs=1e-5) and (found >= 0).all()
+    probabilities = _first_to_speak(torch.tensor(gates).unsqueeze(1))
+    assert probabilities.sum() == pytest.approx(1, abs=1e-5) and (probabilities >= 0).all()
     left = 1.0
     for place, gate in enumerate(gates):
-        assert float(found[place]) == pytest.approx(left * gate, abs=1e-5)
+        assert float(probabilities[place]) == pytest.approx(left * gate, abs=1e-5)
         left *= 1 - gate
 
 
@@ -210,13 +210,14 @@ def test_the_score_function_is_the_gradient_of_the_expected_loss():
     wanted = torch.autograd.grad((gates * nll[0] + (1 - gates) * nll[1]).mean(), model.gate.outer.weight)[
         0
     ].flatten()
-    found = gate_gradients("score_function", 300)
-    assert F.cosine_similarity(found, wanted, dim=0) > 0.9
-    assert found.norm() == pytest.approx(float(wanted.norm()), rel=0.35)
+    gradients = gate_gradients("score_function", 300)
+    assert F.cosine_similarity(gradients, wanted, dim=0) > 0.9
+    assert gradients.norm() == pytest.approx(float(wanted.norm()), rel=0.35)
 
 
 def test_straight_through_moves_the_gate_towards_the_better_attempt():
-    """Its gradient is d loss / d gate = NLL at once minus NLL after a skipped step, through the gate's own slope."""
+    """Its gradient is d loss / d gate = NLL at once minus NLL after a skipped step, through the gate's own
+    slope."""
     model, (tokens, targets) = tiny(), windows(8)
     _, nll = by_hand(model, tokens, targets, torch.zeros(tokens.numel(), dtype=torch.long))
     gates = model.gate(model.states(tokens)).flatten()

@@ -1,13 +1,16 @@
-"""The context-vector model of seed 002: a recurrent state per token without attention, trained apart from what reads it.
+"""The context-vector model: a recurrent state per token without attention, trained apart from what reads it.
 
-With x_t = LayerNorm(E[w_t]) of token t, E frozen, and c_t the context that token t leaves behind (c before the first is 0):
+With x_t = LayerNorm(E[w_t]) of token t, E frozen, and c_t the context that token t leaves behind (c before
+the first is 0):
 
     ContextLayer    out = LayerNorm( R c + ReLU(W [c ; x] + b) ),   R the identity where widths are equal
     ContextBlock    c^(0) = c_{t-1},  c^(i) = ContextLayer_i(c^(i-1), x_t),  c_t = c^(L)
-    TokenBlock      u_0 = x_t,  u_i = LayerNorm( u_{i-1} + ReLU(W_i [c^(i)_t ; u_{i-1}] + b_i) ),  logits = head(u_L)
+    TokenBlock      u_0 = x_t,  u_i = LayerNorm( u_{i-1} + ReLU(W_i [c^(i)_t ; u_{i-1}] + b_i) )
+                    logits = head(u_L)
 
-``token_input`` "all" gives x_t to every ContextLayer, all of the context's width D; "first" gives it to the first layer alone and
-lets widths fall in equal steps from D + E to D. Which context feeds which token, and how, is in ``models.context_stream``.
+``token_input`` "all" gives x_t to every ContextLayer, all of the context's width D; "first" gives it to the
+first layer alone and lets widths fall in equal steps from D + E to D. Which context feeds which token, and
+how, is in ``systems.context_vectors.recurrence``. Source: the report ``context-vectors``.
 
 Shapes: N tokens, E their width, D the context's, L layers, d_i the width of layer i's output, V vocabulary.
 """
@@ -33,7 +36,8 @@ WEIGHT_STD, BIAS_STD = 0.1, 0.01
 
 @dataclass(frozen=True)
 class ContextVectorConfig:
-    """Sizes as published, but for the vocabulary. UserError for widths and layers that do not fit together."""
+    """Sizes as published, but for the vocabulary. UserError for widths and layers that do not fit
+    together."""
 
     vocab_size: int
     width: int = 768
@@ -44,7 +48,8 @@ class ContextVectorConfig:
     token_input: str = "all"
     """all or first: which context layers see the token."""
     head: str = "zero"
-    """zero (a matrix and bias of its own, zero at first), untied (a random one), tied (the embedding, without a bias)."""
+    """zero (a matrix and bias of its own, zero at first), untied (a random one), tied (the embedding, without
+    a bias)."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "context_width", "layers"):
@@ -58,9 +63,9 @@ class ContextVectorConfig:
                 )
         if self.token_input == "first" and self.width % self.layers:
             raise UserError(
-                f"layers = {self.layers}: from {self.context_width + self.width} to context_width = {self.context_width} "
-                f"there are no {self.layers} equal steps; make width = {self.width} a multiple of layers, or use "
-                "token_input: all"
+                f"layers = {self.layers}: from {self.context_width + self.width} to context_width = "
+                f"{self.context_width} there are no {self.layers} equal steps; make width = {self.width} a "
+                "multiple of layers, or use token_input: all"
             )
 
     @property
@@ -101,7 +106,8 @@ class ContextBlock(nn.Module):
         )
 
     def forward(self, previous: Tensor, token: Tensor) -> list[Tensor]:
-        """Outputs (N, d_i) of every layer for the contexts (N, D) before these tokens (N, E); the last is the next context."""
+        """Outputs (N, d_i) of every layer for the contexts (N, D) before these tokens (N, E); the last is the
+        next context."""
         outputs, context = [], previous
         for layer in self.layers:
             context = layer(context, token)
@@ -157,12 +163,14 @@ class ContextVectorLM(nn.Module):
         return self.embed_norm(self.embedding(tokens))
 
     def read(self, tokens: Tensor, contexts: Sequence[Tensor]) -> Tensor:
-        """What the readout is applied to, (N, E) or with the bias' constant (N, E + 1), of tokens (N,) and contexts (N, d_i)."""
+        """What the readout is applied to, (N, E) or with the bias' constant (N, E + 1), of tokens (N,) and
+        contexts (N, d_i)."""
         u = self.token_block(self.embed(tokens), contexts)
         return u if self.head is None else torch.cat((u, u.new_ones(len(u), 1)), dim=-1)
 
     def readout_matrix(self) -> Tensor:
-        """(V, E), or (V, E + 1) with the bias as its last column: losses over blocks of the vocabulary know matrices alone."""
+        """(V, E), or (V, E + 1) with the bias as its last column: losses over blocks of the vocabulary know
+        matrices alone."""
         return (
             self.embedding.weight
             if self.head is None

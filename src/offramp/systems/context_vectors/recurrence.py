@@ -1,23 +1,27 @@
-"""Contexts along a stream of tokens: the recurrence itself, one token after the other, and the parallel pass that imitates it.
+"""Contexts along a stream of tokens: the recurrence, one token after the other, and the parallel pass instead
+of it.
 
 The context that feeds token t is the one that token t - 1 left behind, zero at the start of a document:
 
-    sequential    c_t = Block(c_{t-1}, x_t)                       the recurrence, each step needs the one before
-    parallel      c_t = Block(P_{t-1}, x_t)                       all tokens at once, from given contexts P
+    sequential    c_t = Block(c_{t-1}, x_t)     the recurrence, each step needs the one before
+    parallel      c_t = Block(P_{t-1}, x_t)     all tokens at once, from given contexts P
 
-``parallel`` is a Jacobi iteration of ``sequential``: where P is exact for a token, the result is exact for the next, so n passes
-over documents of n tokens end in the recurrence, and a few do if the step forgets quickly.
+``parallel`` is a Jacobi iteration of ``sequential``: where P is exact for a token, the result is exact for
+the next, so n passes over documents of n tokens end in the recurrence, and a few do if the step forgets
+quickly.
 
-The sequential step costs what its matrix-vector products cost (benchmarks/context_vectors.py): what the tokens contribute to
-all layers is computed for many tokens at once, and both matrices that meet the context are one. Documents within one part of the
-stream run side by side.
+The sequential step costs what its matrix-vector products cost (benchmarks/context_vectors.py): what the
+tokens contribute to all layers is computed for many tokens at once, and both matrices that meet the context
+are one. Documents within one part of the stream run side by side.
 
-Shapes: N tokens, D context width, E token width, d_i width of layer i's output, T steps, B documents side by side.
+Shapes: N tokens, D context width, E token width, d_i width of layer i's output, T steps, B documents side by
+side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,15 +32,18 @@ from offramp.systems.context_vectors.model import ContextBlock, ContextLayer, Co
 TOGETHER = 65_536
 """Tokens of one part of the recurrence: the more, the more documents run side by side."""
 PASS = 8_192
-"""Tokens of one part of a parallel pass: enough for matrix products at full speed, few enough that all layers stay small."""
+"""Tokens of one part of a parallel pass: enough for matrix products at full speed, few enough that all layers
+stay small."""
 STEPS = 256
 """Steps whose token terms are computed ahead."""
 
 
 def previous_contexts(contexts: Tensor, begins: Tensor, wrap: bool = False) -> Tensor:
-    """The context (N, D) before every token, given the one (N, D) after it; zero where a document ``begins`` (N,).
+    """The context (N, D) before every token, given the one (N, D) after it; zero where a document ``begins``
+    (N,).
 
-    ``wrap`` is the published stream instead: no boundaries, and the last context before the first token (G6).
+    ``wrap`` is the stream of the report instead: a ring without boundaries between documents, in which the
+    last context comes before the first token.
     """
     shifted = contexts.roll(1, dims=0)
     return shifted if wrap else shifted.masked_fill_(begins.unsqueeze(1), 0.0)
@@ -46,7 +53,8 @@ def previous_contexts(contexts: Tensor, begins: Tensor, wrap: bool = False) -> T
 def parallel(
     model: ContextVectorLM, tokens: Tensor, previous: Tensor, together: int = PASS
 ) -> Iterator[list[Tensor]]:
-    """Outputs (n, d_i) of all layers for tokens (N,) whose contexts before them are ``previous`` (N, D), part by part."""
+    """Outputs (n, d_i) of all layers for tokens (N,) whose contexts before them are ``previous`` (N, D), part
+    by part."""
     for x, context in zip(tokens.split(together), previous.split(together)):
         yield model.context_block(context, model.embed(x))
 
@@ -67,7 +75,8 @@ def sequential(
     together: int = TOGETHER,
     first: Tensor | None = None,
 ) -> Iterator[list[Tensor]]:
-    """Outputs (n, d_i) of all layers for tokens (N,), part by part in the order of the stream, by the recurrence.
+    """Outputs (n, d_i) of all layers for tokens (N,), part by part in the order of the stream, by the
+    recurrence.
 
     ``first`` (D,) is the context before a stream that does not begin a document; zero where None.
     """
@@ -82,16 +91,17 @@ def sequential(
         for begin in range(0, rows.longest, STEPS):
             places = rows.places(begin, min(begin + STEPS, rows.longest))
             inside = places >= 0
-            found = recurrence.run(context[: places.shape[1]], model.embed(part[places.clamp_min(0)]))
-            for output, values in zip(outputs, found):
+            computed = recurrence.run(context[: places.shape[1]], model.embed(part[places.clamp_min(0)]))
+            for output, values in zip(outputs, computed):
                 output[places[inside]] = values[inside]
-            context = found[-1][-1]
+            context = computed[-1][-1]
         carried = outputs[-1][-1].clone()
         yield outputs
 
 
 class _Fragments:
-    """Pieces of documents within one part as rows, the longest first, so that those still running are always the first ones."""
+    """Pieces of documents within one part as rows, the longest first, so that those still running are always
+    the first ones."""
 
     def __init__(self, begins: Tensor):
         first = torch.cat((begins.new_ones(1), begins[1:])).nonzero().flatten()
@@ -103,7 +113,8 @@ class _Fragments:
         self.longest = int(lengths.max())
 
     def places(self, begin: int, end: int) -> Tensor:
-        """Where in the part the steps from ``begin`` to ``end`` of all rows that still run are, (T, B); -1 past their end."""
+        """Where in the part the steps from ``begin`` to ``end`` of all rows that still run are, (T, B); -1
+        past their end."""
         running = int((self.lengths > begin).sum())
         steps = torch.arange(begin, end).unsqueeze(1)
         return (self.first[:running] + steps).masked_fill(steps >= self.lengths[:running], -1)
@@ -113,9 +124,9 @@ class Recurrence:
     """One step of a ContextBlock after the other."""
 
     def __init__(self, block: ContextBlock):
-        self.steps = [_FusedLayer(layer) for layer in block.layers]
+        self.steps = [_FusedLayer(cast(ContextLayer, layer)) for layer in block.layers]
 
-    @torch.inference_mode()  # a sixth faster than without gradients alone: at these sizes the bookkeeping of operations counts
+    @torch.inference_mode()  # a sixth faster than without gradients alone: bookkeeping counts at these sizes
     def run(self, first: Tensor, x: Tensor) -> list[Tensor]:
         """Outputs (T, B, d_i) of all layers for tokens x (T, B, E), from the contexts (B, D) before them."""
         terms = [step.token_terms(x).unbind(0) for step in self.steps]
@@ -123,10 +134,10 @@ class Recurrence:
         outputs: list[list[Tensor]] = [[] for _ in self.steps]
         context = first
         for of_step in zip(*terms):
-            for step, term, buffer, found in zip(self.steps, of_step, buffers, outputs):
+            for step, term, buffer, of_layer in zip(self.steps, of_step, buffers, outputs):
                 context = step(context, term, buffer)
-                found.append(context)
-        return [torch.stack(found) for found in outputs]
+                of_layer.append(context)
+        return [torch.stack(of_layer) for of_layer in outputs]
 
 
 class _FusedLayer:
@@ -134,18 +145,19 @@ class _FusedLayer:
 
     def __init__(self, layer: ContextLayer):
         weight = layer.transform.weight.detach()
-        own = weight[:, : layer.context_in]
+        on_context = weight[:, : layer.context_in]
         self.token_weight = weight[:, layer.context_in :] if layer.token_width else None
         self.bias, self.width = layer.transform.bias.detach(), len(weight)
         self.projects = not isinstance(layer.residual, nn.Identity)
         if self.projects:
-            own = torch.cat((own, layer.residual.weight.detach()))
-            self.residual_bias = layer.residual.bias.detach()
-        self.matrix = own.T.contiguous()
+            residual = cast(nn.Linear, layer.residual)
+            on_context = torch.cat((on_context, residual.weight.detach()))
+            self.residual_bias = residual.bias.detach()
+        self.matrix = on_context.T.contiguous()
         self.norm = (self.width,), layer.norm.weight.detach(), layer.norm.bias.detach(), layer.norm.eps
 
     def token_terms(self, x: Tensor) -> Tensor:
-        """What is added to the product with the context, (T, B, d_i) or (T, B, 2 d_i), for tokens (T, B, E)."""
+        """What tokens (T, B, E) add to the product with the context: (T, B, d_i) or (T, B, 2 d_i)."""
         term = (
             self.bias.expand(*x.shape[:2], -1)
             if self.token_weight is None

@@ -1,8 +1,9 @@
-"""The ``contexts`` artifact: what a context block makes of every token of a stream, layer by layer, for whoever learns to read it.
+"""The ``contexts`` artifact: what a context block makes of every token of a stream, layer by layer.
 
-Every layer is a folder of its own, ``layer_<i>``, in the form of the ``states`` artifact with one exit, for layers differ in width:
-row t of its table and of its hidden states is token t. The metadata holds the digest of the stream, so that contexts cannot be
-read beside tokens they were not made from. Writing and reading hold one shard at a time, whatever the length of the stream.
+Every layer is a folder of its own, ``layer_<i>``, in the form of the ``states`` artifact with one exit, for
+layers differ in width: row t of its table and of its hidden states is token t. The metadata holds the digest
+of the stream, so that contexts cannot be read beside tokens they were not made from. Writing and reading hold
+one shard at a time, whatever the length of the stream.
 
 Shapes: N tokens, n tokens of a shard, d_i the width of layer i.
 """
@@ -28,7 +29,7 @@ SHARD = 65_536
 
 
 def stream_digest(tokens: Tensor, begins: Tensor) -> str:
-    """Of a stream of token ids (N,) and where its documents begin (N,)."""
+    """The digest of a stream of token ids (N,) and of where its documents begin (N,)."""
     digest = hashlib.sha256(tokens.to(torch.int64).numpy().tobytes())
     digest.update(begins.numpy().tobytes())
     return digest.hexdigest()
@@ -40,35 +41,37 @@ def write_contexts(
     begins: Tensor,
     parts: Iterable[Sequence[Tensor]],
     params: dict[str, Any],
+    *,
     inputs: dict[str, Artifact] | None = None,
     dtype: str = "float16",
     shard: int = SHARD,
 ) -> Artifact:
-    """Write ``parts``, which hold outputs (n, d_i) of all layers for consecutive tokens, in shards of at most ``shard`` tokens.
+    """Write ``parts``, outputs (n, d_i) of all layers for consecutive tokens, in shards of at most ``shard``
+    tokens.
 
-    A part is never cut: where one is larger, so is its shard.
-
-    UserError where they are not as many as the tokens, or do not fit ``dtype``.
+    A part is never cut: where one is larger, so is its shard. Raises UserError where they are not as many as
+    the tokens, or do not fit ``dtype``.
     """
     with create_artifact(path, KIND, params, inputs or {}) as out:
         writers: list[StatesWriter] = []
         written = 0
         for outputs in parts:
-            here = slice(written, written + len(outputs[0]))
+            rows = slice(written, written + len(outputs[0]))
             if not writers:
                 writers = [
                     StatesWriter(_folder(out.path, layer), 1, dtype, shard) for layer in range(len(outputs))
                 ]
-            columns = {"token": tokens[here].numpy(), "begins": begins[here].numpy()}
+            columns = {"token": tokens[rows].numpy(), "begins": begins[rows].numpy()}
             for writer, output in zip(writers, outputs, strict=True):
                 writer.add(columns, [output])
-            written = here.stop
+            written = rows.stop
             del outputs, output  # before the next part is made
         for writer in writers:
             writer.close()
         if written != len(tokens):
             raise UserError(
-                f"contexts: {written} were made for {len(tokens)} tokens; make them from the stream they belong to"
+                f"contexts: {written} were made for {len(tokens)} tokens; "
+                "make them from the stream they belong to"
             )
         out.meta.update(
             layers=len(writers),
@@ -91,12 +94,14 @@ class Contexts:
     """An opened ``contexts`` artifact beside the stream it was made from."""
 
     def __init__(self, artifact: Artifact, tokens: Tensor, begins: Tensor):
-        """UserError where the contexts are of another stream than tokens (N,) with documents at ``begins`` (N,)."""
+        """UserError where the contexts are of another stream than tokens (N,) with documents at ``begins``
+        (N,)."""
         digest = stream_digest(tokens, begins)
         if artifact.meta["stream"] != digest:
             raise UserError(
-                f"{artifact.path} holds contexts of another token stream (digest {artifact.meta['stream'][:12]}) than "
-                f"the one given (digest {digest[:12]}); cache the contexts of these tokens"
+                f"{artifact.path} holds contexts of another token stream (digest "
+                f"{artifact.meta['stream'][:12]}) than the one given (digest {digest[:12]}); "
+                "cache the contexts of these tokens"
             )
         self.tokens, self.begins = tokens, begins
         folders = [artifact.path / f"layer_{layer}" for layer in range(artifact.meta["layers"])]
@@ -107,9 +112,9 @@ class Contexts:
         """Which tokens, and the outputs (n, d_i) of all layers for them, as float32; a shard at a time."""
         start = 0
         for outputs in zip(*(layer.hidden_shards(0) for layer in self.layers)):
-            here = slice(start, start + len(outputs[0]))
-            yield here, [output.float() for output in outputs]
-            start = here.stop
+            rows = slice(start, start + len(outputs[0]))
+            yield rows, [output.float() for output in outputs]
+            start = rows.stop
 
     def layer(self, index: int) -> Tensor:
         """All of one layer, (N, d_i): for what has to see the whole, at the price of its memory."""

@@ -1,16 +1,20 @@
-"""Training the context-vector model of seed 002: contexts without targets (phase 1), then what reads them (phase 2).
+"""Training the context-vector model: contexts without targets (phase 1), then what reads them (phase 2).
 
-Phase 1 looks for contexts P that the step of the model maps onto themselves, moved by one token, while they stay spread out:
+Phase 1 looks for contexts P that the step of the model maps onto themselves, moved by one token, while they
+stay spread out:
 
     c = Block(P_{t-1} + noise, x_t),   loss = (1 - w) mean (c - P_t)^2 + w diversity(c),   then P <- c
 
-one Adam step per iteration over the whole stream, until nearly all tokens have moved by less than a tolerance. Of two formulas
-for the diversity, "batch" is the published one, -||c - mean||_F / n, which shrinks with the root of the batch's size n (G6);
-"rms" is the root mean square of c - mean, negative, whatever the batch and the width. The later loss of the seed is OACD alone.
+one Adam step per iteration over the whole stream, until nearly all tokens have moved by less than a
+tolerance. Of two formulas for the diversity, "batch" is the report's, -||c - mean||_F / n, which shrinks with
+the root of the batch's size n; "rms" is the root mean square of c - mean, negative, whatever the batch and
+the width. A later loss of the report is ``oacd`` alone.
 
-Phase 2 freezes all that and fits the token block and the head to cached contexts by the loss of the next token.
+Phase 2 freezes all that and fits the token block and the head to cached contexts by the loss of the next
+token.
 
-Shapes: N tokens of the stream, n of a batch, D context width, d_i width of layer i, E token width, V vocabulary.
+Shapes: N tokens of the stream, n of a batch, D context width, d_i width of layer i, E token width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -38,17 +42,20 @@ UNKNOWN = -1
 """The target of a token after which its document ends."""
 
 
-# Phase 1 --------------------------------------------------------------------------------------------------------------
+# Phase 1 ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """How contexts are searched for; as published. UserError for a loss, diversity or weight that does not exist."""
+    """How contexts are searched for; the defaults are the report's.
+
+    Raises UserError for a loss or a diversity that does not exist, and for a weight that is no share.
+    """
 
     loss: str = "cvfp"
     diversity: str = "batch"
     weight: float = 0.8
-    """w: of diversity against the distance from the contexts before."""
+    """w: the weight of diversity against the distance from the contexts before."""
     noise: float = 0.1
     """Standard deviation of what is added to the contexts that are put in."""
     learning_rate: float = 2e-3
@@ -58,12 +65,12 @@ class FixedPoint:
     tolerance: float = 0.03
     """Mean square by which the context of a converged token moves at most."""
     share: float = 0.99
-    """Of tokens that have to be converged."""
+    """The share of tokens that have to be converged."""
     fewest: int = 5
     most: int = 40
-    """Iterations."""
+    """Iterations, at least and at most."""
     wrap: bool = False
-    """Whether the stream is taken for a ring without documents, as published (G6)."""
+    """Whether the stream is taken for a ring without documents: the report's mistake."""
 
     def __post_init__(self) -> None:
         for name, known in (("loss", LOSSES), ("diversity", DIVERSITIES)):
@@ -76,54 +83,60 @@ class FixedPoint:
 
 
 @dataclass
-class Found:
+class ContextSearch:
     """What phase 1 left, besides the model's weights."""
 
     contexts: Tensor
-    """(N, D) of the last iteration: with noise, from the weights before the last step, as the seed took them for its own (G5)."""
+    """(N, D) of the last iteration: with noise, and from the weights before the last step. The report took
+    them for the contexts of the model that it kept."""
     before: Tensor
     """(N, D) of the iteration before."""
     converged: list[float] = field(default_factory=list)
-    """Share of tokens by iteration."""
+    """Share of converged tokens by iteration."""
 
     @property
     def iterations(self) -> int:
-        """With the first, which only puts contexts in place of their random start."""
+        """How many there were, with the first, which only puts contexts in place of their random start."""
         return len(self.converged) + 1
 
 
 def find_contexts(
     model: ContextVectorLM, tokens: Tensor, begins: Tensor, how: FixedPoint, seed: int
-) -> Found:
-    """Train the context block on tokens (N,) of documents that start where ``begins`` (N,) says; the embedding stays as it is."""
+) -> ContextSearch:
+    """Train the context block on tokens (N,) of documents that start where ``begins`` (N,) says.
+
+    The embedding stays as it is. This is a fixed-point iteration, not a fit that ``training.loop`` could
+    make: it is judged on no other text, its end depends on its state alone, and that state is what it
+    returns.
+    """
     generator = torch.Generator().manual_seed(seed)
     width = model.config.context_width
-    found = Found(START_STD * torch.randn(len(tokens), width, generator=generator), torch.empty(0))
+    search = ContextSearch(START_STD * torch.randn(len(tokens), width, generator=generator), torch.empty(0))
     optimiser = torch.optim.Adam(model.context_block.parameters(), lr=how.learning_rate, fused=True)
     batches = math.ceil(len(tokens) / how.batch)
     for iteration in range(1, how.most + 1):
-        given = previous_contexts(found.contexts, begins, how.wrap)
+        given = previous_contexts(search.contexts, begins, how.wrap)
         given.add_(torch.randn(given.shape, generator=generator), alpha=how.noise)
-        made = torch.empty_like(given)
+        mapped = torch.empty_like(given)
         optimiser.zero_grad(set_to_none=True)
         for start in range(0, len(tokens), how.batch):
-            here = slice(start, start + how.batch)
+            batch = slice(start, start + how.batch)
             with torch.no_grad():
-                x = model.embed(tokens[here])
+                x = model.embed(tokens[batch])
             with torch.set_grad_enabled(iteration > 1):
-                out = model.context_block(given[here], x)[-1]
+                out = model.context_block(given[batch], x)[-1]
             if iteration > 1:
-                (phase_1_loss(out, found.contexts[here], how) / batches).backward()
-            made[here] = out.detach()
+                (phase_1_loss(out, search.contexts[batch], how) / batches).backward()
+            mapped[batch] = out.detach()
         if iteration > 1:
             nn.utils.clip_grad_norm_(model.context_block.parameters(), how.clip_norm)
             optimiser.step()
-            moved = (made - found.contexts).square().mean(dim=1)
-            found.converged.append(float((moved < how.tolerance).float().mean()))
-        found.before, found.contexts = found.contexts, made
-        if iteration >= max(2, how.fewest) and found.converged[-1] >= how.share:
+            moved = (mapped - search.contexts).square().mean(dim=1)
+            search.converged.append(float((moved < how.tolerance).float().mean()))
+        search.before, search.contexts = search.contexts, mapped
+        if iteration >= max(2, how.fewest) and search.converged[-1] >= how.share:
             break
-    return found
+    return search
 
 
 def phase_1_loss(contexts: Tensor, wanted: Tensor, how: FixedPoint) -> Tensor:
@@ -135,19 +148,20 @@ def phase_1_loss(contexts: Tensor, wanted: Tensor, how: FixedPoint) -> Tensor:
     return (1 - how.weight) * (contexts - wanted).square().mean() + how.weight * diversity
 
 
-# Phase 2 --------------------------------------------------------------------------------------------------------------
+# Phase 2 ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the token block learns; as published."""
+    """How the token block learns; the defaults are the report's."""
 
     learning_rate: float = 1e-3
     clip_norm: float = 1.0
     batch: int = 3171
     """Tokens of an update."""
     shuffled: bool = False
-    """Whether tokens of a shard are drawn in random order: nothing binds them to each other once their contexts are cached."""
+    """Whether tokens of a shard are drawn in random order: nothing binds them to each other once their
+    contexts are cached."""
     norm: bool = True
     """Whether the embedding's norm is trained too, away from the one that the contexts were made with."""
 
@@ -163,7 +177,7 @@ def next_tokens(tokens: Tensor, begins: Tensor) -> Tensor:
 def updates_per_epoch(contexts: Contexts, how: Reading) -> int:
     """Updates of one pass over all targets; batches do not span shards."""
     known = next_tokens(contexts.tokens, contexts.begins) != UNKNOWN
-    return sum(math.ceil(int(known[here].sum()) / how.batch) for here, _ in contexts)
+    return sum(math.ceil(int(known[rows].sum()) / how.batch) for rows, _ in contexts)
 
 
 def learn_to_read(
@@ -179,8 +193,8 @@ def learn_to_read(
 ) -> None:
     """Train on cached contexts and leave the weights of the look at which ``look()`` was lowest.
 
-    There are ``looks`` looks, one after every ``updates_per_look`` updates, or fewer: ``patience`` of them in a row without
-    a lower value end the training.
+    There are ``looks`` looks, one after every ``updates_per_look`` updates, or fewer: ``patience`` of them in
+    a row without a lower value end the training.
     """
     parameters = model.reading_parameters(how.norm)
     optimiser = torch.optim.Adam(parameters, lr=how.learning_rate, fused=True)
@@ -205,14 +219,15 @@ def learn_to_read(
 def _batches(
     contexts: Contexts, how: Reading, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
-    """Tokens (n,), their contexts (n, d_i) and targets (n,), without end; one shard is in memory at a time."""
+    """Tokens (n,), their contexts (n, d_i) and targets (n,), without end; memory holds one shard at a
+    time."""
     targets = next_tokens(contexts.tokens, contexts.begins)
     while True:
-        for here, outputs in contexts:
-            known = (targets[here] != UNKNOWN).nonzero().flatten()
+        for shard, outputs in contexts:
+            known = (targets[shard] != UNKNOWN).nonzero().flatten()
             order = known[torch.randperm(len(known), generator=generator)] if how.shuffled else known
             for rows in order.split(how.batch):
-                yield contexts.tokens[here][rows], [output[rows] for output in outputs], targets[here][rows]
+                yield contexts.tokens[shard][rows], [output[rows] for output in outputs], targets[shard][rows]
 
 
 Parts = Iterable[tuple[slice, Sequence[Tensor]]]
@@ -223,24 +238,25 @@ Parts = Iterable[tuple[slice, Sequence[Tensor]]]
 def reading_losses(
     model: ContextVectorLM, tokens: Tensor, begins: Tensor, parts: Parts
 ) -> tuple[Tensor, Tensor]:
-    """Loss in nats and whether the likeliest token is right, each (M,), of all tokens with a target; by blocks of the vocabulary."""
+    """The loss in nats of all M tokens with a target, and whether the likeliest token is right, each (M,)."""
     targets, readout = next_tokens(tokens, begins), Readout(model.readout_matrix())
     losses, right = [], []
-    for here, outputs in parts:
-        known = targets[here] != UNKNOWN
-        wanted = targets[here][known]
+    for rows, outputs in parts:
+        known = targets[rows] != UNKNOWN
+        wanted = targets[rows][known]
         if len(wanted):
-            loss, argmax, _ = predictions(model.read(tokens[here], outputs)[known], readout, wanted)
+            loss, argmax, _ = predictions(model.read(tokens[rows], outputs)[known], readout, wanted)
             losses.append(loss)
             right.append(argmax == wanted)
     return torch.cat(losses), torch.cat(right)
 
 
 def stopped_at(nll: Sequence[float], patience: int | None) -> int:
-    """The place of the best look, of those before ``patience`` looks in a row were no better than the best; of all where None.
+    """The place of the best look before ``patience`` looks in a row brought no better one; of all looks where
+    None.
 
-    A rule for looks that were made anyway: rates are constant, so a run that stops is the beginning of one that does not.
-    UserError for a patience below 1.
+    This is a rule for looks that were made anyway: rates are constant, so a training that stops is the
+    beginning of one that does not. Raises UserError for a patience below 1.
     """
     if patience is not None and patience < 1:
         raise UserError(f"patience = {patience} looks; give at least 1, or none to look at all of them")

@@ -1,16 +1,19 @@
-"""Lagged cache training (LCT): a recurrence over tokens, trained in parallel from the states of an earlier pass.
+"""Lagged cache training: a recurrence over tokens, trained in parallel from the states of an earlier pass.
 
-The recurrence h_t = f(x_1..x_t, h_{t-1}) is sequential. LCT runs all positions at once by feeding, at pass k, the states
-cached at pass k - 1, shifted by one position (zero at t = 0), and overwrites the cache with the new, detached states:
+The recurrence h_t = f(x_1..x_t, h_{t-1}) is sequential. Lagged caches run all positions at once by feeding,
+at pass k, the states cached at pass k - 1, shifted by one position (zero at t = 0), and overwrite the cache
+with the new, detached states:
 
     one layer     L <- Layer_L( e + shift(L') )
-    two layers    L <- Layer_L( e + shift(L') + shift(H') ),    and every second pass  H <- Layer_H( L + shift(H') )
+    two layers    L <- Layer_L( e + shift(L') + shift(H') ),
+                  and every second pass  H <- Layer_H( L + shift(H') )
 
-with a prime for the cached states. After T passes the states of T positions are those of the recurrence itself. The logits
-are head(L), or head([L, H]) of both.
+with a prime for the cached states. After T passes the states of T positions are those of the recurrence
+itself. The logits are head(L), or head([L, H]) of both.
 
-Features may be trained without targets by OACD (``oacd``), which spreads states and keeps their mean near zero; a head is then
-fitted to the frozen features. The code of the published comparison is lost; this follows its description (seed 001).
+Features may be trained without targets by origin-anchored centroid dispersion (``oacd``), which spreads
+states and keeps their mean near zero; a head is then fitted to the frozen features. The code of the
+comparison in the report ``character-systems`` is lost; this follows its description.
 
 Shapes: B sequences, T positions, n layers, D width, V vocabulary.
 """
@@ -28,11 +31,11 @@ from offramp.nn.layers import TransformerLayer, rotary_table
 from offramp.systems.initial_weights import EMBEDDING_STD, truncated_normal
 
 CENTRE_WEIGHT = 0.1
-"""Of the distance of the mean from zero in OACD."""
+"""Weight, in ``oacd``, of the squared distance of the mean from zero."""
 
 
 def oacd(states: Tensor) -> Tensor:
-    """Origin-anchored centroid dispersion of states (..., D), a scalar:  - ||C - m||_F / n + 0.1 ||m||^2.
+    """Origin-anchored centroid dispersion of states (..., D), a scalar: - ||C - m||_F / n + 0.1 ||m||^2.
 
     C are the n states as rows and m their mean; the Frobenius norm is not squared.
     """
@@ -43,7 +46,10 @@ def oacd(states: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LaggedConfig:
-    """Raises UserError for a number of layers other than 1 and 2, and for heads that do not divide the width."""
+    """Sizes of a model.
+
+    Raises UserError for a number of layers other than 1 and 2, and for heads that do not divide the width.
+    """
 
     vocab_size: int
     window: int = 64
@@ -67,6 +73,10 @@ class LaggedConfig:
 class LaggedLM(nn.Module):
     """Post-norm layers whose inputs hold cached states, and a head without bias on all of their states."""
 
+    cos: Tensor
+    sin: Tensor
+    """Rotary tables (window, R / 2), R the dimensions of a head."""
+
     def __init__(self, config: LaggedConfig):
         super().__init__()
         self.config = config
@@ -86,7 +96,7 @@ class LaggedLM(nn.Module):
         return self.config.layers == 2 and (step + 1) % self.config.period == 0
 
     def forward(self, tokens: Tensor, cache: Tensor, step: int = 0) -> tuple[Tensor, Tensor]:
-        """Pass ``step``: logits (B, T, V) of tokens (B, T), and the states (n, B, T, D) that replace ``cache``."""
+        """Pass ``step``: logits (B, T, V) of tokens (B, T), and states (n, B, T, D) for the cache."""
         turns = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
         lagged = _shift(cache.detach())
         states = [self.layers[0](self.embedding(tokens) + lagged.sum(dim=0), *turns)]
@@ -110,10 +120,10 @@ def _shift(cache: Tensor) -> Tensor:
 
 
 class SampleCache:
-    """Cached states of every training window and of S models, found again by the window's number however batches are drawn.
+    """Cached states of every training window and of S models, kept by the window's number.
 
-    The published code kept them by the batch's place in the epoch while batches were shuffled, so that a window met the states
-    of others (flaw F1): that is what one gets by passing places instead of numbers.
+    The report kept them by the batch's place in the epoch while batches were shuffled, so that a window met
+    the states of others: that mistake is what one gets by passing places instead of numbers.
     """
 
     def __init__(self, models: int, windows: int, config: LaggedConfig, generator: torch.Generator):

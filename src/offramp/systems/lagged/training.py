@@ -1,7 +1,8 @@
-"""Training by lagged caches: passes over batches whose states of the pass before are cached, then a head on frozen features.
+"""Training by lagged caches: several passes over each batch, then a head on frozen features.
 
-Phase 1 makes ``passes`` updates per batch, each from the states cached for these windows, by OACD (without targets) or by the
-task's own loss. Phase 2, after OACD, collects the states of all windows and fits the head alone.
+Phase 1 makes ``passes`` updates per batch, each from the states that the pass before cached for these
+windows, by OACD (without targets) or by the task's own loss. Phase 2, after OACD, collects the states of all
+windows and fits the head alone.
 
 Shapes: S models, B windows of a batch, N windows, T positions, n layers, D width, V vocabulary.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class LaggedBatch:
     targets: Tensor
     """(S, B, T)"""
     slots: Tensor
-    """(S, B): the windows' numbers; their places in the epoch where the published mistake (F1) is wanted."""
+    """(S, B): the windows' numbers, or their places in the epoch where the report's mistake is wanted."""
 
 
 def lagged_updates(
@@ -48,7 +49,8 @@ def lagged_updates(
     passes: int,
     how: Optimisation,
 ) -> Callable[[int], None]:
-    """Phase 1 as a step for ``fit_members``: ``passes`` updates on the next of ``batches``, an iterator without end.
+    """Phase 1 as a step for ``fit_members``: ``passes`` updates on the next of ``batches``, an iterator
+    without end.
 
     Raises UserError for an unknown loss.
     """
@@ -82,7 +84,7 @@ def lagged_updates(
 
 
 def settled(model: LaggedLM, tokens: Tensor, passes: int) -> tuple[Tensor, Tensor]:
-    """Logits (B, T, V) and states (n, B, T, D) of windows (B, T) after ``passes`` passes from an empty cache."""
+    """Logits (B, T, V) and states (n, B, T, D) of windows (B, T) after so many passes from an empty cache."""
     config = model.config
     cache = torch.zeros(config.layers, *tokens.shape, config.width)
     for step in range(passes):
@@ -124,9 +126,11 @@ def fit_head(
     learning_rate: float,
     seed: int = 0,
 ) -> HeadFit:
-    """Fit heads (S, V, n D) from ``start`` to frozen features (S, M, n D) and targets (M,) of M tokens, ``batch`` at a time.
+    """Fit heads (S, V, n D) from ``start`` to frozen features (S, M, n D) and targets (M,) of M tokens,
+    ``batch`` at a time.
 
-    The best epoch is chosen on ``select``, features and targets of other text. AdamW with weight decay 0.01, norms clipped to 1.
+    The best epoch is chosen on ``select``, features and targets of other text. AdamW with weight decay 0.01,
+    norms clipped to 1.
     """
     head = start.detach().clone().requires_grad_()
     optimiser = torch.optim.AdamW([head], lr=learning_rate, weight_decay=0.01, fused=True)
@@ -136,7 +140,7 @@ def fit_head(
         for rows in torch.randperm(len(targets), generator=generator).split(batch):
             optimiser.zero_grad(set_to_none=True)
             head_nll(head, features[:, rows], targets[rows]).sum().backward()
-            clip_each([head.grad], 1.0)
+            clip_each([cast(Tensor, head.grad)], 1.0)
             optimiser.step()
 
     def look(epochs_so_far: int) -> tuple[list[Row], list[float]]:

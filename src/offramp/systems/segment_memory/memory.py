@@ -6,9 +6,9 @@ Per head, with s(u) = elu(u) + 1 and the memory M (E, E), z (E,) of everything w
     mix      g r_t + (1 - g) local_t                      g = sigmoid(gate), one scalar per head, at first 1/2
     write    M <- M + sum_t s(k_t)^T v_t,   z <- z + sum_t s(k_t)
 
-``local`` is causal softmax attention within the window. A module reads the memory it is given and returns another that also
-holds its window; whoever gives it the memory of earlier windows alone cannot see the future. A memory comes in detached: keys
-and values learn through local attention only.
+``local`` is causal softmax attention within the window. A module reads the memory it is given and returns
+another that also holds its window; whoever gives it the memory of earlier windows alone cannot see the
+future. A memory comes in detached: keys and values learn through local attention only.
 
 Shapes: B sequences, T positions, H heads, E width of a head, D width.
 """
@@ -54,9 +54,9 @@ def features(x: Tensor) -> Tensor:
 def retrieve(query: Tensor, memory: Memory) -> Tensor:
     """What queries (B, T, H, E) find; zero in an empty memory. Returns (B, T, H, E)."""
     asked = features(query)
-    found = torch.einsum("bthe,bhef->bthf", asked, memory.matrix.detach())
+    read = torch.einsum("bthe,bhef->bthf", asked, memory.matrix.detach())
     weight = torch.einsum("bthe,bhe->bth", asked, memory.normaliser.detach())
-    return found / (weight + EPSILON).unsqueeze(-1)
+    return read / (weight + EPSILON).unsqueeze(-1)
 
 
 def write(memory: Memory, key: Tensor, value: Tensor) -> Memory:
@@ -69,7 +69,8 @@ def write(memory: Memory, key: Tensor, value: Tensor) -> Memory:
 
 
 class MemoryAttention(nn.Module):
-    """Infini-attention as a layer of its own: no positions, no residual path, no norm; 4 D^2 + H parameters."""
+    """Infini-attention as a layer of its own: no positions, no residual path, no norm; 4 D^2 + H
+    parameters."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -81,7 +82,7 @@ class MemoryAttention(nn.Module):
         self.gate = nn.Parameter(torch.zeros(heads))
 
     def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """x (B, T, D) and the memory of earlier windows; returns (B, T, D) and the memory with this window added."""
+        """Outputs (B, T, D) for x (B, T, D) and a memory, and the memory with this window added."""
         query = self.query(x).unflatten(-1, (self.heads, -1))
         key, value = self.key_value(x).unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=-2)
         local = attend(query, key, value, is_causal=True)
@@ -90,15 +91,18 @@ class MemoryAttention(nn.Module):
 
 
 class MemoryLayer(TransformerLayer):
-    """A transformer layer whose heads also read a memory; positions turn local attention alone; H more parameters."""
+    """A transformer layer whose heads also read a memory: H more parameters. Positions turn local attention
+    alone."""
 
     def __init__(self, width: int, heads: int, ffn_width: int, norm: str = "post"):
         super().__init__(width, heads, ffn_width, norm)
         require_heads(width, heads)
         self.gate = nn.Parameter(torch.zeros(heads))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """x (B, T, D) and the memory of earlier windows; returns (B, T, D) and the memory with this window added."""
+    def forward(  # type: ignore[override]  # it also takes a memory and returns one
+        self, x: Tensor, cos: Tensor, sin: Tensor, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        """Outputs (B, T, D) for x (B, T, D) and a memory, and the memory with this window added."""
         source = self.attention_input(x)
         query = self.query(source).unflatten(-1, (self.heads, -1))
         key, value = self.key_value(source).unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=-2)
@@ -110,8 +114,9 @@ class MemoryLayer(TransformerLayer):
 class GatedMemory(nn.Module):
     """A memory beside a layer: adds sigmoid(W_g x) * W_o r to the layer's input x; 5 D^2 parameters.
 
-    Inferred from the parameter count of the published model with memory in its hidden layers, whose code is lost. Nothing but
-    the memory reads its keys and values, so their projections learn nothing and stay as drawn.
+    Inferred from the parameter count of the published model with memory in its hidden layers, whose code is
+    lost. Nothing but the memory reads its keys and values, so their projections learn nothing and stay as
+    drawn.
     """
 
     def __init__(self, width: int, heads: int):
@@ -124,7 +129,7 @@ class GatedMemory(nn.Module):
         self.gate = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """x (B, T, D) and the memory of earlier windows; returns (B, T, D) and the memory with this window added."""
-        found = retrieve(self.query(x).unflatten(-1, (self.heads, -1)), memory)
+        """Outputs (B, T, D) for x (B, T, D) and a memory, and the memory with this window added."""
+        read = retrieve(self.query(x).unflatten(-1, (self.heads, -1)), memory)
         key, value = self.key_value(x).unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=-2)
-        return x + torch.sigmoid(self.gate(x)) * self.out(found.flatten(-2)), write(memory, key, value)
+        return x + torch.sigmoid(self.gate(x)) * self.out(read.flatten(-2)), write(memory, key, value)

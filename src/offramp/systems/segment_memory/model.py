@@ -2,13 +2,14 @@
 
     input     e' = MemoryAttention(Embed(x)), without residual path or norm, feeds the core
     hidden    every layer of the core is a MemoryLayer
-    gated     every layer of the core reads x + GatedMemory(x)       (published with HRM; inferred, see nn.memory)
+    gated     every layer of the core reads x + GatedMemory(x), as the report has it in its HRM
     none      no memory: the control
 
-The core is a stack of post-norm layers, or the layers of an HRM (models.recursive). A window may be read in several segments
-(deep supervision): each of them reads the memory of *earlier windows*, which its own text joins only when the window is done.
-The published models instead let a segment read what the segment before it had written, that is keys and values of all positions
-of its own window, targets included (flaw F5): here ``reads="own_window"``.
+The core is a stack of post-norm layers, or the layers of an HRM (``systems.hierarchical``). A window may be
+read in several segments (deep supervision): each of them reads the memory of *earlier windows*, which its own
+text joins only when the window is done. The models of the report ``character-systems`` instead let a segment
+read what the segment before it had written, that is keys and values of all positions of its own window,
+targets included: a leak, here ``reads="own_window"``.
 
 Shapes: B sequences, T positions, n states, D width, V vocabulary.
 """
@@ -52,7 +53,10 @@ class Carried(NamedTuple):
 
 @dataclass(frozen=True)
 class InfiniConfig:
-    """Raises UserError for an unknown place or way of reading, and for heads that do not divide the width."""
+    """Sizes of a model, and where its memory is.
+
+    Raises UserError for an unknown place or way of reading, and for heads that do not divide the width.
+    """
 
     vocab_size: int
     window: int = 64
@@ -60,13 +64,15 @@ class InfiniConfig:
     heads: int = 4
     ffn_width: int = 256
     place: str = "input"
+    """Where the memory is: one of PLACES."""
     reads: str = "earlier_windows"
+    """What a segment reads: one of READS."""
     hrm: str | None = None
     """Variant of the HRM core; None is a stack of layers."""
     layers: int = 1
-    """Of the stack."""
+    """How many the stack has."""
     periods: tuple[int, ...] = (1, 2)
-    """Of the HRM."""
+    """Of the HRM's layers."""
 
     def __post_init__(self) -> None:
         for name, value, known in (("place", self.place, PLACES), ("reads", self.reads, READS)):
@@ -76,10 +82,11 @@ class InfiniConfig:
 
     @property
     def num_layers(self) -> int:
+        """Layers of the core."""
         return self.layers if self.hrm is None else len(self.periods)
 
     def hierarchy(self) -> HierarchicalConfig:
-        """Of the HRM core."""
+        """The configuration of the HRM core."""
         return HierarchicalConfig(
             self.vocab_size,
             self.window,
@@ -93,6 +100,10 @@ class InfiniConfig:
 
 class InfiniLM(nn.Module):
     """Embedding, memory, core, untied head without bias."""
+
+    cos: Tensor
+    sin: Tensor
+    """Rotary tables (window, R / 2), R the dimensions of a head."""
 
     def __init__(self, config: InfiniConfig):
         super().__init__()
@@ -110,9 +121,8 @@ class InfiniLM(nn.Module):
         if config.place == "gated":
             self.memory.extend(GatedMemory(width, heads) for _ in self.layers)
         if config.hrm is not None:
-            self.halt = nn.Linear(width, 2, bias=False).requires_grad_(
-                False
-            )  # counted in the published sizes, in no loss
+            # it counts in the report's sizes, but it is in none of its losses
+            self.halt = nn.Linear(width, 2, bias=False).requires_grad_(False)
         truncated_normal(self, 1 / math.sqrt(width))
         self.hierarchy = None if config.hrm is None else Hierarchy(config.hierarchy())
         cos, sin = rotary_table(config.window, width // heads)
@@ -120,7 +130,7 @@ class InfiniLM(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def empty_memory(self, batch: int) -> Memories:
-        """For ``batch`` sequences of which nothing has been read yet."""
+        """The memories of ``batch`` sequences of which nothing has been read yet."""
         count = {"none": 0, "input": 1}.get(self.config.place, self.config.num_layers)
         return tuple(
             empty_memory(batch, self.config.heads, self.config.width // self.config.heads)
@@ -132,7 +142,8 @@ class InfiniLM(nn.Module):
     ) -> tuple[Tensor, Carried]:
         """One segment: logits (B, T, V) of a window of tokens (B, T), after ``memory`` of earlier windows.
 
-        ``carried`` is what the segment before it left, None in the first. ``memory`` is the same in all segments of a window.
+        ``carried`` is what the segment before it left, None in the first. ``memory`` is the same in all
+        segments of a window.
         """
         if carried is not None and self.config.reads == "own_window":
             memory = carried.memory
@@ -166,7 +177,8 @@ def segments(
     memory: Memories,
     count: int,
 ) -> Iterator[tuple[Tensor, Carried]]:
-    """Logits and what is carried after each of ``count`` segments of one window; ``call`` is the model or stands for it."""
+    """Logits and what is carried after each of ``count`` segments of one window; ``call`` is the model or
+    stands for it."""
     carried = None
     for _ in range(count):
         logits, carried = call(tokens, memory, carried)

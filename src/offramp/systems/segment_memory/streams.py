@@ -1,6 +1,7 @@
 """Windows in reading order, for models that carry something from one window to the next.
 
-Shapes: N steps, R rows, T positions. Row r reads its own contiguous part of the text; step i + 1 goes on where step i ended.
+Shapes: N steps, R rows, T positions. Row r reads its own contiguous part of the text; step i + 1 goes on
+where step i ended.
 """
 
 from __future__ import annotations
@@ -22,37 +23,40 @@ class Streams:
     targets: Tensor
     """(N, R, T), the next token of each."""
     begins: Tensor
-    """(N, R): nothing of this window's document comes before it in its row, so that what was carried must be dropped."""
+    """(N, R): nothing of this window's document comes before it in its row, so that what was carried must be
+    dropped."""
     in_order: bool = True
 
     def shuffled(self, generator: torch.Generator) -> Streams:
         """The same windows at other places, one permutation over all."""
         steps, rows, _ = self.tokens.shape
         order = torch.randperm(steps * rows, generator=generator)
-        parts = (
+        tokens, targets, begins = (
             part.flatten(0, 1)[order].unflatten(0, (steps, rows))
             for part in (self.tokens, self.targets, self.begins)
         )
-        return Streams(*parts, in_order=False)
+        return Streams(tokens, targets, begins, in_order=False)
 
     def require_order(self) -> None:
         """Raises UserError for shuffled windows: what is carried over them is of other places of the text."""
         if not self.in_order:
             raise UserError(
-                "memory = 'carry' needs the windows of a document in order, these are shuffled; read Streams as they "
-                "are cut, or use memory = 'reset'"
+                "memory = 'carry' needs the windows of a document in order, these are shuffled; "
+                "read Streams as they are cut, or use memory = 'reset'"
             )
 
 
 def cut_streams(tokens: Tensor, documents: Tensor, window: int, rows: int) -> Streams:
-    """Streams of a text of tokens (C,), each of a document (C,); what does not fill a step of all rows is left out.
+    """Streams of a text of tokens (C,), each of a document (C,); what does not fill a step of all rows is
+    left out.
 
     Raises UserError for a text too short for one step.
     """
     steps = (len(tokens) - 1) // window // rows
     if steps == 0:
         raise UserError(
-            f"{len(tokens)} tokens do not fill {rows} rows of {window}; give a longer text, fewer rows or a shorter window"
+            f"{len(tokens)} tokens do not fill {rows} rows of {window}; "
+            "give a longer text, fewer rows or a shorter window"
         )
     length = steps * rows * window
     inputs, targets = (

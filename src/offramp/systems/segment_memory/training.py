@@ -5,7 +5,7 @@ What a window reads is decided between windows, never inside one:
     reset           an empty memory
     carry           what earlier windows of its own document wrote; windows must be in order
     foreign         what the windows of another row wrote, the control: as much text, but not its own
-    carry_shuffled  whatever the row read last, of shuffled windows: the published mistake (flaw F7)
+    carry_shuffled  whatever the row read last, of shuffled windows: the report's mistake
 
 Shapes: S models, N steps, R rows, T positions.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from offramp.errors import UserError
 from offramp.systems.ensemble import Ensemble, Optimisation, clip_each, optimiser_of
 from offramp.systems.objectives import cross_entropy
 from offramp.systems.segment_memory.memory import Memory
-from offramp.systems.segment_memory.model import Carried, Memories, segments
+from offramp.systems.segment_memory.model import Carried, InfiniLM, Memories, segments
 from offramp.systems.segment_memory.streams import Streams
 
 MODES = ("reset", "carry", "foreign", "carry_shuffled")
@@ -53,7 +53,7 @@ class Window(NamedTuple):
 def windows_of(streams: list[Streams]) -> Iterator[Window]:
     """The steps of one pass over streams of the same size, one per model."""
     for step in range(len(streams[0].tokens)):
-        yield Window(*(torch.stack([getattr(own, name)[step] for own in streams]) for name in Window._fields))
+        yield Window(*(torch.stack([getattr(one, name)[step] for one in streams]) for name in Window._fields))
 
 
 class Reader:
@@ -61,24 +61,27 @@ class Reader:
 
     def __init__(self, ensemble: Ensemble, rows: int, mode: str):
         self.mode = mode
-        empty = ensemble.member(0).empty_memory(rows)
+        empty = cast(InfiniLM, ensemble.member(0)).empty_memory(rows)
         self.empty: Memories = tree_map(lambda part: part.expand(len(ensemble), *part.shape), empty)
-        self.own = self.empty
+        self.memories = self.empty
+        """What every row has written, of all its windows or of those since its document began."""
 
     def read(self, begins: Tensor) -> Memories:
         """Memory (S, R, ...) for windows of which ``begins`` (S, R) start a document."""
         if self.mode == "reset":
             return self.empty
         if self.mode != "carry_shuffled":
-            self.own = tuple(memory.keep(~begins) for memory in self.own)
-        return tree_map(lambda part: part.roll(1, dims=1), self.own) if self.mode == "foreign" else self.own
+            self.memories = tuple(memory.keep(~begins) for memory in self.memories)
+        if self.mode == "foreign":
+            return tree_map(lambda part: part.roll(1, dims=1), self.memories)
+        return self.memories
 
     def wrote(self, given: Memories, after: Memories) -> None:
         """Keep what a window wrote, ``after`` minus ``given``, in its row's own memory."""
         if self.mode != "reset":
-            self.own = tuple(
-                Memory(*(own + new - old for own, new, old in zip(*parts)))
-                for parts in zip(self.own, after, given)
+            self.memories = tuple(
+                Memory(*(before + new - old for before, new, old in zip(*parts)))
+                for parts in zip(self.memories, after, given)
             )
 
 
@@ -97,10 +100,11 @@ def stream_updates(
     segments: int,
     how: Optimisation,
 ) -> Callable[[int], None]:
-    """Training as a step for ``fit_members``: the next window of every model's streams, an update per segment of it.
+    """Training as a step for ``fit_members``: the next window of every model's streams, an update per segment
+    of it.
 
-    ``passes(k)`` gives every model's streams for its pass k over the text; memories are empty at the start of each pass.
-    The steps raise UserError as ``require_mode`` does.
+    ``passes(k)`` gives every model's streams for its pass k over the text; memories are empty at the start of
+    each pass. The steps raise UserError as ``require_mode`` does.
     """
     optimiser = optimiser_of(ensemble, how)
     weights = list(ensemble.trainable().values())
@@ -117,21 +121,23 @@ def stream_updates(
 
     def step(number: int) -> None:
         window, reader = next(read)
-        memory, carried = reader.read(window.begins), ()
+        memory = reader.read(window.begins)
+        carried: Carried | tuple[()] = ()
         for _ in range(segments):
             optimiser.zero_grad(set_to_none=True)
             losses, carried = ensemble(_loss, window.tokens, window.targets, memory, carried)
             losses.sum().backward()
             clip_each([weight.grad for weight in weights if weight.grad is not None], how.clip_norm)
             optimiser.step()
-        reader.wrote(memory, carried.memory)
+        reader.wrote(memory, cast(Carried, carried).memory)
 
     return step
 
 
 @torch.no_grad()
 def streams_nll(ensemble: Ensemble, streams: Streams, mode: str, count: int) -> Tensor:
-    """Mean NLL (S,) in nats over all windows, each read in ``count`` segments; raises UserError as ``require_mode`` does."""
+    """Mean NLL (S,) in nats over all windows, each read in ``count`` segments; raises UserError as
+    ``require_mode`` does."""
     require_mode(mode, streams)
 
     def total(model: nn.Module, tokens: Tensor, targets: Tensor, memory: Memories) -> tuple[Tensor, Memories]:

@@ -1,23 +1,29 @@
-"""A language model that may decline to speak (seed 000): a Pythia-shaped backbone, an output gate, skipped steps.
+"""A language model that may decline to speak: a Pythia-shaped backbone, an output gate, and skipped steps.
 
-After every token the gate says whether the model speaks at once. If not, it takes a skipped step: its own state h, projected by P,
-stands where a token's embedding would, and the answer is attempted again. For the same token the attempts are
+After every token the gate says whether the model speaks at once. If not, it takes a skipped step: its state
+h, projected by P, stands where a token's embedding would, and the answer is attempted again. For the same
+token the attempts are
 
-    h_0(i) = N( Layers( e(x_i) | x_1 .. x_i ) ),    h_j(i) = N( Layers( P h_j-1(i) | x_1 .. x_i, skipped steps 1 .. j of i ) )
+    h_0(i) = N( Layers( e(x_i) | x_1 .. x_i ) )
+    h_j(i) = N( Layers( P h_j-1(i) | x_1 .. x_i, skipped steps 1 .. j of i ) )
 
-A skipped step reads the tokens so far and the skipped steps of its own place, at the rotary position of its token; nobody else
-reads it. So attempts never see what they are to predict, all places run in parallel, and a generation with cached keys and values
-computes exactly what training computed. The published model trained without skipped steps and, in use, dropped its context after
-every token (``Writer`` with ``keeps_context=False``).
+A skipped step reads the tokens so far and the skipped steps of its place, at the rotary position of its
+token; nobody else reads it. So attempts never see what they are to predict, all places run in parallel, and a
+generation with cached keys and values computes exactly what training computed. The model of the report
+``selective-output`` trained without skipped steps and, in use, dropped its context after every token
+(``Writer`` with ``keeps_context=False``).
 
-    layer    x + attention(N(x)) + ffn(N(x)), one LayerNorm for both, rotary on a quarter of each head, GELU, biases
+    layer    x + attention(N(x)) + ffn(N(x)), one LayerNorm for both, with biases;
+             rotary on a quarter of each head, GELU
     gate     sigmoid( W2 GELU( W1 h ) )
 
-Shapes: B sequences, T positions, H heads, E width of a head, R rotated dimensions, D width, V vocabulary, m most skipped steps.
+Shapes: B sequences, T positions, H heads, E width of a head, R rotated dimensions, D width, V vocabulary, m
+most skipped steps.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +44,10 @@ KeysValues = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class SelectiveConfig:
-    """The published sizes are the defaults but for the vocabulary, 50,304 there. UserError for sizes that do not fit."""
+    """Sizes of a model; the defaults are the report's, whose vocabulary has 50,304 entries.
+
+    Raises UserError for sizes that do not fit together.
+    """
 
     vocab_size: int
     window: int
@@ -49,24 +58,26 @@ class SelectiveConfig:
     ffn_width: int = 2048
     gate_width: int = 128
     rotary_share: float = 0.25
-    """Of the dimensions of a head."""
+    """The share of the dimensions of a head that rotary positions turn."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UserError(f"heads = {self.heads} does not divide width = {self.width}; use one that does")
         if self.rotated < 2 or self.rotated % 2 or self.rotated > self.width // self.heads:
             raise UserError(
-                f"rotary_share = {self.rotary_share} of a head of {self.width // self.heads} turns {self.rotated} "
-                "dimensions; they go in pairs: use a share that gives an even number from 2 to the head's width"
+                f"rotary_share = {self.rotary_share} of a head of {self.width // self.heads} turns "
+                f"{self.rotated} dimensions; they go in pairs: use a share that gives an even number from 2 "
+                "to the head's width"
             )
 
     @property
     def rotated(self) -> int:
+        """R: how many dimensions of a head rotary positions turn."""
         return round(self.rotary_share * (self.width // self.heads))
 
 
 def require_skips(max_skip: int) -> None:
-    """UserError for a negative number of skipped steps."""
+    """Raises UserError for a negative number of skipped steps."""
     if max_skip < 0:
         raise UserError(f"max_skip = {max_skip} counts skipped steps; use 0 (always speak at once) or more")
 
@@ -86,9 +97,10 @@ class ParallelLayer(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, before: tuple[Tensor, Tensor] | None, **mask: Any
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """States (B, T, D) after the layer, and the keys and values (B, T, H, E) of x (B, T, D) at the positions of cos and sin.
+        """States (B, T, D) after the layer, and the keys and values (B, T, H, E) of its inputs x (B, T, D).
 
-        x attends to the keys and values ``before`` (B, S, H, E) and to its own, as ``mask`` allows.
+        x stands at the positions of cos and sin and attends to the keys and values ``before`` it (B, S, H, E)
+        and to those of itself, as ``mask`` allows.
         """
         source = self.norm(x)
         query, key, value = self.query_key_value(source).unflatten(-1, (3, self.heads, -1)).unbind(-3)
@@ -97,10 +109,8 @@ class ParallelLayer(nn.Module):
             (key, value) if before is None else (torch.cat(pair, 1) for pair in zip(before, (key, value)))
         )
         attended = attend(query, keys, values, **mask)
-        return x + self.attn_out(attended.flatten(-2)) + self.ffn_out(F.gelu(self.ffn_in(source))), (
-            key,
-            value,
-        )
+        out = x + self.attn_out(attended.flatten(-2)) + self.ffn_out(F.gelu(self.ffn_in(source)))
+        return out, (key, value)
 
 
 class OutputGate(nn.Module):
@@ -116,7 +126,11 @@ class OutputGate(nn.Module):
 
 
 class SelectiveLM(nn.Module):
-    """Embedding, layers, final norm, a readout of its own (V, D), the gate and the projection P of skipped steps."""
+    """Embedding, layers, final norm, a readout (V, D), the gate, and the projection P of skipped steps."""
+
+    cos: Tensor
+    sin: Tensor
+    """Rotary tables (window, R / 2)."""
 
     def __init__(self, config: SelectiveConfig):
         super().__init__()
@@ -143,7 +157,8 @@ class SelectiveLM(nn.Module):
         return self.attempts(tokens, 0)[0]
 
     def attempts(self, tokens: Tensor, max_skip: int) -> list[Tensor]:
-        """h_0 .. h_m, each (B, T, D): what would be said after 0 to ``max_skip`` skipped steps, at every place of tokens (B, T).
+        """h_0 .. h_m, each (B, T, D): what would be said after 0 to ``max_skip`` skipped steps, at every
+        place of tokens (B, T).
 
         UserError for max_skip < 0 and for more tokens than the window.
         """
@@ -152,42 +167,44 @@ class SelectiveLM(nn.Module):
         _require_length(length, self.config.window)
         turns = self.cos[:length], self.sin[:length]
         h, read = self.run(self.embedding(tokens), *turns, None, is_causal=True)
-        found, own = [h], torch.eye(length, dtype=torch.bool, device=tokens.device)
-        allowed = own.new_ones(length, length).tril()
+        attempts, itself = [h], torch.eye(length, dtype=torch.bool, device=tokens.device)
+        allowed = itself.new_ones(length, length).tril()
         for _ in range(max_skip):
-            allowed = torch.cat(
-                (allowed, own), 1
-            )  # each place its own skipped steps, besides the tokens so far
+            # besides the tokens so far, each place reads its skipped steps
+            allowed = torch.cat((allowed, itself), 1)
             h, more = self.run(self.project(h), *turns, read, attn_mask=allowed)
-            read = [tuple(torch.cat(pair, 1) for pair in zip(*layer)) for layer in zip(read, more)]
-            found.append(h)
-        return found
+            read = _appended(read, more)
+            attempts.append(h)
+        return attempts
 
     def run(
         self, x: Tensor, cos: Tensor, sin: Tensor, read: KeysValues | None, **mask: Any
     ) -> tuple[Tensor, KeysValues]:
-        """Final states (B, T, D) of inputs x (B, T, D) that attend to what is ``read`` and to themselves, and their keys and values."""
-        made = []
-        for layer, before in zip(self.layers, read or [None] * len(self.layers)):
-            x, own = layer(x, cos, sin, before, **mask)
-            made.append(own)
-        return self.norm(x), made
+        """Final states (B, T, D) of inputs x (B, T, D) that attend to what is ``read`` and to themselves, and
+        their keys and values."""
+        keys_values: KeysValues = []
+        for layer, before in zip(self.layers, read or itertools.repeat(None)):
+            x, of_layer = layer(x, cos, sin, before, **mask)
+            keys_values.append(of_layer)
+        return self.norm(x), keys_values
 
 
 def _require_length(length: int, window: int) -> None:
     if length > window:
         raise UserError(
-            f"tokens: {length} of them do not fit the model's window of {window}; give fewer or build a longer one"
+            f"tokens: {length} of them do not fit the model's window of {window}; "
+            "give fewer or build a longer one"
         )
 
 
-# Generation -----------------------------------------------------------------------------------------------------------
+# Generation ---------------------------------------------------------------------------------
 
 Choose = Callable[[Tensor], int]
 """A token from logits (V,)."""
 
 
 def greedy(logits: Tensor) -> int:
+    """Choose the likeliest token."""
     return int(logits.argmax())
 
 
@@ -207,13 +224,15 @@ class Written:
 
     @property
     def steps(self) -> int:
+        """Tokens and skipped steps together."""
         return len(self.tokens) + self.skips
 
 
 class Writer:
-    """One text as it is written: cached keys and values of its tokens, and of the skipped steps since the last one.
+    """One text as it is written: cached keys and values of its tokens, and of skipped steps since the last
+    one.
 
-    Without ``keeps_context`` every step runs alone at position 0, as published (flaw H4).
+    Without ``keeps_context`` every step runs alone at position 0: the report's mistake.
     """
 
     def __init__(self, model: SelectiveLM, keeps_context: bool = True):
@@ -223,38 +242,48 @@ class Writer:
         self._skipped: KeysValues | None = None
 
     def read(self, tokens: Sequence[int]) -> Tensor:
-        """Append tokens, the first call a whole prompt, later ones a single token; h_0 (D,) after the last. UserError as ``attempts``."""
+        """Append tokens, at first a whole prompt and later one at a time; returns h_0 (D,) after the last.
+
+        Raises UserError for more tokens than the window.
+        """
         if self.keeps_context:
             _require_length(self.length + len(tokens), self.model.config.window)
         else:
             self.length, self._tokens = 0, None
-        here, self._skipped = slice(self.length, self.length + len(tokens)), None
+        places, self._skipped = slice(self.length, self.length + len(tokens)), None
         x = self.model.embedding(torch.tensor([list(tokens)], device=self.model.cos.device))
-        h, made = self.model.run(
-            x, self.model.cos[here], self.model.sin[here], self._tokens, is_causal=self._tokens is None
+        h, keys_values = self.model.run(
+            x, self.model.cos[places], self.model.sin[places], self._tokens, is_causal=self._tokens is None
         )
-        self._tokens = _joined(self._tokens, made)
-        self.length = here.stop
+        self._tokens = _joined(self._tokens, keys_values)
+        self.length = places.stop
         return h[0, -1]
 
     def skip(self, h: Tensor) -> Tensor:
         """Another attempt (D,) at the same place from the one before, h (D,)."""
         place = self.length - 1 if self.keeps_context else 0
         before = _joined(self._tokens, self._skipped) if self.keeps_context else None
-        h, made = self.model.run(
+        h, keys_values = self.model.run(
             self.model.project(h)[None, None],
             self.model.cos[place : place + 1],
             self.model.sin[place : place + 1],
             before,
         )
-        self._skipped = _joined(self._skipped, made)
+        self._skipped = _joined(self._skipped, keys_values)
         return h[0, 0]
 
 
 def _joined(before: KeysValues | None, after: KeysValues | None) -> KeysValues | None:
     if before is None or after is None:
         return before if after is None else after
-    return [tuple(torch.cat(pair, 1) for pair in zip(*layer)) for layer in zip(before, after)]
+    return _appended(before, after)
+
+
+def _appended(before: KeysValues, after: KeysValues) -> KeysValues:
+    return [
+        (torch.cat((keys, more_keys), 1), torch.cat((values, more_values), 1))
+        for (keys, values), (more_keys, more_values) in zip(before, after)
+    ]
 
 
 @torch.no_grad()
@@ -267,9 +296,10 @@ def write(
     choose: Choose = greedy,
     keeps_context: bool = True,
 ) -> Written:
-    """Continue ``prompt`` by ``new_tokens`` tokens, each spoken where the gate exceeds ``threshold`` or after ``max_skip`` skipped steps.
+    """Continue ``prompt`` by ``new_tokens`` tokens.
 
-    UserError for an empty prompt, a negative max_skip, and more tokens than the window.
+    Each is spoken where the gate exceeds ``threshold``, or after ``max_skip`` skipped steps. Raises UserError
+    for an empty prompt, a negative max_skip, and more tokens than the window.
     """
     require_skips(max_skip)
     if not len(prompt):

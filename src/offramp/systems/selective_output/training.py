@@ -1,20 +1,26 @@
-"""Training of the selective model (seed 000): as published, leak included and named, and so that a skipped step reveals nothing.
+"""Training of the selective model: as the report did, leak included, and so that a skipped step reveals
+nothing.
 
-Published (``CarryOver``): a place whose gate is closed makes no output, and its target is carried over to the next place. Over
-tokens t_0 .. t_T of a window, with out_i the outputs and k_i their number before i,
+The report's way (``CarryOver``): a place whose gate is closed makes no output, and its target is carried over
+to the next place. Over tokens t_0 .. t_T of a window, with out_i the outputs and k_i their number before i,
 
-    target_i = t[ min(1 + k_i, T - 1) + s ],    L = sum_i out_i CE(z_i, target_i) / sum_i out_i + 0.1 mean_i BCE(g_i, 1 - H_i / ln V)
+    target_i = t[ min(1 + k_i, T - 1) + s ]
+    L = sum_i out_i CE(z_i, target_i) / sum_i out_i + 0.1 mean_i BCE(g_i, 1 - H_i / ln V)
 
-The target waits while the input goes on: after two skips it is among the inputs already (flaw H1, ``lags``). s = 1 is the double
-shift of labels that the loader had shifted before (flaw H2): with no skip at all the model learns to say the token after next.
+The target waits while the input goes on: after two skips it is among the inputs already (``lags``). That leak
+is the report's main mistake. s = 1 is another one, a double shift: the loader had shifted the labels before,
+so that with no skip at all the model learns to say the token after next.
 
-Corrected (``Attempts``): a skipped step is another attempt at the same target from the same inputs (``SelectiveLM.attempts``). The
-loss of a token is the mean of that of its first attempt and of the one that is spoken, and the gate, by ``rule``, is
+Corrected (``Attempts``): a skipped step is another attempt at the same target from the same inputs
+(``SelectiveLM.attempts``). The loss of a token is the mean of that of its first attempt and of the one that
+is spoken, and the gate, by ``rule``, is
 
-    straight_through   the hard decisions of use, whose gradient is taken to be that of the probabilities behind them
-    score_function     drawn, and reinforced by what the skipped steps cost or gained (REINFORCE; baseline: the batch's mean)
-    evenly             not learned: every so many tokens, the same number of skipped steps; for thresholds on entropy
-    interval           not learned: ``max_skip`` skipped steps before every token (the fixed-skip successor)
+    straight_through   the hard decisions of use, with the gradient of the probabilities behind them
+    score_function     drawn, and reinforced by what the skipped steps cost or gained (REINFORCE; the baseline
+                       is the batch's mean)
+    evenly             not learned: every so many tokens, the same number of skipped steps; for thresholds on
+                       entropy
+    interval           not learned: ``max_skip`` skipped steps before every token, as in a later version
 
 The first two keep the mean number of skipped steps near ``skips_per_token`` by a squared distance.
 
@@ -41,7 +47,7 @@ from offramp.training.losses import total_nll
 
 RULES = ("straight_through", "score_function", "evenly", "interval")
 GATE_WEIGHT = 0.1
-"""Of the published gate loss."""
+"""Weight of the gate's loss in the report."""
 TOGETHER = 32
 """Sequences in one pass without gradients: a bound on memory."""
 
@@ -53,14 +59,16 @@ class Method(Protocol):
         """A scalar of tokens (B, T) and the token after each, targets (B, T)."""
 
     def score(self, model: SelectiveLM, tokens: Tensor, targets: Tensor) -> tuple[float, int]:
-        """Total negative log-likelihood in nats by the rule of training, and of how many outputs; without gradients."""
+        """Total negative log-likelihood in nats by the rule of training, and of how many outputs; without
+        gradients."""
 
 
-# Who speaks -----------------------------------------------------------------------------------------------------------
+# Who speaks ---------------------------------------------------------------------------------
 
 
 def outputs(gates: Tensor, threshold: float, max_skip: int) -> Tensor:
-    """Published: places (B, T) that speak, where the gate (B, T) exceeds ``threshold`` or ``max_skip`` skips have just happened.
+    """Published: places (B, T) that speak, where the gate (B, T) exceeds ``threshold`` or ``max_skip`` skips
+    have just happened.
 
     The scan from left to right in closed form: of a run of closed gates every (max_skip + 1)-th place speaks.
     """
@@ -72,7 +80,8 @@ def outputs(gates: Tensor, threshold: float, max_skip: int) -> Tensor:
 
 
 def outputs_at_intervals(length: int, skip_interval: int) -> Tensor:
-    """Fixed skip: places (T,) that speak, those that ``skip_interval`` divides. UserError for an interval below 1."""
+    """Fixed skip: places (T,) that speak, those that ``skip_interval`` divides. UserError for an interval
+    below 1."""
     if skip_interval < 1:
         raise UserError(
             f"skip_interval = {skip_interval}: every so many places one speaks; use 1 (all of them) or more"
@@ -81,18 +90,20 @@ def outputs_at_intervals(length: int, skip_interval: int) -> Tensor:
 
 
 def carried(spoken: Tensor) -> Tensor:
-    """Place (B, T - 1) of each output's target among the labels: 1 + outputs before it, at most the last; spoken (B, T - 1)."""
+    """Place (B, T - 1) of each output's target among the labels: 1 + outputs before it, at most the last;
+    spoken (B, T - 1)."""
     before = spoken.long().cumsum(-1) - spoken.long()
     return (1 + before).clamp_max(spoken.shape[-1])
 
 
 def lags(spoken: Tensor, double_shift: bool = True) -> Tensor:
-    """How many places (B, T - 1) the target of each output lies behind the newest input; from 0 on it is among the inputs."""
+    """How many places (B, T - 1) the target of each output lies behind the newest input; from 0 on it is
+    among the inputs."""
     place = torch.arange(spoken.shape[-1], device=spoken.device)
     return place - (carried(spoken) + double_shift)
 
 
-# Published ------------------------------------------------------------------------------------------------------------
+# Published ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,8 @@ class CarryOver:
     carries: bool = True
     """Targets wait for outputs; else every place speaks and none does."""
     skip_interval: int | None = None
-    """Outputs at these intervals instead of by the gate, which is then not trained (the fixed-skip successor)."""
+    """Outputs at these intervals instead of by the gate, which is then not trained (the fixed-skip
+    successor)."""
 
     def __post_init__(self) -> None:
         require_skips(self.max_skip)
@@ -145,13 +157,14 @@ class CarryOver:
 
 
 def _entropy_loss(model: SelectiveLM, states: Tensor, gates: Tensor) -> Tensor:
-    """Mean binary cross-entropy of gates (...) towards 1 - H / ln V of what states (..., D) predict, which is taken as given."""
-    (found,) = token_statistics([states.flatten(0, -2)], [Readout(model.head.weight)])
-    wanted = 1 - found["entropy"] / math.log(model.config.vocab_size)
+    """Mean binary cross-entropy of gates (...) towards 1 - H / ln V of what states (..., D) predict, which is
+    taken as given."""
+    (statistics,) = token_statistics([states.flatten(0, -2)], [Readout(model.head.weight)])
+    wanted = 1 - statistics["entropy"] / math.log(model.config.vocab_size)
     return F.binary_cross_entropy(gates.flatten(), wanted.clamp(0, 1))
 
 
-# Corrected ------------------------------------------------------------------------------------------------------------
+# Corrected ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,8 @@ class Attempts:
             raise UserError(f"rule = {self.rule!r} does not decide who speaks; use one of {', '.join(RULES)}")
 
     def spoken_after(self, gates: Tensor, places: Tensor) -> Tensor:
-        """Probability (m + 1, N) that each attempt is the one spoken; gates (m, N), places (N,) of the tokens in their windows.
+        """Probability (m + 1, N) that each attempt is the one spoken; gates (m, N), places (N,) of the tokens
+        in their windows.
 
         Zeros and ones, except for score_function, which draws in use as in training.
         """
@@ -228,7 +242,8 @@ class Attempts:
 
 
 def _first_to_speak(speaks: Tensor) -> Tensor:
-    """Probability (m + 1, N) that each attempt is the first that speaks, the last speaking anyway; speaks (m, N)."""
+    """Probability (m + 1, N) that each attempt is the first that speaks, the last speaking anyway; speaks (m,
+    N)."""
     ones = speaks.new_ones(1, speaks.shape[1])
     return torch.cat((ones, (1 - speaks).cumprod(0))) * torch.cat((speaks, ones))
 
@@ -252,7 +267,7 @@ def _each_nll(model: SelectiveLM, states: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([predictions(part, readout, targets)[0] for part in states])
 
 
-# Training -------------------------------------------------------------------------------------------------------------
+# Training -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -277,8 +292,8 @@ def train(
     look_every: int,
     patience: int | None = None,
 ) -> Trained:
-    """Train in place at a constant rate, and leave the weights of the best look; stop after ``patience`` looks in a row
-    without a better one.
+    """Train in place at a constant rate, and leave the weights of the best look; stop after ``patience``
+    looks in a row without a better one.
 
     UserError where the loss is no number any more.
     """
@@ -299,8 +314,8 @@ def train(
         nll = evaluate(model)
         if not math.isfinite(nll) or not math.isfinite(float(loss.detach())):
             raise UserError(
-                f"selective model: the loss is {float(loss.detach())} at update {update}; lower learning_rate (now "
-                f"{how.learning_rate})"
+                f"selective model: the loss is {float(loss.detach())} at update {update}; "
+                f"lower learning_rate (now {how.learning_rate})"
             )
         return [{"update": update, "nll": nll}], nll
 
