@@ -1,5 +1,4 @@
-"""Text as characters, for the studies of the report character-systems: its two set-ups, and slices of text
-without their flaws.
+"""Text as characters, for the studies of the report character-systems.
 
 * Published, experiments 1 to 4 (the report's set-up 1A): the beginning of the training text and of the
   validation text of a corpus, in 97 symbols.
@@ -153,8 +152,8 @@ def corrected_splits(text: StudyText, size: str, sizes: Sizes) -> Characters:
 
 
 def document_ids(text: StudyText, size: str, sizes: Sizes) -> dict[str, Tensor]:
-    """The number of the document (number of characters,) that every character of the splits of ``corrected_splits``
-    is from."""
+    """The number of the document (number of characters,) that every character of the splits of
+    ``corrected_splits`` is from."""
     if isinstance(text, OwnText):
         documents = {"train": text.train, "calibration": text.validation, "test": list(text.test)}
         return {split: _numbers(list(some), None) for split, some in documents.items()}

@@ -1,5 +1,4 @@
-"""The studies of growth, experiments 5 to 7 of the report character-systems: from their arms to values,
-tables and curves.
+"""The studies of growth, experiments 5 to 7 of the report character-systems: values, tables and curves.
 
 Published, on the pangram alone: as in the report, where the text was two repeated sentences and every stage
 went on from overfitted weights. Corrected: real text, stages of equal numbers of updates that begin with the

@@ -1,5 +1,4 @@
-"""Training of arms that grow stage by stage (experiments 5 to 7 of the report character-systems), at equal
-updates and FLOPs.
+"""Training of models that grow stage by stage, for experiments 5 to 7 of the report character-systems.
 
 Every arm of one text goes through the same batches in the same order, random seed by random seed, wherever
 its stages begin; arms that start alike share their first stage. After an arm's planned updates its last stage

@@ -1,18 +1,18 @@
-"""What explains the gain of a hierarchical recurrent model (HRM) over lagged caches? Experiment 1 of
-character-systems.
+"""What explains the gain of hierarchical recurrence over lagged caches? Experiment 1 of character-systems.
 
     python -m studies hierarchy_and_lagged_caches --corpus sotu
 
-The report compared a model trained on the task, twice per batch, with frozen features that were never trained
-on it ("OACD": a loss on the diversity of features, without targets), and credited deep supervision. The arms
-here change one thing at a time, on the same text:
+The report compared a hierarchical recurrent model (HRM), trained on the task twice per batch, with frozen
+features of lagged caches (LCT) that were never trained on it ("OACD": a loss on the diversity of features,
+without targets), and credited deep supervision. The arms here change one thing at a time, on the same text.
 
-    hrm, hrm_one_segment                two levels (version 1) with and without deep supervision (2 segments
-    per batch) one_level_segments, one_level       one level with and without it: no hierarchy transformer
-    two layers, no recurrence: nearly as many parameters as hrm lct_oacd_1, lct_oacd_2              lagged
-    caches of 1 and 2 layers by OACD, then a head on the frozen features untrained_1, untrained_2
-    the same head on features of layers as drawn lct_task_1                          lagged caches trained by
-    the task's loss
+    hrm, hrm_one_segment           two levels (version 1) with and without deep supervision, which is an
+                                   update for each of 2 segments per batch
+    one_level_segments, one_level  one level with and without it: no hierarchy
+    transformer                    two layers, no recurrence: nearly as many parameters as hrm
+    lct_oacd_1, lct_oacd_2         lagged caches of 1 and 2 layers by OACD, then a head on frozen features
+    untrained_1, untrained_2       the same head on features of layers as drawn
+    lct_task_1                     lagged caches trained by the task's loss
 
 Published: the report's set-up, the beginning of a corpus, with the best epoch reported on the text that chose
 it. The lost code of the lagged caches is rebuilt from its description, 10 epochs in its first phase.

@@ -1,5 +1,4 @@
-"""Does progressive growth collapse, and does layer supervision help it? Experiment 7 of the report
-character-systems.
+"""Does progressive growth collapse, and does layer supervision help? Experiment 7 of character-systems.
 
     python -m studies progressive_growth --corpus sotu|wikitext|pangram
 

@@ -1,17 +1,17 @@
-"""Does a compressive memory help once it cannot see the future and holds earlier text? Experiment 2 of
-character-systems.
+"""Does a compressive memory help that cannot see the future? Experiment 2 of the report character-systems.
 
     python -m studies segment_memory --corpus sotu
 
 The report's models read every window twice, and the second time found keys and values of the whole window in
 their memory, its targets included; what "carry" kept between windows was shuffled text. Here a window reads
-earlier windows of its own document, in order, and all arms read the same windows in the same order:
+earlier windows of its own document, in order, and all arms read the same windows in the same order.
 
-    transformer, hrm            no memory: one layer; the hierarchical model, version 2 with its gradient
-    mended input_*, infini_*           Infini-attention as input layer of the transformer, of hrm hidden_*
-    the transformer's own layer reads the memory *_reset, *_carry            an empty memory for every window
-    (a control: as many parameters), or one of earlier windows infini_leak                 infini_reset with
-    the published leak
+    transformer, hrm    no memory: one layer; the hierarchical model, version 2 with its gradient mended
+    input_*, infini_*   Infini-attention as input layer of the transformer, of hrm
+    hidden_*            the transformer's own layer reads the memory
+    *_reset             an empty memory for every window: a control, with as many parameters
+    *_carry             a memory of earlier windows
+    infini_leak         infini_reset with the published leak
 
 A model trained with a carried memory is judged twice more: against itself with an empty memory
 ("carried_minus_emptied") and with that of another place of the text ("carried_minus_foreign"). Published: the
