@@ -1,29 +1,71 @@
-"""The table that every run ends with."""
+"""The table on the console: routing beside its controls, in the words of the page and the figures."""
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
-from offramp.report.headline import print_headline
+from offramp.report.figures import draw_figures
+from offramp.report.findings import result_table
+from offramp.report.headline import headline_sentence, headline_table
+from offramp.report.inputs import read_measurements
+from offramp.results.routing import Routing, Timing
+from offramp.vocabulary import CONTROLS
+from tests.fixtures.report_run import fabricate
 
-pytestmark = pytest.mark.slow  # DVC makes the project
+
+@pytest.fixture
+def root(tmp_path):
+    return fabricate(tmp_path, 3)
 
 
-def test_the_table_shows_routing_beside_its_controls(project, capsys):
-    print_headline(project)
-    printed = capsys.readouterr().out
-    for words in (
+def lines(root) -> list[str]:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(headline_table(root))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_routing_stands_between_fixed_depths_and_controls(root):
+    names = [line.split("  ")[0] for line in lines(root)[2:] if line]
+    assert names == [
         "full depth",
         "all at exit 0",
+        "all at exit 1",
+        "confidence (learned)",
+        "equal shares, 76,800 tokens:",
+        "confidence (learned)",
         "random exits",
+        "loss oracle",
         "gain oracle",
-        "20.75 [19.50, 22.50]",
-        "12.0% [10%, 14%]",
-    ):
-        assert words in printed
-    assert "30% of the tokens leave early: 15% fewer FLOPs than full depth for +3.8% perplexity" in printed
+    ]
+    (routed,) = [line for line in lines(root) if "[21.74, 23.52]" in line]
+    for cell in ("22.61", "0.338", "47.0%", "35.0%", "27.0%", "21.6% [19%, 24%]"):
+        assert cell in routed
 
 
-def test_nothing_is_printed_before_evaluate_has_run(tmp_path, capsys):
-    print_headline(tmp_path)
-    assert capsys.readouterr().out == ""
+def test_a_control_has_one_name_in_table_page_and_figures(root):
+    measured = read_measurements(root, 10)
+    console, page = "\n".join(lines(root)), [row.name for row in result_table(measured)[1].rows]
+    (curve,) = [figure for figure in draw_figures(measured, "learned") if figure.name == "curve_flop_saving"]
+    for control in CONTROLS.values():
+        assert control.label in console and control.label in page and f">{control.label}<" in curve.svg
+
+
+def test_a_run_that_was_not_timed_has_no_seconds(root):
+    (root / Timing.path).unlink()
+    assert "21.6%" not in "\n".join(lines(root))
+
+
+def test_the_sentence_says_what_the_table_says(root):
+    assert headline_sentence(root) == (
+        "47% of the tokens leave early: 27% fewer FLOPs than full depth for +4.7% perplexity; headroom 0.46 "
+        "(0: no better than random exits, 1: the gain oracle)."
+    )
+    Routing.read(root).model_copy(update={"headroom": None, "flop_saving": -0.1}).write(root)
+    assert "10% more FLOPs" in headline_sentence(root) and "headroom undefined" in headline_sentence(root)
+
+
+def test_before_evaluate_has_run_there_is_nothing_to_say(tmp_path):
+    assert headline_table(tmp_path) is None and headline_sentence(tmp_path) is None
