@@ -27,9 +27,7 @@ studies: .venv/installed
 
 # The same on WikiText-2, by name from the hub or from the folder that WIKITEXT2 names; its results are inputs of the ledger.
 studies-wikitext: .venv/installed
-	for study in $$(python -c 'from studies.common.study import studies; print(*(name for name, study in studies().items() if "wikitext" in study.about.texts))'); do \
-		python -m studies $$study --corpus wikitext || exit 1; \
-	done
+	python -m studies all --corpus wikitext
 
 # After a change of code that should change no result: reruns one random seed of every study that DVC calls changed, without cached
 # models, and renews its lock where the committed values come out again.
