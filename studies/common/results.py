@@ -152,8 +152,13 @@ def write_results(
             "interval": f"95 % t interval over {len(rows)} seeds",
             "values": over_seeds(rows),
         }
-        table = ({"key": key, **{str(seed): row[key] for seed, row in zip(seeds, rows)}} for key in rows[0])
+        table = (
+            {"key": key, **{str(seed): row[key] for seed, row in zip(seeds, rows, strict=True)}}
+            for key in rows[0]
+        )
         write_csv(seeds_path(home, study.name, text.corpus), ("key", *map(str, seeds)), table)
+    elif "corrected" not in kept:  # values by random seed that are there are of another text
+        seeds_path(home, study.name, text.corpus).unlink(missing_ok=True)
     StudyResults.model_validate(out)
     write_json(path, out)
     return path

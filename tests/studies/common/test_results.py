@@ -41,6 +41,8 @@ def test_values_of_another_text_are_not_kept(tmp_path):
     written(tmp_path, published=PUBLISHED)
     other = replace(TEXT, train=[Document("a", "two")])
     assert "published" not in written(tmp_path, other, corrected=CORRECTED)
+    assert "corrected" not in written(tmp_path, published=PUBLISHED)
+    assert read_seeds(tmp_path, STUDY.name, "sotu") == {}
 
 
 def test_values_of_every_random_seed_are_read_as_they_were_written(tmp_path):
