@@ -184,7 +184,9 @@ class Pareto:
         """None where the exits from ``first`` on cannot keep the budget."""
         model, held_out = self.executor.model, HeldOut(**self.exits.held_out(signal, "select"))
         scorer = Scorer(self.exits, signal, torch.device("cpu"))
-        costs = np.array(exit_costs(model, self.window, scorer.reads_out, scorer.flops_per_token, first))
+        costs = np.array(
+            exit_costs(model, self.window, scorer.reads_out, scorer.flops_per_token, first=first)
+        )
         if budget <= costs[first]:
             return None
         return ThresholdPolicy(

@@ -44,7 +44,9 @@ def test_without_a_policy_a_batch_of_unequal_prompts_is_greedy_full_depth_decodi
 def test_routed_generation_takes_the_exits_and_tokens_of_one_parallel_pass_over_its_own_text(seed, bias, kv):
     model = make_model((1, 1, 2), seed=seed)
     policy = StatePolicy(model, bias)
-    for prompt, found in zip(PROMPTS, generate(decode(model, PROMPTS, 12, policy, kv, route_prompt=True), 3)):
+    for prompt, found in zip(
+        PROMPTS, generate(decode(model, PROMPTS, 12, policy, kv=kv, route_prompt=True), 3)
+    ):
         text = torch.tensor([[*prompt, *found.tokens]])
         routed = Executor(model, kv).run(text[:, :-1], text[:, 1:], policy)
         assert routed.exit[0, len(prompt) - 1 :].tolist() == found.exits
@@ -71,7 +73,9 @@ class PromptStays(StatePolicy):
 )
 def test_unless_asked_otherwise_the_prompt_goes_to_full_depth_and_what_follows_is_routed(seed, bias, kv):
     model = make_model((1, 1, 2), seed=seed)
-    for prompt, found in zip(PROMPTS, generate(decode(model, PROMPTS, 12, StatePolicy(model, bias), kv), 3)):
+    for prompt, found in zip(
+        PROMPTS, generate(decode(model, PROMPTS, 12, StatePolicy(model, bias), kv=kv), 3)
+    ):
         text = torch.tensor([[*prompt, *found.tokens]])
         routed = Executor(model, kv).run(text[:, :-1], text[:, 1:], PromptStays(model, bias, len(prompt)))
         assert routed.exit[0, len(prompt) - 1 :].tolist() == found.exits and found.exits[0] == 2

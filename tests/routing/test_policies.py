@@ -213,7 +213,7 @@ def test_what_leaving_is_said_to_cost_is_what_it_costs(routed, kv):
 def test_exit_costs_are_what_the_executor_counts_for_a_batch_that_leaves_there(routed, reads_out, first):
     model, windows, _, _, _ = routed
     tokens, targets = windows.batch(torch.arange(4))
-    costs = exit_costs(model, 32, reads_out, 50, first)
+    costs = exit_costs(model, 32, reads_out, 50, first=first)
     for exit in range(first, 3):
         work = Work()
         policy = GivenExits(torch.full((tokens.numel(),), exit))
@@ -249,7 +249,9 @@ def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, thr
     assert ((taken >= first) & (taken <= 2)).all()
     if threshold == "budget":  # what the first exit does not take, the later ones may
         held = HeldOut(**exits.held_out("learned", "select"))
-        costs = np.array(exit_costs(model, 32, chosen.policy.reads_out, chosen.policy.flops_per_token, first))
+        costs = np.array(
+            exit_costs(model, 32, chosen.policy.reads_out, chosen.policy.flops_per_token, first=first)
+        )
         spent = costs[exits_taken(held.confidence, chosen.policy.thresholds)].mean()
         assert 0.95 - 0.02 <= spent <= 0.95 + 1e-9
     rules = {"budget": chosen.budget, "price": chosen.price, "risk": chosen.promise}

@@ -110,7 +110,7 @@ def test_modules_of_the_checkpoint_run_for_as_many_tokens_as_are_reported(pair, 
     assert ran.T.tolist() == [work.layer_tokens] * 2 and work.layer_tokens[-1] < work.tokens
     for early in (policy, FixedExit(0)):
         ran.zero_()
-        list(decode(model, text[:, :4].tolist(), 12, early, kv, work=(work := Work())))
+        list(decode(model, text[:, :4].tolist(), 12, early, kv=kv, work=(work := Work())))
         assert ran.T.tolist() == [work.layer_tokens] * 2
     assert work.layer_tokens == [45, 12, 12, 12, 12]  # the prompts alone go on from the first exit
 

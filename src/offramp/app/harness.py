@@ -95,8 +95,7 @@ class RoutedLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Log-probability of every continuation, and whether all of its tokens are the likeliest, each where
-        it left.
+        """Log-probability of every continuation, and whether each of its tokens is the likeliest.
 
         Requests are (texts, context tokens, continuation tokens); contexts too long for the window lose their
         beginning. Where a context is all whitespace, lm_eval counts that as continuation: the end token then
@@ -158,9 +157,7 @@ class RoutedLM(TemplateLM):
         return np.bincount(texts, log_p, len(requests)).tolist() if texts else [0.0] * len(requests)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What follows every context, up to a string of ``until``, a token that ends texts, or
-        ``max_gen_toks``.
-        """
+        """What follows every context, up to a stop string, a token that ends texts, or ``max_gen_toks``."""
         out: dict[int, str] = {}
         settings = [
             normalize_gen_kwargs(request.args[1], min(256, self.max_length // 2)) for request in requests
@@ -200,7 +197,9 @@ class RoutedLM(TemplateLM):
         ends = self.project.stop_ids
         generated: list[list[int]] = [[] for _ in prompts]
         texts: dict[int, str] = {}
-        for step in decode(self.model, prompts, new_tokens, self.policy, self.kv, sampling, ends):
+        for step in decode(
+            self.model, prompts, new_tokens, self.policy, kv=self.kv, sampling=sampling, stop=ends
+        ):
             for row, token, exit in zip(step.rows, step.tokens, step.exits):
                 if row in texts:
                     continue
@@ -247,9 +246,7 @@ def _before(text: str, until: Sequence[str]) -> str | None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Run lm_eval's command ``run`` with these arguments, on the model ``offramp`` unless they name
-    another.
-    """
+    """Run lm_eval's command ``run`` with these arguments, on the model ``offramp`` by default."""
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv = ["lm_eval", "run", "--model", "offramp", *arguments]

@@ -52,7 +52,9 @@ def choose_policy(
     """
     signal, first = signals.confidence, settings.first_exit
     scorer = Scorer(exits, signal, device)
-    costs = np.array(exit_costs(model, window, scorer.reads_out, scorer.flops_per_token, first, settings.kv))
+    costs = np.array(
+        exit_costs(model, window, scorer.reads_out, scorer.flops_per_token, first=first, kv=settings.kv)
+    )
     if threshold == "price":
         policy = PricePolicy(
             model, scorer, settings.price, costs.tolist(), first=first, keep_first=settings.keep_first

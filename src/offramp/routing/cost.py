@@ -49,7 +49,13 @@ def full_depth_flops(model: Blockwise, tokens: int, window: int) -> int:
 
 
 def exit_costs(
-    model: Blockwise, window: int, reads_out: bool, decision_flops: int, first: int = 0, kv: str = "propagate"
+    model: Blockwise,
+    window: int,
+    reads_out: bool,
+    decision_flops: int,
+    *,
+    first: int = 0,
+    kv: str = "propagate",
 ) -> list[float]:
     """FLOPs of a token that leaves after exit k, for every k, as shares of the plain full-depth pass.
 

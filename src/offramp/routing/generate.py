@@ -80,6 +80,7 @@ def decode(
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     policy: Policy | None = None,
+    *,
     kv: str = "propagate",
     sampling: Sampling | None = None,
     stop: Collection[int] = (),
@@ -162,6 +163,7 @@ def speculate(
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     speculation: Speculation,
+    *,
     stop: Collection[int] = (),
     work: Work | None = None,
 ) -> Iterator[Step]:

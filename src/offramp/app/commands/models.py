@@ -40,7 +40,7 @@ def generate(options: argparse.Namespace) -> int:
         length = {} if options.draft is None else {"length": options.draft}
         # each run finds out anew whether drafts pay
         drafting.append(Speculation(options.speculate, **length))
-        return speculate(model, prompts, options.tokens, drafting[-1], stop, work)
+        return speculate(model, prompts, options.tokens, drafting[-1], stop=stop, work=work)
 
     early: Callable[..., Iterator[Step]]
     if options.speculate is not None:
