@@ -1,4 +1,4 @@
-"""Whether early exit is worth it: the numbers against plain logits and Transformers, every rule of the advice, the command."""
+"""Whether early exit is worth it: numbers against plain logits and Transformers, rules of the advice."""
 
 from __future__ import annotations
 
@@ -129,7 +129,10 @@ def test_a_text_of_less_than_two_windows_is_refused(checkpoint):
 
 
 def measured(kind="tuned", oracle=0.4, agreement=0.6, excess=0.2, flops=(0.05, 0.1), seconds=(0.1, 0.2)):
-    """A model with one early exit: its exits, and what oracles save; break-even shares by kind of signal: state, readout."""
+    """The exits of a model with one early exit, and what oracles save.
+
+    ``flops`` and ``seconds`` are break-even shares of a signal of the state and of one of the readout.
+    """
 
     def readout(share, nll):
         quality = ReadoutQuality(agreement=share, agreement_interval=None, nll=nll, nll_interval=None)
@@ -159,7 +162,8 @@ def measured(kind="tuned", oracle=0.4, agreement=0.6, excess=0.2, flops=(0.05, 0
         (
             {"flops": (0.7, None)},
             "no",
-            "No, asking costs more than leaving brings back: at exit 0, after layer 2 of 6, 60% .* 70% must leave",
+            "No, asking costs more than leaving brings back: at exit 0, after layer 2 of 6, 60% .* 70% must "
+            "leave",
         ),
         (
             {"seconds": (0.7, None)},
@@ -176,7 +180,8 @@ def measured(kind="tuned", oracle=0.4, agreement=0.6, excess=0.2, flops=(0.05, 0
         (
             {},
             "worth a try",
-            "Worth a try: an oracle that knows every loss saves 40% .* at exit 0, .* 60% of the tokens already",
+            "Worth a try: an oracle that knows every loss saves 40% .* at exit 0, .* 60% of the tokens "
+            "already",
         ),
         ({"kind": "raw"}, "worth a try", "Worth a try:"),
         (

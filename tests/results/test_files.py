@@ -1,4 +1,4 @@
-"""The classes of results have the shape of the files in metrics/, byte for byte, and refuse every other shape."""
+"""The classes of results have the shape of the files in metrics/, byte for byte, and refuse any other."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from tests.fixtures.small_project import make_project
 
 @pytest.fixture(scope="package")
 def split(addresses, tmp_path_factory):
-    """Half of the test tokens leave, by the classifier: model, windows, states, exits, settings, what came of it."""
+    """A test split of which half of the tokens left, by the classifier, with all that it was made of."""
     root = tmp_path_factory.mktemp("split")
     model = make_project(root, addresses)
     data = open_artifact(root / "data", "data")

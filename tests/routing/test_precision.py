@@ -139,7 +139,10 @@ def test_it_is_refused_where_the_device_has_none(data, tmp_path):
     settings = repository_params(collect__precision="bf16").collect
     with pytest.raises(
         UserError,
-        match=rf"collect\.precision = 'bf16': the device {absent} has no bf16 here; set collect\.precision: fp32",
+        match=(
+            rf"collect\.precision = 'bf16': the device {absent} has no bf16 here; "
+            r"set collect\.precision: fp32"
+        ),
     ):
         collect_states(
             make_model(vocab=data.meta["vocab_size"]),

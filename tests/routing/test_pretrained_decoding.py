@@ -79,7 +79,7 @@ def check_against_transformers(theirs, model, text):
     )
 
 
-def test_routed_scores_are_those_of_transformers_layers_with_the_states_of_tokens_that_left_held(pair):  # noqa: F811
+def test_routed_scores_are_those_of_transformers_layers_with_what_left_held(pair):  # noqa: F811
     check_against_transformers(
         *pair, torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(2))
     )

@@ -1,4 +1,4 @@
-"""The cost of state propagation: none where the states of tokens that left are the true ones, else some, with its interval."""
+"""The cost of state propagation: none where states of tokens that left are the true ones, else some."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def batches():
 
 
 def test_nothing_is_lost_where_later_blocks_do_not_change_what_others_see():
-    """Later blocks whose layers add nothing: propagated states are the true ones; dropped ones are missed all the same."""
+    """Of later blocks whose layers add nothing propagated states are the true ones."""
     model = make_model((1, 2))
     for layer in model.blocks[1]:
         torch.nn.init.zeros_(layer.attn_out.weight)

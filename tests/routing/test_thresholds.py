@@ -1,4 +1,4 @@
-"""Thresholds from held-out tokens: the sweep equals the loop, the path is what it says, and promises are kept."""
+"""Thresholds from held-out tokens: the sweep equals the loop, the path is as said, promises are kept."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ LENGTH = 24
 
 
 def population(sequences: int, seed: int = 0, exits: int = 3) -> HeldOut:
-    """Sequences of ``LENGTH`` tokens. Less confident tokens disagree with full depth more often and lose more; in every
-    tenth sequence nearly all tokens do, whatever their confidence: tokens of a sequence fail together."""
+    """Sequences of ``LENGTH`` tokens, of which the less confident disagree with full depth more often.
+
+    They lose more, too. In every tenth sequence nearly all tokens do, whatever their confidence: tokens of a
+    sequence fail together.
+    """
     generator = np.random.default_rng(seed)
     tokens = sequences * LENGTH
     strange = np.repeat(generator.random(sequences) < 0.1, LENGTH)
@@ -135,7 +138,7 @@ def test_with_two_exits_the_path_is_the_quantiles_of_the_confidence():
 
 
 def test_the_path_lowers_first_what_costs_no_quality():
-    """The middle exit never disagrees, the first one always does: nobody leaves first before all leave in the middle."""
+    """The middle exit never disagrees, the first always does: all leave in the middle before any leaves first."""
     argmax = np.array([[1] * 40, [0] * 40, [0] * 40])
     confidence = np.random.default_rng(0).random((2, 40), dtype=np.float32)
     held = HeldOut(confidence, np.zeros((3, 40)), argmax, np.zeros(40, dtype=int), np.arange(40))
