@@ -157,15 +157,19 @@ def test_generation_is_that_of_decode_up_to_the_first_stop(routed):
     whole = []
     for context in contexts:
         prompt = routed.tok_encode(context)
-        (made,) = generate(decode(routed.model, [prompt], 12, routed.policy, stop={routed.eot_token_id}), 1)
+        (generation,) = generate(
+            decode(routed.model, [prompt], 12, routed.policy, stop={routed.eot_token_id}), 1
+        )
         whole.append(
             routed.project.decode(
-                prompt[-1], [token for token in made.tokens if token != routed.eot_token_id]
+                prompt[-1], [token for token in generation.tokens if token != routed.eot_token_id]
             )
         )
-    ask = lambda **settings: routed.generate_until(
-        requests("generate_until", [(c, settings) for c in contexts]), disable_tqdm=True
-    )
+
+    def ask(**settings):
+        asked = requests("generate_until", [(context, settings) for context in contexts])
+        return routed.generate_until(asked, disable_tqdm=True)
+
     assert ask(max_gen_toks=12) == whole
     stop = whole[1][3:5]
     assert ask(max_gen_toks=12, until=[stop, "\x00"]) == [text.split(stop)[0] for text in whole]
@@ -173,9 +177,11 @@ def test_generation_is_that_of_decode_up_to_the_first_stop(routed):
 
 def test_sampling_follows_the_task_and_repeats(routed):
     sample = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_gen_toks": 8}
-    ask = lambda settings: routed.generate_until(
-        requests("generate_until", [("Fellow citizens", settings)]), disable_tqdm=True
-    )
+
+    def ask(settings):
+        asked = requests("generate_until", [("Fellow citizens", settings)])
+        return routed.generate_until(asked, disable_tqdm=True)
+
     assert ask(sample) == ask(sample) != ask({"max_gen_toks": 8})
 
 

@@ -1,9 +1,9 @@
 """Low-rank readouts: what survives at rank r of logits, of confidence signals and of their ranking.
 
 A readout W (V, D) is replaced by W_r = W L_r R_r^T, which costs 2 r (D + V) instead of 2 D V operations. Four
-choices of L and R are compared (VARIANTS). Seed 004 tried the first alone and declared low rank dead; the
-problem that matters is not min |W - W_r| but min E|W h - W_r h|^2, which the weighted ones solve (SVD of W
-C^(1/2), C the second moment of h).
+choices of L and R are compared (VARIANTS). The report loss-prediction tried the first alone and declared low
+rank dead; the problem that matters is not min |W - W_r| but min E|W h - W_r h|^2, which the weighted ones
+solve (SVD of W C^(1/2), C the second moment of h).
 
 Since z_r = W h_r with h_r = L_r R_r^T h, whatever is linear or quadratic in the logits follows from W^T W and
 the second moment of h, both (D, D), and never touches the vocabulary. Only maxima and normalisers do: they
