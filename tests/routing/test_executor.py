@@ -50,7 +50,7 @@ def make_model(
 
 
 class StatePolicy(Policy):
-    """Leave where a fixed linear score of the state is positive: as of real ones, it depends on that alone."""
+    """Leave where a fixed linear score of the state, and thus of nothing else, is positive."""
 
     def __init__(self, model, bias=0.0):
         generator = torch.Generator().manual_seed(7)

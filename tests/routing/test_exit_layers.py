@@ -161,7 +161,7 @@ def test_reported_flops_match_what_torch_counts(share):
 
 
 def test_predicted_costs_are_those_of_execution():
-    """Everybody at one exit: what is predicted of a token, save keys and values of exits where none is read."""
+    """Everybody at one exit: what is predicted of a token, save keys and values where none is read."""
     model, plain = make_model((1, 1, 1)), full_depth_flops(make_model((1, 1, 1)), 96, 24)
     tokens, targets = torch.randint(50, (2, 4, 24), generator=torch.Generator().manual_seed(0))
     key_value = 4 * 16 * 16 * 96
@@ -187,7 +187,7 @@ def test_a_row_can_be_cut_back_and_grown_again():
 
 
 def test_drafts_taken_deeper_leave_what_later_readers_need():
-    """Tokens drafted at exit 0 and verified: one that leaves at exit 1 later sees there what it would have."""
+    """Drafts at exit 0 are verified: a token that leaves at exit 1 later sees there what it would have."""
     model = make_model((1, 1, 1))
     text, row = (
         torch.randint(50, (13,), generator=torch.Generator().manual_seed(0)),

@@ -92,7 +92,7 @@ def routed(addresses, tmp_path_factory):
 
 @pytest.mark.parametrize("signal", ["learned", "max_prob", "margin_prob", "saturation", "patience"])
 def test_a_routed_pass_sees_the_confidences_of_cached_states(routed, signal):
-    """At the first exit for all tokens; at later ones for those whose whole past stayed: where nobody leaves."""
+    """At the first exit for all tokens; at later ones where the whole past stayed: where nobody leaves."""
     model, windows, states, exits, _ = routed
     scorer = Scorer(exits, signal, CPU)
     seen = []
@@ -265,7 +265,7 @@ def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, thr
 
 
 def some_leave(model, exits, states, signal):
-    """At every exit the more confident tokens; nobody where all are equally so, as of patience at the first."""
+    """At every exit the more confident tokens; nobody where all are equal, as of patience at the first."""
     scorer = Scorer(exits, signal, CPU)
     thresholds = [
         float(max(np.quantile(row, 0.6), (row.min() + row.max()) / 2)) if row.min() < row.max() else NOBODY

@@ -138,7 +138,7 @@ def test_with_two_exits_the_path_is_the_quantiles_of_the_confidence():
 
 
 def test_the_path_lowers_first_what_costs_no_quality():
-    """The middle exit never disagrees, the first always does: all leave in the middle before any leaves first."""
+    """The middle exit never disagrees, the first always: all leave in the middle before any leaves first."""
     argmax = np.array([[1] * 40, [0] * 40, [0] * 40])
     confidence = np.random.default_rng(0).random((2, 40), dtype=np.float32)
     held = HeldOut(confidence, np.zeros((3, 40)), argmax, np.zeros(40, dtype=int), np.arange(40))

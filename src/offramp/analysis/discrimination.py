@@ -80,12 +80,13 @@ def signal_separation(
 ) -> dict[str, Any]:
     """Everything said of one score, from its ``parts``: all of ``split`` and the following.
 
-    ``pearson``, ``spearman`` with the loss: negative where surer tokens are easier. ``auroc`` for "deep beats
-    shallow": the score says leave, a positive is a token that depth does NOT help (deep_loss >= loss), so 1/2
-    is chance and higher is better; None where the parts are without ``deep_loss``. ``aurc``: mean over all coverages of the mean
-    loss of the covered, surest first (El-Yaniv and Wiener 2010; Geifman et al., arXiv 1805.08206);
-    ``risk_coverage`` rows (coverage, risk). ``tautology``: the score ranks tokens as the loss does, so that
-    its share of the oracle is an identity (in the report loss-prediction: p of the correct token).
+    ``pearson``, ``spearman`` with the loss: negative where surer tokens are easier. ``auroc`` for "deep
+    beats shallow": the score says leave, a positive is a token that depth does NOT help (deep_loss >=
+    loss), so 1/2 is chance and higher is better; None where the parts are without ``deep_loss``.
+    ``aurc``: mean over all coverages of the mean loss of the covered, surest first (El-Yaniv and Wiener
+    2010; Geifman et al., arXiv 1805.08206); ``risk_coverage`` rows (coverage, risk). ``tautology``: the
+    score ranks tokens as the loss does, so that its share of the oracle is an identity (in the report
+    loss-prediction: p of the correct token).
     """
     values = _numbers(measures(_means(of_score))) | _reference(easy_fraction)
     values["tautology"] = values["spearman"] is not None and values["spearman"] < -SAME_ORDER

@@ -79,7 +79,7 @@ def loss_distribution(axes: Axes, measured: Measurements) -> None:
 
 
 def reliability(axes: Axes, measured: Measurements) -> None:
-    """Agreement with full depth over confidence, a line per exit; the area of a dot is its number of tokens."""
+    """Agreement with full depth over confidence, a line per exit; a dot's area is its number of tokens."""
     bins = [row for row in measured.reliability if row.tokens > 0]
     largest = max((row.tokens for row in bins), default=0)
     lines = _grouped(bins, lambda row: row.exit)

@@ -110,7 +110,7 @@ class Work:
     exit_key_value_tokens: list[int] = field(default_factory=list)
 
     def count_layer(self, layer: int, tokens: int, key_values: int, pairs: int) -> None:
-        """Count tokens that ran a layer, keys and values that were projected in it, pairs that were scored."""
+        """Count tokens that ran a layer, keys and values projected in it, and pairs scored."""
         _add(self.layer_tokens, layer, tokens)
         _add(self.key_value_tokens, layer, key_values)
         self.attention_pairs += pairs

@@ -125,7 +125,7 @@ class ThresholdPolicy(Policy):
         return confidence >= threshold, confidence
 
     def columns(self, arrivals: Arrivals) -> dict[str, Tensor]:
-        """What the signal looks at beside the state, each (N,); after a readout ``loss`` and ``argmax``, too."""
+        """What the signal looks at beside the state, each (N,), with ``loss`` and ``argmax`` of a readout."""
         out: dict[str, Tensor] = {}
         if self.reads_before:
             assert arrivals.before is not None, "the policy says that it reads it"
