@@ -165,7 +165,7 @@ class BestOnDisk(Selection[Means]):
     def finish(self, progress: Progress) -> None:
         if (
             self.processes.main
-        ):  # others may have no such disk, and it forgets these weights with the next phase's
+        ):  # others may have no such disk, and the next phase's weights replace these there
             self.model.load_state_dict(self.snapshots.kept(self.returns_to(progress)), strict=False)
         self.processes.spread(trained(self.model).values())
 
@@ -196,12 +196,45 @@ def fit_phase(
             f"pretrain: {phase.name} has batches of {sequences} sequences for {processes.count} processes; "
             "raise pretrain.batch_size or start fewer (runtime.launcher)"
         )
-    parameters = phase.parameters if phase.steps else [torch.empty(0)]
+    parameters = phase.parameters if phase.steps else [torch.empty(0)]  # a phase may be a look alone
     optimiser = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
     )
     if resumed:
         optimiser.load_state_dict(resumed.pop("optimiser"))
+    Training(
+        step=_updates(phase, optimiser, config=config, progress=progress, processes=processes),
+        look=lambda number: _look(phase, config, progress),
+        steps=phase.steps,
+        looks=every(config.evaluate_every, phase.steps),
+        looks_first=phase.starts_trained,
+        selection=BestOnDisk(
+            phase,
+            progress,
+            model=model,
+            patience=config.patience,
+            snapshots=snapshots,
+            processes=processes,
+        ),
+        snapshots=snapshots if processes.main else None,
+        state=lambda: {"model": trained(model), "optimiser": optimiser.state_dict(), **extra},
+        bar=Bar(
+            f"pretrain {phase.name}",
+            disable=processes.no_bar,
+            shows=lambda so_far: {"calibration_ppl": f"{math.exp(min(progress.best_nll, 50)):.2f}"},
+        ),
+    ).run(progress)
+
+
+def _updates(
+    phase: Phase,
+    optimiser: torch.optim.Optimizer,
+    *,
+    config: FitConfig,
+    progress: PhaseProgress,
+    processes: Processes,
+) -> Callable[[int], None]:
+    """What a step does: one update from the next batch, by all processes together."""
     batches = sequence_order(
         phase.num_sequences, config.batch_size, config.seed + progress.phase, progress.step
     )
@@ -224,28 +257,7 @@ def fit_phase(
             progress.running[name] = progress.running.get(name, 0.0) + loss
             progress.summed[name] = progress.summed.get(name, 0) + 1
 
-    Training(
-        step=step,
-        look=lambda number: _look(phase, config, progress),
-        steps=phase.steps,
-        looks=every(config.evaluate_every, phase.steps),
-        looks_first=phase.starts_trained,
-        selection=BestOnDisk(
-            phase,
-            progress,
-            model=model,
-            patience=config.patience,
-            snapshots=snapshots,
-            processes=processes,
-        ),
-        snapshots=snapshots if processes.main else None,
-        state=lambda: {"model": trained(model), "optimiser": optimiser.state_dict(), **extra},
-        bar=Bar(
-            f"pretrain {phase.name}",
-            disable=processes.no_bar,
-            shows=lambda so_far: {"calibration_ppl": f"{math.exp(min(progress.best_nll, 50)):.2f}"},
-        ),
-    ).run(progress)
+    return step
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
