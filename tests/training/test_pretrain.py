@@ -242,7 +242,8 @@ from tests.training.test_pretrain import make_trainer
 torch.set_num_threads(2)
 folder = Path(sys.argv[1])
 trainer = make_trainer(open_artifact(Path({str(data.path)!r}), "data"), folder, steps=80,
-                       pretrain__blockwise__tokens="hard", pretrain__joint_classifier={{"label": "loss", "weight": 1.0}})
+                       pretrain__blockwise__tokens="hard",
+                       pretrain__joint_classifier={{"label": "loss", "weight": 1.0}})
 trainer.snapshots.every_seconds = 0
 trainer.run()
 save_model(trainer.model, folder)

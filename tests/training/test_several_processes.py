@@ -233,7 +233,10 @@ def test_a_batch_smaller_than_the_processes_is_refused(data, tmp_path):
 
 
 def test_a_process_started_alone_does_not_import_accelerate():
-    program = "import sys, torch; import offramp.machine.processes as p; p.join(torch.device('cpu')); sys.exit('accelerate' in sys.modules)"
+    program = (
+        "import sys, torch; from offramp.machine.processes import join; "
+        "join(torch.device('cpu')); sys.exit('accelerate' in sys.modules)"
+    )
     subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}, check=True
     )
