@@ -32,9 +32,14 @@ def write_code(home: Path = HOME) -> Path:
             raise UserError(
                 f"{home / study.name} has no __init__.py; add an empty one, or its imports are not followed"
             )
-        settings = {name: shared[name] for name in study.about.shared}
-        code = code_of(study.module_name, root)
-        write_json(folder / f"{study.name}.json", {"code": code, "shared": settings})
+        about = study.about
+        depends = {
+            "code": code_of(study.module_name, root),
+            "shared": {name: shared[name] for name in about.shared},
+            "published_seed": about.published_seed,
+            "threads": about.threads,
+        }
+        write_json(folder / f"{study.name}.json", depends)
     documents = [home / name / file for name in known for file in ("study.yaml", "claims.yaml")]
     digests = {file.relative_to(home).as_posix(): hash_file(file) for file in documents if file.exists()}
     for name, module in CLAIMS_READERS.items():

@@ -78,7 +78,11 @@ class About(BaseModel):
     drops its sentence.
     """
     timings: list[str] = []
-    """How keys of values in seconds begin: no rerun gives them again."""
+    """Parts of the keys of values in seconds: no rerun gives them again."""
+    pooled: list[str] = []
+    """Parts of the keys of values that depend on all random seeds together, such as a loss held against the
+    other seeds' models.
+    """
     tiny: dict[str, Any] = {}
     """Values over ``settings`` with which every arm starts and ends within seconds, to see that it runs."""
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,68 +10,14 @@ from ruamel.yaml import YAML
 
 from offramp.errors import UserError
 from studies.common.study import HOME, studies, study_of
+from tests.fixtures.toy_study import TOY, copy_with_toy, python
 
 STAGES = YAML(typ="safe").load((HOME / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-
-TOY = {
-    "__init__.py": "",
-    "study.yaml": """\
-report: exit-labels
-section: A section
-asks: How many documents are there?
-texts: [sotu]
-seeds: [0, 1, 2]
-settings: {more: 1}
-flaws: [it counts nothing else]
-tiny: {more: 2}
-""",
-    "claims.yaml": """\
-- section: A section
-  corpora: [sotu]
-  rows:
-    - {id: toy-documents, alias: "", published: 10, region: [1, null], key: documents, statement: There are documents}
-""",
-    "study.py": '''\
-"""A study of nothing."""
-
-from studies.common.study import Job, Outcome
-
-ARMS = ("documents",)
-
-
-def published(job: Job) -> Outcome:
-    return Outcome([{"documents": float(len(job.text.train))}])
-
-
-def corrected(job: Job) -> Outcome:
-    return Outcome([{"documents": len(job.text.train) + job.settings["more"] + seed / 10} for seed in job.seeds])
-''',
-}
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """The repository's studies and library, without results, and a toy study among them."""
-    root = tmp_path_factory.mktemp("copy")
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "metrics", "build", "tmp", "cache")
-    for folder in ("src", "studies"):
-        shutil.copytree(HOME.parent / folder, root / folder, ignore=ignored)
-    shutil.copy(HOME.parent / "params.yaml", root)
-    (root / "studies/toy").mkdir()
-    for name, text in TOY.items():
-        (root / "studies/toy" / name).write_text(text)
-    stages = root / "studies/dvc.yaml"
-    stages.write_text(stages.read_text().replace("      - reversal\n", "      - reversal\n      - toy\n", 1))
-    return root
-
-
-def python(root: Path, *words: str, folder: str = ".") -> str:
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=root / folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return copy_with_toy(tmp_path_factory.mktemp("copy"))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +58,6 @@ def test_a_toy_study_stands_in_the_findings(run):
 @pytest.mark.slow
 def test_a_toy_study_is_a_stage_that_depends_on_its_code(run):
     assert "studies/toy/study.py" in (run / "studies/build/code/toy.json").read_text()
-    python(run, "dvc", "config", "core.no_scm", "true", folder="studies")
     assert "sotu@toy" in python(run, "dvc", "stage", "list", "--name-only", folder="studies").split()
 
 
