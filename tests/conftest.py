@@ -44,7 +44,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what needs a slow fixture, and put the longest first: no process then ends long after the other."""
+    """Mark what needs a slow fixture as slow; put the longest first, so that processes end together."""
     for item in items:
         if not SLOW_FIXTURES.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.slow)
