@@ -1,61 +1,56 @@
-"""Seed 001, experiment 8: what does each of four layers contribute, and do hard tokens need more of them?
+"""What does each of four layers contribute, and do hard tokens need more of them? (Report character-systems,
+experiment 8.)
 
-``python -m studies.layer_contribution.study --corpus pangram`` reruns it as published, ``--corpus sotu`` (or wikitext, or text
-of your own) as corrected: real text, five seeds, the weights that calibration text chose, all figures on test text. Arms: four
-layers trained on the last exit, as the seed's, and on every layer (LPT), where the head knows each of them: after as many
-updates, and under ``flops.`` after as many FLOPs of training as the other arm's.
+Published: four layers trained on the last exit, on a repeated pangram, by the weights of the last epoch.
+Corrected: real text, five random seeds, the weights that calibration text chose, all figures on test text.
+Arms: four layers trained on the last exit, as the report's, and on every layer (lpt), where the head knows
+each of them: after as many updates, and under ``flops.`` after as many FLOPs of training as the other
+arm's. The cut in scale is that of ``studies.common.layered_models``.
 
-Classes of tokens come three times: by the model's own final loss, as published (F13); by what the models of the other seeds
-lose there, which shares no noise with the model that is looked at; and by its own first-layer loss, which errs the other way.
-What a layer contributes is asked twice, too: by the length of its step (F12), and by the loss without it.
+Classes of tokens come three times: by the model's own final loss, as published, which must show what it
+shows; by what the models of the other random seeds lose there, which shares no noise with the model that is
+looked at; and by its own first-layer loss, which errs the other way. What a layer contributes is asked
+twice, too: by the length of its step, and by the loss without it.
+
+Shapes: L layers, N tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from offramp.models.native import BlockwiseLM
-from studies.common.workers import PUBLISHED_SEED, Outcome, study_main
-from studies.common.characters import SIZES_OF, corrected, published_1b
+from studies.common.characters import Characters, Sizes, corrected_splits, published_1b
 from studies.common.curves import panels_figure
-from studies.common.depth import (
+from studies.common.early_exit import Windows
+from studies.common.layer_statistics import LayerStatistics, distinct_contexts, layer_statistics
+from studies.common.layered_models import (
     LAYER_ARMS,
-    SETTINGS,
     STARTS,
-    evaluated,
-    limited,
+    LayeredModels,
+    groups_of,
     prefixed,
-    protocol_of,
     train_as_published,
     trained,
 )
 from studies.common.results import over_seeds
-from studies.common.text import StudyText
-from studies.measures.layer_contribution import (
+from studies.common.study import Job, Outcome
+from studies.common.workers import run_arms
+from studies.layer_contribution.classes import (
     CLASSES,
     QUANTILES,
-    LayerStatistics,
     class_means,
     classes,
     consensus,
-    distinct_contexts,
     improvement,
-    layer_statistics,
     losses_without,
 )
 
-FLAWS = [
-    "F9 train and validation text are two repeated sentences, not WikiText-2",
-    "F10 the weights are those of the last, overfitted epoch, not of the best one",
-    "F12 behind a post-norm every state has the same length, so a step's length says how far the direction turned; that of the "
-    "first layer, from an embedding near zero, is the norm itself",
-    "F13 tokens are classed by their final loss and then compared by how it changes towards the final layer",
-    "F16 the validation text repeats itself every 36 characters: its tokens are a few dozen different ones",
-]
+ARMS = LAYER_ARMS
+PUBLISHED_ARM = "four_layers"
 CONTEXT = 16
 """Characters that tell two places of a text apart, for counting how many there are."""
 GROUPINGS = {
@@ -63,12 +58,90 @@ GROUPINGS = {
     "others.": "by the loss of the other seeds' models",
     "first.": "by its own loss at layer 1",
 }
+"""How tokens are classed, by the beginning of the keys."""
 
 
-def class_values(found: LayerStatistics, difficulty: np.ndarray) -> dict[str, float]:
-    """Mean loss and step by class and layer, counted from 1; the loss that depth takes off, in nats and as a share."""
+# Published --------------------------------------------------------------------------------------------------
+
+
+def published(job: Job) -> Outcome:
+    """The report's model on the pangram."""
+    if PUBLISHED_ARM not in job.arms:
+        return Outcome([])
+    models, sizes = _given(job)
+    data = published_1b(sizes)
+    run = train_as_published(data, PUBLISHED_ARM, job.seeds[0], models, "layers")
+    tokens, targets = data.windows("validation")
+    values = model_values(
+        layer_statistics(run.last, tokens, targets), losses_without(run.last, tokens, targets)
+    )
+    values |= {
+        "best_ppl": min(run.curve),
+        "best_epoch": run.best_epoch,
+        "contexts": distinct_contexts(tokens.numpy(), targets.numpy(), CONTEXT),
+    }
+    panels = {"the pangram, classes by final loss": ""}
+    return Outcome([values], {"losses": loss_figure([values], panels, models.layers)})
+
+
+# Corrected --------------------------------------------------------------------------------------------------
+
+
+def corrected(job: Job) -> Outcome:
+    """Models of every random seed on real text; the pangram is the published protocol's alone."""
+    if job.text.corpus == "pangram":
+        return Outcome([])
+    models, sizes = _given(job)
+    results = trained(
+        job.text,
+        "layers",
+        job.arms,
+        models,
+        sizes,
+        seeds=job.seeds,
+        processes=job.processes,
+        cache=job.cache,
+    )
+    names = sizes.names(job.text.corpus)
+    data = {size: corrected_splits(job.text, size, sizes) for size in names}
+    groups = groups_of(results)
+    rows: list[dict[str, float]] = [{} for _ in job.seeds]
+    measured = run_arms(arm_values, [(data[group.size], group.models) for group in groups], job.processes)
+    for group, of_seeds in zip(groups, measured):
+        for row, values in zip(rows, of_seeds):
+            row |= prefixed(f"{group.size}.{group.start}", values)
+    return Outcome(rows, figures(rows, names, job.arms, models.layers) if len(rows) > 1 else {})
+
+
+def arm_values(data: Characters, models: Sequence[BlockwiseLM]) -> list[dict[str, float]]:
+    """By random seed; a token's difficulty for one model is the mean loss of the others there, if there are
+    any."""
+    test: Windows = data.windows("test")
+    statistics = [layer_statistics(model, *test) for model in models]
+    rows = [
+        model_values(of_model, losses_without(model, *test)) for model, of_model in zip(models, statistics)
+    ]
+    if len(models) > 1:
+        last = [of_model.loss[-1] for of_model in statistics]
+        for own, (row, of_model) in enumerate(zip(rows, statistics)):
+            row |= prefixed("others.", class_values(of_model, consensus(last, own)))
+    return rows
+
+
+# Both -------------------------------------------------------------------------------------------------------
+
+
+def _given(job: Job) -> tuple[LayeredModels, Sizes]:
+    return LayeredModels.of(job.shared["layered_models"]), Sizes.of(job.shared["characters"])
+
+
+def class_values(statistics: LayerStatistics, difficulty: np.ndarray) -> dict[str, float]:
+    """Mean loss and step by class and layer, counted from 1, and the loss that depth takes off.
+
+    ``difficulty`` (N,) makes the classes. What depth takes off is in nats, and as a share.
+    """
     of_class = classes(difficulty)
-    loss, step = class_means(found.loss, of_class), class_means(found.step, of_class)
+    loss, step = class_means(statistics.loss, of_class), class_means(statistics.step, of_class)
     gain, relative = loss[0] - loss[-1], improvement(loss)
     out = {
         "gain.easy_minus_hard": gain[0] - gain[2],
@@ -85,112 +158,64 @@ def class_values(found: LayerStatistics, difficulty: np.ndarray) -> dict[str, fl
     return {key: float(value) for key, value in out.items()}
 
 
-def model_values(found: LayerStatistics, without: np.ndarray) -> dict[str, float]:
-    """All that one model says by itself; ``without`` as ``losses_without`` gives it."""
-    easy, hard = np.quantile(found.loss[-1], QUANTILES)
-    step, needed = found.step.mean(1), (without - found.loss[-1]).mean(1)
-    out = class_values(found, found.loss[-1]) | prefixed("first.", class_values(found, found.loss[0]))
+def model_values(statistics: LayerStatistics, without: np.ndarray) -> dict[str, float]:
+    """All that one model says by itself; ``without`` (L, N) as ``losses_without`` gives it."""
+    easy, hard = np.quantile(statistics.loss[-1], QUANTILES)
+    step, needed = statistics.step.mean(1), (without - statistics.loss[-1]).mean(1)
+    out = class_values(statistics, statistics.loss[-1])
+    out |= prefixed("first.", class_values(statistics, statistics.loss[0]))
     out |= {
         "threshold.easy": easy,
         "threshold.hard": hard,
-        "ppl": np.exp(found.loss[-1].mean(dtype=np.float64)),
-        "gain.all": found.loss[0].mean() - found.loss[-1].mean(),
-        "step_spread.1": found.step[0].std() / step[0],
+        "ppl": np.exp(statistics.loss[-1].mean(dtype=np.float64)),
+        "gain.all": statistics.loss[0].mean() - statistics.loss[-1].mean(),
+        "step_spread.1": statistics.step[0].std() / step[0],
         "norm.first_minus_largest_other": step[0] - step[1:].max(),
         "needed.first_minus_largest_other": needed[0] - needed[1:].max(),
     }
-    for layer, (length, turn, loss) in enumerate(zip(step, found.turn.mean(1), needed), 1):
+    for layer, (length, turn, loss) in enumerate(zip(step, statistics.turn.mean(1), needed), 1):
         out |= {f"norm.all.{layer}": length, f"turn.{layer}": turn, f"needed.{layer}": loss}
     return {key: float(value) for key, value in out.items()}
 
 
-def run_published() -> Outcome:
-    data = published_1b()
-    run = train_as_published(data, "four_layers", PUBLISHED_SEED, SETTINGS["linear_std"])
-    tokens, targets = data.windows("validation")
-    found = layer_statistics(run.last, tokens, targets)
-    values = model_values(found, losses_without(run.last, tokens, targets))
-    values |= {
-        "best_ppl": min(run.curve),
-        "best_epoch": run.best_epoch,
-        "contexts": distinct_contexts(tokens.numpy(), targets.numpy(), CONTEXT),
-    }
-    return Outcome(
-        values, None, {"losses": loss_figure({"the pangram, classes by final loss": [values]}, {"": ""})}
-    )
-
-
-def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
-    models = trained(text, "depth", arms, root)
-    seeds: list[dict[str, float]] = []
-    jobs = limited(text, models)
-    for (start, *_), found in zip(jobs, evaluated(arm_values, [job for _, *job in jobs])):
-        seeds = seeds or [{} for _ in found]
-        for values, more in zip(seeds, found):
-            values |= prefixed(start, more)
-    return Outcome(None, seeds, figures(seeds, SIZES_OF[text.corpus], arms))
-
-
-def arm_values(text: StudyText, size: str, models: list[BlockwiseLM]) -> list[dict[str, float]]:
-    """Per seed; a token's difficulty for one model is the mean loss of the others there."""
-    tokens, targets = corrected(text, size).windows("test")
-    statistics = [layer_statistics(model, tokens, targets) for model in models]
-    last = [found.loss[-1] for found in statistics]
-    return [
-        model_values(found, losses_without(model, tokens, targets))
-        | prefixed("others.", class_values(found, consensus(last, own)))
-        for own, (model, found) in enumerate(zip(models, statistics))
-    ]
-
-
-def figures(seeds: list[dict[str, float]], sizes: tuple[str, ...], arms: list[str]) -> dict[str, Any]:
-    """One plot, of the largest text and the seed's arm, and a table of what depth takes off."""
+def figures(
+    rows: list[dict[str, float]], sizes: Sequence[str], arms: Sequence[str], layers: int
+) -> dict[str, Any]:
+    """One plot, of the largest text and the report's arm, and a table of what depth takes off."""
     out = {}
-    if "four_layers" in arms:
-        out["losses"] = loss_figure(
-            dict.fromkeys([f"classes {GROUPINGS[''][3:]}", f"classes {GROUPINGS['others.'][3:]}"], seeds),
-            dict(zip((f"classes {GROUPINGS[key][3:]}" for key in ("", "others.")), ("", "others."))),
-            f"{sizes[-1]}.",
-        )
-    means = over_seeds(seeds)
-    rows = []
+    if PUBLISHED_ARM in arms:
+        panels = {f"classes {GROUPINGS[start]}": f"{sizes[-1]}.{start}" for start in ("", "others.")}
+        out["losses"] = loss_figure(rows, panels, layers)
+    means = over_seeds(rows)
+    cells = []
     for size in sizes:
-        for arm, start in (
-            (arm, f"{size}.{start}") for arm, start in STARTS.items() if arm.split(",")[0] in arms
-        ):
+        for arm, start in STARTS.items():
+            if arm.split(",")[0] not in arms:
+                continue
             for grouping, words in GROUPINGS.items():
-                cells = [means[f"{start}{grouping}gain.{name}"] for name in CLASSES]
-                rows.append(
-                    [
-                        size,
-                        arm.replace("_", " "),
-                        words,
-                        *([cell["value"], cell["low"], cell["high"]] for cell in cells),
-                    ]
-                )
+                values = [means[f"{size}.{start}{grouping}gain.{name}"] for name in CLASSES]
+                intervals = [[value["value"], value["low"], value["high"]] for value in values]
+                cells.append([size, arm.replace("_", " "), words, *intervals])
     out["gains"] = {
         "title": "Nats that the last layer takes off the first layer's loss, by class of token",
         "note": "Test text; mean and 95 % t interval over seeds. Classes by final loss must improve if easy.",
         "columns": ["text", "trained on", "classes", *CLASSES],
-        "rows": rows,
+        "rows": cells,
     }
     return out
 
 
-def loss_figure(
-    panels: Mapping[str, list[dict[str, float]]], groupings: Mapping[str, str], size: str = ""
-) -> dict[str, Any]:
-    """Loss by layer and class; one panel per way to class tokens."""
-    layers = range(1, SETTINGS["layers"] + 1)
+def loss_figure(rows: list[dict[str, float]], panels: Mapping[str, str], layers: int) -> dict[str, Any]:
+    """Loss by layer and class; ``panels`` are beginnings of keys by the title of the panel that shows
+    them."""
     curves = {
         panel: {
             name: [
-                {layer: values[f"{size}{groupings.get(panel, '')}loss.{name}.{layer}"] for layer in layers}
-                for values in seeds
+                {layer: row[f"{start}loss.{name}.{layer}"] for layer in range(1, layers + 1)} for row in rows
             ]
             for name in CLASSES
         }
-        for panel, seeds in panels.items()
+        for panel, start in panels.items()
     }
     return panels_figure(
         "Loss by layer and class of token",
@@ -200,15 +225,3 @@ def loss_figure(
         "loss",
         "Logit lens: the last layer's readout on every layer, in nats.",
     )
-
-
-def run(text: StudyText, protocol: str, arms: list[str]) -> Outcome:
-    return run_published() if protocol_of(text, protocol) == "published" else run_corrected(text, arms)
-
-
-main = study_main(
-    "layer_contribution", __doc__.splitlines()[0], LAYER_ARMS, FLAWS, run, ("pangram", "sotu", "wikitext")
-)
-
-if __name__ == "__main__":
-    main()

