@@ -17,10 +17,10 @@ from offramp.analysis.low_rank import (
     rank_sweep,
     readout_inputs,
     sweep_states,
-    table,
 )
 from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.errors import UserError
+from offramp.report.tables import low_rank_table
 from offramp.states import statistics
 from offramp.states.store import States, StatesWriter
 
@@ -292,4 +292,4 @@ def test_states_that_do_not_belong_together_are_refused(states):
 
 def test_the_table_has_a_line_for_every_variant_and_rank(states):
     (calibration, _), (test, _), _ = states
-    assert table(sweep_states(calibration, test, 0, [1, 3], 100)).row_count == 2 * len(VARIANTS)
+    assert low_rank_table(sweep_states(calibration, test, 0, [1, 3], 100)).row_count == 2 * len(VARIANTS)

@@ -17,10 +17,11 @@ from sklearn.metrics import roc_auc_score
 from offramp.analysis.discrimination import SequenceBootstrap, parts, signal_separation, split, subsets
 from offramp.analysis.distribution import TESTED, gaussian_d, loss_distribution
 from offramp.analysis.predictability import held_out_split, predictability
-from offramp.analysis.separation import separation, signals_of, table
+from offramp.analysis.separation import separation, signals_of
 from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.errors import UserError
 from offramp.exits.ranking import loss_gap, most_confident
+from offramp.report.tables import separation_table
 from offramp.states.statistics import Readout, token_statistics
 from offramp.states.store import States, StatesWriter
 
@@ -352,7 +353,7 @@ def test_the_last_exit_has_no_depth_to_compare_with(states):
 def test_the_table_shows_every_score_and_the_reference_of_d(states):
     result = separation(states, 1, {"a[b]": states.column("max_prob_1")}, draws=50)
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(table(result))
+    console.print(separation_table(result))
     text = console.export_text()
     assert all(
         word in text

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from offramp.analysis.advice import propagation, table, verdict_on
+from offramp.analysis.advice import propagation, verdict_on
 from offramp.analysis.suitability import assess, of_checkpoint, of_states
 from offramp.app.cli import main
 from offramp.app.project import open_project
@@ -19,6 +19,7 @@ from offramp.artifacts.artifact import open_artifact
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
+from offramp.report.tables import suitability_table
 from offramp.results.suitability import (
     Bound,
     BreakEven,
@@ -120,7 +121,7 @@ def test_a_checkpoint_as_it_is_is_read_through_the_logit_lens(checkpoint):
     assert second.readouts["raw"].agreement == pytest.approx(
         (lens.argmax(-1) == out.logits.argmax(-1)).double().mean().item()
     )
-    assert full.layers == 5 and table(result).row_count == 3
+    assert full.layers == 5 and suitability_table(result).row_count == 3
 
 
 def test_a_text_of_less_than_two_windows_is_refused(checkpoint):

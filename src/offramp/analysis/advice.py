@@ -1,18 +1,15 @@
-"""Rules that say in a sentence whether to use early exit, and a table of what they rest on."""
+"""Rules that say in a sentence whether to use early exit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.table import Table
-
-from offramp.analysis.oracle import ALLOWED_RISE, BOUNDS, readout_in_use
+from offramp.analysis.oracle import ALLOWED_RISE, readout_in_use
 from offramp.results.suitability import (
     Advice,
     ExitWorth,
     OracleBounds,
     StatePropagation,
-    Suitability,
 )
 from offramp.vocabulary import LOOKS_AT, RAW, READOUT, STATE
 
@@ -100,41 +97,6 @@ def propagation(cost: StatePropagation) -> str:
     return f"{loss}, and {kept:.3f} if the first of a sequence stays: set routing.kv: recompute."
 
 
-def table(result: Suitability) -> Table:
-    """What ``analysis.suitability`` measured, for a person to read; intervals below the values."""
-    kinds, timing = list(result.oracle), result.timing
-    bounds = "; ".join(
-        " / ".join(percent(getattr(result.oracle[kind], name).flop_saving) for kind in kinds) + f" {kept}"
-        for name, kept in BOUNDS.items()
-    )
-    out = Table(
-        title=f"{result.model}: {result.tokens:,} tokens in {result.sequences:,} windows of {result.window}",
-        caption=f"FLOPs saved by an oracle ({' / '.join(kinds)}): {bounds}.\n"
-        "Raw: the last readout on the earlier state; tuned: the exit's own. Below: 95 % over windows.\n"
-        "Break-even: share of tokens that must leave before asking pays, in FLOPs / by the clock, for a "
-        "signal of the state and one of the readout;\n"
-        f"{timing.rounds} batches of {timing.tokens} tokens in turn on {timing.machine}.",
-    )
-    headings = (
-        "exit",
-        "after layer",
-        "FLOPs saved",
-        *(f"{name} {kind}" for name in ("agreement", "NLL") for kind in kinds),
-        "break-even state",
-        "break-even readout",
-    )
-    for heading in headings:
-        out.add_column(heading, justify="right")
-    for row in result.rows:
-        readouts = [row.readouts[kind] for kind in kinds]
-        cells = [_cell(readout.agreement, readout.agreement_interval) for readout in readouts]
-        cells += [_cell(readout.nll, readout.nll_interval) for readout in readouts]
-        if row.break_even:
-            cells += [f"{_share(row.flops(kind))} / {_share(row.seconds(kind))}" for kind in LOOKS_AT]
-        out.add_row(str(row.exit), str(row.layers), percent(row.flop_saving), *cells)
-    return out
-
-
 def percent(share: float) -> str:
     """A share in per cent, with a decimal where it is below ten."""
     return f"{share:.0%}" if abs(share) >= 0.0995 or share == 0 else f"{share:.1%}"
@@ -160,11 +122,3 @@ def _least(shares: Iterable[float | None]) -> str:
     """The smallest of an exit's break-even shares."""
     possible = [share for share in shares if share is not None]
     return percent(min(possible)) if possible else "more than all of them"
-
-
-def _share(value: float | None) -> str:
-    return "never" if value is None else percent(value)
-
-
-def _cell(value: float, bounds: list[float] | None) -> str:
-    return f"{value:.3f}" + (f"\n{bounds[0]:.3f} {bounds[1]:.3f}" if bounds else "")

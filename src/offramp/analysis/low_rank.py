@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.table import Table
 from torch import Tensor
 
 from offramp.analysis.rank_pass import CHUNK, SIGNALS, measure_ranks
@@ -273,28 +272,3 @@ def sweep_states(
             "again"
         )
     return rank_sweep(matrix, fitted, inputs, targets, ranks, variants)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The sweep for a terminal, a block of rows per variant."""
-    shown = {
-        "coverage": "coverage",
-        "logits r": "logit_corr",
-        **{f"{signal} r": f"{signal}_corr" for signal in SIGNALS},
-        "gap": "max_minus_mean_gap",
-        "oracle share": "max_minus_mean_oracle_share",
-        "argmax": "agreement",
-        "FLOPs": "flop_share",
-    }
-    out = Table(
-        "variant",
-        "rank",
-        *shown,
-        caption="gap, oracle share: of max_minus_mean; argmax: agreement with the exact one",
-    )
-    for place, row in enumerate(rows):
-        last = place + 1 == len(rows) or rows[place + 1]["variant"] != row["variant"]
-        out.add_row(
-            row["variant"], str(row["rank"]), *(f"{row[key]:.3f}" for key in shown.values()), end_section=last
-        )
-    return out

@@ -10,8 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from offramp.analysis.discrimination import SequenceBootstrap, parts, signal_separation, subsets
 from offramp.analysis.distribution import loss_distribution
@@ -23,16 +21,6 @@ from offramp.states.store import States
 
 READ = 30_000
 """About how many tokens predictability looks at: whole sequences, evenly spaced."""
-COLUMNS = {
-    "pearson": "Pearson",
-    "spearman": "Spearman",
-    "loss_gap": "loss gap",
-    "oracle_share": "oracle share",
-    "cohens_d": "Cohen's d",
-    "auroc": "AUROC depth",
-    "aurc": "AURC",
-}
-"""Measures of the table, by their heading."""
 
 
 def signals_of(states: States, exit: int) -> dict[str, np.ndarray]:
@@ -103,33 +91,6 @@ def separation(
     }
 
 
-def table(result: dict[str, Any]) -> Table:
-    """What ``separation`` found, for a person to read: a row per score, intervals below the values."""
-    loss = result["loss"]
-    shape = "two modes" if loss["bimodal"] else "no two modes shown"
-    out = Table(
-        title=f"Exit {result['exit']}: {result['tokens']:,} tokens of {result['sequences']:,} sequences; "
-        f"loss {loss['mean']:.3f} nats, std {loss['std']:.3f}; {shape} (dip {loss['dip']:.4f}, p "
-        f"{loss['dip_p']:.3f}, BIC gain of a second Gaussian {loss['bic_gain']:.0f})",
-        caption=f"Easy: the surest {result['easy_fraction']:.0%}. Cohen's d of one Gaussian split there: "
-        f"{_gaussian_d(result):.2f}. Oracle, correct_prob: know the loss. Below: 95 % over sequences.",
-    )
-    out.add_column("score")
-    for heading in (*COLUMNS.values(), "from state"):
-        out.add_column(heading, justify="right")
-    for kind in ("controls", "signals"):
-        for name, values in result[kind].items():
-            cells = [_cell(values[key], values["intervals"].get(key)) for key in COLUMNS]
-            out.add_row(
-                escape(name),
-                *cells,
-                _cell(values.get("predictability"), None),
-                style="dim" if kind == "controls" else "",
-            )
-        out.add_section()
-    return out
-
-
 def _predictability(
     states: States, exit: int, signals: dict[str, np.ndarray], seed: int
 ) -> dict[str, float | None]:
@@ -140,13 +101,3 @@ def _predictability(
     fit_mask = held_out_split(document[kept], sequence[kept], seed)
     hidden = states.hidden(exit, kept)
     return {name: predictability(hidden, score[kept], fit_mask, seed) for name, score in signals.items()}
-
-
-def _gaussian_d(result: dict[str, Any]) -> float:
-    return result["controls"]["oracle"]["gaussian_d"]
-
-
-def _cell(value: float | None, bounds: list[float] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" + (f"\n{bounds[0]:.3f} {bounds[1]:.3f}" if bounds else "")

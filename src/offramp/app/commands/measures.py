@@ -15,9 +15,10 @@ def separation(options: argparse.Namespace) -> int:
     """Print how signals separate easy from hard tokens of a states artifact, and how an exit's losses lie."""
     from rich.console import Console
 
-    from offramp.analysis.separation import separation, signals_of, table
+    from offramp.analysis.separation import separation, signals_of
     from offramp.artifacts.artifact import open_artifact
     from offramp.machine.device import setup
+    from offramp.report.tables import separation_table
     from offramp.states.store import States
 
     setup("cpu", os.cpu_count() or 1)
@@ -27,7 +28,7 @@ def separation(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(measured, indent=2))
     else:
-        Console(width=160).print(table(measured))
+        Console(width=160).print(separation_table(measured))
     return 0
 
 
@@ -35,9 +36,10 @@ def low_rank(options: argparse.Namespace) -> int:
     """Print what low-rank readouts keep of an exit's logits and signals."""
     from rich.console import Console
 
-    from offramp.analysis.low_rank import sweep_states, table
+    from offramp.analysis.low_rank import sweep_states
     from offramp.artifacts.artifact import open_artifact
     from offramp.machine.device import setup
+    from offramp.report.tables import low_rank_table
     from offramp.states.store import States
 
     setup("cpu", os.cpu_count() or 1)
@@ -47,7 +49,7 @@ def low_rank(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
-        Console(width=160).print(table(rows))
+        Console(width=160).print(low_rank_table(rows))
     return 0
 
 
@@ -55,12 +57,12 @@ def suitability(options: argparse.Namespace) -> int:
     """Print whether early exit is worth it, for the project's model or for a checkpoint as it is."""
     from rich.console import Console
 
-    from offramp.analysis.advice import table
     from offramp.analysis.suitability import assess, of_checkpoint, of_states
     from offramp.app.project import open_project
     from offramp.artifacts.artifact import open_artifact
     from offramp.checkpoints.checkpoint import Checkpoint
     from offramp.machine.device import setup
+    from offramp.report.tables import suitability_table
 
     checkpoint_only = ("exits_after", "text", "gguf_file", "revision", "window")
     refuse_idle(
@@ -104,6 +106,6 @@ def suitability(options: argparse.Namespace) -> int:
         print(json.dumps(result.to_json(), indent=2))
     else:
         console = Console(width=160)
-        console.print(table(result))
+        console.print(suitability_table(result))
         console.print(result.advice.sentence, result.advice.propagation, soft_wrap=True, highlight=False)
     return 0
