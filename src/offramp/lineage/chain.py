@@ -18,6 +18,7 @@ from typing import Any
 from offramp.artifacts.artifact import MANIFEST, open_artifact
 from offramp.errors import UserError
 from offramp.params import read_params
+from offramp.results.routing import Routing
 from offramp.tracking.git import changed_files, last_commit
 from offramp.tracking.recorded import (
     RESULTLESS,
@@ -102,7 +103,7 @@ def trace(path: Path | None = None) -> Chain:
     Raises UserError if it is neither.
     """
     if path is None:
-        path = find_root() / "metrics" / "routing.json"
+        path = find_root() / Routing.path
     root = _project_of(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; `dvc repro` makes the pipeline's outputs")
