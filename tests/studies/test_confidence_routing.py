@@ -14,6 +14,8 @@ from tests.fixtures.tiny_studies import (
     run_tiny,
 )
 
+pytestmark = pytest.mark.slow
+
 NAME = "confidence_routing"
 
 

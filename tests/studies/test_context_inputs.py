@@ -15,6 +15,8 @@ from tests.fixtures.tiny_studies import (
     run_tiny,
 )
 
+pytestmark = pytest.mark.slow
+
 NAME = "context_inputs"
 
 

@@ -22,6 +22,8 @@ from tests.fixtures.tiny_studies import (
     run_tiny,
 )
 
+pytestmark = pytest.mark.slow
+
 NAME = "early_exit_feasibility"
 
 

@@ -13,6 +13,8 @@ from studies.exit_signals.study import THREE_EXITS, _priced, _random
 from tests.fixtures.tiny_studies import run_tiny
 from tests.fixtures.word_chains import chain_text
 
+pytestmark = pytest.mark.slow
+
 NAME = "exit_signals"
 
 

@@ -32,6 +32,8 @@ from tests.fixtures.tiny_studies import (
 )
 from tests.fixtures.word_chains import chain_text
 
+pytestmark = pytest.mark.slow
+
 NAME = "loss_prediction"
 
 KEYS = {

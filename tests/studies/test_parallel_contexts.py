@@ -17,6 +17,8 @@ from tests.fixtures.tiny_studies import (
     run_tiny,
 )
 
+pytestmark = pytest.mark.slow
+
 NAME = "parallel_contexts"
 
 
