@@ -58,6 +58,8 @@ class About(BaseModel):
     """Whether the corrected protocol runs on text of one's own, too."""
     published_text: Text | None = None
     """The only text that the published protocol is run on; None: on each."""
+    published_alone: list[Text] = []
+    """Texts that the corrected protocol is not run on."""
     published_seed: int = 42
     """The random seed of the published protocol."""
     seeds: list[int]
@@ -155,8 +157,11 @@ class Study:
     def protocols_on(self, text: str, wanted: Sequence[Protocol]) -> list[Protocol]:
         """Those of the ``wanted`` protocols that are run on this text."""
         known: list[Protocol] = [name for name in wanted if self.protocol(name)]
-        published_here = text != "own" and self.about.published_text in (None, text)
-        return [name for name in known if name != "published" or published_here]
+        on_text = {
+            "published": text != "own" and self.about.published_text in (None, text),
+            "corrected": text not in self.about.published_alone,
+        }
+        return [name for name in known if on_text[name]]
 
     def job(
         self,
