@@ -10,11 +10,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from offramp.artifacts.artifact import open_artifact
@@ -23,7 +20,6 @@ from offramp.errors import UserError
 from offramp.machine.processes import ALONE, Processes, join
 from offramp.models.store import save_model
 from offramp.states.collect import collect_states
-from offramp.states.store import StatesWriter, join_tables, shard_starts
 from offramp.training.fit import losses_and_gradients
 from tests.conftest import REPOSITORY
 from tests.fixtures import pretrained_training as pretrained
@@ -194,52 +190,11 @@ def test_two_processes_collect_the_bytes_of_one(alone, together, name):
     assert collected.digest == wanted.digest and (collected.meta["shards"] > 4 or name == "one shard")
 
 
-@given(st.lists(st.integers()), st.integers(1, 9))
-def test_shares_are_consecutive_stretches_of_nearly_equal_size(items, count):
-    shares = [Processes(rank, count).share(items) for rank in range(count)]
-    assert [item for share in shares for item in share] == items
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 6), st.integers(0, 5), st.integers(1, 30), st.integers(1, 40))
-def test_shards_are_planned_as_one_writer_writes_them(tmp_path_factory, whole, rest, rows, shard_tokens):
-    """... and writers that begin at planned shards leave the same files."""
-    sizes = [rows] * whole + [min(rest, rows)] * (rest > 0)
-    starts = shard_starts(sizes, shard_tokens)
-    batches = np.split(np.arange(sum(sizes), dtype=np.int32), np.cumsum(sizes)[:-1])
-
-    def write(writer, batches):
-        for batch in batches:
-            writer.add({"token": batch}, [torch.from_numpy(batch)[:, None].float()])
-        writer.close()
-        return writer.shards
-
-    one, many = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("many")
-    assert write(StatesWriter(one, 1, "float32", shard_tokens), batches) == len(starts)
-    for shard, (first, last) in enumerate(zip(starts, [*starts[1:], len(batches)])):
-        write(StatesWriter(many, 1, "float32", shard_tokens, first_shard=shard), batches[first:last])
-    join_tables(many)
-    assert {file.name: file.read_bytes() for file in one.iterdir()} == {
-        file.name: file.read_bytes() for file in many.iterdir()
-    }
-
-
 def test_a_batch_smaller_than_the_processes_is_refused(data, tmp_path):
     with pytest.raises(
         UserError, match=r"batches of 5 sequences for 6 processes; raise pretrain\.batch_size"
     ):
         train(data, tmp_path, Processes(0, 6))
-
-
-def test_a_process_started_alone_does_not_import_accelerate():
-    program = (
-        "import sys, torch; from offramp.machine.processes import join; "
-        "join(torch.device('cpu')); sys.exit('accelerate' in sys.modules)"
-    )
-    subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}, check=True
-    )
 
 
 if __name__ == "__main__":

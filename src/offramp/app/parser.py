@@ -24,9 +24,7 @@ class AddCommand(Protocol):
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser of all subcommands; what it parses has ``run``, the subcommand, and ``memory``, what to
-    lower.
-    """
+    """The parser of all subcommands; its result has ``run``, the function, and ``memory``, what to lower."""
     parser = argparse.ArgumentParser(prog="offramp", description=description)
     commands = parser.add_subparsers(title="commands", required=True)
 

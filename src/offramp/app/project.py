@@ -1,6 +1,4 @@
-"""A project's finished model, opened and checked once, with its tokenizer and the policy of its
-parameters.
-"""
+"""A project's finished model, opened and checked, with its tokenizer and its policy."""
 
 from __future__ import annotations
 
@@ -97,9 +95,7 @@ class Project:
         return self.encoder(text).tolist()
 
     def decode(self, before: int, tokens: list[int]) -> str:
-        """The text of ``tokens`` that follow the token ``before``, which decides on a leading space in
-        some kinds.
-        """
+        """The text of ``tokens`` after the token ``before``, which may decide on a leading space."""
         return "".join(token_texts(self.tokenizer, self.kind, [before, *tokens])[1:])
 
     def policy(self, threshold: float | list[float] | str | None = None) -> ThresholdPolicy:
@@ -134,9 +130,7 @@ class Project:
 
 
 def open_project(root: Path = Path(".")) -> Project:
-    """Open the project in the folder ``root``; UserError where its parameters or artifacts are not in
-    order.
-    """
+    """Open the project in the folder ``root``; UserError where parameters or artifacts are not in order."""
     params = read_params(root / "params.yaml")
     device = setup(params.runtime.device, params.runtime.threads)
     data = open_artifact(root / "data", "data")

@@ -35,9 +35,7 @@ class Checkpoint(NamedTuple):
 
     @classmethod
     def of(cls, model: Model) -> Checkpoint:
-        """The checkpoint that the ``model`` section of the parameters names; ValueError where it names
-        none.
-        """
+        """The checkpoint that the ``model`` parameters name; ValueError where they name none."""
         if model.name_or_path is None:
             raise ValueError("model.name_or_path is null: a native model has no checkpoint")
         return cls(model.name_or_path, model.gguf_file, model.revision)

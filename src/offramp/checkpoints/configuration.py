@@ -1,5 +1,4 @@
-"""The configuration of a checkpoint: which checkpoints can be used, where they can be cut, and why others
-cannot.
+"""Configurations of checkpoints: which can be used, where a model can be cut, and why others cannot.
 
 All that can be refused from the configuration alone is refused here, before any weights are read.
 """

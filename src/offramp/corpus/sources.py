@@ -162,12 +162,12 @@ def _numbered(name: str, number: int) -> str:
 
 def _lines(stream: TextIO, size: int) -> Lines:
     """Lines of ``stream``; one over ``size`` characters comes in parts, cut before a space if possible."""
-    rest = ""
-    while line := rest + stream.readline(size - len(rest)):
+    remainder = ""
+    while line := remainder + stream.readline(size - len(remainder)):
         whole = len(line) < size or line.endswith("\n")
         cut = len(line) if whole else line.rfind(" ")
         cut = cut if cut > 0 else len(line)
-        rest = line[cut:]
+        remainder = line[cut:]
         yield line[:cut]
 
 

@@ -104,8 +104,7 @@ def _isotonic(raw: np.ndarray, agrees: np.ndarray, bins: int = 50) -> Calibrator
 
 
 def reliability(confidence: np.ndarray, agrees: np.ndarray, bins: int = 15) -> list[dict[str, float]]:
-    """Bins of confidence with equally many tokens: mean confidence, share that agrees and number of tokens of
-    each.
+    """Bins of confidence with equally many tokens: mean confidence, share that agrees, number of tokens.
 
     ``confidence`` and ``agrees`` are (N,). The bins come in increasing order of confidence.
     """

@@ -1,5 +1,4 @@
-"""Exit classifiers: small networks that say from a token's hidden state or statistics how sure it is to
-leave.
+"""Exit classifiers: small networks that say how sure a token is to leave.
 
 Shapes: N tokens, I inputs of the classifier, L labels.
 """
@@ -73,7 +72,7 @@ def classifier_inputs(which: str, hidden: Tensor | None, statistics: Tensor | No
     seen may be None. ValueError where what is seen is None.
     """
     parts = {"state": [hidden], "statistics": [statistics], "both": [hidden, statistics]}[which]
-    given = [part for part in parts if part is not None]
-    if len(given) < len(parts):
+    seen = [part for part in parts if part is not None]
+    if len(seen) < len(parts):
         raise ValueError(f"a classifier of inputs {which} needs what it sees, not None")
-    return torch.cat(given, dim=1)
+    return torch.cat(seen, dim=1)

@@ -14,9 +14,7 @@ def loss_gap(easy: np.ndarray, loss: np.ndarray) -> float:
 
 
 def most_confident(score: np.ndarray, count: int) -> np.ndarray:
-    """Mask (N,) of the ``count`` tokens with the highest scores; of equal scores the earlier token is
-    taken.
-    """
+    """Mask (N,) of the ``count`` tokens with the highest scores; among equal scores the earlier ones."""
     mask = np.zeros(len(score), dtype=bool)
     mask[np.argsort(-score, kind="stable")[:count]] = True
     return mask
@@ -37,8 +35,9 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
 
 
 def aurc(score: np.ndarray, risk: np.ndarray) -> float:
-    """Area under the risk-coverage curve: mean risk of the n most confident tokens, averaged over n (lower is
-    better).
+    """Area under the risk-coverage curve: the mean risk of the n most confident tokens, averaged over n.
+
+    Lower is better.
 
     ``risk`` is the error of each token, 0 or 1, or nats. Of equal scores the earlier token counts as more
     confident.

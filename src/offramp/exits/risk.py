@@ -1,5 +1,4 @@
-"""Risk control: is the loss that leaving early brings below a tolerance, with failure probability at most
-delta?
+"""Risk control: whether leaving early costs less than a tolerance, but for a small chance to be wrong.
 
 Learn then Test (arXiv 2110.01052) as in CALM (arXiv 2207.07061): each candidate's null hypothesis "its risk
 exceeds the tolerance" gets a p-value from held-out text, and candidates are tested in an order fixed
@@ -27,9 +26,7 @@ from offramp.errors import UserError
 MEASURES = ("disagreement", "error", "nll_increase")
 """What the risk can be: see ``token_risk``."""
 NLL_RANGE = (-1.0, 1.0)
-"""Nats per token to which a sequence's mean rise in loss is clipped; the promise is about the clipped
-value.
-"""
+"""Bounds, in nats per token, to which a sequence's mean rise in loss is clipped in the promise."""
 
 LARGEST_BET = 0.9
 """Share of the wealth a bet may lose at most: below 1, so that one bad sequence does not end the test."""
@@ -69,8 +66,9 @@ def sequence_losses(
 
 
 def hoeffding_bentkus(mean: float, n: int, tolerance: float) -> float:
-    """P-value for "the expectation exceeds ``tolerance``" from the ``mean`` of n independent values in [0,
-    1].
+    """P-value for "the expectation exceeds ``tolerance``" from the mean of n independent values.
+
+    The values lie in [0, 1].
 
     The smaller of Hoeffding's bound in its relative-entropy form and Bentkus's binomial bound (arXiv
     2110.01052, prop. 1).

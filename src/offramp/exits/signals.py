@@ -25,9 +25,7 @@ class Signal:
     """How a signal is computed, and from what."""
 
     score: Callable[[Mapping[str, Any]], Any]
-    """The signal (N,) from an exit's label-free columns (N,), numpy arrays or tensors
-    (``States.label_free``).
-    """
+    """From an exit's label-free columns (N,), numpy arrays or tensors, to the signal (N,)."""
     reads: Literal["readout", "layer", "earlier readouts"]
     """The exit's softmax; the states around the block's last layer; or the argmax of every exit so far."""
 

@@ -1,6 +1,4 @@
-"""The ``exits`` artifact: exit classifiers, calibrators of every signal, and held-out confidences, by
-exit.
-"""
+"""The ``exits`` artifact: exit classifiers, calibrators of signals, and confidences of held-out tokens."""
 
 from __future__ import annotations
 
@@ -56,10 +54,10 @@ class Exits:
             "confidence": [f"{signal}_{exit}" for exit in range(exits - 1)],
             **{name: [f"{name}_{exit}" for exit in range(exits)] for name in ("loss", "argmax")},
         }
-        wanted = [column for columns in names.values() for column in columns]
+        read = [column for columns in names.values() for column in columns]
         table = pq.read_table(
             self.artifact.file(HELD_OUT),
-            columns=[*wanted, "target", "sequence"],
+            columns=[*read, "target", "sequence"],
             filters=[("part", "=", part), ("position", ">=", keep_first)],
         )
         stacked = {

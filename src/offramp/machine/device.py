@@ -86,7 +86,5 @@ def require_precision(device: torch.device, precision: str, parameter: str) -> N
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """A context in which the device computes in the precision: torch's autocast for bf16, nothing for
-    fp32.
-    """
+    """A context in which the device computes in the precision: under torch's autocast for bf16."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

@@ -121,8 +121,8 @@ def join(device: torch.device) -> Processes:
 
     UserError where the device has no way for several processes to talk: only cuda and the CPU have.
     """
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    if wanted == 1:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started == 1:
         # both are left by a launch that was meant for several
         if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ:
             logging.getLogger(__name__).warning(
@@ -134,10 +134,10 @@ def join(device: torch.device) -> Processes:
 
     on_cpu = device.type == "cpu"
     state = PartialState(cpu=on_cpu, timeout=WAIT)
-    if state.num_processes != wanted:
+    if state.num_processes != started:
         raise UserError(
-            f"runtime.device = {device.type!r}: {wanted} processes were started, which only cuda and cpu "
+            f"runtime.device = {device.type!r}: {started} processes were started, which only cuda and cpu "
             "support; "
             "set runtime.device: cpu, or runtime.launcher: python"
         )
-    return Processes(state.process_index, wanted, device if on_cpu else state.device)
+    return Processes(state.process_index, started, device if on_cpu else state.device)

@@ -1,5 +1,4 @@
-"""What the pipeline needs of any language model: embed -> block 0 .. block K-1, with a readout after every
-block.
+"""What the pipeline needs of any model: embed -> block 0 .. block K-1, with a readout after every block.
 
 Shapes: B sequences, T tokens of each, V entries of the vocabulary, D width, K blocks, R rotated dimensions of
 a head.
@@ -21,7 +20,9 @@ class LMConfig(Protocol):
     """What the configuration of every model says."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary."""
+        ...
 
     @property
     def window(self) -> int:
@@ -29,10 +30,14 @@ class LMConfig(Protocol):
         ...
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Dimensions of a hidden state."""
+        ...
 
     @property
-    def num_blocks(self) -> int: ...
+    def num_blocks(self) -> int:
+        """Number of blocks, and of exits."""
+        ...
 
     @property
     def block_layers(self) -> tuple[int, ...]:
@@ -41,9 +46,7 @@ class LMConfig(Protocol):
 
     @property
     def exited_state(self) -> str:
-        """What stands for a token that left after block k in later layers: the output or the input of
-        block k.
-        """
+        """What stands in later layers for a token that left after block k: the block's output or input."""
         ...
 
     def to_json(self) -> dict[str, Any]:
@@ -63,28 +66,20 @@ class Blockwise(nn.Module):
     blocks: nn.ModuleList
     """The layers of every block, a ModuleList each."""
     exit_classifiers: nn.ModuleList
-    """Linear exit classifiers trained together with the blocks, one per exit but the last; empty where
-    none were.
-    """
+    """Linear exit classifiers trained together with the blocks, one per exit but the last; or none."""
     cos: Tensor
     sin: Tensor
     """Rotary tables (window, R / 2); of width 0 for models with other positions."""
     gradient_checkpointing = False
-    """Whether layers run again in the backward pass instead of keeping what they computed (arXiv
-    1604.06174).
-    """
+    """Whether layers run again in the backward pass, to keep less in memory (arXiv 1604.06174)."""
 
     @property
     def layers(self) -> Sequence[Sequence[Layer]]:
-        """The layers of every block: ``blocks``, with the type of its members, which a ModuleList does not
-        say.
-        """
+        """The layers of every block: ``blocks`` with the type of its members, for type checkers."""
         return cast("Sequence[Sequence[Layer]]", self.blocks)
 
     def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Hidden states (..., T, D) of token ids (..., T) at ``positions`` of that shape; 0 .. T-1 where
-        None.
-        """
+        """Hidden states (..., T, D) of token ids (..., T) at ``positions``, by default 0 .. T-1."""
         raise NotImplementedError
 
     def readout_matrix(self, exit: int) -> Tensor:
@@ -92,8 +87,7 @@ class Blockwise(nn.Module):
         raise NotImplementedError
 
     def exit_layer(self, exit: int) -> Layer | None:
-        """A transformer layer that an exit has between its block and its readout (EE-LLM, arXiv 2312.04916),
-        or None.
+        """The transformer layer between an exit's block and its readout (EE-LLM, arXiv 2312.04916), or None.
 
         A token that is read out there attends in it to itself and to earlier tokens of its sequence: with
         ``routing.kv`` propagate or recompute to all of them, with drop to those that entered the block. Later
@@ -102,9 +96,7 @@ class Blockwise(nn.Module):
         return None
 
     def exit_states(self, exit: int, x: Tensor) -> Tensor:
-        """Exit states (B, T, D) of whole sequences: hidden states x after the block, run through
-        ``exit_layer``.
-        """
+        """Exit states (B, T, D) of whole sequences: hidden states x after ``exit_layer``, if there is one."""
         layer = self.exit_layer(exit)
         return x if layer is None else self.run_layer(layer, x)
 

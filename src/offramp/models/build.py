@@ -36,9 +36,7 @@ def build_model(model: Model, pretrain: Pretrain, meta: dict[str, Any]) -> Block
 
 
 def _native_config(model: Model, pretrain: Pretrain, meta: dict[str, Any]) -> ModelConfig:
-    """The sizes that the parameters give, the parts that the method of training needs, and the vocabulary
-    of the data.
-    """
+    """Sizes as the parameters say, the parts that the training method needs, the vocabulary of the data."""
     return ModelConfig(
         vocab_size=meta["vocab_size"],
         window=meta["window"],

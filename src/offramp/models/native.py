@@ -27,9 +27,7 @@ class ModelConfig:
     block_layers: tuple[int, ...]
     """Layers of each block; there is one exit after each block."""
     norm: str = "pre"
-    """Where a layer's norms are: pre (before its parts, and a final norm per exit) or post (after, and no
-    final norm).
-    """
+    """pre: norms before a layer's parts, and a final norm per exit; post: after them, and no final norm."""
     tied: bool = True
     """Whether the first readout matrix is the embedding matrix."""
     heads_per_exit: bool = False
@@ -37,9 +35,7 @@ class ModelConfig:
     exited_state: str = "output"
     """What stands for a token that left after block k in later layers: the output or the input of block k."""
     exit_classifiers: bool = False
-    """Whether linear exit classifiers (D -> 1 logit) are trained together with the blocks (exits.mode
-    joint).
-    """
+    """Whether linear exit classifiers (D -> 1 logit) are trained together with the blocks."""
     key_value_heads: int | None = None
     """Heads of keys and values, each shared by as many query heads; None: every head has its own."""
 

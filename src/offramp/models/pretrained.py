@@ -49,9 +49,7 @@ class PretrainedConfig:
     block_layers: tuple[int, ...]
     """Layers of each block; there is one exit after each block."""
     translator: str = "identity"
-    """What is between the state at an exit and the final norm: a map of ``nn.translators``, or ``block``,
-    a layer.
-    """
+    """What maps the state at an exit for the final norm: one of ``nn.translators``, or ``block``, a layer."""
     rank: int | None = None
     """Rank, or inner width, of translators that have one."""
     exited_state: str = "output"
@@ -145,9 +143,7 @@ class PretrainedLM(Blockwise):
         return super().readout_flops(exit) + (0 if translator is None else translator.flops)
 
     def _translator(self, exit: int) -> Identity | Translator | None:
-        """The map between the state at an exit and the final norm; None at full depth and where it is a
-        layer.
-        """
+        """The map before an exit's final norm; None at full depth, and where the exit has a layer instead."""
         if self.config.translator == BLOCK or exit >= len(self.translators):
             return None
         return cast("Identity | Translator", self.translators[exit])
@@ -202,7 +198,7 @@ def make_config(
 
 
 def rotary_tables(decoder: PreTrainedModel, window: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (window, R / 2) of a decoder's rotary positions, scaled as it says; R = 0 without any."""
+    """Cosines and sines (window, R / 2) of a decoder's rotary positions, scaled; R = 0 without any."""
     if not hasattr(decoder, "rotary_emb"):
         return torch.empty(window, 0), torch.empty(window, 0)
     # a new module, since the decoder may be on another device, or on none

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,10 +44,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     )
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
     """Scaled dot-product attention of queries (B, T, H, E) over keys and values (B, S, G, E): (B, T, H, E).
 
-    ``mask`` are ``attn_mask`` and ``is_causal`` of ``torch.nn.functional.scaled_dot_product_attention``.
+    ``attn_mask`` and ``is_causal`` are those of ``torch.nn.functional.scaled_dot_product_attention``.
     """
     if query.device.type == "cpu":  # in bf16 the backward pass of the CPU kernel takes 7x the time of fp32
         query, key, value = query.float(), key.float(), value.float()
@@ -60,7 +61,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:
             key.transpose(1, 2),
             value.transpose(1, 2),
             enable_gqa=query.shape[2] != key.shape[2],
-            **mask,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
         )
     return out.transpose(1, 2)
 

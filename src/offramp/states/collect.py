@@ -1,6 +1,4 @@
-"""One forward pass over a split that keeps what later stages need of every token: the work of stage
-``collect``.
-"""
+"""Stage ``collect``: one forward pass over a split that keeps what later stages need of every token."""
 
 from __future__ import annotations
 

@@ -29,13 +29,9 @@ SATURATION = "saturation"
 """The name of the label-free statistic that needs no readout: see ``saturation``."""
 
 COLUMNS, GROUP, SLOTS = 2048, 32, 64
-"""Most columns of a block, most entries of a group, and of what number the groups are a multiple, for
-speed.
-"""
+"""Most columns of a block, most entries of a group, and a divisor of the number of groups."""
 BLOCK = {"cpu": 2**19, "other": 2**24}
-"""Logits of one block, by device: what a CPU core's second-level cache holds, and what keeps an
-accelerator busy.
-"""
+"""Logits of one block, by device: they fit a CPU core's second-level cache, or keep an accelerator busy."""
 TILE = 2**18
 """Group maxima kept at one time: it limits the tokens of a tile."""
 SAFE_LOGIT = 70.0
@@ -43,8 +39,7 @@ SAFE_LOGIT = 70.0
 
 
 class Readout:
-    """The readout matrix W (V, D) of an exit in float32, with all that can be computed of W before any token
-    is seen.
+    """The readout matrix W (V, D) of an exit, float32, and what can be computed of it in advance.
 
     ``blocks`` are consecutive parts of W with C = ``columns`` rows each, fewer in the last; C is a multiple
     of ``group``. ``mean`` is the mean row (D,), ``largest_norm`` the largest Euclidean norm of a row.
@@ -114,9 +109,7 @@ class Softmax:
         return logits
 
     def exponentiate(self, logits: Tensor, block: int, rows: slice, out: Tensor) -> Tensor:
-        """Write e^(z - shift) of a block's logits z (R, up to C) to ``out``, of the same shape, and keep
-        their sums.
-        """
+        """Write e^(z - shift) of a block's logits z (R, up to C) to ``out``, and keep their sums."""
         if self.bounded:
             torch.exp(logits, out=out)
         else:
@@ -126,9 +119,7 @@ class Softmax:
         return out
 
     def finish(self) -> None:
-        """Combine the blocks: ``log_normaliser``, the largest logits ``peak`` and ``second`` and
-        ``argmax``, each (T,).
-        """
+        """Combine the blocks: ``log_normaliser``, ``argmax``, largest ``peak`` and ``second``, each (T,)."""
         shift = self.shift.amax(0)
         rescale = torch.exp(self.shift - shift)
         total = (self.total * rescale).sum(0)
@@ -141,9 +132,7 @@ class Softmax:
         return (sums * self.rescale).sum(0)
 
     def _find_largest(self) -> None:
-        """The two largest logits: the first and second of the group that wins, or the maximum of another
-        group.
-        """
+        """Find the two largest logits: both in the group that wins, or the second in another group."""
         count, columns = len(self.readout.blocks), self.readout.columns
         groups = self.peaks.amax(1)  # (T, slots): over the blocks
         if count > 1:
@@ -244,9 +233,7 @@ def token_statistics(
 
 
 def saturation(before: Tensor, after: Tensor) -> Tensor:
-    """Cosine (N,) between hidden states (N, D) before and after a layer: near 1 where the layer changed
-    little (CALM).
-    """
+    """Cosine (N,) of hidden states (N, D) before and after a layer: near 1 where little changed (CALM)."""
     return F.cosine_similarity(before.float(), after.float(), dim=-1)
 
 

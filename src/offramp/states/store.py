@@ -24,7 +24,6 @@ from offramp.errors import UserError
 from offramp.states.statistics import SATURATION, STATISTICS
 
 TABLE, READOUT = "tokens.parquet", "readout.safetensors"
-ID_COLUMNS = ("document", "sequence", "position", "token", "target")
 
 
 class StatesWriter:
@@ -190,9 +189,7 @@ class States:
             yield load_file(self.artifact.file(f"hidden_{exit}-{shard:05d}.safetensors"))["hidden"]
 
     def hidden(self, exit: int, rows: np.ndarray | None = None) -> Tensor:
-        """Hidden states (N, D), float32, after block ``exit``: of the tokens in the mask ``rows``, or of
-        all.
-        """
+        """Hidden states (N, D), float32, after block ``exit``: of tokens in the mask ``rows``, or of all."""
         parts, start = [], 0
         for shard in self.hidden_shards(exit):
             keep = slice(None) if rows is None else torch.from_numpy(rows[start : start + len(shard)])

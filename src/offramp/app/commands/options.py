@@ -9,14 +9,12 @@ from offramp.errors import UserError
 
 
 def refuse_idle(options: argparse.Namespace, applies: bool, names: Sequence[str], reason: str) -> None:
-    """UserError for the first of the options ``names`` that was given, where ``applies`` and it has no
-    effect.
-    """
-    given = [
+    """UserError for the first option of ``names`` that was given, where none of them has an effect."""
+    present = [
         name for name in names if getattr(options, name) is not None and getattr(options, name) is not False
     ]
-    if applies and given:
-        raise UserError(f"--{given[0].replace('_', '-')} has no effect: {reason}; leave it out")
+    if applies and present:
+        raise UserError(f"--{present[0].replace('_', '-')} has no effect: {reason}; leave it out")
 
 
 def check_exit(exit: int, exits: int) -> None:
