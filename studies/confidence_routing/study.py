@@ -66,7 +66,8 @@ class ConfidenceRouting(Settings):
 def published(job: Job) -> Outcome:
     """The report's models on the pangram."""
     _, models, sizes = _given(job)
-    data, values, routed = published_1b(sizes), {}, {}
+    data, routed = published_1b(sizes), {}
+    values: dict[str, float] = {}
     trained_models = published_models(data, job.arms, job.seeds[0], models, job.processes)
     for arm, run in trained_models.items():
         statistics = layer_statistics(run.best, *data.windows("validation"))
@@ -170,7 +171,8 @@ def seed_values(
     vocab_size = next(iter(by_arm.values())).config.vocab_size
     whole = depth_flops(models.layers, vocab_size, models)
     executed = {arm: depth_flops(depth, vocab_size, models) / whole for arm, depth in FIXED.items()}
-    ways, out = {}, {}
+    ways: dict[str, Routed] = {}
+    out: dict[str, float] = {}
     for arm in [arm for arm in FIXED if arm in by_arm]:
         ways[arm] = execute(by_arm[arm], FIXED[arm] - 1, test)
         out |= {
@@ -200,7 +202,8 @@ def routed_values(
 ) -> dict[str, float]:
     """The routed model at the published threshold, at the compute ``budget``, without a choice, and at
     random."""
-    exit_after, out = models.shallow, {}
+    exit_after = models.shallow
+    out: dict[str, float] = {}
     confidence = layer_statistics(model, *calibration).max_prob[exit_after - 1]
     share = share_within(model, exit_after, calibration, confidence, budget)
     at_budget = quantile_threshold(confidence, share)
@@ -228,7 +231,8 @@ def curve_values(
     model: BlockwiseLM, calibration: Windows, test: Windows, exit_after: int, shares: Sequence[float]
 ) -> dict[str, float]:
     """The routed model with thresholds at which given shares of calibration text leave."""
-    confidence, out = layer_statistics(model, *calibration).max_prob[exit_after - 1], {}
+    confidence = layer_statistics(model, *calibration).max_prob[exit_after - 1]
+    out: dict[str, float] = {}
     for share in shares:
         way = execute(model, exit_after, test, quantile_threshold(confidence, share))
         out |= {

@@ -71,7 +71,8 @@ class RoutingLosses(Settings):
 def published(job: Job) -> Outcome:
     """The report's models on the pangram."""
     settings, models, sizes = _given(job)
-    data, values, last = published_1b(sizes), {}, {}
+    data, last = published_1b(sizes), {}
+    values: dict[str, float] = {}
     for arm, run in published_models(data, job.arms, job.seeds[0], models, job.processes).items():
         best, last[arm] = (
             layer_statistics(model, *data.windows("validation")) for model in (run.best, run.last)
@@ -216,7 +217,7 @@ def _given(job: Job) -> tuple[RoutingLosses, LayeredModels, Sizes]:
 
 def confidence_values(statistics: LayerStatistics, arm: str, bins: int) -> dict[str, float]:
     """Over-confidence and calibration error of every layer."""
-    out = {}
+    out: dict[str, float] = {}
     for layer, (confidence, right) in enumerate(zip(statistics.max_prob, statistics.correct), 1):
         out |= {
             f"over.{arm}.{layer}": float(confidence.mean() - right.mean()),
@@ -227,7 +228,7 @@ def confidence_values(statistics: LayerStatistics, arm: str, bins: int) -> dict[
 
 def compared(values: Mapping[str, float], thresholds: Sequence[float], layers: int) -> dict[str, float]:
     """Differences between arms, in nats for perplexities."""
-    out = {}
+    out: dict[str, float] = {}
     numbers = range(1, layers + 1)
     for one, other in COMPARED:
         if f"ppl.{one}" not in values or f"ppl.{other}" not in values:
@@ -247,7 +248,7 @@ def compared(values: Mapping[str, float], thresholds: Sequence[float], layers: i
 
 def swept(arm: str, ways: Ways) -> dict[str, float]:
     """What each threshold does, and by how much perplexity changes between them."""
-    out = {}
+    out: dict[str, float] = {}
     for threshold, way in ways.items():
         out |= {f"sweep.ppl.{arm}.{threshold}": way.ppl, f"sweep.shallow.{arm}.{threshold}": way.shallow}
     nll = [way.nll for way in ways.values()]
