@@ -40,7 +40,9 @@ def pair():
         initializer_range=0.3,
     )
     base = AutoModelForCausalLM.from_config(config).eval()
-    return base, PretrainedLM(base, make_config(config, Checkpoint("tiny"), exits_after=(2, 4), window=24)).eval()
+    return base, PretrainedLM(
+        base, make_config(config, Checkpoint("tiny"), exits_after=(2, 4), window=24)
+    ).eval()
 
 
 def tokens(generations):

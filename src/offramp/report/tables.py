@@ -71,7 +71,8 @@ def separation_table(result: dict[str, Any]) -> Table:
         f"loss {loss['mean']:.3f} nats, std {loss['std']:.3f}; {shape} (dip {loss['dip']:.4f}, p "
         f"{loss['dip_p']:.3f}, BIC gain of a second Gaussian {loss['bic_gain']:.0f})",
         caption=f"Easy: the surest {result['easy_fraction']:.0%}. Cohen's d of one Gaussian split there: "
-        f"{result['controls']['oracle']['gaussian_d']:.2f}. Oracle, correct_prob: know the loss. Below: 95 % over sequences.",
+        f"{result['controls']['oracle']['gaussian_d']:.2f}. "
+        "Oracle, correct_prob: know the loss. Below: 95 % over sequences.",
     )
     out.add_column("score")
     for heading in (*MEASURES.values(), "from state"):

@@ -18,7 +18,7 @@ from offramp.training.loop import Bar, Best, Progress, Row, Training
 MATERIAL = 1e-3
 """Relative fall of the selection loss that counts as progress."""
 ANNEALINGS, ANNEAL = 3, 0.3
-"""How often the learning rate is lowered before a fit without progress counts as converged, and by what factor."""
+"""How often the learning rate is lowered before a fit without progress has converged, and by what factor."""
 
 
 @dataclass
@@ -34,8 +34,11 @@ class ClassifierFit:
 
 
 class Annealed(Best):
-    """The best weights. Where looks bring no progress, training goes back to them at a lower learning rate, and at the
-    lowest one it ends."""
+    """The best weights.
+
+    Where looks bring no progress, training goes back to them at a lower learning rate, and at the lowest one
+    it ends.
+    """
 
     def __init__(self, model: ExitClassifier, optimiser: torch.optim.Optimizer, patience: int):
         super().__init__(model)
@@ -78,7 +81,9 @@ def fit_classifier(
     seed: int,
     name: str = "exit classifier",
 ) -> ClassifierFit:
-    """Fit a classifier on inputs (N, I) and labels (N, L) with AdamW until the loss on ``select`` stops falling.
+    """Fit a classifier on inputs (N, I) and labels (N, L) until the loss on ``select`` stops falling.
+
+    The optimiser is AdamW.
 
     Binary labels: binary cross-entropy, both classes weighing the same. Probabilities: squared error of the
     sigmoid. Costs are standardised and regressed; the score is the negative predicted cost, so that higher is

@@ -50,9 +50,10 @@ SCORED = 65_536
 
 
 def split_calibration(documents: np.ndarray, seed: int) -> np.ndarray:
-    """The part of every token, as an index into PARTS: half of the documents, drawn by ``seed``, and twice a quarter.
+    """The part of every token, as an index into PARTS.
 
-    With two documents the last part is empty, and so are its promises. Raises UserError for a single document.
+    One part is half of the documents, drawn by ``seed``, the others are a quarter each. With two documents
+    the last part is empty, and so are its promises. Raises UserError for a single document.
     """
     names = np.unique(documents)
     if len(names) < 2:
@@ -140,8 +141,8 @@ def _calibrate(
 ) -> FittedExit:
     """Calibrate every signal of an exit on the part ``select``; returns what it and the classifier are worth.
 
-    Adds the classifier's weights and the calibrators' knots to ``tensors``, and the calibrated confidences of the
-    held-out parts to ``confidences``.
+    Adds the classifier's weights and the calibrators' knots to ``tensors``, and the calibrated confidences of
+    the held-out parts to ``confidences``.
     """
     select, held_out = part == PARTS.index("select"), part > 0
     agrees, columns, loss = agreement(states, exit), states.label_free(exit), states.column(f"loss_{exit}")

@@ -1,4 +1,4 @@
-"""A phase of pretraining: its optimiser, learning rates and losses, in the loop of all trainings (``loop``)."""
+"""A phase of pretraining: its optimiser, learning rates and losses, in the loop that all trainings share."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Phase:
 
     name: str
     parameters: list[nn.Parameter]
-    """All others must have ``requires_grad`` off: it tells what training changes and snapshots have to keep."""
+    """All others must have ``requires_grad`` off: it tells what training changes and what snapshots keep."""
     steps: int
     num_sequences: int
     losses: Callable[[Tensor, int], Iterable[dict[str, Loss]]]
@@ -78,7 +78,7 @@ class Phase:
     weights: dict[int, float] = field(default_factory=dict)
     """Of the exits, in that mean; 1 where none is given."""
     starts_trained: bool = False
-    """Whether the model is of use before the first step: then it is looked at there, which may be the best look."""
+    """Whether the model is of use before the first step: then it is looked at there, too."""
     patient_until: int = 0
     """Step up to which looks without progress do not end the phase: while losses are still being added."""
 
@@ -89,7 +89,7 @@ class PhaseProgress(Progress):
 
     phase: int = 0
     best_nll: float = math.inf
-    """At the best step, a mean over exits like ``best_loss``; another measure where a divergence is minimised."""
+    """Mean NLL in nats at the best step, over exits as in ``best_loss``, which may be a divergence."""
     running: dict[str, float] = field(default_factory=dict)
     """Sum of each training loss since the last look."""
     summed: dict[str, int] = field(default_factory=dict)

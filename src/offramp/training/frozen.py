@@ -29,7 +29,7 @@ class Translators:
         self.readouts = [Readout(matrix) for matrix in self.matrices]
 
     def phase(self, train: TokenWindows, calibration: TokenWindows, looks: Tensor) -> Phase:
-        """Only translators learn; where they have nothing to learn, the phase only looks at the model as it is."""
+        """Only translators learn; where they have nothing to learn, the phase looks at the model as it is."""
         self.model.requires_grad_(False)
         self.model.translators.requires_grad_(True)
         parameters = list(self.model.translators.parameters())

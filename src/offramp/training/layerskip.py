@@ -15,7 +15,7 @@ from offramp.models.blockwise import Blockwise
 
 
 def dropout_probabilities(num_layers: int, maximum: float) -> list[float]:
-    """The probability of leaving out each layer: 0 for the first, rising exponentially to ``maximum`` for the last.
+    """The probability of leaving out each layer: 0 for the first, rising exponentially to ``maximum``.
 
     It is the paper's D(l) = exp(l ln 2 / (L - 1)) - 1, scaled. The paper's rise over time, meant for training
     from scratch, is left out.
@@ -24,7 +24,10 @@ def dropout_probabilities(num_layers: int, maximum: float) -> list[float]:
 
 
 def layers_run(probabilities: Sequence[float], seed: int, step: int) -> list[bool]:
-    """Which layers run at ``step``; the others are left out for the whole batch (stochastic depth, 1603.09382)."""
+    """Which layers run at ``step``; the others are left out for the whole batch.
+
+    This is stochastic depth (arXiv 1603.09382).
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     draws = torch.rand(len(probabilities), generator=generator)
     return [draw >= probability for draw, probability in zip(draws.tolist(), probabilities)]

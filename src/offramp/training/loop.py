@@ -9,7 +9,8 @@ the order of these, the curve, the progress bar and the snapshots; what a step c
 caller's, down to the optimiser.
 
 Two kinds of fit go without it: what has a closed form (calibrators, translators by least squares), and the
-search for contexts in ``systems.context_vectors.training``, a fixed-point iteration that ends by its own state.
+search for contexts in ``systems.context_vectors.training``, a fixed-point iteration that ends by its own
+state.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Selection(Generic[Measured]):
 class Best(Selection[float]):
     """The weights at the lowest loss, held in memory.
 
-    The training ends after ``patience`` looks in a row that brought no lower loss; with None it never stops early.
+    The training ends after ``patience`` looks in a row that brought no lower loss; with None it never stops
+    early.
     """
 
     def __init__(self, model: nn.Module, patience: int | None = None):
@@ -118,7 +120,8 @@ class Best(Selection[float]):
 class BestOfEach(Selection[list[float]]):
     """The best weights of each of several models that are trained together as one batch of weights.
 
-    Each ends by its own losses. Its weights go on changing until all have ended, but are not looked at any more.
+    Each ends by its own losses. Its weights go on changing until all have ended, but are not looked at any
+    more.
     """
 
     def __init__(self, weights: dict[str, Tensor], patience: int | None = None, restore_best: bool = True):
@@ -196,7 +199,7 @@ class Training(Generic[Measured]):
     step: Callable[[int], None]
     """Makes the step with the given number, from 0."""
     look: Callable[[int], tuple[list[Row], Measured]]
-    """Measures the model after so many steps: points of the learning curve, and what the selection judges by."""
+    """Measures the model after so many steps: points of the learning curve, and what selection judges by."""
     steps: int
     """At most."""
     looks: Collection[int]
@@ -207,13 +210,14 @@ class Training(Generic[Measured]):
     snapshots: Snapshots | None = None
     """Where snapshots go, when they are due."""
     state: Callable[[], dict[str, Any]] = dict
-    """What a snapshot holds besides the progress: weights, the optimiser's state, and whatever else goes on."""
+    """What a snapshot holds besides the progress: weights, the optimiser's state, and all that goes on."""
     bar: Bar = NO_BAR
 
     def run(self, progress: Progress | None = None) -> Progress:
         """Train to the end, and leave the weights that the selection chose in the model.
 
-        To resume, the caller puts the snapshot's weights and optimiser state in place and gives its ``progress``.
+        To resume, the caller puts the snapshot's weights and optimiser state in place and gives its
+        ``progress``.
         """
         progress = Progress() if progress is None else progress
         if progress.step == 0:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 128
-"""Tokens whose logits exist at one time: on CPUs 64 to 128 are fastest, since larger chunks leave the cache."""
+"""Tokens whose logits exist at one time: on CPUs 64 to 128 are fastest; larger chunks leave the cache."""
 
 
 def total_nll(inputs: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Pretraining of a block-wise language model: block by block, all exits jointly, or by its last exit alone.
 
-Block by block is the method of the report ``exit-labels``; ``pretrain.blockwise`` says where ours departs. A pretrained model is fine-tuned jointly, or stays frozen while its exits' translators learn.
+Block by block is the method of the report ``exit-labels``; ``pretrain.blockwise`` says where ours departs. A
+pretrained model is fine-tuned jointly, or stays frozen while its exits' translators learn.
 """
 
 from __future__ import annotations
@@ -278,7 +279,7 @@ class Pretrainer:
         )
 
     def _whole_parameters(self) -> list[nn.Parameter]:
-        """What training changes: all parameters; with LoRA the adapters, and what belongs to an exit alone."""
+        """What training changes: all parameters; with LoRA the adapters and what belongs to an exit alone."""
         if self.params.lora:
             kept = {
                 name
@@ -324,7 +325,7 @@ class Pretrainer:
         )
 
     def _exit_losses(self, exit: int, x: Tensor, targets: Tensor, counts: Tensor | None) -> dict[str, Loss]:
-        """The losses of an exit by name, over the tokens that count; that of its classifier is over all tokens."""
+        """The losses of an exit by name, over the tokens that count; its classifier's over all tokens."""
         nll, counted = self._nll(exit, x, targets, counts)
         losses = {f"exit {exit}": Loss(nll / max(1, counted), counted)}
         joint = self.params.joint_classifier

@@ -36,8 +36,10 @@ class BlockInputs(Protocol):
         ...
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of the sequences with the given indices (B,): the block's inputs (B, T, D), targets (B, T), and which tokens
-        count (B, T), or None where all do."""
+        """The block's inputs (B, T, D) and targets (B, T) of the sequences with the given indices (B,).
+
+        The last part says which tokens count (B, T); it is None where all do.
+        """
         ...
 
 
@@ -137,7 +139,7 @@ def repack(
     device: torch.device,
     processes: Processes = ALONE,
 ) -> Repacked:
-    """The tokens of ``inputs`` whose confidence after ``block`` is below ``threshold``, written into ``folder``.
+    """The tokens of ``inputs`` whose confidence after ``block`` is below ``threshold``, in ``folder``.
 
     Tokens that do not fill a last window are dropped. Raises UserError where they do not fill one.
     """

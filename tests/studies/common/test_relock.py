@@ -1,4 +1,4 @@
-"""A lock is renewed without a whole rerun only where a rerun of two random seeds gives the committed values."""
+"""A lock is renewed without a whole rerun only where two random seeds give the committed values again."""
 
 from __future__ import annotations
 
