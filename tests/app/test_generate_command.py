@@ -48,9 +48,9 @@ def test_it_prints_what_decoding_makes(project, capsys):
     assert run(capsys, "--full").rstrip("\n") == said(project, decode(model, prompt, 12, **shared)).rstrip(
         "\n"
     )
-    for given, threshold in ((["0.3"], 0.3), (["0.9"], 0.9)):
+    for arguments, threshold in ((["0.3"], 0.3), (["0.9"], 0.9)):
         expected = said(project, decode(model, prompt, 12, project.policy(threshold), **shared))
-        assert run(capsys, "--threshold", *given).rstrip("\n") == expected.rstrip("\n")
+        assert run(capsys, "--threshold", *arguments).rstrip("\n") == expected.rstrip("\n")
     assert run(capsys, "--speculate", "0").rstrip("\n") == run(capsys, "--full").rstrip("\n")
 
 

@@ -68,9 +68,9 @@ def tokens_of(lm, context, continuation):
 
 def test_likelihoods_are_those_of_the_routed_pass_over_each_text_alone(routed):
     routed.exits_taken[:] = 0
-    found = routed.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
+    scores = routed.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
     exits = np.zeros(2, int)
-    for (log_p, greedy), pair in zip(found, PAIRS):
+    for (log_p, greedy), pair in zip(scores, PAIRS):
         tokens, targets, scored = tokens_of(routed, *pair)
         alone = Executor(routed.model, "propagate").run(tokens, targets, routed.policy)
         assert log_p == pytest.approx(-alone.loss[0, -scored:].sum().item(), rel=1e-4)
@@ -81,8 +81,8 @@ def test_likelihoods_are_those_of_the_routed_pass_over_each_text_alone(routed):
 
 @torch.no_grad()
 def test_where_nobody_leaves_they_are_those_of_the_plain_model(full):
-    found = full.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
-    for (log_p, _), pair in zip(found, PAIRS):
+    scores = full.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
+    for (log_p, _), pair in zip(scores, PAIRS):
         tokens, targets, scored = tokens_of(full, *pair)
         plain = (
             full.model.logits(1, full.model(tokens)[1])
@@ -101,10 +101,10 @@ def test_what_the_model_would_say_is_greedy(routed, full):
         else:
             (said,) = generate(decode(lm.model, [context], 4, lm.policy, route_prompt=True), 1)
         other = [*said.tokens[:3], (said.tokens[3] + 1) % 400]
-        found = lm._loglikelihood_tokens(
+        scores = lm._loglikelihood_tokens(
             [("", context, said.tokens), ("", context, other)], disable_tqdm=True
         )
-        assert [greedy for _, greedy in found] == [True, False]
+        assert [greedy for _, greedy in scores] == [True, False]
 
 
 def test_a_context_of_whitespace_is_an_empty_one_and_what_is_scored_is_all_after_the_end_token(routed):
@@ -123,8 +123,8 @@ def test_a_continuation_without_a_token_of_its_own_is_refused_by_its_texts(route
 
 
 def test_batch_sizes_are_given_as_to_lm_eval(project):
-    found = [RoutedLM(str(project), batch_size=given).batch_size for given in ("auto", "auto:4", "8", 3)]
-    assert found == [*[open_project(project).params.routing.batch_size] * 2, 8, 3]
+    sizes = [RoutedLM(str(project), batch_size=given).batch_size for given in ("auto", "auto:4", "8", 3)]
+    assert sizes == [*[open_project(project).params.routing.batch_size] * 2, 8, 3]
 
 
 @pytest.mark.parametrize("given", [0, "0", "-2", "many"])
@@ -134,11 +134,11 @@ def test_a_batch_size_that_is_none_is_refused(project, given):
 
 
 def test_a_whole_text_is_scored_once_per_token_in_windows(routed):
-    found = routed.loglikelihood_rolling(
+    log_ps = routed.loglikelihood_rolling(
         requests("loglikelihood_rolling", [(text,) for text in TEXTS]), disable_tqdm=True
     )
-    assert found[2] == 0
-    for text, log_p in zip(TEXTS[:2], found):
+    assert log_ps[2] == 0
+    for text, log_p in zip(TEXTS[:2], log_ps):
         ids, total = [routed.eot_token_id, *routed.tok_encode(text)], 0.0
         for start in range(
             0, len(ids) - 1, 32

@@ -44,15 +44,15 @@ def test_pieces_keep_every_character(text, characters):
 
 @given(st.text(alphabet="ab \n", max_size=300), st.integers(1, 40))
 def test_document_characters_bounds_documents(text, characters):
-    found = documents(source_of(text, characters=characters))
-    assert all(len(document) <= characters for document in found.values())
+    texts = documents(source_of(text, characters=characters))
+    assert all(len(document) <= characters for document in texts.values())
 
 
 def test_document_characters_cuts_at_line_ends():
-    found = documents(source_of(sentences(50), characters=500))
-    assert len(found) > 5
-    assert all(document.endswith(".\n") and len(document) > 400 for document in list(found.values())[:-1])
-    assert list(found)[:3] == ["t", "t#2", "t#3"]
+    texts = documents(source_of(sentences(50), characters=500))
+    assert len(texts) > 5
+    assert all(document.endswith(".\n") and len(document) > 400 for document in list(texts.values())[:-1])
+    assert list(texts)[:3] == ["t", "t#2", "t#3"]
 
 
 def test_pieces_are_small_even_without_line_ends():
@@ -89,14 +89,14 @@ def test_document_pattern_begins_documents(tmp_path: Path):
 
 def test_pattern_and_characters_together():
     text = ("# title\n" + sentences(20)) * 3
-    found = documents(source_of(text, pattern=re.compile("^#"), characters=600))
-    assert sum(document.startswith("#") for document in found.values()) == 3
-    assert all(len(document) <= 600 for document in found.values())
+    texts = documents(source_of(text, pattern=re.compile("^#"), characters=600))
+    assert sum(document.startswith("#") for document in texts.values()) == 3
+    assert all(len(document) <= 600 for document in texts.values())
 
 
 def test_a_long_line_matches_the_pattern_only_at_its_start():
-    found = documents(source_of("# a " + "x # y " * 3000 + "\n# b\n", pattern=re.compile("^#")))
-    assert list(found) == ["t", "t#2"]
+    texts = documents(source_of("# a " + "x # y " * 3000 + "\n# b\n", pattern=re.compile("^#")))
+    assert list(texts) == ["t", "t#2"]
 
 
 def test_files_are_sorted_named_without_machine_paths_and_read_once(tmp_path: Path):
@@ -156,8 +156,8 @@ def test_joined_pieces_are_the_documents_in_fewer_parts(texts, size):
     ]
     out = list(joined(iter(pieces), size))
     for document, group in groupby(out, key=lambda piece: piece.document):
-        found = [piece.text for piece in group]
-        assert "".join(found) == "".join(texts[document])
-        assert all(len(text) <= max(size, 9) for text in found)
-        assert all(len(text) + len(after) > size - 9 for text, after in pairwise(found))
+        joined_texts = [piece.text for piece in group]
+        assert "".join(joined_texts) == "".join(texts[document])
+        assert all(len(text) <= max(size, 9) for text in joined_texts)
+        assert all(len(text) + len(after) > size - 9 for text, after in pairwise(joined_texts))
     assert len(out) >= len(texts)

@@ -55,11 +55,11 @@ def test_windows_equal_plain_slices(lengths, window, dtype, choose):
             documents = windows.documents(indices)
             assert inputs.shape == targets.shape == documents.shape == (len(indices), window)
             for row, index in enumerate(indices):
-                here = slice(index * window, index * window + window)
-                after = slice(here.start + 1, here.stop + 1)
-                assert inputs[row].tolist() == ids[here].tolist()
+                place = slice(index * window, index * window + window)
+                after = slice(place.start + 1, place.stop + 1)
+                assert inputs[row].tolist() == ids[place].tolist()
                 assert targets[row].tolist() == ids[after].tolist()
-                assert documents[row].tolist() == document_of[here].tolist()
+                assert documents[row].tolist() == document_of[place].tolist()
 
 
 def test_indices_outside_are_refused(tmp_path):

@@ -23,11 +23,14 @@ def test_a_gguf_file_is_the_checkpoint_it_was_made_from_and_so_is_what_it_is_con
     expected = load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)(batch[0])
     checkpoints = Checkpoint(str(tmp_path), "tiny.gguf"), Checkpoint(str(tmp_path / "converted"))
     for checkpoint in checkpoints:
-        found = load_pretrained(Checkpoint(*checkpoint), exits_after=[2], window=32)(batch[0])
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    ours, theirs = (load_tokenizer(checkpoint, read_config(checkpoint)) for checkpoint in checkpoints)
-    assert ours.encode(TEXT).ids == theirs.encode(TEXT).ids and ours.decode(ours.encode(TEXT).ids) == TEXT
-    assert max(ours.get_vocab().values()) == 299
+        states = load_pretrained(Checkpoint(*checkpoint), exits_after=[2], window=32)(batch[0])
+        torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+    tokenizer, converted = (load_tokenizer(checkpoint, read_config(checkpoint)) for checkpoint in checkpoints)
+    assert (
+        tokenizer.encode(TEXT).ids == converted.encode(TEXT).ids
+        and tokenizer.decode(tokenizer.encode(TEXT).ids) == TEXT
+    )
+    assert max(tokenizer.get_vocab().values()) == 299
 
 
 def test_a_gguf_file_without_a_tokenizer_is_refused_by_name(folder, tmp_path):

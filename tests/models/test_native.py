@@ -22,10 +22,10 @@ def test_pre_norm_model_equals_transformers_llama(groups):
         key_value_heads=groups,
     )
     torch.manual_seed(0)
-    ours = BlockwiseLM(config).eval()
-    for parameter in ours.parameters():
+    model = BlockwiseLM(config).eval()
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
-    theirs = transformers.LlamaForCausalLM(
+    reference = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=80,
             hidden_size=32,
@@ -39,11 +39,11 @@ def test_pre_norm_model_equals_transformers_llama(groups):
         )
     ).eval()
     weights = {
-        "model.embed_tokens.weight": ours.embedding.weight,
-        "model.norm.weight": ours.norms[1].weight,
-        "lm_head.weight": ours.heads[0],
+        "model.embed_tokens.weight": model.embedding.weight,
+        "model.norm.weight": model.norms[1].weight,
+        "lm_head.weight": model.heads[0],
     }
-    for number, layer in enumerate(layer for block in ours.blocks for layer in block):
+    for number, layer in enumerate(layer for block in model.blocks for layer in block):
         key, value = layer.key_value.weight.chunk(2)
         gate, up = layer.ffn_in.weight.chunk(2)
         for name, tensor in {
@@ -58,11 +58,11 @@ def test_pre_norm_model_equals_transformers_llama(groups):
             "post_attention_layernorm": layer.ffn_norm.weight,
         }.items():
             weights[f"model.layers.{number}.{name}.weight"] = tensor
-    theirs.load_state_dict(weights, strict=True)
+    reference.load_state_dict(weights, strict=True)
     tokens = torch.randint(80, (3, 32))
     with torch.no_grad():
         torch.testing.assert_close(
-            ours.logits(1, ours(tokens)[1]), theirs(tokens).logits, atol=1e-4, rtol=1e-4
+            model.logits(1, model(tokens)[1]), reference(tokens).logits, atol=1e-4, rtol=1e-4
         )
 
 

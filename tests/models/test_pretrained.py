@@ -68,11 +68,11 @@ CONFIGS = {
 def make_pair(config, exits_after=(1, 3), window=WINDOW):
     """Transformers' model and ours on its weights, far from initialisation so that every part matters."""
     torch.manual_seed(0)
-    theirs = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in theirs.parameters():
+    reference = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in reference.parameters():
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
-    return theirs, PretrainedLM(
-        theirs, make_config(config, TINY, exits_after=exits_after, window=window)
+    return reference, PretrainedLM(
+        reference, make_config(config, TINY, exits_after=exits_after, window=window)
     ).eval()
 
 
@@ -83,39 +83,39 @@ def pair(request):
 
 @torch.no_grad()
 def test_states_after_every_block_and_logits_are_those_of_transformers(pair, batch):
-    theirs, ours = pair
-    expected, states = theirs(batch[0], output_hidden_states=True), ours(batch[0])
-    for state, layers in zip(states[:-1], ours.config.exits_after):
+    reference, model = pair
+    expected, states = reference(batch[0], output_hidden_states=True), model(batch[0])
+    for state, layers in zip(states[:-1], model.config.exits_after):
         torch.testing.assert_close(state, expected.hidden_states[layers], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours.logits(2, states[-1]), expected.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.logits(2, states[-1]), expected.logits, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_exits_of_the_plain_model_are_the_logit_lens(pair, batch):
     """The head of the checkpoint, after its final norm, on the state of an earlier layer."""
-    theirs, ours = pair
-    truncated = theirs(batch[0], output_hidden_states=True).hidden_states[3]
-    expected = theirs.get_output_embeddings()(ours.norm(truncated))
-    torch.testing.assert_close(ours.logits(1, ours(batch[0])[1]), expected, atol=1e-4, rtol=1e-4)
+    reference, model = pair
+    truncated = reference(batch[0], output_hidden_states=True).hidden_states[3]
+    expected = reference.get_output_embeddings()(model.norm(truncated))
+    torch.testing.assert_close(model.logits(1, model(batch[0])[1]), expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_stacked_keys_and_values_are_those_of_every_layer(pair):
-    _, ours = pair
-    x, layers = torch.randn(7, 32, generator=torch.Generator().manual_seed(2)), ours.blocks[1]
-    cos, sin = ours.cos[3:10], ours.sin[3:10]
+    _, model = pair
+    x, layers = torch.randn(7, 32, generator=torch.Generator().manual_seed(2)), model.blocks[1]
+    cos, sin = model.cos[3:10], model.sin[3:10]
     for layer, stacked in zip(layers, StackedKeysValues(layers)(x, cos, sin)):
-        for got, expected in zip(stacked, layer.keys_values(layer.attention_input(x), cos, sin)):
-            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        for part, expected in zip(stacked, layer.keys_values(layer.attention_input(x), cos, sin)):
+            torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("exit", [0, 1, 2])
 def test_tokens_sent_to_one_exit_score_as_the_model_cut_there(pair, batch, exit):
-    _, ours = pair
+    _, model = pair
     tokens, targets = batch
-    routed = Executor(ours).run(tokens, targets, GivenExits(torch.full((targets.numel(),), exit)))
-    log_p = ours.logits(exit, ours(tokens)[exit]).log_softmax(-1)
+    routed = Executor(model).run(tokens, targets, GivenExits(torch.full((targets.numel(),), exit)))
+    log_p = model.logits(exit, model(tokens)[exit]).log_softmax(-1)
     assert (routed.exit == exit).all()
     torch.testing.assert_close(
         routed.loss, -log_p.gather(-1, targets[..., None])[..., 0], atol=1e-4, rtol=1e-4
@@ -123,46 +123,46 @@ def test_tokens_sent_to_one_exit_score_as_the_model_cut_there(pair, batch, exit)
 
 
 def test_weights_are_those_of_transformers_not_copies(pair):
-    theirs, ours = pair
-    own = {parameter.data_ptr() for parameter in ours.parameters()}
-    assert own == {parameter.data_ptr() for parameter in theirs.parameters()}
+    reference, model = pair
+    addresses = {parameter.data_ptr() for parameter in model.parameters()}
+    assert addresses == {parameter.data_ptr() for parameter in reference.parameters()}
 
 
 def test_reported_flops_match_what_torch_counts(pair, batch):
-    _, ours = pair
+    _, model = pair
     exits = torch.randint(3, (batch[0].numel(),), generator=torch.Generator().manual_seed(4))
-    work, executor = Work(), Executor(ours)
+    work, executor = Work(), Executor(model)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         executor.run(*batch, GivenExits(exits), work)
-    assert executed_flops(ours, work) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert executed_flops(model, work) == pytest.approx(counter.get_total_flops(), rel=0.02)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        ours.logits(2, ours(batch[0])[2])
-    assert full_depth_flops(ours, batch[0].numel(), WINDOW) == counter.get_total_flops()
+        model.logits(2, model(batch[0])[2])
+    assert full_depth_flops(model, batch[0].numel(), WINDOW) == counter.get_total_flops()
 
 
 def make_with_exit_layers(config):
     """A layer for each early exit, as far from the identity as the checkpoint's."""
     torch.manual_seed(0)
-    theirs = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in theirs.parameters():
+    reference = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in reference.parameters():
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
     model = PretrainedLM(
-        theirs, make_config(config, TINY, exits_after=(1, 3), window=WINDOW, translator="block")
+        reference, make_config(config, TINY, exits_after=(1, 3), window=WINDOW, translator="block")
     ).eval()
-    return theirs, model
+    return reference, model
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_an_exit_layer_begins_as_the_identity_and_is_routed_as_it_reads_whole_sequences(config, batch):
-    theirs, model = make_with_exit_layers(config)
+    reference, model = make_with_exit_layers(config)
     states = model(batch[0])
     for exit in (0, 1):
         assert torch.equal(model.exit_states(exit, states[exit]), states[exit])
     for parameter in model.translators.parameters():
         torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
     torch.testing.assert_close(
-        model.logits(2, model(batch[0])[2]), theirs(batch[0]).logits, atol=1e-4, rtol=1e-4
+        model.logits(2, model(batch[0])[2]), reference(batch[0]).logits, atol=1e-4, rtol=1e-4
     )
     exits = torch.randint(3, (batch[0].numel(),), generator=torch.Generator().manual_seed(4))
     work, executor = Work(), Executor(model)
@@ -195,9 +195,9 @@ ENGLISH = (
 def test_smollm2_scores_english_as_under_transformers():
     checkpoint = Checkpoint(str(SMOLLM2))
     tokens = torch.tensor([load_tokenizer(checkpoint, read_config(checkpoint)).encode(ENGLISH).ids])
-    ours = load_pretrained(Checkpoint(str(SMOLLM2)), exits_after=[10, 20], window=tokens.shape[1])
-    found = ours.logits(2, ours(tokens)[2])
-    theirs = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)(tokens, labels=tokens)
-    torch.testing.assert_close(found, theirs.logits, atol=1e-4, rtol=0.0)
-    loss = torch.nn.functional.cross_entropy(found[0, :-1], tokens[0, 1:])
-    assert loss.item() == pytest.approx(theirs.loss.item(), abs=1e-5) and 5 < loss.exp() < 80
+    model = load_pretrained(Checkpoint(str(SMOLLM2)), exits_after=[10, 20], window=tokens.shape[1])
+    logits = model.logits(2, model(tokens)[2])
+    reference = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)(tokens, labels=tokens)
+    torch.testing.assert_close(logits, reference.logits, atol=1e-4, rtol=0.0)
+    loss = torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:])
+    assert loss.item() == pytest.approx(reference.loss.item(), abs=1e-5) and 5 < loss.exp() < 80

@@ -34,8 +34,8 @@ def test_trained_weights_come_back_without_the_checkpoints(tmp_path, batch, tran
         torch.equal(*states) for states in zip(model(batch[0]), again(batch[0]))
     )
     states = model(batch[0])[0]
-    found, wanted = (some.readout_input(0, some.exit_states(0, states)) for some in (again, model))
-    assert torch.equal(found, wanted) and not torch.equal(wanted, model.norm(states))
+    read_again, read = (some.readout_input(0, some.exit_states(0, states)) for some in (again, model))
+    assert torch.equal(read_again, read) and not torch.equal(read, model.norm(states))
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ def test_statistics_equal_the_plain_formulas_whatever_the_block_sizes(
         patch.setattr(statistics, "COLUMNS", columns)
         patch.setattr(statistics, "SLOTS", slots)
         patch.setattr(statistics, "TILE", tile)
-        got = token_statistics(inputs, [Readout(matrix) for matrix in matrices], targets)
+        computed = token_statistics(inputs, [Readout(matrix) for matrix in matrices], targets)
         loss, argmax, max_prob = predictions(inputs[0], Readout(matrices[0]), targets)
     wanted, log_ps = zip(*(reference(x, matrix, targets) for x, matrix in zip(inputs, matrices)))
     for exit in range(2):
@@ -62,20 +62,23 @@ def test_statistics_equal_the_plain_formulas_whatever_the_block_sizes(
             if name == "argmax":
                 best = inputs[exit].double() @ matrices[exit].double().T
                 torch.testing.assert_close(
-                    best.gather(1, got[exit][name][:, None])[:, 0], best.amax(1), atol=1e-4 * scale, rtol=1e-5
+                    best.gather(1, computed[exit][name][:, None])[:, 0],
+                    best.amax(1),
+                    atol=1e-4 * scale,
+                    rtol=1e-5,
                 )
             else:
                 torch.testing.assert_close(
-                    got[exit][name].double(), values, atol=3e-4 * max(1.0, scale), rtol=1e-4, msg=name
+                    computed[exit][name].double(), values, atol=3e-4 * max(1.0, scale), rtol=1e-4, msg=name
                 )
     divergence = (log_ps[1].exp() * (log_ps[1] - log_ps[0])).sum(1)
     torch.testing.assert_close(
-        got[0]["divergence"].double(), divergence, atol=1e-3 * max(1.0, scale), rtol=1e-3
+        computed[0]["divergence"].double(), divergence, atol=1e-3 * max(1.0, scale), rtol=1e-3
     )
-    assert "divergence" not in got[1]
-    torch.testing.assert_close(loss, got[0]["loss"])
-    assert torch.equal(argmax, got[0]["argmax"])
-    torch.testing.assert_close(max_prob, got[0]["max_prob"])
+    assert "divergence" not in computed[1]
+    torch.testing.assert_close(loss, computed[0]["loss"])
+    assert torch.equal(argmax, computed[0]["argmax"])
+    torch.testing.assert_close(max_prob, computed[0]["max_prob"])
 
 
 def test_memory_does_not_grow_with_tokens_or_vocabulary():
