@@ -20,12 +20,6 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
-def require_heads(width: int, heads: int) -> None:
-    """UserError unless the heads of a layer share its width evenly."""
-    if heads < 1 or width % heads:
-        raise UserError(f"heads = {heads} do not divide width = {width}; use a number of heads that does")
-
-
 @contextmanager
 def memory_for(what: str, lower: str) -> Iterator[None]:
     """Turn an allocation that fails within the context into a UserError.

@@ -1,4 +1,4 @@
-"""The native transformer against Transformers' Llama, and the seeds' parameter counts."""
+"""The native transformer against Transformers' Llama, and published parameter counts."""
 
 from __future__ import annotations
 

@@ -19,6 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offramp.errors import UserError
+
+
+def require_heads(width: int, heads: int) -> None:
+    """UserError unless the heads of a layer share its width evenly."""
+    if heads < 1 or width % heads:
+        raise UserError(f"heads = {heads} do not divide width = {width}; use a number of heads that does")
+
 
 def rotary_table(num_positions: int, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary position embedding (RoFormer), each (num_positions, head_dim / 2).

@@ -22,8 +22,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import UserError, require_heads
-from offramp.nn.layers import TransformerLayer, rotary_table
+from offramp.errors import UserError
+from offramp.nn.layers import TransformerLayer, require_heads, rotary_table
 from offramp.systems.initial_weights import EMBEDDING_STD, truncated_normal
 
 States = tuple[Tensor, ...]

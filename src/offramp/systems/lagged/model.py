@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import UserError, require_heads
-from offramp.nn.layers import TransformerLayer, rotary_table
+from offramp.errors import UserError
+from offramp.nn.layers import TransformerLayer, require_heads, rotary_table
 from offramp.systems.initial_weights import EMBEDDING_STD, truncated_normal
 
 CENTRE_WEIGHT = 0.1

@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp.errors import require_heads
-from offramp.nn.layers import TransformerLayer, attend, rotate
+from offramp.nn.layers import TransformerLayer, attend, require_heads, rotate
 
 EPSILON = 1e-6
 

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from offramp.errors import UserError, require_heads
-from offramp.nn.layers import TransformerLayer, rotary_table
+from offramp.errors import UserError
+from offramp.nn.layers import TransformerLayer, require_heads, rotary_table
 from offramp.systems.hierarchical import HierarchicalConfig, Hierarchy, States
 from offramp.systems.initial_weights import truncated_normal
 from offramp.systems.segment_memory.memory import (
