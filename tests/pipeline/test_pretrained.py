@@ -75,6 +75,8 @@ def project(addresses, tmp_path_factory) -> Path:
     save_checkpoint(folder / "tiny", 400, text)
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(REPOSITORY / name, folder)
+    for name in ("src", "pipeline"):  # stage check takes the digests of code
+        (folder / name).symlink_to(REPOSITORY / name)
     shutil.copytree(addresses, folder / "text")
     reduce_params(folder / "params.yaml", corpus__paths=["text"], **SETTINGS)
     run(folder, *STAGES)
@@ -140,7 +142,7 @@ def test_low_rank_readouts_of_a_checkpoint_are_refused(project):
 )
 def test_weights_that_cannot_be_read_are_refused_by_the_check(project, tmp_path, spoil, message):
     """Before DVC deletes the model that was made from them."""
-    folder = shutil.copytree(project, tmp_path / "copy")
+    folder = shutil.copytree(project, tmp_path / "copy", symlinks=True)
     spoil(folder / "tiny/model.safetensors")
     with pytest.raises(UserError, match=message):
         run(folder, "check")
@@ -157,7 +159,7 @@ PROMPT = "Fellow citizens"
 @pytest.fixture
 def begun_and_ended(project, tmp_path) -> tuple[Path, int]:
     """A copy whose tokenizer puts token 0 before every text, and what its model says after ``PROMPT``."""
-    folder = shutil.copytree(project, tmp_path / "copy")
+    folder = shutil.copytree(project, tmp_path / "copy", symlinks=True)
     tokenizer = Tokenizer.from_file(str(folder / "tiny/tokenizer.json"))
     tokenizer.post_processor = TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 0)])
     tokenizer.save(str(folder / "tiny/tokenizer.json"))
@@ -253,7 +255,7 @@ def test_another_checkpoint_in_the_same_place_is_noticed(project, tmp_path):
 
     A stage run by hand refuses.
     """
-    folder = shutil.copytree(project, tmp_path / "copy")
+    folder = shutil.copytree(project, tmp_path / "copy", symlinks=True)
     save_checkpoint(folder / "tiny", 400, hidden_size=64)
     run(folder, "check")
     assert (folder / "build/checkpoint.json").read_text() != (project / "build/checkpoint.json").read_text()
@@ -265,7 +267,7 @@ def test_another_checkpoint_in_the_same_place_is_noticed(project, tmp_path):
 
 def test_trained_weights_are_kept_whole(project, tmp_path):
     """Method joint: the model is read from the artifact, whatever becomes of the checkpoint's weights."""
-    folder = shutil.copytree(project, tmp_path / "copy")
+    folder = shutil.copytree(project, tmp_path / "copy", symlinks=True)
     reduce_params(
         folder / "params.yaml",
         corpus__paths=["text"],
@@ -288,7 +290,7 @@ def test_trained_weights_are_kept_whole(project, tmp_path):
 def test_exits_with_layers_of_their_own_and_bf16_go_through_every_stage(
     project, tmp_path, setting, value, rounding
 ):
-    folder = shutil.copytree(project, tmp_path / "copy")
+    folder = shutil.copytree(project, tmp_path / "copy", symlinks=True)
     reduce_params(folder / "params.yaml", corpus__paths=["text"], **SETTINGS | {setting: value})
     run(folder, *STAGES[2:])
     routed, cached = (pd.read_parquet(folder / path / "tokens.parquet") for path in ("routed", "states/test"))
