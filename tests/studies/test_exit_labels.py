@@ -18,6 +18,8 @@ from tests.fixtures.tiny_studies import (
 )
 from tests.fixtures.word_chains import chain_text
 
+pytestmark = pytest.mark.slow
+
 NAME = "exit_labels"
 
 BY_ARM = {

@@ -20,6 +20,8 @@ from tests.fixtures.tiny_studies import (
 )
 from tests.fixtures.word_chains import chain_text
 
+pytestmark = pytest.mark.slow
+
 NAME = "inference_confidence"
 
 KEYS = {

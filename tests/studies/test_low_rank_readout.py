@@ -21,6 +21,8 @@ from tests.fixtures.tiny_studies import (
 )
 from tests.fixtures.word_chains import chain_text
 
+pytestmark = pytest.mark.slow
+
 NAME = "low_rank_readout"
 SETTINGS = {"ranks": [1, 3, 5], "tokens": 60, "logit_chunks": {"count": 3, "tokens": 20}}
 

@@ -16,6 +16,8 @@ from tests.fixtures.tiny_studies import (
     run_tiny,
 )
 
+pytestmark = pytest.mark.slow
+
 NAME = "reversal"
 
 

@@ -14,6 +14,8 @@ from studies.common.growth_training import Arm, ModelSize, Plan, Task, build, pl
 from studies.common.study import HOME, SHARED, read_yaml
 from tests.fixtures.character_texts import own_words, sizes
 
+pytestmark = pytest.mark.slow
+
 SMALL = ModelSize(width=16, heads=2, ffn_width=64, linear_std=0.02)
 
 

@@ -16,6 +16,8 @@ from studies.common.study import study_of
 from studies.common.text import StudyText, study_text
 from tests.fixtures.tiny_studies import tiny_job
 
+pytestmark = pytest.mark.slow
+
 ARMS = ("four_layers", "three_layers", "two_layers", "routed", "lpt", "routing_aware")
 SIZE = "20k"
 
