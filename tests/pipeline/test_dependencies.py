@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from offramp.params import Declared, load_params
+from offramp.params import Declared, Exits, load_params
 from tests.conftest import REPOSITORY
 from tests.fixtures.pipeline_run import command, copy_repository, stages_run
 
@@ -91,6 +91,7 @@ def test_a_fresh_clone_can_be_asked_for_its_status(reduced_run, tmp_path):
 def test_reading_an_undeclared_parameter_is_an_error():
     params = load_params("evaluate", REPOSITORY)
     assert isinstance(params, Declared) and params.routing.seed is not None and params.exits.confidence
+    assert isinstance(params.exits, Exits)
     with pytest.raises(
         AttributeError, match=r"stage evaluate reads parameter exits\.label, which dvc\.yaml does not declare"
     ):
