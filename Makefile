@@ -21,7 +21,7 @@ test-fast: .venv/installed
 ui: .venv/installed
 	offramp ui
 
-# Earlier experiments rerun, and what became of their claims: docs/findings.md and studies/claims.csv.
+# Earlier experiments rerun, and what became of their claims: docs/studies/ and studies/claims.csv.
 studies: .venv/installed
 	cd studies && dvc repro
 

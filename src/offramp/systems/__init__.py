@@ -1,6 +1,6 @@
 """The systems of earlier experiment reports: models and their training, which studies alone run.
 
-Five reports stand behind the studies (``docs/findings.md`` says which). Two of them, ``exit-labels`` and
+Five reports stand behind the studies (``docs/studies/index.md`` says which). Two of them, ``exit-labels`` and
 ``loss-prediction``, are about what the product itself does: block-wise training on hard tokens, and exit
 classifiers. The systems of the other three are here, each in a module or a sub-package of its own. Those of
 the report ``character-systems``, all of them small models of characters:
