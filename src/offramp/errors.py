@@ -14,9 +14,7 @@ class UserError(Exception):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed, so that nothing is wrong with the data that was to
-    be held.
-    """
+    """Whether an error says that an allocation failed: nothing is wrong then with the data itself."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 

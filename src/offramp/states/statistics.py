@@ -48,8 +48,7 @@ class Readout:
     def __init__(self, matrix: Tensor):
         self.matrix = matrix.detach().float().contiguous()
         size = len(self.matrix)
-        # The maxima of all groups and the entries of one are each looked through once: best about equally
-        # many.
+        # The maxima of all groups and the entries of one are looked through: best about equally many.
         self.group = min(GROUP, 2 ** round(math.log2(max(2.0, size**0.5 / 2))))
         unit = self.group * SLOTS
         self.columns = min(-(-size // unit), max(1, COLUMNS // unit)) * unit
@@ -83,8 +82,7 @@ class Softmax:
         self.total, self.weighted, self.crossed, self.shift = self._sums[:, :, :tokens]
         self.peaks = self._peaks[:tokens]
         self.winners, self.slot = self._winners[:tokens], self._slot[:tokens]
-        # |z| <= |h| max|w|: where that bound is small enough no shift is needed, which saves a pass over the
-        # block.
+        # |z| <= |h| max|w|: where that bound is small no shift is needed, which saves a pass over the block.
         self.bounded = bool((inputs.norm(dim=1) * self.readout.largest_norm).max() < SAFE_LOGIT)
         if self.bounded:
             self.shift.zero_()
