@@ -32,6 +32,7 @@ from offramp.params import Collect
 from offramp.states.collect import collect_states
 from offramp.states.statistics import Readout, predictions
 from offramp.states.store import States
+from offramp.training.loop import Best, Progress, Row, Training
 from offramp.training.losses import total_nll
 from offramp.training.snapshots import Snapshots, snapshot_key
 from studies.common.cache import find, identity
@@ -166,18 +167,21 @@ def initialise_as_published(model: BlockwiseLM) -> None:
 
 @dataclass
 class BlockRun:
-    """How the training of a block went so far; everything that changes in it but the model and the
-    optimiser."""
+    """How the training of a block went."""
 
-    epoch: int = 0
-    misses: int = 0
-    best_ppl: float = math.inf
+    best_ppl: float
     """On the random 20 % of the block's own training sequences."""
-    best: dict[str, Tensor] = field(default_factory=dict)
-    held_out_ppl: float = math.inf
-    held_out_best: dict[str, Tensor] = field(default_factory=dict)
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, float]]
     """Per epoch: epoch, train_loss (nats per token), ppl, and held_out_ppl where asked for."""
+    held_out: HeldOutBest
+
+
+@dataclass
+class HeldOutBest:
+    """The weights with the lowest perplexity on text that does not end the training."""
+
+    ppl: float = math.inf
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -224,32 +228,47 @@ def train_block(
     for parameter in model.parameters():
         parameter.requires_grad_(any(parameter is one for one in parameters))
     optimiser = torch.optim.AdamW(parameters, lr=training.learning_rate, fused=True)
-    run = BlockRun()
-    if resumed := snapshots.load():
-        run = BlockRun(**resumed["run"])
-        model.load_state_dict(resumed["model"])
-        optimiser.load_state_dict(resumed["optimiser"])
-    while run.epoch < training.max_epochs and run.misses < training.patience:
-        run.epoch += 1
+    selection, elsewhere = Best(model, training.patience), HeldOutBest()
+    losses: list[float] = []
+
+    def step(epoch: int) -> None:
         # a pass in random order that depends on seed and epoch alone
-        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + run.epoch)
+        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch + 1)
         batches = learning[torch.randperm(len(learning), generator=generator)].split(training.batch_size)
-        bar = tqdm(batches, desc=f"block {block}, epoch {run.epoch}", unit="step", disable=None)
-        loss = _epoch(model, block, inputs, bar, optimiser, training.clip_norm)
+        bar = tqdm(batches, desc=f"block {block}, epoch {epoch + 1}", unit="step", disable=None)
+        losses.append(_epoch(model, block, inputs, bar, optimiser, training.clip_norm))
+
+    def look(epoch: int) -> tuple[list[Row], float]:
         ppl = block_ppl(model, block, inputs, stopping, training.batch_size)
-        row = {"epoch": run.epoch, "train_loss": loss, "ppl": ppl}
-        run.misses = 0 if ppl < run.best_ppl else run.misses + 1
-        if ppl < run.best_ppl:
-            run.best_ppl, run.best = ppl, _weights(model)
+        row = {"epoch": epoch, "train_loss": losses[-1], "ppl": ppl}
         if held_out is not None:
             everything = torch.arange(len(held_out))
             row["held_out_ppl"] = block_ppl(model, block, held_out, everything, training.batch_size)
-            if row["held_out_ppl"] < run.held_out_ppl:
-                run.held_out_ppl, run.held_out_best = row["held_out_ppl"], _weights(model)
-        run.curve.append(row)
-        snapshots.save({"run": vars(run), "model": model.state_dict(), "optimiser": optimiser.state_dict()})
-    model.load_state_dict(run.best)
-    return run
+            if row["held_out_ppl"] < elsewhere.ppl:
+                elsewhere.ppl, elsewhere.weights = row["held_out_ppl"], _weights(model)
+        return [row], ppl
+
+    progress = None
+    if resumed := snapshots.load():
+        progress = Progress(**resumed["progress"])
+        model.load_state_dict(resumed["model"])
+        optimiser.load_state_dict(resumed["optimiser"])
+        selection.weights, elsewhere = resumed["best"], HeldOutBest(**resumed["held_out"])
+    progress = Training(
+        step=step,
+        look=look,
+        steps=training.max_epochs,
+        looks=range(1, training.max_epochs + 1),
+        selection=selection,
+        snapshots=snapshots,
+        state=lambda: {
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "best": selection.weights,
+            "held_out": vars(elsewhere),
+        },
+    ).run(progress)
+    return BlockRun(progress.best_loss, progress.curve, elsewhere)
 
 
 def _epoch(
@@ -363,9 +382,9 @@ def _train(
     alone = BlockwiseLM(
         ModelConfig.from_json({**model.config.to_json(), "block_layers": settings["block_layers"][:1]})
     )
-    alone.load_state_dict({name: run.held_out_best[name] for name in alone.state_dict()})
+    alone.load_state_dict({name: run.held_out.weights[name] for name in alone.state_dict()})
     with create_artifact(place / "lm", "lm", known, {}) as out:
         save_model(alone, out.path)
-        out.meta.update(validation_ppl=run.held_out_ppl, curve=curve)
+        out.meta.update(validation_ppl=run.held_out.ppl, curve=curve)
     snapshots.delete()
     return open_artifact(place / "block0", "lm"), open_artifact(place / "lm", "lm")

@@ -8,9 +8,7 @@ reported on test documents. Shapes: N tokens, D width.
 
 from __future__ import annotations
 
-import copy
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -24,6 +22,7 @@ from offramp.errors import UserError
 from offramp.exits.classifier import ExitClassifier
 from offramp.training.exit_classifiers import fit_classifier
 from offramp.training.exits import PARTS, split_calibration
+from offramp.training.loop import Best, Row, Selection, Training
 from studies.common.token_scores import Tokens
 
 Kind = Literal["value", "event"]
@@ -89,25 +88,23 @@ def train_network(
     """
     inputs, targets = fit
     generator = torch.Generator().manual_seed(seed)
-    best, best_loss, best_epoch = None, math.inf, 0
-    for epoch in range(epochs):
-        whole = batch_size >= len(inputs)
-        for rows in (
-            [slice(None)] if whole else torch.randperm(len(inputs), generator=generator).split(batch_size)
-        ):
+    whole = batch_size >= len(inputs)
+
+    def step(epoch: int) -> None:
+        order = () if whole else torch.randperm(len(inputs), generator=generator).split(batch_size)
+        for rows in order or (slice(None),):
             optimiser.zero_grad(set_to_none=True)
             loss(network(inputs[rows]).squeeze(-1), targets[rows]).backward()
             optimiser.step()
-        if select is None:
-            continue
+
+    def look(epoch: int) -> tuple[list[Row], float]:
+        assert select is not None
         with torch.no_grad():
-            held_out = loss(network(select[0]).squeeze(-1), select[1]).item()
-        if held_out < best_loss:
-            best, best_loss, best_epoch = copy.deepcopy(network.state_dict()), held_out, epoch
-        elif epoch - best_epoch >= patience:
-            break
-    if best is not None:
-        network.load_state_dict(best)
+            return [], loss(network(select[0]).squeeze(-1), select[1]).item()
+
+    looks = range(1, epochs + 1) if select else ()
+    selection = Best(network, patience) if select else Selection[float]()
+    Training(step=step, look=look, steps=epochs, looks=looks, selection=selection).run()
     return network
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from offramp.machine.device import seed_all
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.states.statistics import Readout, predictions
 from offramp.systems.context_vectors.training import Reading, find_contexts
+from offramp.training.loop import Row, Selection, Training
 from offramp.training.losses import total_nll
 from studies.common.context_models import (
     ContextModels,
@@ -257,13 +258,16 @@ def train_transformer(
         model.parameters(), lr=sizes.transformer_rate, weight_decay=0.01, fused=True
     )
     batches, curves = shuffled(*windows(stream), reading.batch // WINDOW, seed), ReadingCurves()
-    for _ in range(sizes.looks):
-        for tokens, targets in islice(batches, sizes.updates // sizes.looks):
-            optimiser.zero_grad(set_to_none=True)
-            states = last_states(model, tokens)
-            (total_nll(states, model.readout_matrix(0), targets.flatten()) / targets.numel()).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
+
+    def step(update: int) -> None:
+        tokens, targets = next(batches)
+        optimiser.zero_grad(set_to_none=True)
+        states = last_states(model, tokens)
+        (total_nll(states, model.readout_matrix(0), targets.flatten()) / targets.numel()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+
+    def look(update: int) -> tuple[list[Row], None]:
         for split in ("calibration", "test"):
             tokens, targets = windows(text.held_out(split))
             with torch.no_grad():
@@ -272,6 +276,12 @@ def train_transformer(
             right = float((argmax == targets.flatten()).double().mean())
             curves.nll.setdefault(split, []).append(float(losses.double().mean()))
             curves.accuracy.setdefault(split, []).append(right)
+        return [], None
+
+    between = sizes.updates // sizes.looks
+    steps = between * sizes.looks
+    looks = range(between, steps + 1, between)
+    Training(step=step, look=look, steps=steps, looks=looks, selection=Selection[None]()).run()
     return model, curves
 
 

@@ -26,6 +26,7 @@ from offramp.models.store import load_model
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.executor import Work
 from offramp.states.statistics import Readout, predictions
+from offramp.training.loop import Row, Selection, Training
 from offramp.training.snapshots import Snapshots, snapshot_key
 from studies.common.cache import identity
 from studies.common.first_block import (
@@ -123,7 +124,8 @@ def train_report_classifier(
     optimiser = torch.optim.Adam(classifier.parameters(), lr=training.learning_rate)
     losses: list[float] = []
     sequences, wanted = states.unflatten(0, (-1, window)), labels.unflatten(0, (-1, window))
-    for _ in range(procedure.exit_epochs):
+
+    def step(epoch: int) -> None:
         total = 0.0
         for indices in torch.randperm(len(sequences)).split(training.batch_size):
             score = classifier(sequences[indices]).squeeze(-1)
@@ -137,6 +139,12 @@ def train_report_classifier(
             optimiser.step()
             total += loss.item()
         losses.append(total / len(labels))
+
+    def look(epoch: int) -> tuple[list[Row], None]:
+        return [], None
+
+    epochs = procedure.exit_epochs
+    Training(step=step, look=look, steps=epochs, looks=(), selection=Selection[None]()).run()
     return classifier, losses
 
 
