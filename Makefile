@@ -29,7 +29,7 @@ studies: .venv/installed
 studies-wikitext: .venv/installed
 	python -m studies all --corpus wikitext
 
-# After a change of code that should change no result: reruns one random seed of every study that DVC calls changed, without cached
+# After a change of code that should change no result: reruns two random seeds of every study that DVC calls changed, without cached
 # models, and renews its lock where the committed values come out again.
 relock: .venv/installed
 	python -m studies relock
