@@ -33,15 +33,25 @@ class Interval(BaseModel):
     high: float
 
 
-class Published(BaseModel):
+class Shown(BaseModel):
+    """What a protocol gives the findings beside its values."""
+
     model_config = ConfigDict(extra="forbid")
+
+    figures: dict[str, Any]
+    """Tables and plots by name."""
+    sentences: list[str]
+
+
+class Published(Shown):
+    """The published protocol: one run."""
 
     n: int
     values: dict[str, float | None]
 
 
-class Corrected(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Corrected(Shown):
+    """The corrected protocol: means over ``n`` random seeds."""
 
     n: int
     interval: str
@@ -56,11 +66,23 @@ class StudyResults(BaseModel):
     study: str
     corpus: str
     text: dict[str, str]
-    flaws: list[str]
-    figures: dict[str, Any]
-    sentences: list[str]
     published: Published | None = None
     corrected: Corrected | None = None
+
+    @property
+    def protocols(self) -> list[Published | Corrected]:
+        """Those that were run."""
+        return [protocol for protocol in (self.published, self.corrected) if protocol is not None]
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Of both protocols."""
+        return {name: figure for one in self.protocols for name, figure in one.figures.items()}
+
+    @property
+    def sentences(self) -> list[str]:
+        """Of both protocols."""
+        return [sentence for one in self.protocols for sentence in one.sentences]
 
 
 def result_path(home: Path, study: str, text: str) -> Path:
@@ -135,19 +157,15 @@ def write_results(
         "study": study.name,
         "corpus": text.corpus,
         "text": text.record(),
-        "flaws": study.about.flaws,
-        "figures": before["figures"] if kept else {},
-        "sentences": before["sentences"] if kept else [],
         **kept,
     }
-    for outcome in outcomes.values():
-        out["figures"] |= outcome.figures
-        out["sentences"] = [*(out["sentences"] if not kept else []), *outcome.sentences] or out["sentences"]
+    for name, outcome in outcomes.items():
+        out[name] = {"figures": outcome.figures, "sentences": outcome.sentences}
     if "published" in outcomes:
-        out["published"] = {"n": 1, "values": outcomes["published"].rows[0]}
+        out["published"] |= {"n": 1, "values": outcomes["published"].rows[0]}
     if "corrected" in outcomes:
         rows = outcomes["corrected"].rows
-        out["corrected"] = {
+        out["corrected"] |= {
             "n": len(rows),
             "interval": f"95 % t interval over {len(rows)} seeds",
             "values": over_seeds(rows),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from offramp.errors import UserError
-from offramp.machine.versions import set_machine
+from offramp.machine.versions import set_device
 
 
 def setup(device: str, threads: int, spare_memory: bool = False) -> torch.device:
@@ -34,14 +34,8 @@ def setup(device: str, threads: int, spare_memory: bool = False) -> torch.device
         raise UserError(
             f"runtime.device = {device!r} is not available here; found: {names}. Use one of them, or auto"
         )
-    set_machine(_instruction_set(), _in_words(torch.device(device)))
+    set_device(_in_words(torch.device(device)))
     return torch.device(device)
-
-
-def _instruction_set() -> str:
-    """The vector instructions that torch's kernels use on this CPU, such as AVX2 or AVX512 + AMX."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{capability} + AMX" if torch.cpu._is_amx_tile_supported() else capability
 
 
 def _in_words(device: torch.device) -> str:

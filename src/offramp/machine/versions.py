@@ -7,12 +7,12 @@ instruction set, the device and the local part (``+cpu``, ``+cu130``) make nothi
 last digits of what is computed, but they belong to the machine, and results that were pulled from another
 machine must stay usable.
 
-This module does not import torch, so that preparing text does not depend on it: ``offramp.machine.device``
-tells it about the machine.
+Importing this module does not import torch, so that preparing text does not depend on it.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import version
 
 LIBRARIES = {
@@ -28,13 +28,22 @@ LIBRARIES = {
 TEXT_LIBRARIES = ("numpy", "tokenizers", "transformers")
 """Those of them that turn text into token ids."""
 
-_machine: dict[str, str] = {}
-"""What ``set_machine`` was told last; empty where this process never chose a device."""
+_chosen = {"device": "cpu"}
+"""What ``set_device`` was told last; a process that never chose a device computes on the CPU."""
 
 
-def set_machine(cpu: str, device: str) -> None:
-    """Say what this process computes on from now: the CPU's instruction set and the device, in words."""
-    _machine.update(cpu=cpu, device=device)
+def set_device(device: str) -> None:
+    """Say which device this process computes on from now, in words."""
+    _chosen["device"] = device
+
+
+@cache
+def instruction_set() -> str:
+    """The vector instructions that torch's kernels use on this CPU, such as AVX2 or AVX512 + AMX."""
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{capability} + AMX" if torch.cpu._is_amx_tile_supported() else capability
 
 
 def text_versions() -> dict[str, str]:
@@ -44,4 +53,5 @@ def text_versions() -> dict[str, str]:
 
 def computing_versions() -> dict[str, str]:
     """What everything that is computed depends on: all libraries, ``cpu`` and ``device``."""
-    return {name: version(LIBRARIES[name]) for name in LIBRARIES} | _machine
+    versions = {name: version(LIBRARIES[name]) for name in LIBRARIES}
+    return {**versions, "cpu": instruction_set(), **_chosen}

@@ -29,12 +29,17 @@ def written(home: Path, text: StudyText = TEXT, **outcomes: Outcome) -> dict:
 def test_a_protocol_that_did_not_run_keeps_its_values(tmp_path):
     written(tmp_path, published=PUBLISHED)
     both = written(tmp_path, corrected=CORRECTED)
-    assert both["published"]["values"] == PUBLISHED.rows[0] and set(both["figures"]) == {
-        "arms.published",
-        "arms.corrected",
-    }
-    assert both["corrected"]["values"] == over_seeds(CORRECTED.rows) and both["flaws"] == STUDY.about.flaws
+    assert both["published"]["values"] == PUBLISHED.rows[0]
+    assert both["corrected"]["values"] == over_seeds(CORRECTED.rows)
     assert written(tmp_path, published=PUBLISHED) == both
+
+
+def test_figures_and_sentences_belong_to_their_protocol(tmp_path):
+    written(tmp_path, published=PUBLISHED, corrected=CORRECTED)
+    written(tmp_path, published=Outcome(PUBLISHED.rows, {"other.published": []}))
+    results = read_results(tmp_path, STUDY.name, "sotu")
+    assert set(results.figures) == {"other.published", "arms.corrected"}
+    assert results.sentences == ["It is so."]
 
 
 def test_values_of_another_text_are_not_kept(tmp_path):
