@@ -17,7 +17,10 @@ TOOLS = {
     "code": ("studies.common.code", "write the digests of the code that every study depends on"),
     "ledger": ("studies.ledger.ledger", "write claims.csv: a verdict on every claim"),
     "findings": ("studies.findings.findings", "write docs/studies: a page per report, and an index"),
-    "relock": ("studies.common.relock", "renew the lock of studies whose results one random seed reproduces"),
+    "relock": (
+        "studies.common.relock",
+        "renew the lock of studies whose results two random seeds give again",
+    ),
 }
 """Module, whose ``main(arguments)`` runs it, and what it does."""
 

@@ -94,8 +94,8 @@ def _parser(study: Study) -> argparse.ArgumentParser:
 def _text(study: Study, given: argparse.Namespace) -> StudyText:
     files = {split: getattr(given, split, None) for split in OWN_SPLITS}
     if (given.corpus is None) != all(files.values()) or len({path is None for path in files.values()}) > 1:
-        own = ", or --train, --calibration and --test together" if study.about.own_text else ""
-        raise UserError(f"text: give --corpus{own}")
+        files_too = ", or --train, --calibration and --test together" if study.about.own_text else ""
+        raise UserError(f"text: give --corpus{files_too}")
     return text_of(given.corpus) if given.corpus else own_text(**files)
 
 

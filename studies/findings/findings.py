@@ -168,7 +168,7 @@ def _pages(
 ) -> list[Page]:
     views = {}
     for name, study in sorted(known.items(), key=lambda item: _place(item[1])):
-        parts = [_part(study, corpus, found) for corpus in CORPORA if (found := results[name, corpus])]
+        parts = [_part(study, corpus, result) for corpus in CORPORA if (result := results[name, corpus])]
         conclusions = [row for row in rows if row["study"] == name and row["conclusion"]]
         views[name] = View(study, parts, conclusions, _headline(study, results))
     titles = {OWN_QUESTIONS: "questions that no report asked"} | REPORTS
@@ -191,8 +191,8 @@ def _place(study: Study) -> list[int]:
 def _headline(study: Study, results: dict[tuple[str, str], StudyResults | None]) -> str:
     """The first sentence on real text under the corrected protocol, with the text's name."""
     for corpus in ("wikitext", "sotu"):
-        found = results[study.name, corpus]
-        if found and (sentences := [*_facts(study, found, ["corrected"]), *found.sentences]):
+        result = results[study.name, corpus]
+        if result and (sentences := [*_facts(study, result, ["corrected"]), *result.sentences]):
             return f"{sentences[0]} ({CORPORA[corpus]})"
     return ""
 
@@ -222,8 +222,10 @@ def read_ledger(home: Path) -> list[Row]:
 
 def counts(rows: Sequence[Row]) -> str:
     """How many hold, fail, are artefacts or inconclusive; in words what is none."""
-    found = Counter(row["verdict"] for row in rows)
-    parts = [f"{found[verdict] or 'none'} {COUNTED[verdict][found[verdict] != 1]}" for verdict in HEADINGS]
+    number_of = Counter(row["verdict"] for row in rows)
+    parts = [
+        f"{number_of[verdict] or 'none'} {COUNTED[verdict][number_of[verdict] != 1]}" for verdict in HEADINGS
+    ]
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
@@ -252,8 +254,8 @@ def _facts(
     out = []
     for protocol in protocols:
         sentences = study.about.facts.get(protocol, [])
-        found = getattr(results, protocol)
-        values = found.values if found else {}
+        outcome = getattr(results, protocol)
+        values = outcome.values if outcome else {}
         for sentence in sentences:
             names = re.findall(r"{([\w.]+)}", sentence)
             if all(name in values for name in names):
@@ -296,19 +298,18 @@ def cell(value: Any) -> str:
 def _runs(results: dict[tuple[str, str], StudyResults | None]) -> str:
     """A row per study and text."""
     rows = []
-    for (study, corpus), found in results.items():
-        if found:
-            text = f"{found.text['source']}, `{found.text['sha256'][:12]}`"
-            published = found.published.n if found.published else None
+    for (study, corpus), result in results.items():
+        if result:
+            text = f"{result.text['source']}, `{result.text['sha256'][:12]}`"
+            published = result.published.n if result.published else None
             rows.append(
-                [f"`{study}`", CORPORA[corpus], published, found.corrected and found.corrected.n, text]
+                [f"`{study}`", CORPORA[corpus], published, result.corrected and result.corrected.n, text]
             )
     return markdown(["study", "corpus", "published runs", "corrected, random seeds", "text"], rows)
 
 
 def _limits(results: dict[tuple[str, str], StudyResults | None]) -> dict[str, str]:
-    found = [result for result in results.values() if result]
-    seeds = sorted({result.corrected.n for result in found if result.corrected})
+    seeds = sorted({result.corrected.n for result in results.values() if result and result.corrected})
     some = any(corpus == "wikitext" and result for (_, corpus), result in results.items())
     both = (
         "There are two corpora, both English. Figures that depend on the text are judged on WikiText-2, the "

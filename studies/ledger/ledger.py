@@ -227,8 +227,8 @@ class Judged:
         if judgement.why == "disagree":
             words += f": {self.each[first].verdict}"
         for name in others:
-            found = self.corrected[name]
-            words += f"; {CORPORA[name]} {number(found.value)} [{number(found.low)}, {number(found.high)}]"
+            other = self.corrected[name]
+            words += f"; {CORPORA[name]} {number(other.value)} [{number(other.low)}, {number(other.high)}]"
             if judgement.why == "disagree":
                 words += f": {self.each[name].verdict}"
         return words
@@ -277,7 +277,7 @@ def judge_claim(claim: Claim, results: Results) -> Judged:
     rerun = results.published(claim.key, claim.study, rerun_corpus)
     compared = any("{control}" in text for text in claim.reason.values())
     control = results.published(claim.corrected_key, claim.study, rerun_corpus) if compared else None
-    each = {name: judge(claim.region, rerun, found) for name, found in corrected.items()}
+    each = {name: judge(claim.region, rerun, figure) for name, figure in corrected.items()}
     return Judged(claim, rerun, rerun_corpus, control, corrected, each)
 
 
