@@ -55,7 +55,7 @@ def test_every_figure_is_there_at_equal_updates_and_at_equal_flops(corrected, si
     for row in corrected.rows:
         keys = {key.removeprefix(f"{size}.") for key in row if key.startswith(f"{size}.")}
         at_equal_flops = {key.removeprefix("flops.") for key in keys if key.startswith("flops.")}
-        at_equal_updates = {key for key in keys if key.startswith("") and not key.startswith("flops.")}
+        at_equal_updates = {key for key in keys if not key.startswith("flops.")}
         assert at_equal_flops == at_equal_updates != set()
 
 
