@@ -61,6 +61,10 @@ def write_code(modules: dict[str, str], folder: Path, root: Path) -> None:
         write_json(folder / f"{name}.json", code_of(module, root))
 
 
+ASKED_ONLY = ("offramp.machine.versions", "torch")
+"""An import that only asks what the CPU offers: who records it does not compute with torch for that."""
+
+
 @cache
 def _import_graph(package: str) -> grimp.ImportGraph:
     """Who imports whom in ``package`` and the library; imports inside functions count.
@@ -71,6 +75,8 @@ def _import_graph(package: str) -> grimp.ImportGraph:
     graph = grimp.build_graph(package, LIBRARY, include_external_packages=True, cache_dir=None)
     for module in NOT_CODE_OF_A_RESULT:
         graph.remove_module(module)
+    importer, imported = ASKED_ONLY
+    graph.remove_import(importer=importer, imported=imported)
     return graph
 
 
