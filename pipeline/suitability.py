@@ -1,10 +1,11 @@
-"""Stage suitability: what exits are worth, what an oracle would save -> metrics/suitability.json.
+"""Stage suitability: what exits are worth, what is attainable, what asking costs -> metrics/suitability.json.
 
 Apart from evaluate so that a new threshold does not run it again.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from offramp.analysis.suitability import assess, of_states
@@ -20,7 +21,9 @@ def run(params: Declared, root: Path) -> None:
     lm = open_artifact(root / "models/lm", "lm", inputs={"data": data})
     states = open_artifact(root / "states/test", "states", inputs={"data": data, "lm": lm})
     model = load_model(lm).to(setup(params.runtime.device, params.runtime.threads))
-    assess(of_states(data, lm, model, states, params.routing, params.exits.hidden)).write(root)
+    result = assess(of_states(data, lm, model, states, params.routing, params.exits.hidden))
+    result.write(root)
+    logging.info("%s", result.advice.sentence)
 
 
 main = stage("suitability", run, memory="routing.batch_size or window")

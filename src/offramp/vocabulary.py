@@ -40,11 +40,13 @@ class Control(NamedTuple):
 SIGNAL = "signal"
 RANDOM = "random"
 LOSS_ORACLE = "loss_oracle"
+DIVERGENCE_ORACLE = "divergence_oracle"
 GAIN_ORACLE = "gain_oracle"
 CONTROLS = {
-    RANDOM: Control("random exits", "the floor"),
+    RANDOM: Control("random exits", "the floor, an expectation over draws"),
     LOSS_ORACLE: Control("loss oracle", "knows the loss at the exit"),
-    GAIN_ORACLE: Control("gain oracle", "knows what depth would buy"),
+    DIVERGENCE_ORACLE: Control("divergence oracle", "the attainable ceiling: knows what depth would change"),
+    GAIN_ORACLE: Control("gain oracle", "knows the next token, which no signal can"),
 }
 """Controls that pick who leaves, by their names in results; tables and figures call them by these labels."""
 FIXED = "fixed"

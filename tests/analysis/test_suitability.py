@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from offramp.analysis.advice import propagation, verdict_on
+from offramp.analysis.advice import WORTH, propagation, verdict_on
+from offramp.analysis.oracle import bounds, can_leave
 from offramp.analysis.suitability import assess, of_checkpoint, of_states
 from offramp.app.cli import main
 from offramp.app.project import open_project
@@ -19,11 +20,14 @@ from offramp.artifacts.artifact import open_artifact
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
-from offramp.report.tables import suitability_table
+from offramp.report.suitability import table
 from offramp.results.suitability import (
+    Attainable,
+    AttainableBounds,
     Bound,
     BreakEven,
     ExitWorth,
+    GainBounds,
     KeptFirst,
     NllRise,
     OracleBounds,
@@ -43,14 +47,21 @@ def project(addresses, tmp_path_factory):
     return root, make_project(root, addresses)
 
 
+def kl(full, early):
+    """KL(full || early) of logits (..., V), (...,)."""
+    full, early = full.double().log_softmax(-1), early.double().log_softmax(-1)
+    return (full.exp() * (full - early)).sum(-1)
+
+
 def expected(model, windows, readout_of):
-    """Agreement and NLL of the first exit from plain logits; ``readout_of`` says whose readout it has."""
+    """Agreement, NLL and divergence (N,) of the first exit, from plain logits and the readout of an exit."""
     tokens, targets = windows.batch(torch.arange(len(windows)))
     with torch.no_grad():
         first, last = model(tokens)
         early, full = model.logits(readout_of, first), model.logits(1, last)
     nll = torch.nn.functional.cross_entropy(early.flatten(0, 1), targets.flatten())
-    return (early.argmax(-1) == full.argmax(-1)).double().mean().item(), nll.item()
+    agreement = (early.argmax(-1) == full.argmax(-1)).double().mean().item()
+    return agreement, nll.item(), kl(full, early).flatten().numpy()
 
 
 def of_test_states(project, tokens):
@@ -63,9 +74,17 @@ def of_test_states(project, tokens):
 def test_a_projects_exits_are_read_from_cached_states_raw_and_as_trained(project):
     root, model = project
     opened = open_project(root)
-    result = assess(of_test_states(opened, 10**6))
+    subject = of_test_states(opened, 10**6)
+    result = assess(subject)
     for kind, readout_of in (("raw", 1), ("tuned", 0)):
-        agreement, nll = expected(model, TokenWindows(opened.data, "test"), readout_of)
+        agreement, nll, divergence = expected(model, TokenWindows(opened.data, "test"), readout_of)
+        read = subject.readings[kind]
+        assert read.divergence[0] == pytest.approx(divergence, rel=1e-2, abs=1e-4)
+        assert not read.divergence[1].any()
+        leaving = can_leave(read.divergence[0], read.loss[0], read.loss[1])
+        assert result.rows[0].readouts[kind].can_leave == leaving
+        saving = result.oracle[kind].attainable.rise_1.flop_saving
+        assert saving == pytest.approx(leaving * result.rows[0].flop_saving), "one early exit takes them all"
         first, full = (row.readouts[kind] for row in result.rows)
         assert (first.agreement, first.nll) == (pytest.approx(agreement), pytest.approx(nll, rel=1e-5))
         assert first.nll_interval[0] < nll < first.nll_interval[1]
@@ -106,11 +125,12 @@ def checkpoint(data, tmp_path_factory):
 def test_a_checkpoint_as_it_is_is_read_through_the_logit_lens(checkpoint):
     folder, theirs = checkpoint
     text = "Fellow citizens of the Senate and of the House of Representatives. " * 12
-    subject = of_checkpoint(Checkpoint(str(folder)), [2, 4], text, CPU, window=32, rounds=2)
+    subject = of_checkpoint(Checkpoint(str(folder)), [2, 4], text, CPU, window=32, rounds=3)
     result = assess(subject)
     tokens, targets = (
         torch.cat([part[place] for part in subject.batches])[: result.sequences] for place in (0, 1)
     )
+    assert len(tokens) == result.sequences == 11, "all windows that were read are among the timed ones"
     with torch.no_grad():
         out = theirs(tokens, output_hidden_states=True)
         lens = theirs.lm_head(theirs.model.norm(out.hidden_states[4]))
@@ -121,7 +141,9 @@ def test_a_checkpoint_as_it_is_is_read_through_the_logit_lens(checkpoint):
     assert second.readouts["raw"].agreement == pytest.approx(
         (lens.argmax(-1) == out.logits.argmax(-1)).double().mean().item()
     )
-    assert full.layers == 5 and suitability_table(result).row_count == 3
+    divergence = subject.readings["raw"].divergence
+    assert divergence[1] == pytest.approx(kl(out.logits, lens).flatten().numpy(), rel=1e-2, abs=1e-5)
+    assert full.layers == 5 and table(result).row_count == 3
 
 
 def test_a_text_of_less_than_two_windows_is_refused(checkpoint):
@@ -129,14 +151,27 @@ def test_a_text_of_less_than_two_windows_is_refused(checkpoint):
         of_checkpoint(Checkpoint(str(checkpoint[0])), [2], "Fellow citizens", CPU, window=32)
 
 
-def measured(kind="tuned", oracle=0.4, agreement=0.6, excess=0.2, flops=(0.05, 0.1), seconds=(0.1, 0.2)):
+def measured(
+    kind="tuned",
+    saving=0.2,
+    chance=0.04,
+    lead=(0.14, 0.18),
+    can_leave=0.4,
+    excess=0.2,
+    flops=(0.05, 0.1),
+    seconds=(0.1, 0.2),
+):
     """The exits of a model with one early exit, and what oracles save.
 
-    ``flops`` and ``seconds`` are break-even shares of a signal of the state and of one of the readout.
+    ``saving``, ``chance`` and ``lead`` are the divergence oracle's saving at 1 % more perplexity, that of
+    random exits, and the interval of the difference; ``flops`` and ``seconds`` are break-even shares of a
+    signal of the state and of one of the readout.
     """
 
-    def readout(share, nll):
-        quality = ReadoutQuality(agreement=share, agreement_interval=None, nll=nll, nll_interval=None)
+    def readout(share, nll, leaving=None):
+        quality = ReadoutQuality(
+            agreement=share, agreement_interval=None, nll=nll, nll_interval=None, can_leave=leaving
+        )
         return {kind: quality}
 
     shares = {
@@ -144,64 +179,163 @@ def measured(kind="tuned", oracle=0.4, agreement=0.6, excess=0.2, flops=(0.05, 0
         for place, signal in enumerate(("state", "readout"))
     }
     early = ExitWorth(
-        exit=0, layers=2, flop_saving=0.5, readouts=readout(agreement, 3.0 + excess), break_even=shares
+        exit=0,
+        layers=2,
+        flop_saving=0.5,
+        readouts=readout(0.6, 3.0 + excess, can_leave),
+        break_even=shares,
     )
     full = ExitWorth(exit=1, layers=6, flop_saving=0.0, readouts=readout(1.0, 3.0))
-    bound = Bound(flop_saving=oracle, ppl=20.0)
-    bounds = OracleBounds(least_loss=bound, same_ppl=bound, small_rise=bound, same_prediction=bound)
-    return [early, full], {kind: bounds}
+    bound = Bound(flop_saving=0.55, ppl=20.0)
+    gain = GainBounds(least_loss=bound, same_ppl=bound, small_rise=bound, same_prediction=bound)
+
+    def attainable(more):
+        return Attainable(
+            flop_saving=saving + more,
+            interval=[saving + more - 0.02, saving + more + 0.02],
+            ppl=20.0,
+            random_saving=chance,
+            lead_interval=list(lead) if lead else None,
+        )
+
+    reached = AttainableBounds(rise_1=attainable(0), rise_3=attainable(0.1), rise_5=attainable(0.2))
+    return [early, full], {kind: OracleBounds(gain=gain, attainable=reached)}
+
+
+ATTAINABLE = (
+    r"attainable \(divergence oracle\) is a saving of 20% \[18%, 22%\] of the FLOPs at 1% more perplexity, "
+    r"30% at 3% and 40% at 5%; at 1% random exits save 4\.0%, and one who knows the next token "
+    r"\(gain oracle\) could save 55%, which no signal can"
+)
 
 
 @pytest.mark.parametrize(
     "changes, verdict, sentence",
     [
+        ({"saving": 0.04, "chance": 0.0, "lead": (0.03, 0.049)}, "no", r"No: attainable .* saving of 4\.0%"),
         (
-            {"oracle": 0.07},
+            {"lead": (0.03, 0.049), "chance": 0.16},
             "no",
-            r"No: even an oracle that knows every loss saves 7\.0% of the FLOPs at 1% more perplexity\.",
+            "No, choosing who leaves brings next to nothing over leaving it to chance: attainable .* saving "
+            "of 20% .* random exits save 16%",
+        ),
+        ({"lead": None, "saving": 0.04}, "no", "No: attainable"),
+        ({"lead": None}, "worth a try", "Worth a try:"),
+        (
+            {"lead": (0.03, 0.06)},
+            "undecided",
+            r"Undecided, measure on more tokens: attainable .* lead of 3\.0% to 6\.0%, and 5\.0% would",
+        ),
+        ({"lead": (0.03, 0.06), "flops": (None, None)}, "no", "No, asking costs more"),
+        ({"lead": (WORTH, 0.06)}, "worth a try", "Worth a try:"),
+        (
+            {"flops": (0.45, None)},
+            "no",
+            "No, asking costs more than leaving brings back: at exit 0, after layer 2 of 6, 40% of the "
+            "tokens can leave at 1% more perplexity; .* 45% must leave .*; attainable",
         ),
         (
-            {"flops": (0.7, None)},
-            "no",
-            "No, asking costs more than leaving brings back: at exit 0, after layer 2 of 6, 60% .* 70% must "
-            "leave",
-        ),
-        (
-            {"seconds": (0.7, None)},
+            {"seconds": (0.45, None)},
             "not on this machine",
-            r"Not on this machine, though .* 5\.0% must leave .* FLOPs, 70% by the clock",
+            r"Not on this machine, though attainable .* 5\.0% must leave .* FLOPs, 45% by the clock",
         ),
         ({"seconds": (None, None)}, "not on this machine", "more than all of them by the clock"),
         (
-            {"seconds": (0.1, 0.7)},
+            {"seconds": (0.1, 0.45)},
             "worth a try",
-            "Worth a try, with a signal that looks at the state and reads nothing out: an oracle",
+            "Worth a try, with a signal that looks at the state and reads nothing out: attainable",
         ),
-        ({"seconds": (0.7, 0.1)}, "worth a try", "Worth a try, with a signal of the readout: an oracle"),
-        (
-            {},
-            "worth a try",
-            "Worth a try: an oracle that knows every loss saves 40% .* at exit 0, .* 60% of the tokens "
-            "already",
-        ),
+        ({"seconds": (0.45, 0.1)}, "worth a try", "Worth a try, with a signal of the readout: attainable"),
+        ({}, "worth a try", f"^Worth a try: {ATTAINABLE}; at exit 0, .* 40% of the tokens can leave"),
         ({"kind": "raw"}, "worth a try", "Worth a try:"),
         (
             {"kind": "raw", "excess": 2.5},
             "train the exits first",
-            r"Not before the exits are trained: .* after layer 2 of 6\) is 2\.50 nats worse",
+            r"Not before the exits are trained: .* after layer 2 of 6\) is 2\.50 nats worse .*; attainable",
         ),
         (
-            {"kind": "raw", "flops": (0.7, 0.7)},
+            {"kind": "raw", "flops": (0.45, 0.45)},
             "train the exits first",
             "agrees with it on 60% of the tokens",
         ),
-        ({"kind": "raw", "oracle": 0.07}, "train the exits first", "saves 7.0% of the FLOPs"),
+        ({"kind": "raw", "saving": 0.07, "lead": (0.03, 0.04)}, "train the exits first", "saving of 7.0%"),
+        ({"kind": "raw", "lead": (0.03, 0.06)}, "undecided", "Undecided"),
     ],
 )
 def test_advice_follows_from_the_numbers(changes, verdict, sentence):
     given, said = verdict_on(*measured(**changes))
     assert given == verdict
     assert re.search(sentence, said), said
+
+
+TOKENS, VOCABULARY = 3000, 8
+
+
+def verdict_of_logits(early, full, seed=0):
+    """Verdict, sentence and oracles of a model with one early exit, whose text follows ``full``.
+
+    The logits are (TOKENS, VOCABULARY); the exit saves 60 % of the FLOPs and asking there is cheap.
+    """
+    full, early = full.double().log_softmax(-1), early.double().log_softmax(-1)
+    target = torch.multinomial(full.exp(), 1, generator=torch.Generator().manual_seed(seed))
+    return verdict_of(early, full, target)
+
+
+def verdict_of(early, full, target):
+    """The same of log-probabilities and targets (TOKENS, 1)."""
+    loss = -torch.stack([early, full]).gather(2, target.expand(2, -1, -1)).squeeze(2).numpy()
+    argmax = np.stack([early.argmax(-1), full.argmax(-1)])
+    divergence = np.stack([kl(full, early).float().numpy(), np.zeros(len(full), np.float32)])
+    costs, groups = np.array([0.4, 1.0]), np.arange(len(full)) // 50
+    oracle = bounds(loss, argmax, divergence, costs, groups, 200)
+    (first, last), _ = measured(
+        can_leave=can_leave(divergence[0], *loss), excess=loss[0].mean() - loss[1].mean()
+    )
+    return *verdict_on([first, last], {"tuned": oracle}), oracle
+
+
+def random_logits(seed, scale):
+    return scale * torch.randn(TOKENS, VOCABULARY, generator=torch.Generator().manual_seed(seed))
+
+
+def sure_of(names):
+    """Logits (N, VOCABULARY), as sure everywhere, each of the token that is named (N,)."""
+    return torch.nn.functional.one_hot(torch.from_numpy(names), VOCABULARY) * 2.0
+
+
+def test_a_model_with_easy_tokens_that_can_be_told_is_worth_a_try():
+    """On half of the tokens the exit says what full depth says, on the others nothing of it."""
+    full = random_logits(0, 2.0)
+    easy = (torch.arange(TOKENS) % 2 == 0).unsqueeze(1)
+    verdict, said, oracle = verdict_of_logits(torch.where(easy, full, random_logits(1, 1.0)), full)
+    assert verdict == "worth a try", said
+    assert 0.3 < oracle.attainable.rise_1.flop_saving < 0.33, "easy ones, and a few that are nearly so"
+    assert oracle.attainable.rise_1.lead > 0.25
+
+
+def test_exits_that_only_the_gain_oracle_can_use_are_not():
+    """Full depth and exit are sure of different tokens, as much everywhere: no divergence stands out."""
+    random = np.random.default_rng(0)
+    sure = random.integers(0, VOCABULARY, TOKENS)
+    other = (sure + random.integers(1, VOCABULARY, TOKENS)) % VOCABULARY
+    verdict, said, oracle = verdict_of_logits(sure_of(other), sure_of(sure))
+    assert oracle.gain.small_rise.flop_saving > 0.3, "who knows the next token has much to save"
+    assert oracle.attainable.rise_1.flop_saving < 0.01
+    assert verdict == "no" and said.startswith("No: attainable"), said
+
+
+def test_exits_as_good_as_full_depth_on_other_tokens_offer_nothing_to_choose():
+    """Either full depth or the exit is right, by a coin: all may leave, and random exits do as well."""
+    random = np.random.default_rng(1)
+    target, coin = random.integers(0, VOCABULARY, TOKENS), random.permutation(TOKENS) % 2 == 0
+    wrong = (target + random.integers(1, VOCABULARY, TOKENS)) % VOCABULARY
+    early, full = (
+        sure_of(np.where(right, target, wrong)).double().log_softmax(-1) for right in (coin, ~coin)
+    )
+    verdict, said, oracle = verdict_of(early, full, torch.from_numpy(target).unsqueeze(1))
+    assert oracle.gain.least_loss.ppl < 0.5 * oracle.attainable.rise_1.ppl
+    assert oracle.attainable.rise_1.flop_saving == pytest.approx(0.6)
+    assert verdict == "no" and "over leaving it to chance" in said, said
 
 
 def test_advice_is_about_the_tuned_exits_where_there_are_any():
@@ -222,8 +356,9 @@ def test_the_command_prints_a_table_and_the_advice_or_json(
     assert result.tokens == 192 and result.advice.sentence
     assert all(
         math.isfinite(bound["flop_saving"])
-        for bounds in result.to_json()["oracle"].values()
-        for bound in bounds.values()
+        for oracles in result.to_json()["oracle"].values()
+        for oracle in oracles.values()
+        for bound in oracle.values()
     )
     text = tmp_path / "text.txt"
     text.write_text("Fellow citizens of the Senate and of the House of Representatives. " * 12)
@@ -245,7 +380,7 @@ def test_the_command_prints_a_table_and_the_advice_or_json(
         == 0
     )
     shown = capsys.readouterr().out
-    assert "break-even" in shown and "an oracle that knows every loss saves" in shown
+    assert "break-even" in shown and "attainable (divergence oracle) is a saving of" in shown
     assert main(["suitability", "--model", str(checkpoint[0])]) == 2
     assert "--model needs --exits-after" in capsys.readouterr().err
 

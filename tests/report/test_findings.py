@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.report.findings import headline, percent, result_table, sentences
+from offramp.report.findings import headline, percent, result_table, sentences, standing
 from offramp.report.inputs import Measurements, read_measurements
 from offramp.results.routing import Promise
 from tests.fixtures.report_run import fabricate
@@ -58,21 +58,34 @@ def test_beats_chance_exactly_when_the_interval_is_above_zero(measured, low, wid
 @pytest.mark.parametrize(
     ("value", "bounds", "expected"),
     [
-        (0.455, [0.431, 0.478], "It recovers 45.5% of the oracle's headroom (95% interval 43.1% to 47.8%)"),
+        (0.823, [0.801, 0.845], "It attains 82.3% of what a signal can (95% interval 80.1% to 84.5%)"),
         (0.03, [-0.01, 0.07], "the interval includes 0"),
-        (-0.12, [-0.2, -0.05], "It recovers none of the oracle's headroom: \u221212.0%"),
-        (None, None, "headroom is undefined: the oracle does no better than random exits"),
+        (-0.12, [-0.2, -0.05], "It attains nothing of what a signal can: \u221212.0%"),
+        (None, None, "What could be attained is undefined: the oracle does no better than random exits"),
     ],
 )
-def test_oracle(measured, value, bounds, expected):
-    assert expected in said(changed(measured, headroom=value, interval={"headroom": bounds}))[2]
+def test_attained(measured, value, bounds, expected):
+    assert expected in said(changed(measured, attained=value, interval={"attained": bounds}))[2]
+
+
+def test_the_oracle_that_knows_the_next_token_is_shown_as_what_it_is(measured):
+    oracles = said(measured)[2]
+    assert "the gain oracle, which knows the next token and no signal reaches: 35.9%" in oracles
+    assert "gain oracle" not in said(changed(measured, headroom=None))[2]
+
+
+def test_the_first_lines_give_floor_signal_and_attainable_ceiling(measured):
+    assert standing(measured.routing) == (
+        "Perplexity with as many early exits, on 76,800 control tokens: 24.28 at random (the floor), 22.75 "
+        "by this signal, 22.43 by the divergence oracle (the attainable ceiling): 82.3% of the way"
+    )
 
 
 @pytest.mark.parametrize(("share", "who"), [(0.0, "No token"), (1.0, "Every token")])
 def test_without_a_choice_nothing_is_claimed(measured, share, who):
     fractions = {"exit_0": share, "exit_1": 0.0, "exit_2": 1 - share}
     _, chance, oracle, _ = said(
-        changed(measured, shallow_ratio=share, exit_fraction=fractions, headroom=None)
+        changed(measured, shallow_ratio=share, exit_fraction=fractions, attained=None)
     )
     assert chance.startswith(f"There is no choice to judge. {who} leaves early at this threshold")
     assert "undefined: one exit takes every token" in oracle
@@ -125,8 +138,9 @@ def test_table_keeps_rows_with_their_tokens(measured):
     assert "288,384 test tokens" in everything.name
     assert [row.name for row in everything.rows] == ["routed", "full depth", "exit 0", "exit 1"]
     assert "76,800 control tokens" in same.name
-    assert [row.name for row in same.rows] == ["this signal", "random exits", "loss oracle", "gain oracle"]
-    routed, random = everything.rows[0].cells, same.rows[1].cells
+    names = ["random exits", "this signal", "loss oracle", "divergence oracle", "gain oracle"]
+    assert [row.name for row in same.rows] == names
+    routed, random = everything.rows[0].cells, same.rows[0].cells
     assert (routed[0].value, routed[0].interval) == ("22.61", "21.74 to 23.52")
     assert (routed[6].value, routed[6].interval) == ("21.6%", "19.0% to 24.1%")
     assert (random[0].value, random[6].value) == ("24.28", "\u2013")
@@ -148,6 +162,10 @@ PROMISE = Promise(
     p_value=0.03,
     test_risk=0.0171,
     test_interval=[0.0162, 0.0180],
+    leavers_risk=0.0140,
+    leavers_interval=[0.0131, 0.0149],
+    propagation_risk=0.0031,
+    propagation_interval=[0.0029, 0.0033],
     kept=True,
 )
 
@@ -171,6 +189,16 @@ def test_a_promise_is_held_against_fresh_text(measured, change, lead):
         "760 held-out sequences taken as independent" in sentence
         and "95% interval 0.0162 to 0.0180" in sentence
     )
+
+
+def test_a_promise_is_about_tokens_that_leave_and_says_what_propagation_adds(measured):
+    (sentence,) = [text for text in said(changed(measured, risk=PROMISE)) if "promise" in text.lower()]
+    assert "with probability 0.95, by tokens that leave, from" in sentence
+    assert "(propagation) comes on top and is not promised" in sentence
+    assert (
+        "0.0171 (95% interval 0.0162 to 0.0180), of which 0.0140 (95% interval 0.0131 to 0.0149) by tokens "
+        "that leave and 0.0031 (95% interval 0.0029 to 0.0033) by propagation."
+    ) in sentence
 
 
 def test_ranking_stands_beside_calibration(measured):

@@ -104,12 +104,14 @@ def test_figures_share_a_page_without_sharing_ids_or_fixed_colours(built):
 def test_whether_to_exit_early_at_all_is_answered_with_a_row_per_exit(built):
     exits, _, page = built
     section = page.html[page.html.index("exit early at all?") : page.html.index("<h2>Figures")]
-    assert "Worth a try: an oracle that knows every loss saves 52% of the FLOPs." in section
+    assert "Worth a try: attainable is a saving of 16% of the FLOPs at 1% more perplexity." in section
     assert (
         section.count('<th scope="row">') == exits
         and section.count("<small>never by the clock</small>") == exits - 1
     )
     assert "50.0% at the perplexity of full depth" in section and "agreement, raw" in section
+    assert "16.0% [14.0%, 18.0%] at 1% more perplexity (random exits 3.2%)" in section
+    assert section.count("<td>27.0%</td>") == 2 * (exits - 1), "raw and tuned, of every early exit"
 
 
 def test_text_reads_as_the_text_with_an_exit_per_token(built):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
+from offramp.exits.risk import MEASURES
 from offramp.results.routing import HeldOutPromise
+from offramp.routing.executor import Work
 from offramp.routing.measures import (
     kept_promise,
     measure_intervals,
@@ -13,6 +18,7 @@ from offramp.routing.measures import (
     reliability_bins,
     routed_measures,
 )
+from offramp.routing.split import CachedSplit, RoutedSplit
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +73,14 @@ def test_intervals_hold_the_values(measures):
 
 @pytest.mark.parametrize("tolerance", [0.0, 1.0])
 def test_a_promise_is_kept_where_the_measured_risk_is_within_its_tolerance(split, tolerance):
-    held_out = HeldOutPromise(
-        measure="disagreement",
+    promise = kept_promise(promised("disagreement", tolerance), split.routed, split.cached, split.settings)
+    assert promise.test_risk == (split.routed.argmax != split.cached.argmax[1]).mean()
+    assert promise.kept == bool(tolerance) and promise.passed == 2
+
+
+def promised(measure: str, tolerance: float) -> HeldOutPromise:
+    return HeldOutPromise(
+        measure=measure,
         tolerance=tolerance,
         delta=0.05,
         sequences=10,
@@ -77,9 +89,59 @@ def test_a_promise_is_kept_where_the_measured_risk_is_within_its_tolerance(split
         held_out_risk=0.1,
         p_value=0.01,
     )
-    promise = kept_promise(held_out, split.routed, split.cached, split.settings)
-    assert promise.test_risk == (split.routed.argmax != split.cached.argmax[1]).mean()
-    assert promise.kept == bool(tolerance) and promise.passed == 2
+
+
+def test_of_two_exits_those_who_leave_add_what_was_cached_and_those_who_stay_the_rest(split):
+    routed, cached = split.routed, split.cached
+    promise = kept_promise(promised("disagreement", 0.2), routed, cached, split.settings)
+    left, differs = routed.exit == 0, routed.argmax != cached.argmax[1]
+    assert promise.leavers_risk == pytest.approx((left & differs).mean())
+    assert promise.propagation_risk == pytest.approx((~left & differs).mean())
+    assert promise.leavers_risk > 0 and promise.propagation_risk > 0
+    low, high = promise.propagation_interval
+    assert low <= promise.propagation_risk <= high
+
+
+@examples(max_examples=40, deadline=None)
+@given(exits=st.integers(2, 4), measure=st.sampled_from(MEASURES), seed=st.integers(0, 10_000))
+def test_the_parts_of_a_risk_add_up_and_an_unchanged_pass_propagates_none(split, exits, measure, seed):
+    generator, tokens = np.random.default_rng(seed), 200
+    cached = CachedSplit(
+        loss=list(generator.exponential(1.0, (exits, tokens)).astype(np.float32)),
+        argmax=list(generator.integers(3, size=(exits, tokens))),
+        divergence=[np.zeros(tokens, np.float32)] * exits,
+        target=generator.integers(3, size=tokens),
+        document=np.arange(tokens) // 25,
+        position=np.arange(tokens) % 25,
+    )
+    taken = generator.integers(exits, size=tokens)
+    loss, argmax = (np.stack(of)[taken, np.arange(tokens)] for of in (cached.loss, cached.argmax))
+
+    def promise(loss, argmax):
+        routed = RoutedSplit(taken, loss, argmax, np.full(tokens, np.nan), Work())
+        return kept_promise(promised(measure, 0.5), routed, cached, split.settings)
+
+    unchanged = promise(loss, argmax)
+    assert unchanged.propagation_risk == 0 and unchanged.propagation_interval is None
+    assert unchanged.leavers_risk == unchanged.test_risk
+    assert unchanged.leavers_interval == unchanged.test_interval
+    touched = generator.random(tokens) < 0.2
+    changed = promise(np.where(touched, loss + 0.5, loss), np.where(touched, (argmax + 1) % 3, argmax))
+    assert changed.leavers_risk == unchanged.leavers_risk
+    assert changed.leavers_risk + changed.propagation_risk == pytest.approx(changed.test_risk)
+    if measure == "nll_increase":
+        assert changed.propagation_risk == pytest.approx(0.5 * touched.mean(), rel=1e-5)
+    assert changed.kept == (changed.test_risk <= 0.5)
+
+
+def test_a_promise_is_not_kept_where_propagation_alone_exceeds_it(split):
+    """Of two exits nobody leaves, and yet others predict otherwise: a constructed worst case."""
+    routed, cached = split.routed, split.cached
+    moved = RoutedSplit(
+        np.ones_like(routed.exit), routed.loss, 1 + cached.argmax[1], routed.confidence, routed.work
+    )
+    promise = kept_promise(promised("disagreement", 0.5), moved, cached, split.settings)
+    assert (promise.leavers_risk, promise.propagation_risk, promise.kept) == (0, 1, False)
 
 
 def test_reliability_counts_every_token_that_arrived(split):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -40,6 +41,8 @@ from tests.routing.test_decoder import check_pieces_equal_one_pass
 from tests.routing.test_executor import check_ragged_equals_alone
 
 CPU = torch.device("cpu")
+EVEN = [[1.0, 1.0], [1.0]]
+"""Slopes of benefits that are gains as they are, of three exits."""
 
 
 @pytest.fixture(scope="module")
@@ -159,13 +162,64 @@ def test_signals_that_need_no_vocabulary_never_touch_the_head_and_others_read_th
     assert counted.rows == asked == sum(work.readouts)
 
 
+def with_slopes(exits: Exits, slopes: list[list[float]]) -> Exits:
+    """The same exits, as if calibration text had shown these slopes."""
+    changed = copy.copy(exits)
+    changed.config = exits.config | {"gain_slopes": [[{"slope": slope} for slope in row] for row in slopes]}
+    return changed
+
+
+@pytest.mark.parametrize("price", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("slopes", [[[1.25, 1.25], [1.25]], [[0.5, 2.0], [3.0]], [[-1.0, 0.7], [-2.0]]])
+def test_a_token_goes_on_exactly_where_a_rescaled_gain_is_worth_its_price(routed, price, slopes):
+    """Token by token, exit by exit; a slope below 0 means that nothing is to be gained."""
+    model, windows, _, exits, _ = routed
+    costs = exit_costs(model, 32, True, 100)
+    seen = []
+
+    class Watching(PricePolicy):
+        def judge(self, arrivals, columns):
+            leaves, confidence = super().judge(arrivals, columns)
+            inputs = self.scorer.classifier_inputs(arrivals.states, columns)
+            seen.append((arrivals.exit, self.scorer.classifiers[arrivals.exit].costs(inputs), leaves))
+            return leaves, confidence
+
+    policy = Watching(model, Scorer(with_slopes(exits, slopes), "learned", CPU), price, costs)
+    Executor(model).run(*windows.batch(torch.arange(len(windows))), policy)
+    assert seen[0][0] == 0 and len(seen[0][1]) == len(windows) * 32
+    for exit, benefits, leaves in seen:
+        for row, left in zip(benefits.tolist(), leaves.tolist()):
+            gains = [np.float32(max(slope, 0)) * np.float32(b) for slope, b in zip(slopes[exit], row)]
+            ahead = [np.float32(price) * np.float32(cost - costs[exit]) for cost in costs[exit + 1 :]]
+            margins = [float(gain - bar) for gain, bar in zip(gains, ahead)]
+            if min(map(abs, margins)) > 1e-6 or price == 0:  # elsewhere the last digit decides
+                assert left == (max(margins) <= 0)
+    if price == 0.3 and min(slopes[0]) > 0:
+        assert 0 < float(seen[0][2].float().mean()) < 1  # so the rule has something to tell apart
+
+
+def test_a_price_weighs_gains_that_the_exits_of_the_artifact_make_of_benefits(routed):
+    *_, exits, fitted = routed
+    for exit in range(2):
+        assert exits.gain_slopes(exit) == [slope.slope for slope in fitted.exits[exit].gain_slopes.values()]
+        assert len(exits.gain_slopes(exit)) == 2 - exit
+
+
+def test_exits_that_do_not_say_what_benefits_are_worth_are_no_use_for_a_price(routed):
+    model, _, _, exits, _ = routed
+    silent = copy.copy(exits)
+    silent.config = {name: value for name, value in exits.config.items() if name != "gain_slopes"}
+    with pytest.raises(UserError, match="how predicted benefits become gains; run `dvc repro train_exits`"):
+        PricePolicy(model, Scorer(silent, "learned", CPU), 0.1, [0.3, 0.6, 1.0])
+
+
 def test_a_higher_price_never_sends_a_token_deeper_and_the_extremes_are_all_or_nothing(routed):
     model, windows, _, exits, _ = routed
     costs = exit_costs(model, 32, True, 100)
     tokens, targets = windows.batch(torch.arange(6))
     found = []
     for price in (0.0, 0.5, 2.0, 1e9):
-        policy = PricePolicy(model, Scorer(exits, "learned", CPU), price, costs)
+        policy = PricePolicy(model, Scorer(with_slopes(exits, EVEN), "learned", CPU), price, costs)
         found.append(Executor(model).run(tokens, targets, policy).exit)
     assert all((low[found[0] == 0] == 0).all() for low in found)
     first = [float((exit == 0).float().mean()) for exit in found]
@@ -181,7 +235,7 @@ def test_a_price_asks_for_a_classifier_of_a_benefit(routed):
 def test_a_price_asks_each_classifier_once_and_counts_what_it_took(routed):
     model, windows, _, exits, _ = routed
     tokens, targets = windows.batch(torch.arange(6))
-    scorer, work, asked = Scorer(exits, "learned", CPU), Work(), []
+    scorer, work, asked = Scorer(with_slopes(exits, EVEN), "learned", CPU), Work(), []
     for classifier in scorer.classifiers:
         classifier.layers[0].register_forward_hook(lambda _, inputs, out: asked.append(len(inputs[0])))
     policy = PricePolicy(model, scorer, 0.2, exit_costs(model, 32, scorer.reads_out, scorer.flops_per_token))

@@ -20,7 +20,7 @@ def curve(split):
 def test_fixed_depths_come_first_then_every_fraction_with_all_who_choose(curve):
     names = [FIXED] * 2 + ["learned", "max_prob", *CONTROLS] * 2
     assert [point.signal for point in curve] == names
-    assert [point.fraction for point in curve] == [1.0, 0.0] + [0.3] * 5 + [0.7] * 5
+    assert [point.fraction for point in curve] == [1.0, 0.0] + [0.3] * 6 + [0.7] * 6
 
 
 def test_the_fraction_asked_for_leaves_whoever_chooses(curve):
@@ -28,11 +28,20 @@ def test_the_fraction_asked_for_leaves_whoever_chooses(curve):
         assert point.shallow_ratio == pytest.approx(point.fraction, abs=2e-3)
 
 
-def test_headroom_is_0_of_random_exits_and_1_of_the_gain_oracle(curve):
+def test_random_exits_are_at_0_and_an_oracle_at_1_of_its_own_scale(curve):
     for point in curve:
-        expected = {"random": 0.0, "gain_oracle": 1.0}.get(point.signal)
-        assert expected is None or point.headroom == expected
-        assert (point.headroom is None) == (point.signal == FIXED)
+        headroom = {"random": 0.0, "gain_oracle": 1.0}.get(point.signal)
+        attained = {"random": 0.0, "divergence_oracle": 1.0}.get(point.signal)
+        assert headroom is None or point.headroom == headroom
+        assert attained is None or point.attained == attained
+        assert (point.headroom is None) == (point.attained is None) == (point.signal == FIXED)
+
+
+def test_attained_has_an_interval_and_says_on_how_many_tokens_it_stands(split, curve):
+    for point in curve:
+        assert point.tokens == 12 * split.windows.window
+        if point.signal in ("learned", "max_prob", "loss_oracle"):
+            assert point.attained_low <= point.attained <= point.attained_high
 
 
 def test_signals_alone_have_a_threshold_and_pay_for_asking(curve):

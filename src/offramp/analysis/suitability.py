@@ -2,10 +2,11 @@
 
 Everything is measured before any exit classifier is trained. Per exit: ``agreement`` (share of tokens whose
 argmax is that of full depth) and NLL, read out raw (the last exit's norm and head on the earlier state: logit
-lens) and tuned (the exit's own readout, where training gave it one). Oracles that know every loss and
-prediction bound what any signal can save (``analysis.oracle``); break-even is the share of tokens that must
-leave at an exit before asking pays (``routing.break_even``); ``state_propagation`` is what it costs the
-others when some have left (``routing.propagation``). ``analysis.advice`` says in a sentence what follows.
+lens) and tuned (the exit's own readout, where training gave it one). ``analysis.oracle`` says what is
+attainable by one who knows what depth would change, beside what one would save who knows the next token;
+break-even is the share of tokens that must leave at an exit before asking pays (``routing.break_even``);
+``state_propagation`` is what it costs the others when some have left (``routing.propagation``).
+``analysis.advice`` says in a sentence what follows.
 
 Shapes: K exits, N tokens.
 """
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.analysis.advice import advise
-from offramp.analysis.oracle import bounds
+from offramp.analysis.oracle import bounds, can_leave
 from offramp.artifacts.artifact import Artifact
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.checkpoints.configuration import read_config
@@ -42,7 +43,7 @@ from offramp.routing.propagation import propagation_cost
 from offramp.routing.split import spread_windows, token_rows
 from offramp.routing.timing import machine
 from offramp.states.resampling import GroupSums, interval
-from offramp.states.statistics import Readout, predictions
+from offramp.states.statistics import Readout, token_statistics
 from offramp.states.store import States
 from offramp.vocabulary import LOOKS_AT, RAW, TUNED
 
@@ -52,10 +53,12 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Readings:
-    """What every exit says of the same tokens, as if none had left: loss in nats and argmax, (K, N) each."""
+    """What every exit says of the same tokens, as if none had left: (K, N) each, in nats but for argmax."""
 
     loss: np.ndarray
     argmax: np.ndarray
+    divergence: np.ndarray
+    """KL(full || exit): 0 at full depth."""
     sequence: np.ndarray
     """(N,)"""
 
@@ -167,7 +170,8 @@ def assess(subject: Subject) -> Suitability:
         for exit, cost in enumerate(costs)
     ]
     oracle = {
-        name: bounds(readings.loss, readings.argmax, costs) for name, readings in subject.readings.items()
+        name: bounds(readings.loss, readings.argmax, readings.divergence, costs, readings.sequence, DRAWS)
+        for name, readings in subject.readings.items()
     }
     state_propagation = propagation_cost(model, batches, DRAWS, subject.precision)
     sequence = next(iter(subject.readings.values())).sequence
@@ -206,19 +210,13 @@ def read_raw(
     model: Blockwise, tokens: Tensor, targets: Tensor, device: torch.device, batch_size: int = 16
 ) -> Readings:
     """Every exit read out through the last one's norm and head, over windows (S, T)."""
-    last = model.config.num_blocks - 1
-    readout = Readout(model.readout_matrix(last))
-    of_exits: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(last + 1)]
+    readout = Readout(model.readout_matrix(model.config.num_blocks - 1))
+    parts = []
     for rows in torch.arange(len(tokens)).split(batch_size):
-        wanted = targets[rows].flatten().to(device)
-        for exit, states in enumerate(model(tokens[rows].to(device))):
-            loss, argmax, *_ = predictions(model.readout_input(last, states.flatten(0, 1)), readout, wanted)
-            of_exits[exit].append((loss, argmax))
-    losses, argmaxes = (
-        np.stack([torch.cat([part[place] for part in parts]).cpu().numpy() for parts in of_exits])
-        for place in (0, 1)
-    )
-    return Readings(losses, argmaxes, np.repeat(np.arange(len(tokens)), tokens.shape[1]))
+        hidden = [states.flatten(0, 1) for states in model(tokens[rows].to(device))]
+        parts.append(_lens(model, hidden, readout, targets[rows].flatten().to(device)))
+    loss, argmax, divergence = (np.concatenate(of_parts, axis=1) for of_parts in zip(*parts))
+    return Readings(loss, argmax, divergence, np.repeat(np.arange(len(tokens)), tokens.shape[1]))
 
 
 def _read_cached(states: States, model: Blockwise, rows: np.ndarray, trained: bool) -> dict[str, Readings]:
@@ -227,6 +225,7 @@ def _read_cached(states: States, model: Blockwise, rows: np.ndarray, trained: bo
     stored = Readings(
         loss=np.stack([states.column(f"loss_{exit}")[rows] for exit in exits]),
         argmax=np.stack([states.column(f"argmax_{exit}")[rows] for exit in exits]),
+        divergence=np.stack([states.divergence(exit)[rows] for exit in exits]),
         sequence=states.column("sequence")[rows],
     )
     if not trained:
@@ -238,15 +237,38 @@ def _read_cached(states: States, model: Blockwise, rows: np.ndarray, trained: bo
 
 @torch.no_grad()
 def _cached_lens(states: States, model: Blockwise, rows: np.ndarray, stored: Readings) -> Readings:
-    """The stored states of the tokens in ``rows``, read out through the last exit's norm and head."""
-    last, loss, argmax = states.num_exits - 1, stored.loss.copy(), stored.argmax.copy()
-    matrix = model.readout_matrix(last)
-    readout = Readout(matrix)
+    """The stored states of the tokens in ``rows``, read out through the last exit's norm and head.
+
+    One shard of all exits is in memory at a time. Full depth is as it was stored.
+    """
+    matrix = model.readout_matrix(states.num_exits - 1)
+    readout, parts, start, read = Readout(matrix), [], 0, 0
     targets = torch.from_numpy(states.column("target")[rows]).long().to(matrix.device)
-    for exit in range(last):
-        inputs = model.readout_input(last, states.hidden(exit, rows).to(matrix.device))
-        loss[exit], argmax[exit] = (part.cpu().numpy() for part in predictions(inputs, readout, targets)[:2])
-    return Readings(loss, argmax, stored.sequence)
+    for shards in zip(*(states.hidden_shards(exit) for exit in range(states.num_exits))):
+        keep = torch.from_numpy(rows[start : start + len(shards[0])])
+        start, count = start + len(keep), int(keep.sum())
+        if count:
+            hidden = [shard[keep].float().to(matrix.device) for shard in shards]
+            parts.append(_lens(model, hidden, readout, targets[read : read + count]))
+            read += count
+    loss, argmax, divergence = (np.concatenate(of_parts, axis=1) for of_parts in zip(*parts))
+    loss[-1], argmax[-1] = stored.loss[-1], stored.argmax[-1]
+    return Readings(loss, argmax, divergence, stored.sequence)
+
+
+def _lens(
+    model: Blockwise, hidden: list[Tensor], readout: Readout, targets: Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Loss, argmax and divergence (K, N) of all exits' states (N, D), read out as the last exit's are."""
+    last = len(hidden) - 1
+    inputs = [model.readout_input(last, states) for states in hidden]
+    read = token_statistics(inputs, [readout] * len(hidden), targets)
+    read[last]["divergence"] = torch.zeros_like(read[last]["loss"])
+    loss, argmax, divergence = (
+        torch.stack([of_exit[name] for of_exit in read]).cpu().numpy()
+        for name in ("loss", "argmax", "divergence")
+    )
+    return loss, argmax, divergence
 
 
 def _trained(model: Blockwise, lm: Artifact) -> bool:
@@ -278,12 +300,15 @@ def _quality(readings: Readings) -> list[ReadoutQuality]:
     def mean(name: str, exit: int) -> float:
         return float(values[name, exit].mean(dtype=np.float64))
 
+    *early, full = readings.loss
+    leaving = [can_leave(readings.divergence[exit], loss, full) for exit, loss in enumerate(early)]
     return [
         ReadoutQuality(
             agreement=mean("agreement", exit),
             agreement_interval=interval(draws["agreement", exit]),
             nll=mean("nll", exit),
             nll_interval=interval(draws["nll", exit]),
+            **({"can_leave": leaving[exit]} if exit < len(leaving) else {}),
         )
         for exit in range(len(agrees))
     ]

@@ -1,5 +1,7 @@
 """Calibration: from a signal to the probability that the exit agrees with full depth, and how true that is.
 
+And from a predicted benefit to the gain in nats that going on brings.
+
 Shapes: N tokens, P knots of a calibrator.
 """
 
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.states.resampling import group_draws
+from offramp.states.resampling import GroupSums, group_draws, interval
 
 EDGE = 1e-3
 """How much confidence rises beyond the outermost bins: little, but enough to keep the ranking."""
@@ -101,6 +103,29 @@ def _isotonic(raw: np.ndarray, agrees: np.ndarray, bins: int = 50) -> Calibrator
     ]
     values = [values[0] - EDGE, *values, values[-1] + EDGE]
     return Calibrator(torch.tensor(knots, dtype=torch.float64), torch.tensor(values, dtype=torch.float64))
+
+
+def gain_slope(
+    predicted: np.ndarray, gain: np.ndarray, documents: np.ndarray, draws: int, seed: int
+) -> tuple[float, list[float] | None]:
+    """The slope of the true ``gain`` (N,) on ``predicted`` benefits (N,), in nats, and its 95 % interval.
+
+    The line goes through the origin and has least squares: of all multiples of the prediction it is the one
+    nearest to the gain. Predictions are what a policy weighs, so the slope is on them: one on the true
+    divergence would leave out what is wrong with the prediction of it. Of a predicted gain it is 1 if the
+    classifier does not exaggerate; of a predicted divergence it is above 1 where full depth changes the
+    exit's prediction by less than the text bears out, and below 1 where by more. Where nothing is predicted
+    there is nothing to multiply, and the slope is 1. The interval resamples ``documents`` (N,) ``draws``
+    times.
+    """
+    predicted, gain = predicted.astype(np.float64), gain.astype(np.float64)
+    products = {"both": predicted * gain, "square": predicted**2}
+    if not products["square"].any():
+        return 1.0, None
+    resampled = GroupSums(documents, products).resample(draws, seed)
+    slope = products["both"].sum() / products["square"].sum()
+    with np.errstate(invalid="ignore"):  # resamples of documents of which nothing is predicted
+        return float(slope), interval(resampled["both"] / resampled["square"])
 
 
 def reliability(confidence: np.ndarray, agrees: np.ndarray, bins: int = 15) -> list[dict[str, float]]:

@@ -56,15 +56,10 @@ def label(states: States, exit: int, name: str, easy_loss: float) -> np.ndarray:
     elif name == "gain":
         columns = [states.column(f"loss_{exit}") - states.column(f"loss_{deeper}") for deeper in later]
     else:
-        columns = [_divergence(states, exit) - _divergence(states, deeper) for deeper in later]
+        columns = [states.divergence(exit) - states.divergence(deeper) for deeper in later]
     return np.stack(columns, axis=1).astype(np.float32)
 
 
 def agreement(states: States, exit: int) -> np.ndarray:
     """Whether the exit predicts what full depth predicts, bool (num_tokens,)."""
     return states.column(f"argmax_{exit}") == states.column(f"argmax_{states.num_exits - 1}")
-
-
-def _divergence(states: States, exit: int) -> np.ndarray:
-    last = states.num_exits - 1
-    return states.column(f"divergence_{exit}") if exit < last else np.zeros(states.num_tokens, np.float32)

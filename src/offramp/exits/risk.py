@@ -10,6 +10,9 @@ Tokens of a sequence may depend on each other in any way; they enter as one numb
 risk is the mean of that number over sequences, each counting once, whatever its length. Two sequences cut
 from one document are not quite independent: the promise is as good as this assumption.
 
+What is promised: the risk that tokens add which leave. What they do to the tokens after them, which find
+propagated keys and values in their place, is no part of it (``routing.thresholds``).
+
 Shapes: K exits, N tokens, S sequences.
 """
 

@@ -42,6 +42,18 @@ class Exits:
             )
         return Calibrator(self._tensors[f"knots_{exit}.{signal}"], self._tensors[f"values_{exit}.{signal}"])
 
+    def gain_slopes(self, exit: int) -> list[float]:
+        """By what to multiply the benefits that the classifier of an exit predicts, full depth last.
+
+        See ``exits.calibration.gain_slope``. UserError where there are none.
+        """
+        if "gain_slopes" not in self.config:
+            raise UserError(
+                f"{self.artifact.path} does not say how predicted benefits become gains; run "
+                "`dvc repro train_exits` with exits.label gain or divergence"
+            )
+        return [slope["slope"] for slope in self.config["gain_slopes"][exit]]
+
     def held_out(self, signal: str, part: str, keep_first: int = 0) -> dict[str, np.ndarray]:
         """What is known of calibration tokens that no classifier was fitted on, as if none had left before.
 

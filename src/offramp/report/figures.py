@@ -93,7 +93,9 @@ def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
             "curve_shallow_ratio",
             "Perplexity by share of early exits",
             "Lines differ in which tokens leave: at every exit, the same share by each signal's ranking; on "
-            f"{controls}. Diamonds are fixed depths, the ring is the threshold of this run.",
+            f"{controls}. Random exits are the floor, the divergence oracle is the ceiling that can be "
+            "attained; the gain oracle knows the next token. Diamonds are fixed depths, the ring is the "
+            "threshold of this run.",
             lambda axes: plots.threshold_curve(
                 axes,
                 measured,

@@ -12,7 +12,7 @@ from offramp.report.inputs import Measurements
 from offramp.report.theme import exit_name
 from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing
 from offramp.results.shape import Interval
-from offramp.vocabulary import CONTROLS
+from offramp.vocabulary import CONTROLS, RANDOM
 
 AGREE = 0.05
 """Savings within five points of one another are said to agree."""
@@ -81,18 +81,19 @@ def result_table(measured: Measurements) -> list[Group]:
         everything.rows.append(Row(exit_name(index, exits), "everything leaves here", _cells(depth)))
     same = Group(f"{routing.control_tokens:,} control tokens, equal exit fractions")
     signal = _cells(routing.controls.signal)
-    same.rows.append(Row("this signal", "same thresholds as routed", signal, strong=True))
     for name, control in CONTROLS.items():
         same.rows.append(Row(control.label, control.note, _cells(routing.controls.named(name))))
+        if name == RANDOM:  # between the floor and the ceilings
+            same.rows.append(Row("this signal", "same thresholds as routed", signal, strong=True))
     return [everything, same]
 
 
 def sentences(measured: Measurements) -> list[Sentence]:
-    """Quality, chance, oracle and savings, each stated as its numbers have it."""
+    """Quality, chance, oracles and savings, each stated as its numbers have it."""
     return [
         _quality(measured),
         _against_chance(measured.routing),
-        _against_oracle(measured.routing),
+        _against_oracles(measured.routing),
         *_ranking(measured.routing),
         *_promise(measured.routing),
         _savings(measured),
@@ -107,6 +108,18 @@ def headline(measured: Measurements) -> str:
         f"{percent(routing.shallow_ratio)} of tokens leave early: perplexity "
         f"{perplexity(routing.controls.full.ppl)} at full depth, {perplexity(routing.ppl)} routed, "
         f"{percent(routing.flop_saving)} of FLOPs saved, {time}"
+    )
+
+
+def standing(routing: Routing) -> str:
+    """Where the signal stands between floor and attainable ceiling, in one line, for the top of the page."""
+    controls = routing.controls
+    low, signal, high = (row.ppl for row in (controls.random, controls.signal, controls.divergence_oracle))
+    attained = "" if routing.attained is None else f": {percent(routing.attained)} of the way"
+    return (
+        f"Perplexity with as many early exits, on {routing.control_tokens:,} control tokens: "
+        f"{perplexity(low)} at random (the floor), {perplexity(signal)} by this signal, {perplexity(high)} "
+        f"by the divergence oracle (the attainable ceiling){attained}"
     )
 
 
@@ -148,19 +161,26 @@ def _against_chance(routing: Routing) -> Sentence:
     return Sentence("The signal is not shown to beat random exits:", f"{numbers}, which includes 0.")
 
 
-def _against_oracle(routing: Routing) -> Sentence:
-    value, bounds = routing.headroom, routing.interval.headroom
+def _against_oracles(routing: Routing) -> Sentence:
+    value, bounds = routing.attained, routing.interval.attained
     if value is None:
         alike = _nothing_to_choose(routing)
         why = "one exit takes every token" if alike else "the oracle does no better than random exits here"
-        return Sentence("The oracle's headroom is undefined:", f"{why}.")
-    scale = "0 is random exits and 100% the gain oracle, at the same exit fractions"
+        return Sentence("What could be attained is undefined:", f"{why}.")
+    scale = (
+        "0 is random exits and 100% the divergence oracle, which knows how far full depth's prediction is "
+        "from the exit's but not the next token, at the same exit fractions"
+    )
+    knows = ""
+    if routing.headroom is not None:
+        share = f"{percent(routing.headroom)}{_interval(routing.interval.headroom, percent)}"
+        knows = f" Of the way to the gain oracle, which knows the next token and no signal reaches: {share}."
     if value <= 0:
         rest = f"{percent(value)}{_interval(bounds, percent)}, where {scale}."
-        return Sentence("It recovers none of the oracle's headroom:", rest)
+        return Sentence("It attains nothing of what a signal can:", f"{rest}{knows}")
     doubt = "; the interval includes 0" if bounds and bounds[0] <= 0 else ""
-    lead = f"It recovers {percent(value)} of the oracle's headroom{_interval(bounds, percent)}:"
-    return Sentence(lead, f"{scale}{doubt}.")
+    lead = f"It attains {percent(value)} of what a signal can{_interval(bounds, percent)}:"
+    return Sentence(lead, f"{scale}{doubt}.{knows}")
 
 
 def _ranking(routing: Routing) -> list[Sentence]:
@@ -184,10 +204,13 @@ def _promise(routing: Routing) -> list[Sentence]:
     if not risk.passed:
         lead = "No threshold could be promised, so nothing leaves."
     rest = (
-        f"Promised: {name} at most {risk.tolerance:g} with probability {1 - risk.delta:g}, from "
-        f"{risk.sequences:,} held-out sequences taken as independent ({risk.passed} of {risk.tested} "
-        "candidates passed). Measured on the test split: "
-        f"{risk.test_risk:.4f}{_interval(risk.test_interval, nats)}."
+        f"Promised: {name} at most {risk.tolerance:g} with probability {1 - risk.delta:g}, by tokens that "
+        f"leave, from {risk.sequences:,} held-out sequences taken as independent ({risk.passed} of "
+        f"{risk.tested} candidates passed). What tokens that go on find in place of them (propagation) comes "
+        "on top and is not promised. Measured on the test split: "
+        f"{nats(risk.test_risk)}{_interval(risk.test_interval, nats)}, of which "
+        f"{nats(risk.leavers_risk)}{_interval(risk.leavers_interval, nats)} by tokens that leave and "
+        f"{nats(risk.propagation_risk)}{_interval(risk.propagation_interval, nats)} by propagation."
     )
     return [Sentence(lead, rest)]
 

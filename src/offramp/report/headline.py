@@ -11,9 +11,12 @@ from rich.table import Table
 
 from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing, Timing
 from offramp.results.shape import Interval
-from offramp.vocabulary import CONTROLS
+from offramp.vocabulary import CONTROLS, DIVERGENCE_ORACLE, RANDOM
 
 COLUMNS = ("ppl", "accuracy", "early", "layers saved", "FLOPs saved", "time saved")
+
+CEILINGS = {RANDOM: "the floor", DIVERGENCE_ORACLE: "attainable"}
+"""What two of the controls are, in the narrow first column."""
 
 
 def headline_table(root: Path) -> Table | None:
@@ -33,9 +36,11 @@ def headline_table(root: Path) -> Table | None:
     table.add_row(signal, *routed, style="bold")
     table.add_row()
     table.add_row(f"[dim]equal shares, {routing.control_tokens:,} tokens:")
-    table.add_row(signal, *_cells(controls.signal), style="bold")
     for name, control in CONTROLS.items():
-        table.add_row(control.label, *_cells(controls.named(name)))
+        note = f" ({CEILINGS[name]})" if name in CEILINGS else ""
+        table.add_row(f"{control.label}{note}", *_cells(controls.named(name)))
+        if name == RANDOM:  # between the floor and the ceilings
+            table.add_row(signal, *_cells(controls.signal), style="bold")
     return table
 
 
@@ -44,15 +49,22 @@ def headline_sentence(root: Path) -> str | None:
     routing = Routing.read_if_there(root)
     if routing is None:
         return None
-    # undefined where chance and oracle tie, for instance if no token or every token leaves
-    headroom = "undefined" if routing.headroom is None else f"{routing.headroom:.2f}"
     increase = routing.ppl / routing.controls.full.ppl - 1
     saving = routing.flop_saving
     flops = f"{abs(saving):.0%} {'fewer' if saving >= 0 else 'more'} FLOPs"
     return (
         f"{routing.shallow_ratio:.0%} of the tokens leave early: {flops} than full depth for {increase:+.1%} "
-        f"perplexity; headroom {headroom} (0: no better than random exits, 1: the gain oracle)."
+        f"perplexity. Attained {_share(routing.attained, routing.interval.attained)} of what a signal can: 0 "
+        "is random exits, 1 the divergence oracle. Headroom "
+        f"{_share(routing.headroom, routing.interval.headroom)}: 1 would be the gain oracle, which knows the "
+        "next token."
     )
+
+
+def _share(value: float | None, bounds: Interval | None) -> str:
+    if value is None:  # where floor and ceiling tie, for instance if no token or every token leaves
+        return "undefined"
+    return f"{value:.2f}" + (" [{:.2f}, {:.2f}]".format(*bounds) if bounds else "")
 
 
 def print_headline(root: Path) -> None:

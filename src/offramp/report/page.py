@@ -14,7 +14,7 @@ from typing import Any
 from offramp.corpus.tokenizer import open_tokenizer
 from offramp.report import suitability
 from offramp.report.figures import Figure, draw_figures
-from offramp.report.findings import COLUMNS, headline, percent, result_table, sentences
+from offramp.report.findings import COLUMNS, headline, percent, result_table, sentences, standing
 from offramp.report.html import inline, page_of
 from offramp.report.inputs import Measurements, read_measurements
 from offramp.report.text import Passage, passages
@@ -79,6 +79,7 @@ def _render(
         exits,
         colours,
         headline=headline(measured),
+        standing=standing(measured.routing),
         facts=_facts(measured, settings),
         columns=list(COLUMNS),
         groups=result_table(measured),
@@ -111,7 +112,9 @@ def _thresholds(measured: Measurements, given: Any) -> str:
     routing = measured.routing
     if given == "price":
         worth = f"{routing.price:g} nats per full-depth pass"
-        return f"price: a token goes on while its predicted gain is worth {worth}"
+        return (
+            f"price: a token goes on while its predicted gain, rescaled on calibration text, is worth {worth}"
+        )
     chosen = (f"{value:.3g} at exit {exit}" for exit, value in enumerate(by_exit(routing.threshold)))
     values = ", ".join(chosen) or "none, the only exit is full depth"
     if not isinstance(given, str):

@@ -11,13 +11,18 @@ from offramp.report.inputs import Measurements
 from offramp.report.theme import ACCENT, INK, MUTED, PAPER, SIGNALS, exit_colours, exit_name
 from offramp.results.pretraining import LearningCurve
 from offramp.results.routing import CurvePoint
-from offramp.vocabulary import CONTROLS, FIXED, GAIN_ORACLE, LOSS_ORACLE, RANDOM
+from offramp.vocabulary import CONTROLS, DIVERGENCE_ORACLE, FIXED, GAIN_ORACLE, LOSS_ORACLE, RANDOM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-DASHES = {RANDOM: (0, (4, 2)), GAIN_ORACLE: (0, (1, 1.4)), LOSS_ORACLE: (0, (5, 1.5, 1, 1.5))}
+DASHES = {
+    RANDOM: (0, (4, 2)),
+    LOSS_ORACLE: (0, (5, 1.5, 1, 1.5)),
+    DIVERGENCE_ORACLE: (0, (8, 1.5)),
+    GAIN_ORACLE: (0, (1, 1.4)),
+}
 """Controls of the threshold curve and their dashes; all are grey, for they are not choices."""
 
 Key = TypeVar("Key", bound=Hashable)

@@ -8,12 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from offramp.analysis.advice import percent
-from offramp.analysis.oracle import BOUNDS
 from offramp.analysis.rank_pass import SIGNALS
 from offramp.results.shape import Interval
-from offramp.results.suitability import Suitability
-from offramp.vocabulary import LOOKS_AT
 
 MEASURES = {
     "pearson": "Pearson",
@@ -25,41 +21,6 @@ MEASURES = {
     "aurc": "AURC",
 }
 """Columns of the separation table: a measure, and how it is headed."""
-
-
-def suitability_table(result: Suitability) -> Table:
-    """What ``analysis.suitability`` measured, for a person to read; intervals below the values."""
-    kinds, timing = list(result.oracle), result.timing
-    bounds = "; ".join(
-        " / ".join(percent(getattr(result.oracle[kind], name).flop_saving) for kind in kinds) + f" {kept}"
-        for name, kept in BOUNDS.items()
-    )
-    out = Table(
-        title=f"{result.model}: {result.tokens:,} tokens in {result.sequences:,} windows of {result.window}",
-        caption=f"FLOPs saved by an oracle ({' / '.join(kinds)}): {bounds}.\n"
-        "Raw: the last readout on the earlier state; tuned: the exit's own. Below: 95 % over windows.\n"
-        "Break-even: share of tokens that must leave before asking pays, in FLOPs / by the clock, for a "
-        "signal of the state and one of the readout;\n"
-        f"{timing.rounds} batches of {timing.tokens} tokens in turn on {timing.machine}.",
-    )
-    headings = (
-        "exit",
-        "after layer",
-        "FLOPs saved",
-        *(f"{name} {kind}" for name in ("agreement", "NLL") for kind in kinds),
-        "break-even state",
-        "break-even readout",
-    )
-    for heading in headings:
-        out.add_column(heading, justify="right")
-    for row in result.rows:
-        readouts = [row.readouts[kind] for kind in kinds]
-        cells = [_cell(readout.agreement, readout.agreement_interval) for readout in readouts]
-        cells += [_cell(readout.nll, readout.nll_interval) for readout in readouts]
-        if row.break_even:
-            cells += [f"{_share(row.flops(kind))} / {_share(row.seconds(kind))}" for kind in LOOKS_AT]
-        out.add_row(str(row.exit), str(row.layers), percent(row.flop_saving), *cells)
-    return out
 
 
 def separation_table(result: dict[str, Any]) -> Table:
@@ -113,10 +74,6 @@ def low_rank_table(rows: Sequence[dict[str, Any]]) -> Table:
             row["variant"], str(row["rank"]), *(f"{row[key]:.3f}" for key in shown.values()), end_section=last
         )
     return out
-
-
-def _share(value: float | None) -> str:
-    return "never" if value is None else percent(value)
 
 
 def _cell(value: float | None, bounds: Interval | None) -> str:

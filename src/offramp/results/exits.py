@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict
 
-from offramp.results.shape import MetricsFile, Record, TableRow, by_exit
+from offramp.results.shape import Interval, MetricsFile, Record, TableRow, by_exit
 
 
 class Classification(Record):
@@ -44,6 +44,16 @@ class SignalQuality(Record):
     spearman_loss: float | None
 
 
+class GainSlope(Record):
+    """Nats of true gain per nat of predicted benefit; see ``offramp.exits.calibration.gain_slope``."""
+
+    slope: float
+    interval: Interval | None
+    """95 %, bootstrap over documents."""
+    tokens: int
+    documents: int
+
+
 class FittedExit(Record):
     """The classifier and the signals of one exit on the tokens that calibrated them."""
 
@@ -51,6 +61,8 @@ class FittedExit(Record):
     signals: dict[str, SignalQuality]
     agreement: float
     majority_baseline: float
+    gain_slopes: dict[str, GainSlope] | None = None
+    """Of classifiers of a benefit, by the key of the exit gone on to."""
 
 
 class FittedExits(MetricsFile):

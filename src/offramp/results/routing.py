@@ -28,7 +28,8 @@ class FixedDepth(Quality):
 class Controls(Record):
     """What routing is held against, on the same tokens.
 
-    Fixed depths are measured on all tokens, the others on control tokens at the signal's exit shares.
+    Fixed depths are measured on all tokens, the others on control tokens at the signal's exit shares; random
+    exits are an expectation over draws.
     The keys ``exit_0`` and so on are the fixed depths but the last, which is ``full``.
     """
 
@@ -39,6 +40,7 @@ class Controls(Record):
     signal: Quality
     random: Quality
     loss_oracle: Quality
+    divergence_oracle: Quality
     gain_oracle: Quality
 
     def named(self, name: str) -> Quality:
@@ -60,10 +62,15 @@ class Intervals(Record):
     ece: Interval | None
     random_minus_signal_nll: Interval | None
     headroom: Interval | None
+    attained: Interval | None
 
 
 class HeldOutPromise(Record):
-    """A promised risk, and the evidence for it on held-out calibration text."""
+    """A promised risk, and the evidence for it on held-out calibration text.
+
+    What is promised, as what ``held_out_risk`` measures, is the risk that tokens add which leave. What others
+    find in place of them comes on top (``Promise.propagation_risk``).
+    """
 
     measure: str
     tolerance: float
@@ -76,11 +83,26 @@ class HeldOutPromise(Record):
 
 
 class Promise(HeldOutPromise):
-    """The same, and how the risk came out on the test split."""
+    """The same, and how the risk came out on the test split, in two parts that add up.
+
+    Intervals are 95 %, bootstrap over documents.
+    """
 
     test_risk: float
+    """Of all tokens as they were routed."""
     test_interval: Interval | None
+    leavers_risk: float
+    """What is promised of it: the risk of the exits taken, as if none had left before."""
+    leavers_interval: Interval | None
+    propagation_risk: float
+    """The rest, which is not promised.
+
+    Tokens that go on find something else in place of those that left (``routing.kv``), and so are predicted
+    otherwise, at full depth or where they leave later.
+    """
+    propagation_interval: Interval | None
     kept: bool
+    """Whether ``test_risk``, both parts, is within the tolerance."""
 
 
 class RoutedMeasures(Quality):
@@ -115,6 +137,9 @@ class Routing(RoutedMeasures, MetricsFile):
     """Digests of the artifacts it was measured on."""
     controls: Controls
     headroom: float | None
+    """The signal's share of the way from random exits to the gain oracle, which knows the next token."""
+    attained: float | None
+    """Its share of the way to the divergence oracle: of what can be had without knowing the next token."""
     interval: Intervals
     control_tokens: int
     budget: float | None = None
@@ -157,6 +182,12 @@ class CurvePoint(TableRow):
     layer_saving: float
     flop_saving: float
     headroom: float | None
+    attained: float | None
+    """With its 95 % bootstrap interval over documents."""
+    attained_low: float | None
+    attained_high: float | None
+    tokens: int
+    """On which the point stands."""
 
 
 class ReliabilityBin(TableRow):

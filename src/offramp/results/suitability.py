@@ -12,6 +12,9 @@ class ReadoutQuality(Record):
     agreement_interval: Interval | None
     nll: float
     nll_interval: Interval | None
+    can_leave: float | None = None
+    """Largest share of tokens that the divergence oracle lets go there, at 1 % more perplexity and with that
+    exit alone in use. Not of full depth."""
 
 
 class BreakEven(Record):
@@ -46,7 +49,7 @@ class ExitWorth(Record):
 
 
 class Bound(Record):
-    """What an oracle makes of all tokens."""
+    """What an oracle saves."""
 
     flop_saving: float
     """1 - FLOPs of the exits taken / FLOPs at full depth."""
@@ -54,13 +57,44 @@ class Bound(Record):
     """At the exits taken."""
 
 
-class OracleBounds(Record):
-    """What oracles save; see ``offramp.analysis.oracle``."""
+class GainBounds(Record):
+    """What the gain oracle saves, which knows the next token: more than any signal can."""
 
     least_loss: Bound
     same_ppl: Bound
     small_rise: Bound
     same_prediction: Bound
+
+
+class Attainable(Bound):
+    """What the divergence oracle saves, which knows what depth would change, beside random exits."""
+
+    interval: Interval | None
+    """Of ``flop_saving``."""
+    random_saving: float
+    """What random exits save at the same rise in perplexity."""
+    lead_interval: Interval | None
+    """Of ``lead``."""
+
+    @property
+    def lead(self) -> float:
+        """What knowing saves more than chance does."""
+        return self.flop_saving - self.random_saving
+
+
+class AttainableBounds(Record):
+    """The attainable saving where perplexity rises by at most 1, 3 and 5 %."""
+
+    rise_1: Attainable
+    rise_3: Attainable
+    rise_5: Attainable
+
+
+class OracleBounds(Record):
+    """What oracles save; see ``offramp.analysis.oracle``."""
+
+    gain: GainBounds
+    attainable: AttainableBounds
 
 
 class NllRise(Record):

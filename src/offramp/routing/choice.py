@@ -48,7 +48,8 @@ def choose_policy(
 ) -> Chosen:
     """The policy for ``threshold``: a number, one per exit, auto, risk, budget or price.
 
-    UserError where a budget cannot be met or a promise has too few held-out sequences.
+    What risk promises is about the tokens that leave, see ``routing.thresholds``. UserError where a budget
+    cannot be met or a promise has too few held-out sequences.
     """
     signal, first = signals.confidence, settings.first_exit
     scorer = Scorer(exits, signal, device)

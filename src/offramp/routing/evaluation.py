@@ -83,10 +83,12 @@ def evaluate(
         inputs=inputs,
         controls=comparison.controls,
         control_tokens=comparison.tokens,
-        headroom=comparison.headroom,
+        headroom=comparison.headroom.value,
+        attained=comparison.attained.value,
         interval=Intervals(
             **measure_intervals(routed, cached, confidence[0], settings),
-            headroom=comparison.headroom_interval,
+            headroom=comparison.headroom.interval,
+            attained=comparison.attained.interval,
             random_minus_signal_nll=comparison.random_minus_signal_nll,
         ),
     )

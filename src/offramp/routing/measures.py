@@ -124,16 +124,29 @@ def measure_intervals(
 def kept_promise(
     promise: HeldOutPromise, routed: RoutedSplit, cached: CachedSplit, settings: RoutingParams
 ) -> Promise:
-    """A promised risk with what came of it on the test split, executed."""
+    """A promised risk with what came of it on the test split, executed.
+
+    It is parted into what tokens add that leave, which is what was promised, and what propagation adds.
+    """
     loss = np.stack((routed.loss, cached.loss[cached.last]))
     argmax = np.stack((routed.argmax, cached.argmax[cached.last]))
-    risk = token_risk(promise.measure, loss, argmax, cached.target)[0]
-    draws = GroupSums(cached.document, {"risk": risk}).resample(settings.bootstrap, settings.seed)
-    mean = float(risk.mean())
+    as_if_none_left = token_risk(
+        promise.measure, np.stack(cached.loss), np.stack(cached.argmax), cached.target
+    )
+    risks = {
+        "all": token_risk(promise.measure, loss, argmax, cached.target)[0],
+        "leavers": np.take_along_axis(as_if_none_left, routed.exit[None], axis=0)[0],
+    }
+    draws = GroupSums(cached.document, risks).resample(settings.bootstrap, settings.seed)
+    mean, leavers = (float(risks[name].mean()) for name in ("all", "leavers"))
     return Promise(
         **promise.to_json(),
         test_risk=mean,
-        test_interval=interval(draws["risk"]),
+        test_interval=interval(draws["all"]),
+        leavers_risk=leavers,
+        leavers_interval=interval(draws["leavers"]),
+        propagation_risk=mean - leavers,
+        propagation_interval=interval(draws["all"] - draws["leavers"]),
         kept=mean <= promise.tolerance,
     )
 

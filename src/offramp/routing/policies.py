@@ -24,7 +24,7 @@ class Scorer:
 
     def __init__(self, exits: Exits, signal: str, device: torch.device):
         self.signal, self.inputs, self.device = signal, exits.config["inputs"], device
-        self.label = exits.config["label"]
+        self.label, self.exits = exits.config["label"], exits
         earlier = range(exits.config["exits"] - 1)
         self.calibrators = [exits.calibrator(exit, signal) for exit in earlier]
         self.classifiers: list[ExitClassifier] = (
@@ -160,9 +160,13 @@ class PricePolicy(ThresholdPolicy):
     """A token goes on while a deeper exit promises more gain per FLOP than one price, the same for all.
 
     ``price`` is in nats for the FLOPs of one full-depth pass; ``costs`` (K,) are those of leaving after exit
-    k, as shares of it (``routing.cost.exit_costs``). Gains are predicted by classifiers of a benefit (labels
-    gain, divergence). This is the rule of optimal stopping with the gains known at the exit: go on if max_j
-    (gain_kj - price * (cost_j - cost_k)) > 0.
+    k, as shares of it (``routing.cost.exit_costs``). Gains are what classifiers of a benefit (labels gain,
+    divergence) predict, times the slope of the true gain on their predictions on calibration text
+    (``exits.calibration.gain_slope``): a divergence is the gain only where full depth is calibrated. A slope
+    below 0 counts as 0: there is no gain to be had. This is the rule of optimal stopping with the gains known
+    at the exit: go on if max_j (gain_kj - price * (cost_j - cost_k)) > 0.
+
+    UserError for another signal or label, and where the slopes are missing.
     """
 
     def __init__(
@@ -182,13 +186,18 @@ class PricePolicy(ThresholdPolicy):
             )
         super().__init__(model, scorer, [], first=first, keep_first=keep_first)
         self.price, self.costs = price, costs
+        self.slopes = [
+            torch.tensor(scorer.exits.gain_slopes(exit), device=scorer.device).clamp_min(0)
+            for exit in range(len(scorer.classifiers))
+        ]
 
     @torch.no_grad()
     def judge(self, arrivals: Arrivals, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         exit = arrivals.exit
         classifier = self.scorer.classifiers[exit]
         outputs = classifier.outputs(self.scorer.classifier_inputs(arrivals.states, columns))
-        gains, confidence = classifier.as_costs(outputs), self.scorer.calibrators[exit](outputs[:, -1])
+        gains = self.slopes[exit] * classifier.as_costs(outputs)
+        confidence = self.scorer.calibrators[exit](outputs[:, -1])
         ahead = torch.tensor(
             [cost - self.costs[exit] for cost in self.costs[exit + 1 :]], device=gains.device
         )

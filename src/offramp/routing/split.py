@@ -26,6 +26,8 @@ class CachedSplit:
     """Per exit (N,), in nats."""
     argmax: list[np.ndarray]
     """Per exit (N,)."""
+    divergence: list[np.ndarray]
+    """KL(full || exit) per exit (N,), in nats; 0 at full depth."""
     target: np.ndarray
     """(N,)"""
     document: np.ndarray
@@ -40,6 +42,7 @@ class CachedSplit:
         return cls(
             loss=[states.column(f"loss_{exit}")[rows] for exit in exits],
             argmax=[states.column(f"argmax_{exit}")[rows] for exit in exits],
+            divergence=[states.divergence(exit)[rows] for exit in exits],
             target=states.column("target")[rows],
             document=states.column("document")[rows],
             position=states.column("position")[rows],

@@ -11,15 +11,14 @@ from offramp.corpus.windows import TokenWindows
 from offramp.exits.store import Exits
 from offramp.models.blockwise import Blockwise
 from offramp.params import Routing as RoutingParams
-from offramp.results.routing import CurvePoint
-from offramp.routing.controls import control_scores
+from offramp.results.routing import CurvePoint, Quality
+from offramp.routing.controls import ORACLES, ControlWindows, Share
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.executor import Executor
-from offramp.routing.measures import quality
 from offramp.routing.policies import Scorer, exits_by_share
-from offramp.routing.split import CachedSplit, RoutedSplit, run_split, spread_windows, token_rows
+from offramp.routing.split import RoutedSplit
 from offramp.states.store import States
-from offramp.vocabulary import CONTROLS, FIXED, GAIN_ORACLE, RANDOM
+from offramp.vocabulary import FIXED, RANDOM
 
 
 def all_scorers(exits: Exits, device: torch.device) -> dict[str, Scorer]:
@@ -41,45 +40,55 @@ def threshold_curve(
     beforehand. Confidences come from cached states, exact for the first exit; for later ones they are those
     of tokens whose predecessors all stayed.
     """
-    chosen = spread_windows(len(windows), settings.control_windows)
-    rows = token_rows(chosen, windows.window)
-    cached = CachedSplit.of(states, rows)
-    last, free = cached.last, cached.position >= settings.keep_first
-    scores = {name: scorer.on_cached(states)[:, rows] for name, scorer in scorers.items()}
-    scores |= {name: control_scores(cached.loss, name, settings.seed) for name in CONTROLS}
+    control = ControlWindows(executor, windows, states, settings)
+    model, last, free = executor.model, control.last, control.free
+    scores = {name: scorer.on_cached(states)[:, control.rows] for name, scorer in scorers.items()}
 
-    def run(exits: np.ndarray, name: str) -> RoutedSplit:
-        return run_split(
-            executor, windows, chosen, batch_size=settings.batch_size, exits=exits, name=f"curve, {name}"
-        )
+    def point(name: str, fraction: float, run: RoutedSplit, scorer: Scorer | None = None) -> CurvePoint:
+        return _point(name, fraction, run, control.quality(run), model, windows.window, scorer)
 
     curve = []
     for exit in range(last + 1):
-        routed = run(np.full(len(rows), exit), f"exit {exit}")
-        curve.append(_point(FIXED, float(exit < last), routed, cached, executor.model, windows.window))
+        run = control.run(np.full(len(free), exit), f"curve, exit {exit}")
+        curve.append(point(FIXED, float(exit < last), run))
     for fraction in settings.curve_fractions:
         counts, waiting = [], int(free.sum())
         for _ in range(last):
             counts.append(round(fraction * waiting))
             waiting -= counts[-1]
-        points = []
-        for name, score in scores.items():
-            routed = run(exits_by_share(score, counts, free), f"{name} {fraction}")
-            scorer = scorers.get(name)
-            if scorer:
-                _charge(routed, scorer, last)
-            point = _point(name, fraction, routed, cached, executor.model, windows.window, scorer)
-            if scorer and counts[0]:
-                least = float(score[0][routed.exit == 0].min())
-                point = point.model_copy(update={"threshold": least})
-            points.append(point)
-        nll = {point.signal: np.log(point.ppl) for point in points}
-        available = nll[RANDOM] - nll[GAIN_ORACLE]
+        points, losses = [], {}
+        for name, scorer in scorers.items():
+            run = control.run(exits_by_share(scores[name], counts, free), f"curve, {name} {fraction}")
+            _charge(run, scorer, last)
+            least = float(scores[name][0][run.exit == 0].min()) if counts[0] else None
+            at = point(name, fraction, run, scorer)
+            points.append(at.model_copy(update={"threshold": least}))
+            losses[name] = run.loss
+        floor = control.random_exits(counts, f"curve, {RANDOM} {fraction}")
+        at = point(RANDOM, fraction, floor.run)
+        points.append(at.model_copy(update=floor.quality(last).to_json()))
+        losses[RANDOM] = floor.loss
+        for name in ORACLES:
+            run = control.run(control.oracle_exits(name, counts), f"curve, {name} {fraction}")
+            points.append(point(name, fraction, run))
+            losses[name] = run.loss
+        headroom, attained, _ = control.shares(losses, counts, list(losses))
         curve += [
-            point.model_copy(update={"headroom": float((nll[RANDOM] - nll[point.signal]) / available)})
-            for point in points
+            at.model_copy(
+                update={
+                    "headroom": headroom[at.signal].value,
+                    "attained": attained[at.signal].value,
+                    "attained_low": _bound(attained[at.signal], 0),
+                    "attained_high": _bound(attained[at.signal], 1),
+                }
+            )
+            for at in points
         ]
     return curve
+
+
+def _bound(share: Share, side: int) -> float | None:
+    return share.interval[side] if share.interval else None
 
 
 def _charge(routed: RoutedSplit, scorer: Scorer, last: int) -> None:
@@ -96,7 +105,7 @@ def _point(
     name: str,
     fraction: float,
     routed: RoutedSplit,
-    cached: CachedSplit,
+    predicted: Quality,
     model: Blockwise,
     window: int,
     scorer: Scorer | None = None,
@@ -105,15 +114,16 @@ def _point(
     if scorer is None:
         routed.work.decided_tokens = 0
     flops = executed_flops(model, routed.work, scorer.flops_per_token if scorer else 0)
-    predicted = quality(
-        routed.loss, routed.argmax, cached.target, cached.argmax[cached.last], routed.exit < cached.last
-    )
     return CurvePoint(
         signal=name,
         fraction=fraction,
         threshold=None,
         **predicted.to_json(),
         layer_saving=layer_saving(model, routed.work),
-        flop_saving=1 - flops / full_depth_flops(model, len(cached.target), window),
+        flop_saving=1 - flops / full_depth_flops(model, len(routed.exit), window),
         headroom=None,
+        attained=None,
+        attained_low=None,
+        attained_high=None,
+        tokens=len(routed.exit),
     )

@@ -2,8 +2,11 @@
 
 Everything here reads cached states: confidences, losses and predictions of every exit *as if no token had
 left before*. For the first exit they are those of routing itself. Behind it, a routed token attends to
-propagated keys/values of tokens that left; what that adds is not in the risk promised here, and
-``propagation_nll`` of the routing metrics is its measured size.
+propagated keys/values of tokens that left, and so it is predicted otherwise, at full depth or where it leaves
+later. A promise is about tokens that leave; what propagation does to the others comes on top of it. To
+promise that too, every candidate down to the chosen one would have to be executed on the held-out text,
+instead of looked up: as many passes as there are candidates, for a choice that takes none. So the evaluation
+measures it instead, on the test split: ``propagation_risk`` beside ``leavers_risk``, and ``propagation_nll``.
 """
 
 from __future__ import annotations
@@ -70,7 +73,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class RiskChoice:
-    """Thresholds that keep a promise, and the evidence for it on the test part.
+    """Thresholds that keep a promise about the tokens that leave, and the evidence for it on the test part.
 
     ``passed`` of the ``tested`` steps down the path kept it; 0 means that nobody may leave.
     """
@@ -210,9 +213,9 @@ def risk_thresholds(
     delta: float,
     steps: int = 100,
 ) -> RiskChoice:
-    """The cheapest thresholds on the path that keep a risk of at most ``tolerance``.
+    """The cheapest thresholds on the path at which tokens that leave add a risk of at most ``tolerance``.
 
-    They may fail to with a probability of at most ``delta``.
+    They may fail to with a probability of at most ``delta``. What tokens add that go on is not in it.
     The path is made on ``select``; ``test`` holds other, independent sequences, on which its points are
     tested in order (fixed-sequence testing) until one fails. If the first fails already, nobody leaves and
     ``passed`` is 0. Assumptions: see ``offramp.exits.risk``. Raises UserError for tolerance or delta outside

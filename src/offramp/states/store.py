@@ -155,6 +155,12 @@ class States:
             raise UserError(f"{self.artifact.path} has no column {name!r}; it has {', '.join(self._known)}")
         return pq.read_table(self.artifact.file(TABLE), columns=[name])[name].to_numpy()
 
+    def divergence(self, exit: int) -> np.ndarray:
+        """KL(full depth || exit) of every token, (num_tokens,) in nats: 0 at full depth itself."""
+        if exit == self.num_exits - 1:
+            return np.zeros(self.num_tokens, np.float32)
+        return self.column(f"divergence_{exit}")
+
     def statistics(self, exit: int) -> np.ndarray:
         """The label-free statistics of one exit, (num_tokens, 5), in the order of STATISTICS."""
         return np.stack([self.column(f"{name}_{exit}") for name in STATISTICS], axis=1)

@@ -69,7 +69,16 @@ SERIES: tuple[Series, ...] = (
         CurvePoint,
         key=lambda row, column: f"curve/{column}/{row.signal}",
         step=lambda row: row.fraction,
-        values=("shallow_ratio", "ppl", "accuracy", "agreement", "layer_saving", "flop_saving", "headroom"),
+        values=(
+            "shallow_ratio",
+            "ppl",
+            "accuracy",
+            "agreement",
+            "layer_saving",
+            "flop_saving",
+            "headroom",
+            "attained",
+        ),
         scale=100,
     ),
     Series(

@@ -1,10 +1,10 @@
 """Train and calibrate everything that may decide an exit, from cached calibration-split states alone.
 
 The calibration split's documents are parted in three: ``fit`` (half of them) teaches classifiers, ``select``
-stops them early, calibrates every signal and is what thresholds are searched on, ``guarantee`` is touched by
-none of that and tests the thresholds of risk control. The ``exits`` artifact holds ``exits.safetensors``
-(classifiers and calibrators), ``config.json`` and ``held_out.parquet`` (calibrated confidences, losses and
-predictions of the last two parts).
+stops them early, calibrates every signal and predicted benefit and is what thresholds are searched on,
+``guarantee`` is touched by none of that and tests the thresholds of risk control. The ``exits`` artifact
+holds ``exits.safetensors`` (classifiers and calibrators), ``config.json`` and ``held_out.parquet``
+(calibrated confidences, losses and predictions of the last two parts).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
 from offramp.errors import UserError
-from offramp.exits.calibration import fit_calibrator
+from offramp.exits.calibration import fit_calibrator, gain_slope
 from offramp.exits.classifier import ExitClassifier, classifier_inputs
 from offramp.exits.labels import KINDS, agreement, label
 from offramp.exits.ranking import aurc, auroc, classification_quality, loss_gap, most_confident
@@ -36,17 +36,20 @@ from offramp.results.exits import (
     FitEpoch,
     FittedExit,
     FittedExits,
+    GainSlope,
     SignalQuality,
 )
 from offramp.results.shape import exit_key
 from offramp.states.store import States
 from offramp.training.exit_classifiers import fit_classifier
 from offramp.training.loop import Row
-from offramp.vocabulary import LEARNED
+from offramp.vocabulary import BENEFITS, LEARNED
 
 PARTS = ("fit", "select", "guarantee")
 SCORED = 65_536
 """Tokens that a classifier scores at a time: a bound on memory."""
+DRAWS = 2000
+"""Resamples of documents behind the interval of a slope."""
 
 
 def split_calibration(documents: np.ndarray, seed: int) -> np.ndarray:
@@ -103,6 +106,9 @@ def train_exits(
         "signals": [*known_signals(states.num_exits), LEARNED],
         "label": "joint" if joint else settings.label,
     }
+    slopes = [[slope.to_json() for slope in (of.gain_slopes or {}).values()] for of in fitted.values()]
+    if any(slopes):
+        config["gain_slopes"] = slopes
     known = {name: states.column(name)[held_out] for name in ("document", "sequence", "position", "target")}
     with create_artifact(path, "exits", params, {"states/calibration": states.artifact}) as out:
         save_file(
@@ -148,7 +154,8 @@ def _calibrate(
     agrees, columns, loss = agreement(states, exit), states.label_free(exit), states.column(f"loss_{exit}")
     raw = {name: raw_signal(name, columns) for name in known_signals(states.num_exits)}
     with torch.no_grad():
-        raw[LEARNED] = torch.cat([learned.classifier(rows) for rows in learned.inputs.split(SCORED)]).numpy()
+        outputs = torch.cat([learned.classifier.outputs(rows) for rows in learned.inputs.split(SCORED)])
+    raw[LEARNED] = outputs[:, -1].numpy()
     tensors |= {f"classifier_{exit}.{name}": value for name, value in learned.classifier.state_dict().items()}
     quality = {}
     for name, values in raw.items():
@@ -158,12 +165,33 @@ def _calibrate(
         confidences[f"{name}_{exit}"] = confidence
         quality[name] = signal_quality(confidence[select[held_out]], agrees[select], loss[select])
     share = float(agrees[select].mean())
-    return FittedExit(
+    fitted = FittedExit(
         fit=learned.fit,
         signals=quality,
         agreement=share,
         majority_baseline=max(share, 1 - share),
     )
+    if learned.fit.label in BENEFITS:
+        predicted = learned.classifier.as_costs(outputs).numpy()
+        slopes = _gain_slopes(states, exit, select, predicted, settings)
+        return fitted.model_copy(update={"gain_slopes": slopes})
+    return fitted
+
+
+def _gain_slopes(
+    states: States, exit: int, select: np.ndarray, predicted: np.ndarray, settings: ExitParams
+) -> dict[str, GainSlope]:
+    """Per later exit, what predicted benefits (N, L) of the tokens in ``select`` (N,) are worth in gain."""
+    gains, documents = label(states, exit, "gain", settings.easy_loss), states.column("document")[select]
+    slopes = {}
+    for place, deeper in enumerate(range(exit + 1, states.num_exits)):
+        slope, bounds = gain_slope(
+            predicted[select, place], gains[select, place], documents, DRAWS, settings.seed
+        )
+        slopes[exit_key(deeper)] = GainSlope(
+            slope=slope, interval=bounds, tokens=len(documents), documents=len(np.unique(documents))
+        )
+    return slopes
 
 
 def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams) -> LearnedExit:

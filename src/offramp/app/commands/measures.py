@@ -62,7 +62,7 @@ def suitability(options: argparse.Namespace) -> int:
     from offramp.artifacts.artifact import open_artifact
     from offramp.checkpoints.checkpoint import Checkpoint
     from offramp.machine.device import setup
-    from offramp.report.tables import suitability_table
+    from offramp.report.suitability import table
 
     checkpoint_only = ("exits_after", "text", "gguf_file", "revision", "window")
     refuse_idle(
@@ -106,6 +106,6 @@ def suitability(options: argparse.Namespace) -> int:
         print(json.dumps(result.to_json(), indent=2))
     else:
         console = Console(width=160)
-        console.print(suitability_table(result))
+        console.print(table(result))
         console.print(result.advice.sentence, result.advice.propagation, soft_wrap=True, highlight=False)
     return 0
