@@ -55,6 +55,7 @@ EXPERIMENT = Experiment(
         ],
         "500k": ["full append", "no growth", "scratch"],
         "pangram": [
+            "frozen append",
             "full append",
             "full append, last weights",
             "no growth",
@@ -67,6 +68,7 @@ EXPERIMENT = Experiment(
         ("full_append", "full_append_1"),
         ("full_append", "no_growth"),
         ("full_append", "scratch"),
+        ("scratch", "full_append_1"),
         ("frozen_append", "frozen_append_1"),
         ("frozen_append", "full_append"),
         ("full_append_at_once", "full_append_1"),
@@ -74,6 +76,11 @@ EXPERIMENT = Experiment(
         ("full_append_rates", "full_append"),
         ("full_append_last_weights", "full_append"),
         ("full_append_last_weights", "no_growth_last_weights"),
+    ],
+    ratios=[
+        ("rise", "full_append", "full_append_1"),
+        ("rise", "frozen_append", "frozen_append_1"),
+        ("rise", "frozen_append", "full_append"),
     ],
     drawn=[
         "full append",

@@ -19,7 +19,14 @@ from offramp.models.native import BlockwiseLM
 from offramp.routing.executor import Executor
 from offramp.routing.split import run_split
 from offramp.states.statistics import Readout, predictions
-from studies.common.exit_choice import ConfidencePolicy, Views, fit_view, losses, nll_at_share
+from studies.common.exit_choice import (
+    ConfidencePolicy,
+    Views,
+    divergences,
+    fit_view,
+    losses,
+    standings,
+)
 from studies.common.product_path import Recipe, SmallModel
 from studies.common.results import over_seeds
 from studies.common.study import Job, Outcome
@@ -91,7 +98,8 @@ def measure(
 
     ``exit_0``, ``full`` on test documents; ``exit_0_same_documents`` on held-back windows of training
     documents; ``routed`` at the exit ratio by max softmax, ``share`` that left, ``random`` at that share;
-    ``learned.<share>`` by a gain classifier.
+    ``learned.<share>`` by a gain classifier, ``attained.<share>`` its share of the way from random exits to
+    the divergence oracle.
     """
     loss, lm, views = losses(model.test), model.load(), Views(model, 0)
     of_model = {
@@ -102,7 +110,10 @@ def measure(
     classifier, _ = fit_view(model, views, "state", "gain", fitting["hidden"], fitting)
     with torch.no_grad():
         score = classifier(views.get(model.test, "state")).numpy()
-    of_model |= {f"learned.{share}": nll_at_share(score, loss, share) for share in settings["fractions"]}
+    shares = settings["fractions"]
+    standing = standings(score, loss, divergences(model.test), shares)
+    of_model |= {f"learned.{share}": standing[f"nll.{share}"] for share in shares}
+    of_model |= {f"attained.{share}": standing[f"attained.{share}"] for share in shares}
     trained_for = "input" if arm.startswith("published") else "output"
     other = {"base": "input", "published": "output"}.get(arm)
     ratio = settings["exit_ratio"]
@@ -221,7 +232,8 @@ def report(
         "arms": {
             "title": "Every arm on test documents (NLL in nats)",
             "note": "routed: by max softmax at the report's exit ratio, executed; learned: a gain "
-            f"classifier, cached; {interval}",
+            "classifier, cached; attained: its share of the way from random exits to the divergence oracle, "
+            f"which is what a signal can reach without knowing the next token; {interval}",
             "columns": [
                 "arm",
                 "exit 0",
@@ -229,12 +241,14 @@ def report(
                 "routed",
                 "random",
                 *(f"learned, {share:.0%}" for share in shares),
+                *(f"attained, {share:.0%}" for share in shares),
             ],
             "rows": [
                 [
                     arm,
                     *(_cell(values[f"{arm}:{key}"]) for key in ("exit_0", "full", "routed", "random")),
                     *(_cell(values[f"{arm}:learned.{share}"]) for share in shares),
+                    *(_cell(values[f"{arm}:attained.{share}"]) for share in shares),
                 ]
                 for arm in arms
             ],

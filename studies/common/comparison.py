@@ -4,11 +4,13 @@ by seed."""
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.systems.ensemble import Ensemble, batch_flops
@@ -17,7 +19,7 @@ from offramp.systems.objectives import Objective
 from studies.common.characters import BATCH_SIZE, WINDOW, Characters
 from studies.common.curves import panels_figure
 from studies.common.study import Outcome
-from studies.common.training import CorrectedRun, Limits
+from studies.common.training import CorrectedRun, Limits, on_split
 
 WIDTH, HEADS, FFN_WIDTH = 64, 4, 256
 """Of every model of the report character-systems, but for one of width 48."""
@@ -85,6 +87,28 @@ def compared(run: CorrectedRun, limits: Limits) -> Compared:
     nll = run.test_nll(limits.updates)
     passes = [batches / run.batches_per_pass for batches in run.choose(limits.updates)]
     return Compared(nll, flops_nll, passes, parameters(run.ensemble), run.curves())
+
+
+def passage_ppl(
+    run: CorrectedRun, batches: int, test: Callable[[Ensemble], Tensor] | None = None
+) -> list[dict[str, float]]:
+    """``passage_ppl`` by random seed: perplexity of the calibration text at the best look within so many
+    batches by the test text, so that the text which is reported chose nothing.
+
+    At 20,000 characters the calibration text is the passage that the report reports on, which makes levels
+    comparable: the next passage may be easier or harder. ``test``: mean NLL (S,) of the test text, where that
+    is not read window by window. Changes the weights in the ensemble.
+    """
+    judge = test or on_split(run.objective, run.data, "test")
+    seen = []
+    for weights in run.weights[: bisect_right(run.looks, batches)]:
+        run.ensemble.restore(weights)
+        seen.append(judge(run.ensemble))
+    chosen = torch.stack(seen).argmin(dim=0).tolist()
+    return [
+        {"passage_ppl": math.exp(min(run.calibration[look][member], 100.0))}
+        for member, look in enumerate(chosen)
+    ]
 
 
 def differences(nll: Mapping[str, float], pairs: Sequence[tuple[str, str]]) -> dict[str, float]:

@@ -306,7 +306,8 @@ def published_values(
     """One model as the report made it: names without the arm.
 
     The perplexity is of the text that chose the epoch. ``common_ppl`` and ``common_accuracy`` are of the same
-    model on the test pieces, which are the same for every amount of text.
+    model on the test pieces, which are the same for every amount of text. Epochs go on after the training
+    would have stopped, for ``patience_cost``: what the best of all of them is better by, in nats.
     """
     train, validation = text.published(tokens)
     model = build(text, token_input, seed, models, head)
@@ -326,15 +327,16 @@ def published_values(
         updates_per_look=None,
         seed=seed,
         select="validation",
-        patience=how.patience,
     )
-    best = curves.best("validation")
+    nll, best = curves.nll["validation"], curves.best("validation", how.patience)
     contexts = final(part for _, part in judged["validation"][1])
     alone = final(contexts_of(model, validation, "token_only"))
     return {
-        "ppl": math.exp(curves.nll["validation"][best]),
+        "ppl": math.exp(nll[best]),
         "accuracy": curves.accuracy["validation"][best],
         "epoch": best + 1,
+        "epochs": min(best + 1 + how.patience, how.epochs),
+        "patience_cost": nll[best] - min(nll),
         "rank": rank_share(contexts),
         "rank_centred": rank_share(contexts, centred=True),
         "rank_above_token_only": rank_share(contexts) - rank_share(alone),

@@ -3,17 +3,23 @@
 It is executed, so that nothing is computed for a token that left, or counted as the report counted it:
 every layer computed for every token, and the saving a formula over layers.
 
+What the largest probability is worth stands between a floor and two ceilings at the same share of exits:
+random exits, as an expectation over draws; the divergence oracle, which knows KL(full depth || exit) of every
+token, so what no signal can do better than; and the gain oracle, which knows the next token.
+
 Shapes: B windows, T tokens of a window, N = B T tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.exits.ranking import most_confident
 from offramp.models.native import BlockwiseLM
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.executor import Executor, Work
@@ -22,6 +28,7 @@ from offramp.systems.confidence_routing import MaxProbPolicy, with_exits
 from studies.common.characters import WINDOW
 from studies.common.layer_statistics import LayerStatistics
 from studies.common.layered_models import LayeredModels, build
+from studies.common.tables import Values
 
 Windows = tuple[Tensor, Tensor]
 """Inputs and targets, each (B, T)."""
@@ -29,6 +36,8 @@ TOGETHER = 64
 """Windows in one pass: more leave the cache, and take half as long again."""
 NOBODY = 2.0
 """A threshold that no probability reaches."""
+DRAWS, DRAWN_WINDOWS = 20, 160
+"""Executed draws of random exits, and in how many windows at most."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,82 @@ def as_published(statistics: LayerStatistics, exit_after: int, threshold: float)
     loss, right = (np.where(early, part[exit], part[-1]) for part in (statistics.loss, statistics.correct))
     run = np.where(early, exit_after, layers).mean() / layers
     return Routed(early, loss, right, float(run), 1.0)
+
+
+def expected_loss(shallow: np.ndarray, deep: np.ndarray, share: float) -> float:
+    """Mean NLL of random exits in expectation: every token leaves with probability ``share``; losses (N,)."""
+    return float(share * shallow.mean(dtype=np.float64) + (1 - share) * deep.mean(dtype=np.float64))
+
+
+def random_exits_nll(
+    model: BlockwiseLM, exit_after: int, windows: Windows, statistics: LayerStatistics, share: float
+) -> float:
+    """Expected NLL where a ``share`` of the tokens leaves at random after layer ``exit_after``, executed.
+
+    The expectation of what the exits say as if nobody else had left is closed form. What others' leaving adds
+    to it, through the keys and values of those that left, is a mean over ``DRAWS`` executed draws, in evenly
+    spaced windows.
+    """
+    shallow, deep = statistics.loss[exit_after - 1], statistics.loss[-1]
+    chosen = slice(None, None, -(-len(windows[0]) // DRAWN_WINDOWS))
+    drawn = windows[0][chosen], windows[1][chosen]
+    early, late = (loss.reshape(windows[0].shape)[chosen].flatten() for loss in (shallow, deep))
+    random, added = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        leaves = np.zeros(len(late), bool)
+        leaves[random.permutation(len(late))[: round(share * len(late))]] = True
+        as_if_alone = np.where(leaves, early, late).mean(dtype=np.float64)
+        added.append(execute(model, exit_after, drawn, leaves=leaves).nll - as_if_alone)
+    return expected_loss(shallow, deep, share) + float(np.mean(added))
+
+
+def signal_values(statistics: LayerStatistics, exit_after: int, shares: Mapping[str, float]) -> Values:
+    """What the largest probability is worth where ``shares`` of the tokens leave after layer ``exit_after``.
+
+    By name of the share, from losses as if nobody else had left: nats by which it, the divergence oracle and
+    the gain oracle are ahead of random exits, and its part of what each oracle is ahead (``attained``,
+    ``headroom``; None where the oracle is not ahead, as on text that full depth is badly calibrated for).
+    """
+    exit = exit_after - 1
+    out: Values = {}
+    shallow, deep = (statistics.loss[layer].astype(np.float64) for layer in (exit, -1))
+    scores = {
+        "signal": statistics.max_prob[exit],
+        "divergence_oracle": -statistics.divergence[exit],
+        "gain_oracle": deep - shallow,
+    }
+    for name, share in shares.items():
+        count = round(share * len(deep))
+        random = expected_loss(shallow, deep, count / len(deep))
+        ahead = {
+            way: random - float(np.where(most_confident(score, count), shallow, deep).mean())
+            for way, score in scores.items()
+        }
+        out |= {f"ahead.{way}.{name}": nats for way, nats in ahead.items()}
+        for part, oracle in (("attained", "divergence_oracle"), ("headroom", "gain_oracle")):
+            out[f"{part}.{name}"] = ahead["signal"] / ahead[oracle] if ahead[oracle] > 0 else None
+    return out
+
+
+def path_values(statistics: LayerStatistics, exit_after: int) -> dict[str, float]:
+    """Whether each exit is better on the tokens that confidence sends there: nats, over halves of the tokens.
+
+    The surer half by confidence after layer ``exit_after`` is the shallow exit's, the other the deep one's: a
+    half, so that it is defined where hardly any token reaches a threshold. ``specialisation`` is how much
+    more the deep exit is ahead on its half than on the other.
+    """
+    exit = exit_after - 1
+    confidence, deep = statistics.max_prob[exit], statistics.loss[-1].astype(np.float64)
+    surer = most_confident(confidence, len(deep) // 2)
+    behind = statistics.loss[exit] - deep
+    out = {
+        "paths.shallow_minus_deep": behind[surer].mean(),
+        "paths.deep_minus_shallow": -behind[~surer].mean(),
+        "paths.specialisation": behind[~surer].mean() - behind[surer].mean(),
+        "difficulty.gap": deep[~surer].mean() - deep[surer].mean(),
+        "difficulty.r": np.corrcoef(confidence, deep)[0, 1],
+    }
+    return {key: float(value) for key, value in out.items()}
 
 
 def quantile_threshold(confidence: np.ndarray, share: float) -> float:

@@ -71,18 +71,29 @@ def nll_at_share(score: np.ndarray, loss: np.ndarray, share: float) -> float:
     return float(np.where(leaves, loss[0], loss[-1]).mean())
 
 
-def headrooms(score: np.ndarray, loss: np.ndarray, shares: Sequence[float]) -> dict[str, float]:
-    """Headroom and NLL of a score (N,) by share; loss (K, N).
+def divergences(states: States) -> np.ndarray:
+    """KL(full depth || exit) in nats (K, N), float64, of every token at every exit."""
+    return np.stack([states.divergence(exit) for exit in range(states.num_exits)]).astype(np.float64)
 
-    Headroom is 0 for random exits, which enter with their expectation, and 1 for an oracle that knows the
-    true gain.
+
+def standings(
+    score: np.ndarray, loss: np.ndarray, divergence: np.ndarray, shares: Sequence[float]
+) -> dict[str, float]:
+    """``headroom``, ``attained`` and ``nll`` of a score (N,) of two exits by share; loss, divergence (2, N).
+
+    Both are 0 for random exits, which enter with their expectation. Headroom is 1 for the gain oracle, which
+    knows the next token; attained is 1 for the divergence oracle, which knows how far full depth's prediction
+    lies from the exit's, the most that any signal can know.
     """
     out = {}
     for share in shares:
         leaving = round(share * len(score)) / len(score)
         random = (1 - leaving) * loss[-1].mean() + leaving * loss[0].mean()
-        oracle, nll = nll_at_share(loss[-1] - loss[0], loss, share), nll_at_share(score, loss, share)
-        out[f"headroom.{share}"] = (random - nll) / (random - oracle)
+        gain_oracle = nll_at_share(loss[-1] - loss[0], loss, share)
+        divergence_oracle = nll_at_share(-divergence[0], loss, share)
+        nll = nll_at_share(score, loss, share)
+        out[f"headroom.{share}"] = (random - nll) / (random - gain_oracle)
+        out[f"attained.{share}"] = (random - nll) / (random - divergence_oracle)
         out[f"nll.{share}"] = nll
     return out
 

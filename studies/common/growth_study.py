@@ -10,15 +10,17 @@ of its last stage (``greedy_at_once``, a perplexity alone), or after fine-tuning
 corrected ones begin with the size of the text, which is ``20k`` for the pangram:
 
     ppl.POINT  diff.POINT_minus_POINT   perplexity, and a difference in nats, at equal numbers of updates
-    flops.ppl.ARM  flops.diff....       the same at equal FLOPs of training
+    times|rise|gain.POINT_over_POINT    how many times the other's perplexity it is; the share by which it is
+                                        above or below that
+    flops.ppl.ARM  flops.diff....       perplexity and difference at equal FLOPs of training
     best_epoch.POINT  parameters.POINT  epochs of the stage until its best look; parameters that learn in it
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from studies.common.characters import Characters, Sizes, corrected_splits, published_1b
@@ -38,6 +40,12 @@ from studies.common.study import Job, Outcome
 from studies.common.training import PublishedTraining, by_seed
 
 PANGRAM = "pangram"
+RATIOS: Mapping[str, Callable[[float], float]] = {
+    "times": math.exp,
+    "rise": math.expm1,
+    "gain": lambda nats: -math.expm1(nats),
+}
+"""Ways in which the report compares two perplexities, of their difference in nats."""
 Values = dict[str, list[float]]
 """By key, one number per random seed."""
 
@@ -58,6 +66,8 @@ class Experiment:
     """Pairs of points, the first minus the second."""
     drawn: list[str]
     """Arms in the plot."""
+    ratios: list[tuple[str, str, str]] = field(default_factory=list)
+    """One of RATIOS, and the two points."""
 
     @property
     def names(self) -> list[str]:
@@ -137,6 +147,13 @@ class Experiment:
                 for one, other in self.differences
                 if one in some and other in some
             }
+        out |= {
+            f"{kind}.{one}_over_{other}": [
+                RATIOS[kind](min(a - b, 100.0)) for a, b in zip(equal_updates[one], equal_updates[other])
+            ]
+            for kind, one, other in self.ratios
+            if one in equal_updates and other in equal_updates
+        }
         for name, stage in _stages(results).items():
             epochs = [
                 (updates - stage.updates_before) / text.batches_per_epoch for updates in stage.planned.updates

@@ -1,5 +1,5 @@
-"""What every layer of a model makes of every token: loss, prediction and confidence by the logit lens, and
-its step.
+"""What every layer of a model makes of every token: loss, prediction and confidence by the logit lens, how
+far full depth's prediction lies from it, and its step.
 
 After layer i the readout of the last layer is put on the hidden state h_i (logit lens): loss_i =
 CE(head(h_i), target). The step of layer i is h_i - h_(i-1), h_0 the embedding. In a post-norm layer every
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from offramp.errors import UserError
 from offramp.models.blockwise import Blockwise
-from offramp.states.statistics import Readout, predictions
+from offramp.states.statistics import Readout, token_statistics
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class LayerStatistics:
     """Length of h_i - h_(i-1)."""
     turn: np.ndarray
     """1 - cos(h_i, h_(i-1)): 0 keeps the direction, 1 is a right angle."""
+    divergence: np.ndarray
+    """KL(last layer || layer) of the predictions in nats: what going on would buy, as the model sees it."""
     target: np.ndarray
     """(N,)"""
 
@@ -58,23 +60,19 @@ def layer_statistics(
     readout, parts = Readout(model.readout_matrix(last)), []
     for x, y in zip(tokens.split(batch_size), targets.split(batch_size)):
         states = [state.flatten(0, 1) for state in (model.embed(x), *model(x))]
-        layers = [
-            _layer(model.readout_input(last, after), before, after, readout, y.flatten())
-            for before, after in pairwise(states)
-        ]
-        parts.append([torch.stack(rows) for rows in zip(*layers)])
-    columns = [torch.cat(columns, 1).cpu().numpy() for columns in zip(*parts)]
-    return LayerStatistics(*columns, target=targets.flatten().cpu().numpy())
-
-
-def _layer(
-    read: Tensor, before: Tensor, after: Tensor, readout: Readout, targets: Tensor
-) -> tuple[Tensor, ...]:
-    return (
-        *predictions(read, readout, targets),
-        (after - before).norm(dim=-1),
-        1 - torch.cosine_similarity(after, before, dim=-1),
-    )
+        reads = [model.readout_input(last, state) for state in states[1:]]
+        of_layers = token_statistics(reads, [readout] * len(reads), y.flatten())
+        of_layers[-1]["divergence"] = torch.zeros_like(of_layers[-1]["loss"])
+        for values, (before, after) in zip(of_layers, pairwise(states)):
+            values["step"] = (after - before).norm(dim=-1)
+            values["turn"] = 1 - torch.cosine_similarity(after, before, dim=-1)
+        parts.append(of_layers)
+    columns = {
+        name: torch.cat([torch.stack([values[name] for values in of_layers]) for of_layers in parts], 1)
+        for name in ("loss", "argmax", "max_prob", "step", "turn", "divergence")
+    }
+    arrays = {name: column.cpu().numpy() for name, column in columns.items()}
+    return LayerStatistics(**arrays, target=targets.flatten().cpu().numpy())
 
 
 def distinct_contexts(tokens: np.ndarray, targets: np.ndarray, length: int) -> int:

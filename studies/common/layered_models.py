@@ -74,20 +74,39 @@ class LayeredModels(Settings):
         return self.linear_std if use == "layers" else 1 / math.sqrt(self.width)
 
 
+SOFT = "soft"
+"""Of the variants of a loss: that of the report's soft routing."""
+
+
 @dataclass(frozen=True)
 class Arm:
-    """How a model is trained: a loss of ``offramp.systems.confidence_routing``, or None for its last layer
-    alone."""
+    """How a model is trained: by a loss of ``offramp.systems.confidence_routing``, by ``SOFT``, or where that
+    is None on its last layer alone."""
 
     layers: int
     variant: str | None = None
 
     def objective(self, models: LayeredModels) -> Objective:
         """Used by its last layer, or where it has a variant as routed after the shallow exit."""
+        if self.variant == SOFT:
+            return soft_objective(models.shallow)
         if self.variant is None:
             return from_logits(lambda model, tokens: model.logits(self.layers - 1, model(tokens)[-1]))
         weights = loss_weights(self.variant, self.layers, models.shallow)
         return routed_objective(weights, models.shallow, models.threshold)
+
+
+def soft_objective(shallow: int) -> Objective:
+    """Soft routing as the report describes and rejects it: one loss of a mean of both exits' logits, the
+    shallow one's weight being its own confidence."""
+
+    def logits(model: BlockwiseLM, tokens: Tensor) -> Tensor:
+        states = model(tokens)
+        early = model.logits(shallow - 1, states[shallow - 1])
+        weight = early.softmax(-1).amax(-1, keepdim=True)
+        return weight * early + (1 - weight) * model.logits(len(states) - 1, states[-1])
+
+    return from_logits(logits)
 
 
 LAYER_ARMS = ("four_layers", "lpt")
@@ -103,6 +122,7 @@ def arm_of(name: str, models: LayeredModels) -> Arm:
         "three_layers": Arm(models.layers - 1),
         "two_layers": Arm(models.shallow),
         "routed": Arm(models.layers, "shallow and deep"),
+        "soft": Arm(models.layers, SOFT),
         "lpt": Arm(models.layers, "every layer"),
         "routing_aware": Arm(models.layers, "routing aware"),
     }
@@ -205,18 +225,19 @@ def _cost(recipe: Recipe) -> float:
     return recipe.models.updates[recipe.size] * arm_of(recipe.arm, recipe.models).layers
 
 
+def update_flops(arm: str, data: Characters, models: LayeredModels) -> int:
+    """FLOPs of the matrix products of one update of that arm, on a batch of the training text."""
+    one, batch = arm_of(arm, models), [part[:BATCH_SIZE] for part in data.windows("train")]
+    members = Ensemble(lambda seed: build(data.vocab_size, one.layers, models, models.linear_std), [0])
+    return batch_flops(members, one.objective(models), *batch)
+
+
 def make(recipe: Recipe) -> None:
     """Train one arm and keep the models of both limits, their curves, numbers of updates and best epochs."""
     models, data, arm = recipe.models, recipe.data, arm_of(recipe.arm, recipe.models)
-    std, batch = models.start_std(recipe.use), [part[:BATCH_SIZE] for part in data.windows("train")]
-
-    def flops(one: Arm) -> int:
-        members = Ensemble(lambda seed: build(data.vocab_size, one.layers, models, std), [0])
-        return batch_flops(members, one.objective(models), *batch)
-
-    updates = models.updates[recipe.size]
-    whole = updates * flops(arm_of("four_layers", models))
-    limits = Limits.of(updates, whole, arm.objective(models), flops(arm))
+    std, updates = models.start_std(recipe.use), models.updates[recipe.size]
+    whole = updates * update_flops("four_layers", data, models)
+    limits = Limits.of(updates, whole, arm.objective(models), update_flops(recipe.arm, data, models))
     run = train_corrected(
         lambda seed: build(data.vocab_size, arm.layers, models, std),
         arm.objective(models),

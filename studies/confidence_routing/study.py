@@ -1,14 +1,19 @@
 """Does routing by confidence beat both fixed depths? (Report character-systems, experiment 10.)
 
 The routed model has exits after two and four layers, trained on half of each loss; beside it stand models
-of fixed depth. Published: on a repeated pangram, judged by the weights of the best epoch. Corrected: real
-text, five random seeds, weights and thresholds from calibration text, everything executed on test text. The
-cut in scale is that of ``studies.common.layered_models``.
+of fixed depth, and one of the soft routing that the report rejects without a figure. Published: on a
+repeated pangram, judged by the weights of the best epoch. Corrected: real text, five random seeds, weights
+and thresholds from calibration text, everything executed on test text. The cut in scale is that of
+``studies.common.layered_models``.
 
 Equal compute is asked where routing can have it: with every token leaving early (two layers), with a
 threshold from calibration text at which the FLOPs are those of three layers, and with nobody leaving (four
 layers). Keys with ``flops.`` are of models that had the same FLOPs of training instead of the same number
 of updates.
+
+Whether the paths specialise, as the report says, is asked of the surer half of the tokens and of the other
+(``path_values``), and against models of fixed depth there. What confidence is worth stands between random
+exits and two oracles, at several shares of tokens that leave.
 
 Shapes: N tokens.
 """
@@ -19,8 +24,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from offramp.exits.ranking import most_confident
 from offramp.models.native import BlockwiseLM
 from studies.common.characters import Characters, Sizes, corrected_splits, published_1b
 from studies.common.early_exit import (
@@ -30,10 +34,14 @@ from studies.common.early_exit import (
     depth_flops,
     execute,
     execute_all_early,
+    expected_loss,
+    path_values,
     quantile_threshold,
+    random_exits_nll,
     share_within,
+    signal_values,
 )
-from studies.common.layer_statistics import layer_statistics
+from studies.common.layer_statistics import LayerStatistics, layer_statistics
 from studies.common.layered_models import (
     LOSS_ARMS,
     LayeredModels,
@@ -41,6 +49,7 @@ from studies.common.layered_models import (
     published_models,
     trained,
     training_values,
+    update_flops,
 )
 from studies.common.results import over_seeds
 from studies.common.settings import Settings
@@ -48,16 +57,14 @@ from studies.common.study import Job, Outcome
 from studies.common.workers import run_arms
 
 FIXED = {"two_layers": 2, "three_layers": 3, "four_layers": 4}
-ARMS = ("routed", *FIXED)
-RANDOM_SEED = 0
-"""Of the tokens that leave at random."""
+ARMS = ("routed", *FIXED, "soft")
 
 
 class ConfidenceRouting(Settings):
     """The settings of this study."""
 
     shares: list[float]
-    """Of tokens that leave early, for the curve of accuracy by compute."""
+    """Of tokens that leave early, for the curve of accuracy by compute and for what confidence is worth."""
 
 
 # Published --------------------------------------------------------------------------------------------------
@@ -65,39 +72,39 @@ class ConfidenceRouting(Settings):
 
 def published(job: Job) -> Outcome:
     """The report's models on the pangram."""
-    _, models, sizes = _given(job)
-    data, routed = published_1b(sizes), {}
+    settings, models, sizes = _given(job)
+    data, ways, statistics = published_1b(sizes), {}, {}
     values: dict[str, float] = {}
     trained_models = published_models(data, job.arms, job.seeds[0], models, job.processes)
     for arm, run in trained_models.items():
-        statistics = layer_statistics(run.best, *data.windows("validation"))
-        exit_after = models.shallow if arm == "routed" else len(statistics.loss)
-        routed[arm] = as_published(statistics, exit_after, models.threshold)
+        statistics[arm] = layer_statistics(run.best, *data.windows("validation"))
+        depth = len(statistics[arm].loss)
+        exit_after = depth if arm in FIXED else models.shallow
+        ways[arm] = as_published(statistics[arm], exit_after, models.threshold)
         values |= {
-            f"ppl.{arm}": routed[arm].ppl,
-            f"accuracy.{arm}": routed[arm].accuracy,
+            f"ppl.{arm}": ways[arm].ppl,
+            f"accuracy.{arm}": ways[arm].accuracy,
             f"best_epoch.{arm}": run.best_epoch,
         }
-        if arm == "routed":
-            shallow, deep = statistics.loss[models.shallow - 1], statistics.loss[-1]
-            draws = np.random.default_rng(RANDOM_SEED).random(len(routed[arm].early))
-            at_random = float(np.where(draws < routed[arm].shallow, shallow, deep).mean())
-            values |= {
-                "shallow.routed": routed[arm].shallow,
-                "compute.routed": routed[arm].layers,
-                "layer_saving.routed": 1 - routed[arm].layers,
-                "diff.routed_minus_random": routed[arm].nll - at_random,
-                "shallow_exit.nll": float(shallow.mean()),
-                "deep_exit.nll": float(deep.mean()),
-            }
-    if set(ARMS) <= set(routed):
-        nll = {arm: way.nll for arm, way in routed.items()}
-        values |= {f"diff.routed_minus_{fixed}": nll["routed"] - nll[fixed] for fixed in FIXED}
+        values |= size_of(run.best, arm, models)
+    if "routed" in ways:
+        routed, of_routed = ways["routed"], statistics["routed"]
+        shallow, deep = of_routed.loss[models.shallow - 1], of_routed.loss[-1]
         values |= {
-            "diff.two_minus_four_layers": nll["two_layers"] - nll["four_layers"],
-            "diff.shallow_exit_minus_two_layers": values["shallow_exit.nll"] - nll["two_layers"],
-            "diff.deep_exit_minus_four_layers": values["deep_exit.nll"] - nll["four_layers"],
+            "shallow.routed": routed.shallow,
+            "compute.routed": routed.layers,
+            "layer_saving.routed": 1 - routed.layers,
+            "diff.routed_minus_random": routed.nll - expected_loss(shallow, deep, routed.shallow),
+            "shallow_exit.nll": float(shallow.mean()),
+            "deep_exit.nll": float(deep.mean()),
+            "training_cost.routed": training_cost(data, models),
         }
+        values |= signal_values(of_routed, models.shallow, named(settings.shares))
+        values |= path_values(of_routed, models.shallow)
+    if set(ARMS) <= set(ways):
+        nll = {arm: way.nll for arm, way in ways.items()}
+        nll |= {exit: values[f"{exit}.nll"] for exit in ("shallow_exit", "deep_exit")}
+        values |= compared(nll) | beside_others(statistics, models.shallow)
     return Outcome([values])
 
 
@@ -137,10 +144,13 @@ def corrected(job: Job) -> Outcome:
     rows: list[dict[str, float]] = [{} for _ in job.seeds]
     for (size, place), values in zip(places, run_arms(size_values, jobs, job.processes)):
         rows[place] |= prefixed(f"{size}.", values)
+    cost = {size: training_cost(data[size], models) for size in names if "routed" in job.arms}
     for place, row in enumerate(rows):
+        row |= {f"{size}.training_cost.routed": ratio for size, ratio in cost.items()}
         for size in names:
             for arm in job.arms:
                 row |= training_values(results[size, arm], size, arm, place)
+                row |= prefixed(f"{size}.", size_of(results[size, arm].models[place], arm, models))
     whole = set(ARMS) <= set(job.arms) and len(rows) > 1
     return Outcome(rows, report(rows, names, settings.shares) if whole else {})
 
@@ -154,15 +164,20 @@ def size_values(
 ) -> dict[str, float]:
     """All figures of one random seed's models of one size of text, those of equal FLOPs under ``flops.``."""
     calibration, test = data.windows("calibration"), data.windows("test")
-    out = seed_values(by_arm, calibration, test, models)
-    out |= prefixed("flops.", seed_values(flops_by_arm, calibration, test, models))
+    out = seed_values(by_arm, calibration, test, models, settings.shares)
+    flops_values = seed_values(flops_by_arm, calibration, test, models, settings.shares)
+    out |= prefixed("flops.", flops_values)
     if "routed" in by_arm:
         out |= curve_values(by_arm["routed"], calibration, test, models.shallow, settings.shares)
     return out
 
 
 def seed_values(
-    by_arm: Mapping[str, BlockwiseLM], calibration: Windows, test: Windows, models: LayeredModels
+    by_arm: Mapping[str, BlockwiseLM],
+    calibration: Windows,
+    test: Windows,
+    models: LayeredModels,
+    shares: Sequence[float],
 ) -> dict[str, float]:
     """All figures of one random seed's models.
 
@@ -180,28 +195,35 @@ def seed_values(
             f"accuracy.{arm}": ways[arm].accuracy,
             f"executed.{arm}": executed[arm],
         }
+    statistics = {arm: layer_statistics(model, *test) for arm, model in by_arm.items()}
+    if "soft" in by_arm:
+        soft = execute(by_arm["soft"], models.shallow, test, models.threshold)
+        out |= {"ppl.soft": soft.ppl, "accuracy.soft": soft.accuracy}
     if "routed" in by_arm:
-        out |= routed_values(by_arm["routed"], calibration, test, models, executed["three_layers"])
+        budget, of_routed = executed["three_layers"], statistics["routed"]
+        out |= routed_values(by_arm["routed"], calibration, test, of_routed, models, budget)
+        out |= signal_values(of_routed, models.shallow, named(shares))
+        out |= path_values(of_routed, models.shallow)
     if set(ARMS) <= set(by_arm):
         nll = {arm: way.nll for arm, way in ways.items()}
         nll |= {
             name: math.log(out[f"ppl.{name}"]) for name in ("routed", "budget", "shallow_exit", "deep_exit")
         }
-        out |= {f"diff.routed_minus_{arm}": nll["routed"] - nll[arm] for arm in ways}
-        out |= {
-            "diff.budget_minus_three_layers": nll["budget"] - nll["three_layers"],
-            "diff.shallow_exit_minus_two_layers": nll["shallow_exit"] - nll["two_layers"],
-            "diff.deep_exit_minus_four_layers": nll["deep_exit"] - nll["four_layers"],
-            "diff.two_minus_four_layers": nll["two_layers"] - nll["four_layers"],
-        }
+        out |= compared(nll) | beside_others(statistics, models.shallow)
+        out["diff.budget_minus_three_layers"] = nll["budget"] - nll["three_layers"]
     return out
 
 
 def routed_values(
-    model: BlockwiseLM, calibration: Windows, test: Windows, models: LayeredModels, budget: float
+    model: BlockwiseLM,
+    calibration: Windows,
+    test: Windows,
+    statistics: LayerStatistics,
+    models: LayeredModels,
+    budget: float,
 ) -> dict[str, float]:
     """The routed model at the published threshold, at the compute ``budget``, without a choice, and at
-    random."""
+    random; ``statistics`` are those of the test text."""
     exit_after = models.shallow
     out: dict[str, float] = {}
     confidence = layer_statistics(model, *calibration).max_prob[exit_after - 1]
@@ -216,13 +238,13 @@ def routed_values(
     for name, way in ways.items():
         out |= {f"ppl.{name}": way.ppl, f"accuracy.{name}": way.accuracy, f"executed.{name}": way.flops}
     for name in ("routed", "budget"):
-        at_random = execute(model, exit_after, test, leaves=drawn(ways[name]))
+        at_random = random_exits_nll(model, exit_after, test, statistics, ways[name].shallow)
         out |= {
             f"shallow.{name}": ways[name].shallow,
             f"compute.{name}": ways[name].layers,
             f"layer_saving.{name}": 1 - ways[name].layers,
             f"flop_saving.{name}": 1 - ways[name].flops,
-            f"diff.{name}_minus_random": ways[name].nll - at_random.nll,
+            f"diff.{name}_minus_random": ways[name].nll - at_random,
         }
     return out | {"budget.threshold": at_budget}
 
@@ -243,13 +265,6 @@ def curve_values(
     return out
 
 
-def drawn(way: Routed) -> np.ndarray:
-    """As many tokens as leave by confidence, at random: bool (N,)."""
-    leaves = np.zeros(len(way.early), bool)
-    leaves[np.random.default_rng(RANDOM_SEED).permutation(len(leaves))[: way.early.sum()]] = True
-    return leaves
-
-
 # Both -------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +275,61 @@ def _given(job: Job) -> tuple[ConfidenceRouting, LayeredModels, Sizes]:
         LayeredModels.of(job.shared["layered_models"]),
         Sizes.of(job.shared["characters"]),
     )
+
+
+def named(shares: Sequence[float]) -> dict[str, float]:
+    """Shares of tokens that leave, as keys name them."""
+    return {str(share): share for share in shares}
+
+
+def size_of(model: BlockwiseLM, arm: str, models: LayeredModels) -> dict[str, float]:
+    """Parameters of a model, and where everyone runs all its layers, how many of the four these are."""
+    out = {f"parameters.{arm}": float(sum(weight.numel() for weight in model.parameters()))}
+    return out | ({f"compute.{arm}": FIXED[arm] / models.layers} if arm in FIXED else {})
+
+
+def training_cost(data: Characters, models: LayeredModels) -> float:
+    """FLOPs of an update of the routed model, as a multiple of those of four layers trained on their last
+    exit."""
+    return update_flops("routed", data, models) / update_flops("four_layers", data, models)
+
+
+def compared(nll: Mapping[str, float]) -> dict[str, float]:
+    """The routed model, as it routes and by its exits, against models of fixed depth: differences in nats.
+
+    ``worse.a``: by which share the perplexity of a is above that of the routed model; ``better.a``: by which
+    share that of the routed model is below a's. ``nll`` is by arm, and of both exits.
+    """
+    out = {f"diff.routed_minus_{arm}": nll["routed"] - nll[arm] for arm in FIXED}
+    out |= {f"worse.{arm}": math.exp(nll[arm] - nll["routed"]) - 1 for arm in FIXED}
+    out |= {f"better.{arm}": 1 - math.exp(nll["routed"] - nll[arm]) for arm in FIXED}
+    return out | {
+        "diff.shallow_exit_minus_two_layers": nll["shallow_exit"] - nll["two_layers"],
+        "diff.deep_exit_minus_four_layers": nll["deep_exit"] - nll["four_layers"],
+        "diff.two_minus_four_layers": nll["two_layers"] - nll["four_layers"],
+    }
+
+
+def beside_others(statistics: Mapping[str, LayerStatistics], exit_after: int) -> dict[str, float]:
+    """Each exit against the model of its depth, and these against each other, on the half of the tokens that
+    confidence sends there; and the exits of soft routing against the routed model's, on all. In nats."""
+    soft = statistics["soft"].loss - statistics["routed"].loss
+    routed, two, four = (
+        statistics["routed"],
+        statistics["two_layers"].loss[-1],
+        statistics["four_layers"].loss[-1],
+    )
+    surer = most_confident(routed.max_prob[exit_after - 1], len(two) // 2)
+    shallow, deep = routed.loss[exit_after - 1] - two, routed.loss[-1] - four
+    out = {
+        "paths.shallow_minus_two_layers": shallow[surer].mean(),
+        "paths.deep_minus_four_layers": deep[~surer].mean(),
+        "surer.four_minus_two_layers": (four - two)[surer].mean(),
+        "others.two_minus_four_layers": (two - four)[~surer].mean(),
+        "soft.shallow_exit_minus_routed": soft[exit_after - 1].mean(),
+        "soft.deep_exit_minus_routed": soft[-1].mean(),
+    }
+    return {key: float(value) for key, value in out.items()}
 
 
 # Figures ----------------------------------------------------------------------------------------------------

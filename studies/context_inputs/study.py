@@ -1,9 +1,11 @@
 """Should every layer of a context block see the token, and is effective rank the reason? (Report
 context-vectors, section 1.)
 
-The report compared two runs that differ in almost everything: text, head, weight of diversity, learning
-rate, batch and patience. They are rerun as published as all_334 and first; the fair pair under its own
-protocol is all and first. Corrected, all arms share text, protocol and random seeds:
+The report found lower perplexity and a higher effective rank where every layer sees the token, and took the
+rank for a by-product. It compared two runs that differ in almost everything: text, head, weight of diversity,
+learning rate, batch and patience. They are rerun as published as all_334 and first; the fair pair under its
+own protocol is all and first, and the same without diversity (w0) tell what the rank alone does there.
+Corrected, all arms share text, protocol and random seeds:
 
     all, first                      the token at every layer, or at the first alone with falling widths
     all_w0 .. first_w95             other weights of diversity in phase 1: what moves the effective rank
@@ -11,10 +13,9 @@ protocol is all and first. Corrected, all arms share text, protocol and random s
     all_token_only                  contexts of the token alone, nothing before it
     all_none                        contexts of zeros: the token block reads the token and nothing else
 
-If rank is a cause, raising it by the weight lowers the loss (slope, in nats per unit of ER / D); if it only
-goes along with something else, losses and ranks agree across arms but not there. Trainings have equal
-updates; patience is a rule for their looks. Cut against the report: 48 wide instead of 768, a vocabulary of
-1,024 instead of GPT-2's, a ninth of the text.
+If rank is a cause, raising it by the weight lowers the loss (slope, in nats per unit of ER / D); if it is a
+by-product, losses and ranks agree across arms but not there. Trainings have equal updates; patience is a rule
+for their looks. Cut against the report: 48 wide instead of 768, a vocabulary of 1,024 instead of GPT-2's.
 """
 
 from __future__ import annotations
@@ -25,10 +26,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
-from offramp.systems.context_vectors.model import ContextVectorConfig, ContextVectorLM
 from offramp.systems.context_vectors.training import find_contexts
 from studies.common.comparison import differences
 from studies.common.context_models import (
@@ -73,12 +72,14 @@ CORRECTED_ARMS = {
     "all_token_only": Arm("all", contexts="token_only"),
     "all_none": Arm("all", contexts="none", trained=False),
 }
-PUBLISHED_ARMS = ("all_334", "all", "first")
+PUBLISHED_ARMS = ("all_334", "all", "first", "all_w0", "first_w0")
 ARMS = (*CORRECTED_ARMS, "all_334")
 SWEPT = {
     token_input: [token_input, *(f"{token_input}_{name}" for name in WEIGHTS)] for token_input in TOKEN_INPUTS
 }
 """Arms that differ in nothing but the weight of diversity."""
+PUBLISHED_SWEPT = {token_input: [token_input, f"{token_input}_w0"] for token_input in TOKEN_INPUTS}
+"""The same under the published protocol."""
 RANKED = [name for name, arm in CORRECTED_ARMS.items() if arm.contexts == "sequential"]
 """Arms whose contexts have a past, and hence a rank that could matter."""
 PAIRS = (
@@ -97,7 +98,6 @@ PAIRS = (
 )
 RANKED_PAIRS = (("all", "first"), ("all", "all_untrained"), ("all_w95", "all_w0"), ("first_w95", "first_w0"))
 PATIENCES = (1, 3)
-PUBLISHED_VOCABULARY = 50_257
 
 
 class All334(Settings):
@@ -138,7 +138,7 @@ class ContextInputs(Settings):
 
 
 def published(job: Job) -> Outcome:
-    """The report's two runs, and the one that makes a fair pair."""
+    """The report's two runs, the one that makes a fair pair, and that pair without diversity."""
     settings, models, text = _given(job)
     arms = [arm for arm in job.arms if arm in PUBLISHED_ARMS]
     if not arms:
@@ -146,7 +146,7 @@ def published(job: Job) -> Outcome:
     jobs = [(text, arm, job.seeds[0], models, settings.published) for arm in arms]
     of_arms = run_arms(published_arm, jobs, job.processes)
     values = {name: value for of_arm in of_arms for name, value in of_arm.items()}
-    return Outcome([values | published_differences(values) | full_size()])
+    return Outcome([values | published_differences(values)])
 
 
 def published_arm(
@@ -154,7 +154,11 @@ def published_arm(
 ) -> dict[str, float]:
     """Values of one arm as the report ran it."""
     how, tokens, head = models.published, sizes.tokens, "zero"
-    if arm == "all_334":
+    token_input, _, weight = arm.partition("_")
+    if weight in WEIGHTS:
+        fixed_point = replace(how.fixed_point, weight=WEIGHTS[weight])
+        how = how.model_copy(update={"fixed_point": fixed_point})
+    elif arm == "all_334":
         run = sizes.all_334
         tokens, head = run.tokens, run.head
         how = PublishedContexts(
@@ -163,37 +167,22 @@ def published_arm(
             epochs=how.epochs,
             patience=run.patience,
         )
-    token_input = "first" if arm == "first" else "all"
     values = published_values(text, token_input, tokens, models, how, seed, head)
     return {f"{name}.{arm}": value for name, value in values.items()}
 
 
 def published_differences(values: dict[str, float]) -> dict[str, float]:
-    """In nats, and of the shares, of the arms that there are."""
+    """What follows from the arms that there are."""
     nll = {arm: math.log(values[f"ppl.{arm}"]) for arm in PUBLISHED_ARMS if f"ppl.{arm}" in values}
+    rank, accuracy = ({arm: values[f"{name}.{arm}"] for arm in nll} for name in ("rank", "accuracy"))
     out = differences(nll, [("all_334", "first"), ("all", "first"), ("all_334", "all")])
     for one in ("all_334", "all"):
         if {one, "first"} <= set(nll):
-            out |= {
-                f"{name}_diff.{one}_minus_first": values[f"{name}.{one}"] - values[f"{name}.first"]
-                for name in ("rank", "accuracy")
-            }
+            out[f"rank_diff.{one}_minus_first"] = rank[one] - rank["first"]
+            out |= against_first(nll, accuracy, one)
     if {"all_334", "first"} <= set(nll):  # what the report concluded from
         out["slope.between"] = out["diff.all_334_minus_first"] / out["rank_diff.all_334_minus_first"]
-    return out
-
-
-def full_size() -> dict[str, float]:
-    """Parameters of both forms at the published sizes, all of them and those that phase 2 trains."""
-    out: dict[str, float] = {}
-    for token_input in TOKEN_INPUTS:
-        with torch.device("meta"):
-            model = ContextVectorLM(ContextVectorConfig(PUBLISHED_VOCABULARY, token_input=token_input))
-        out[f"full_parameters.{token_input}"] = sum(parameter.numel() for parameter in model.parameters())
-        out[f"full_trained.{token_input}"] = sum(
-            parameter.numel() for parameter in model.reading_parameters(norm=True)
-        )
-    return out
+    return out | slopes(nll, rank, PUBLISHED_SWEPT)
 
 
 # Corrected --------------------------------------------------------------------------------------------------
@@ -209,8 +198,7 @@ def corrected(job: Job) -> Outcome:
     values = dict(
         zip([(arm, seed) for _, arm, seed, *_ in jobs], run_arms(corrected_arm, jobs, job.processes))
     )
-    sizes = full_size()
-    rows = [corrected_values({arm: values[arm, seed] for arm in arms}) | sizes for seed in job.seeds]
+    rows = [corrected_values({arm: values[arm, seed] for arm in arms}) for seed in job.seeds]
     return Outcome(rows, {"rank": rank_figure(rows, arms)} if len(rows) > 1 else {})
 
 
@@ -275,9 +263,35 @@ def corrected_values(of_arms: Mapping[str, Mapping[str, float]]) -> dict[str, fl
         if {one, other} <= set(of_arms):
             out[f"rank_diff.{one}_minus_{other}"] = rank[one] - rank[other]
     if {"all", "first"} <= set(of_arms):
-        out["accuracy_diff.all_minus_first"] = of_arms["all"]["accuracy"] - of_arms["first"]["accuracy"]
+        accuracy = {arm: values["accuracy"] for arm, values in of_arms.items()}
+        out |= against_first(nll, accuracy, "all")
         out["slope.between"] = out["diff.all_minus_first"] / out["rank_diff.all_minus_first"]
     return out | causes(nll, rank)
+
+
+def slopes(
+    nll: Mapping[str, float], rank: Mapping[str, float], swept: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """Nats per unit of rank by token input, where all arms that are ``swept`` are there."""
+    out: dict[str, float] = {}
+    for token_input, arms in swept.items():
+        if set(arms) <= set(nll):
+            x, y = (np.array([by_arm[arm] for arm in arms]) for by_arm in (rank, nll))
+            out[f"slope.{token_input}"] = float(np.polyfit(x, y, 1)[0])
+    return out
+
+
+def against_first(nll: Mapping[str, float], accuracy: Mapping[str, float], arm: str) -> dict[str, float]:
+    """How much better an arm is than ``first``.
+
+    ``ppl_gain``: by which share its perplexity is lower; ``accuracy_gain``: by which share its accuracy is
+    higher; ``accuracy_diff``: the difference of the accuracies.
+    """
+    return {
+        f"ppl_gain.{arm}_over_first": 1 - math.exp(nll[arm] - nll["first"]),
+        f"accuracy_gain.{arm}_over_first": accuracy[arm] / accuracy["first"] - 1,
+        f"accuracy_diff.{arm}_minus_first": accuracy[arm] - accuracy["first"],
+    }
 
 
 def causes(nll: Mapping[str, float], rank: Mapping[str, float]) -> dict[str, float]:
@@ -287,11 +301,7 @@ def causes(nll: Mapping[str, float], rank: Mapping[str, float]) -> dict[str, flo
     ``explained``: the share of the gap between all and first that the slopes promise for their difference
     in rank.
     """
-    out: dict[str, float] = {}
-    for token_input, arms in SWEPT.items():
-        if set(arms) <= set(nll):
-            x, y = (np.array([by_arm[arm] for arm in arms]) for by_arm in (rank, nll))
-            out[f"slope.{token_input}"] = float(np.polyfit(x, y, 1)[0])
+    out = slopes(nll, rank, SWEPT)
     if set(RANKED) <= set(nll):
         out["correlation.arms"] = float(
             spearmanr([rank[arm] for arm in RANKED], [nll[arm] for arm in RANKED])[0]

@@ -1,17 +1,20 @@
-"""Does perplexity fall with the amount of text by a power law, and faster than a transformer's? (Report
-context-vectors, section 4.)
+"""Does perplexity fall with the amount of text by a power law, and does effective rank stay as it is? (Report
+context-vectors, sections 4 and 5.)
 
-Published: four amounts of text, each with its own validation text, patience 1; the same models are also
-judged on one common text ("common"). Corrected: six amounts that span a factor of 32, doubled from one to
-the next, drawn anew for every random seed, smaller ones within larger ones; one calibration and one test
-text for all; equal updates at every amount, the best look by the calibration text. Arms: token input at
-every layer (all), at the first alone (first), and a plain transformer of as many parameters that starts
-from the same embedding and is judged on the same targets.
+Published: the report's four amounts of text, each with its own validation text, patience 1; the same models
+are also judged on one common text ("common"), and trained on to see what stopping cost.
 
-``alpha`` and ``r2`` are of ln PPL = ln A + alpha ln tokens; ``extrapolation`` is ln of the perplexity at
-the largest amount over what the law of the others promises for it. Numbers after a point count the amounts,
-from 1. Patience is a rule for the looks. Cut against the report: 48 wide instead of 768, a ninth of the
-text.
+Corrected: six amounts that span a factor of 32, doubled from one to the next, drawn anew for every random
+seed, smaller ones within larger ones; one calibration and one test text for all; equal updates at every
+amount, the best look by the calibration text. Arms: token input at every layer (all), at the first alone
+(first), and a plain transformer of as many parameters that starts from the same embedding and is judged on
+the same targets.
+
+``alpha`` and ``r2`` are of ln PPL = ln A + alpha ln tokens, ``doubling_fall`` is the share by which twice the
+text lowers the perplexity; ``extrapolation`` is ln of the perplexity at the largest amount over what the law
+of the others promises for it. ``rank_variation`` is the span of the effective ranks over their mean. Numbers
+after a point count the amounts, from 1. Patience is a rule for the looks. Cut against the report: 48 wide
+instead of 768.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,10 +42,13 @@ from studies.common.context_models import (
     Stream,
     build,
     context_text,
+    contexts_of,
+    final,
     published_values,
     read_corrected,
 )
 from studies.common.curves import curves_figure
+from studies.common.effective_rank import rank_share
 from studies.common.settings import Settings
 from studies.common.study import Job, Outcome
 from studies.common.subwords import shuffled
@@ -136,6 +143,8 @@ def published_laws(of_arms: Mapping[str, Sequence[Mapping[str, float]]]) -> dict
             theirs = of_arms["transformer"][-1]["common_ppl"]
             out[f"common_diff.{arm}_minus_transformer"] = math.log(amounts[-1]["common_ppl"] / theirs)
         tokens = [values["tokens"] for values in amounts]
+        ranks = rank_values([values["rank"] for values in amounts], [values["ppl"] for values in amounts])
+        out |= {f"{name}.{arm}": value for name, value in ranks.items()}
         for prefix in ("", "common_"):
             ppl, accuracy = ([values[prefix + name] for values in amounts] for name in ("ppl", "accuracy"))
             out |= {
@@ -165,6 +174,8 @@ class Trained:
     """On test text, by the prefix of the patience."""
     epoch: dict[str, float]
     """Times through the training text until the best look, by the prefix of the patience."""
+    rank: float | None = None
+    """Effective rank of its contexts of test text as a share of their width; None for the transformer."""
 
 
 def corrected(job: Job) -> Outcome:
@@ -213,11 +224,13 @@ def corrected_arm(
     """One arm at one amount of text, of one random seed."""
     stream, reading = text.drawn(pieces, seed), models.corrected.reading
     model: nn.Module
+    rank = None
     if arm == "transformer":
         model, curves = train_transformer(text, stream, sizes, reading, seed)
     else:
         model = contexts = build(text, arm, seed, models)
         find_contexts(contexts, stream.tokens, stream.begins, models.corrected.fixed_point, seed)
+        rank = rank_share(final(contexts_of(contexts, text.held_out("test"), "sequential")))
         curves = read_corrected(
             text,
             contexts,
@@ -238,6 +251,7 @@ def corrected_arm(
             prefix: (look + 1) * (sizes.updates // sizes.looks) * reading.batch / len(stream)
             for prefix, look in best.items()
         },
+        rank=rank,
     )
 
 
@@ -319,6 +333,15 @@ def corrected_values(of_arms: Mapping[str, Sequence[Trained]]) -> dict[str, floa
                 for place, trained in enumerate(amounts, 1)
             }
             out |= {f"{prefix}{name}.{arm}": value for name, value in law_values(tokens, ppl, shares).items()}
+        out |= {
+            f"patience_cost.{arm}.{place}": trained.nll["patience_1."] - trained.nll[""]
+            for place, trained in enumerate(amounts, 1)
+        }
+        ranks = [trained.rank for trained in amounts if trained.rank is not None]
+        if ranks:
+            out |= {f"rank.{arm}.{place}": rank for place, rank in enumerate(ranks, 1)}
+            of_ranks = rank_values(ranks, [math.exp(trained.nll[""]) for trained in amounts])
+            out |= {f"{name}.{arm}": value for name, value in of_ranks.items()}
     for one, other in (("all", "first"), ("first", "transformer"), ("all", "transformer")):
         if {one, other} <= set(of_arms):
             pairs = enumerate(zip(of_arms[one], of_arms[other]), 1)
@@ -346,10 +369,20 @@ def law_values(tokens: Sequence[float], ppl: Sequence[float], accuracy: Sequence
         "r2": law.r2,
         "amplitude": law.amplitude,
         "alpha_range": law.high - law.low,
+        "doubling_fall": 1 - 2**law.alpha,
         "extrapolation": extrapolation_error(tokens, ppl),
+        "last_step.nll": math.log(ppl[-1] / ppl[-2]),
         "last_step.accuracy": steps[-1],
         "smallest_step.accuracy": min(steps),
     }
+
+
+def rank_values(ranks: Sequence[float], ppl: Sequence[float]) -> dict[str, float]:
+    """How much effective rank changes over the amounts, and its Pearson correlation with ln PPL; 0 where it
+    does not change at all."""
+    span = max(ranks) - min(ranks)
+    correlation = float(np.corrcoef(ranks, np.log(ppl))[0, 1]) if span else 0.0
+    return {"rank_variation": span / (sum(ranks) / len(ranks)), "rank_correlation": correlation}
 
 
 def _curve(amounts: Sequence[Trained]) -> dict[float, float]:

@@ -8,7 +8,8 @@ cut in scale is that of ``studies.common.layered_models``.
 
 Agreement compares predictions; that of correctness flags, which the report published, stands beside it.
 Where a published figure is of the tokens that leave at a threshold, the corrected one (``_at``) is of as
-many tokens: on real text nobody may reach it.
+many tokens: on real text nobody may reach it. What confidence is worth at these shares stands between random
+exits and two oracles (``studies.common.early_exit``).
 
 Shapes: N tokens.
 """
@@ -20,10 +21,18 @@ from typing import Any
 
 import numpy as np
 
+from offramp.exits.ranking import auroc
 from offramp.models.native import BlockwiseLM
 from studies.common.characters import Characters, Sizes, corrected_splits, published_1b
 from studies.common.curves import panels_figure
-from studies.common.early_exit import NOBODY, Windows, as_published, execute, quantile_threshold
+from studies.common.early_exit import (
+    NOBODY,
+    Windows,
+    as_published,
+    execute,
+    quantile_threshold,
+    signal_values,
+)
 from studies.common.layer_statistics import LayerStatistics, distinct_contexts, layer_statistics
 from studies.common.layered_models import (
     LAYER_ARMS,
@@ -84,8 +93,10 @@ def published(job: Job) -> Outcome:
     values |= {
         "accuracy.adaptive": routed.accuracy,
         "compute.adaptive": routed.layers,
+        "layer_saving.adaptive": 1 - routed.layers,
         "adaptive_minus_last": routed.accuracy - values["accuracy.last"],
     }
+    values |= signal_values(statistics, FIRST, named(settings.published_shares))
     curves = {"the pangram": {PUBLISHED_ARM: [agreement_curves(statistics, settings.shares)]}}
     return Outcome([values], {"agreement": agreement_figure(curves)})
 
@@ -155,8 +166,10 @@ def model_values(
     values |= {
         "accuracy.adaptive": routed.accuracy,
         "compute.adaptive": routed.layers,
+        "layer_saving.adaptive": 1 - routed.layers,
         "executed.adaptive": routed.flops,
     }
+    values |= signal_values(statistics, FIRST, named(settings.published_shares))
     chosen = safe_threshold(known)
     safe = execute(model, FIRST, test, chosen)
     values |= {
@@ -192,6 +205,11 @@ def _given(job: Job) -> tuple[EarlyExitFeasibility, LayeredModels, Sizes]:
     )
 
 
+def named(shares: Mapping[float, float]) -> dict[str, float]:
+    """Shares of tokens that leave, by the threshold at which as many left as published, as keys name it."""
+    return {str(threshold): share for threshold, share in shares.items()}
+
+
 def agreement(statistics: LayerStatistics, layer: int) -> np.ndarray:
     """bool (N,): whether ``layer`` predicts what the last one predicts. Equal predictions, right or wrong."""
     return statistics.argmax[layer] == statistics.argmax[-1]
@@ -206,11 +224,19 @@ def flag_agreement(statistics: LayerStatistics, layer: int) -> np.ndarray:
 
 
 def overall(statistics: LayerStatistics) -> dict[str, float]:
-    """Figures that need no threshold."""
+    """Figures that need no threshold.
+
+    ``auroc``: how well the length of layer 1's step, and its confidence, tell tokens that the last layer has
+    right from the others; one half is chance.
+    """
     first, last = statistics.correct[0], statistics.correct[-1]
     confidence = statistics.max_prob[0]
     right, wrong = confidence[last].mean(), confidence[~last].mean()
     out = {
+        "auroc.norm": auroc(statistics.step[0], last),
+        "auroc.confidence": auroc(confidence, last),
+        "compute.first": FIRST / len(statistics.loss),
+        "compute.last": 1.0,
         "r": np.corrcoef(statistics.loss[0], statistics.loss[-1])[0, 1],
         "confidence.right": right,
         "confidence.wrong": wrong,
@@ -218,6 +244,7 @@ def overall(statistics: LayerStatistics) -> dict[str, float]:
         "accuracy.first": first.mean(),
         "accuracy.last": last.mean(),
         "first_right_of_last_right": first[last].mean(),
+        "first_wrong_of_last_right": 1 - first[last].mean(),
         "agreement.all": agreement(statistics, 0).mean(),
         "flag_agreement.all": flag_agreement(statistics, 0).mean(),
     }

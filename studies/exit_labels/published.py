@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from offramp.artifacts.files import write_json
+from offramp.exits.ranking import auroc, loss_gap, most_confident
 from offramp.models.native import BlockwiseLM
 from offramp.models.store import load_model
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
@@ -38,9 +39,11 @@ from studies.common.first_block import (
     train_block,
 )
 
-ARMS = ("distill", "loss", "softmax", "correct")
-"""What the exit classifier learns: max p, p(correct), or whether the argmax is right; ``softmax`` has no
-classifier."""
+REPORT_ARMS = ("distill", "loss", "softmax")
+"""What the report's exit classifier learns: max p or p(correct); ``softmax`` has no classifier."""
+
+ARMS = (*REPORT_ARMS, "correct")
+"""The report's arms, and a classifier that learns whether the argmax is right."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,12 @@ class Procedure:
     """Of the exit classifier."""
     hard_ratio: float
     """Share of the tokens, those of the lowest confidence, that the second block learns from."""
+
+    @classmethod
+    def of(cls, block: Mapping[str, Any], settings: Mapping[str, Any], corpus: str, seed: int) -> Procedure:
+        """That of ``settings``, whose epochs are by corpus, after a first block of the settings ``block``."""
+        epochs = settings["later_max_epochs"][corpus]
+        return cls(BlockTraining.of(block, seed), **{**settings, "later_max_epochs": epochs})
 
     @property
     def second(self) -> BlockTraining:
@@ -73,10 +82,15 @@ class FirstExit:
     argmax: Tensor
     max_prob: Tensor
 
+    @property
+    def right(self) -> Tensor:
+        """(N,): whether the argmax is the target."""
+        return self.argmax == self.targets
+
     def label(self, arm: str) -> Tensor:
         """What the classifier of ``arm`` is taught, (N,); for ``softmax``, which has none, its confidence."""
         if arm == "correct":
-            return (self.argmax == self.targets).float()
+            return self.right.float()
         return torch.exp(-self.loss) if arm == "loss" else self.max_prob
 
 
@@ -264,6 +278,7 @@ def run_arm(
         }
     sure = confidence(first.states, first.max_prob)
     threshold = float(np.quantile(sure.numpy(), procedure.hard_ratio))
+    values |= leaving_values(sure.numpy(), threshold, first.loss.double().numpy(), first.right.numpy())
     inputs = RepackedTokens(first.states, first.targets, sure < threshold, window)
     run = train_block(model, 1, inputs, procedure.second, snapshots)
     routed = true_early_exit(model, confidence, threshold, validation, batch)
@@ -283,6 +298,26 @@ def run_arm(
         "flop_saving": 1 - flops / full_depth_flops(model, routed.work.tokens, window),
         "block0_after_ppl": _ppl(routed.losses[0]),
         "full_heldout_ppl": block_ppl(model, 1, _AfterBlock0(model, validation), everything, batch),
+    }
+
+
+def leaving_values(
+    sure: np.ndarray, threshold: float, loss: np.ndarray, right: np.ndarray
+) -> dict[str, float]:
+    """Whom a confidence ``sure`` (N,) lets leave, by the first exit's ``loss`` (N,) in nats and whether its
+    argmax is ``right`` (N,).
+
+    ``leaver_error``: share of wrong predictions among tokens that leave. ``leaver_auc``: probability that
+    among them a right one has the higher confidence than a wrong one, one half where the confidence cannot
+    tell. ``kept_oracle_share``: mean loss of kept tokens minus that of leaving ones, over what the true loss
+    gives at the same share. NaN where there is nothing to tell apart.
+    """
+    leaves = sure >= threshold
+    oracle = most_confident(-loss, int(leaves.sum()))
+    return {
+        "leaver_error": float(1 - right[leaves].mean()),
+        "leaver_auc": auroc(sure[leaves], right[leaves]),
+        "kept_oracle_share": loss_gap(leaves, loss) / loss_gap(oracle, loss),
     }
 
 

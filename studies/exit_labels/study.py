@@ -17,6 +17,7 @@ import torch
 
 from offramp.exits.classifier import ExitClassifier
 from offramp.exits.labels import label
+from offramp.exits.ranking import most_confident
 from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.executor import Executor
 from offramp.routing.policies import exits_by_share
@@ -25,21 +26,27 @@ from offramp.states.store import States
 from offramp.training.exit_classifiers import fit_classifier
 from offramp.training.exits import split_calibration
 from studies.common.exit_choice import ConfidencePolicy
-from studies.common.first_block import BlockTraining, first_block
+from studies.common.first_block import first_block
 from studies.common.product_path import SmallModel
 from studies.common.study import Job, Outcome
 from studies.common.word_models import word_models
-from studies.exit_labels.published import ARMS, Procedure, published_values
+from studies.exit_labels.published import ARMS, REPORT_ARMS, Procedure, leaving_values, published_values
 
 __all__ = ["ARMS", "corrected", "published"]
 
 
 def published(job: Job) -> Outcome:
-    """The report's procedure from the first block on, its values and its table of arms and of epochs."""
-    sizes, settings = job.shared["first_block"], job.settings["published"]
-    block = first_block(job.text, job.cache, sizes, job.seeds[0])
-    procedure = Procedure(BlockTraining.of(sizes, job.seeds[0]), **settings)
-    values, rows = published_values(block, procedure, job.arms, job.cache)
+    """The report's procedure from the first block on, its values and its table of arms and of epochs.
+
+    No rows where none of the report's arms is wanted.
+    """
+    arms = [arm for arm in job.arms if arm in REPORT_ARMS]
+    if not arms:
+        return Outcome([])
+    sizes, seed = job.shared["first_block"], job.seeds[0]
+    block = first_block(job.text, job.cache, sizes, seed)
+    procedure = Procedure.of(sizes, job.settings["published"], job.text.corpus, seed)
+    values, rows = published_values(block, procedure, arms, job.cache)
     figures = {"published_arms": rows, "published_epochs": block.block0.meta["curve"]}
     return Outcome([values | comparisons(values, 1 - procedure.hard_ratio)], figures)
 
@@ -48,7 +55,15 @@ def corrected(job: Job) -> Outcome:
     """Every label on models without the report's flaws, and a table of arms by random seed."""
     models = word_models(job.text, job.cache, job.shared["word_models"], job.seeds)
     rows = [corrected_values(model, job.settings["corrected"], job.arms) for model in models]
-    shown = ("shallow_ratio", "layer_saving", "flop_saving", "final_ppl", "random_ppl", "accuracy")
+    shown = (
+        "shallow_ratio",
+        "layer_saving",
+        "flop_saving",
+        "final_ppl",
+        "random_ppl",
+        "attained",
+        "accuracy",
+    )
     table = [
         {"seed": seed, "arm": arm, **{name: values[f"{name}.{arm}"] for name in shown}}
         for seed, values in zip(job.seeds, rows, strict=True)
@@ -76,26 +91,61 @@ def _corrected_arm(
 ) -> dict[str, float]:
     """Values of one arm, without its name; beside routing by it stand random exits of as many tokens."""
     classifier, threshold, values = _fit_arm(arm, words.calibration, words.seed, settings)
+    sure, right = _confidence(words.test, classifier).numpy(), label(words.test, 0, "correct", 0.0)[:, 0] == 1
+    values |= leaving_values(sure, threshold, words.test.column("loss_0").astype(np.float64), right)
+    values["block1_val_ppl"] = _ppl(words.test.column("loss_1")[sure < threshold])
     policy = ConfidencePolicy(executor.model, classifier, threshold)
     windows, batch = words.windows("test"), settings["routing_batch_size"]
     everything = torch.arange(len(windows))
     routed = run_split(executor, windows, everything, batch_size=batch, policy=policy, name=arm)
     leaving = int((routed.exit == 0).sum())
-    drawn = exits_by_share(np.random.default_rng(words.seed).random((1, len(routed.exit))), [leaving])
-    random = run_split(executor, windows, everything, batch_size=batch, exits=drawn, name=f"{arm}, at random")
-    model, layers = executor.model, executor.model.config.block_layers
     shallow = leaving / len(routed.exit)
+    floor = random_nll(words.test, shallow) + _propagation(
+        words, executor, leaving, batch, f"{arm}, at random"
+    )
+    model, layers = executor.model, executor.model.config.block_layers
     flops = executed_flops(model, routed.work, policy.flops_per_token)
     return values | {
         "threshold": threshold,
         "final_ppl": _ppl(routed.loss),
-        "random_ppl": _ppl(random.loss),
+        "random_ppl": math.exp(floor),
+        "attained": attained(words.test, sure, leaving),
         "accuracy": float((routed.argmax == words.test.column("target")).mean()),
         "shallow_ratio": shallow,
         "layer_saving": shallow * layers[1] / sum(layers),
         "executed_layer_saving": layer_saving(model, routed.work),
         "flop_saving": 1 - flops / full_depth_flops(model, routed.work.tokens, windows.window),
     }
+
+
+def random_nll(test: States, share: float) -> float:
+    """Expected loss in nats if ``share`` of the tokens leave at random, each as if no other had left."""
+    shallow, deep = (test.column(f"loss_{exit}").mean(dtype=np.float64) for exit in (0, 1))
+    return float(share * shallow + (1 - share) * deep)
+
+
+def _propagation(words: SmallModel, executor: Executor, leaving: int, batch_size: int, name: str) -> float:
+    """What tokens that left add to the loss of the others, in nats per token: of one executed draw of as many
+    random exits, whose own losses are taken from the cache, so that the draw's luck drops out."""
+    cached = np.stack([words.test.column(f"loss_{exit}") for exit in (0, 1)])
+    drawn = exits_by_share(np.random.default_rng(words.seed).random((1, cached.shape[1])), [leaving])
+    windows = words.windows("test")
+    everything = torch.arange(len(windows))
+    run = run_split(executor, windows, everything, batch_size=batch_size, exits=drawn, name=name)
+    alone = np.take_along_axis(cached, drawn[None], axis=0)[0]
+    return float((run.loss - alone).mean(dtype=np.float64))
+
+
+def attained(test: States, sure: np.ndarray, leaving: int) -> float:
+    """Share of the way from random exits to the divergence oracle that the confidence ``sure`` (N,) of all
+    tokens goes where ``leaving`` of them leave, from losses as if no other had left."""
+    shallow, deep = (test.column(f"loss_{exit}").astype(np.float64) for exit in (0, 1))
+
+    def nll(score: np.ndarray) -> float:
+        return float(np.where(most_confident(score, leaving), shallow, deep).mean())
+
+    random = random_nll(test, leaving / len(shallow))
+    return (random - nll(sure)) / (random - nll(-test.divergence(0)))
 
 
 def _fit_arm(
@@ -105,9 +155,8 @@ def _fit_arm(
     its values."""
     fitting = split_calibration(calibration.column("document"), seed) == 0
     values: dict[str, float] = {}
-    if arm == "softmax":
-        classifier, confidence = None, torch.from_numpy(calibration.column("max_prob_0").copy())
-    else:
+    classifier = None
+    if arm != "softmax":
         inputs, labels = calibration.hidden(0), torch.from_numpy(label(calibration, 0, arm, 0.0))
         parts = [(inputs[rows], labels[rows]) for rows in (fitting, ~fitting)]
         fit = fit_classifier(
@@ -122,14 +171,21 @@ def _fit_arm(
             name=f"exit classifier, {arm}",
         )
         classifier = fit.classifier
-        with torch.no_grad():
-            confidence = torch.sigmoid(classifier(inputs))
         values = {
             "label_mean": float(labels.mean()),
             "exit_loss_first": fit.curve[0]["fit_loss"],
             "exit_loss_last": fit.curve[-1]["fit_loss"],
         }
-    return classifier, float(np.quantile(confidence.numpy()[~fitting], 1 - settings["exit_ratio"])), values
+    confidence = _confidence(calibration, classifier).numpy()[~fitting]
+    return classifier, float(np.quantile(confidence, 1 - settings["exit_ratio"])), values
+
+
+@torch.no_grad()
+def _confidence(states: States, classifier: ExitClassifier | None) -> torch.Tensor:
+    """(N,) of every token at the first exit: the classifier's, or with none the largest probability."""
+    if classifier is None:
+        return torch.from_numpy(states.column("max_prob_0").copy())
+    return torch.sigmoid(classifier(states.hidden(0)))
 
 
 def comparisons(values: Mapping[str, float], exit_ratio: float) -> dict[str, float]:

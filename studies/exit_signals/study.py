@@ -2,9 +2,10 @@
 the oracle.
 
 A question that no report asked, so there is no published protocol. Models of two exits trained block by block
-and jointly, of every random seed: at equal exit shares of test documents, how much of the gain oracle's
-headroom a signal recovers. Models of three exits: one price for predicted gain per FLOP against one
-calibrated threshold for all exits, at equal FLOPs. Everything that is fitted is fitted on calibration
+and jointly, of every random seed: at equal exit shares of test documents, what share a signal attains of what
+can be attained without knowing the next token (the divergence oracle), and what share of the gain oracle's
+headroom. Models of three exits: one price for predicted gain per FLOP against one calibrated threshold for
+all exits, at equal FLOPs. Everything that is fitted is fitted on calibration
 documents. Shapes: N tokens, K exits.
 """
 
@@ -17,13 +18,22 @@ import numpy as np
 import torch
 
 from offramp.artifacts.artifact import Artifact
-from offramp.exits.calibration import fit_calibrator
+from offramp.exits.calibration import fit_calibrator, gain_slope
 from offramp.exits.classifier import ExitClassifier
-from offramp.exits.labels import KINDS, agreement
+from offramp.exits.labels import KINDS, agreement, label
 from offramp.routing.cost import exit_costs
 from offramp.routing.thresholds import exits_taken
 from offramp.training.exits import PARTS, split_calibration
-from studies.common.exit_choice import VIEWS, Views, fit_view, headrooms, losses, statistic_scores
+from studies.common.exit_choice import (
+    EASY_LOSS,
+    VIEWS,
+    Views,
+    divergences,
+    fit_view,
+    losses,
+    standings,
+    statistic_scores,
+)
 from studies.common.product_path import Recipe, SmallModel
 from studies.common.results import over_seeds
 from studies.common.study import Job, Outcome
@@ -82,12 +92,16 @@ def measure(model: SmallModel, fitting: Mapping[str, Any], settings: Mapping[str
 
 
 def two_exits(model: SmallModel, fitting: Mapping[str, Any], shares: Sequence[float]) -> Values:
-    """Keys ``<signal>.headroom.<share>`` and ``.nll.<share>``, and ``ppl_0``, ``ppl_full``.
+    """Keys ``<signal>.attained.<share>``, ``.headroom.<share>`` and ``.nll.<share>``, and ``ppl_0``,
+    ``ppl_full``.
 
     Signals: the statistics, ``label <label>``, ``view <inputs>`` and ``width <name>`` of a gain classifier,
-    oracles of the loss and the true gain.
+    oracles of the loss, the divergence and the true gain. ``view <inputs> minus state.attained.<share>``:
+    what other inputs add to the state, paired. ``gain on divergence``: the slope of the true gain on the
+    divergence, 1 if full depth is calibrated against the exit.
     """
-    loss, scores = losses(model.test), dict(statistic_scores(model.test, 0))
+    loss, divergence = losses(model.test), divergences(model.test)
+    scores = dict(statistic_scores(model.test, 0))
     views, converged = Views(model, 0), []
 
     def learned(
@@ -108,16 +122,21 @@ def two_exits(model: SmallModel, fitting: Mapping[str, Any], shares: Sequence[fl
     for width, hidden in WIDTHS.items():
         if hidden != fitting["hidden"]:
             scores[f"width {width}"], _ = learned("gain", "state", hidden)
-    scores["loss oracle"] = -loss[0]
+    gain = loss[0] - loss[-1]
+    scores |= {"loss oracle": -loss[0], "divergence oracle": -divergence[0], "gain oracle": -gain}
     out: Values = {
         f"{name}.{key}": value
         for name, score in scores.items()
-        for key, value in headrooms(score, loss, shares).items()
+        for key, value in standings(score, loss, divergence, shares).items()
     }
     for share in shares:
         out[f"random.nll.{share}"] = (1 - share) * loss[-1].mean() + share * loss[0].mean()
-        out[f"gain oracle.nll.{share}"] = float(headrooms(loss[-1] - loss[0], loss, [share])[f"nll.{share}"])
+        for view in VIEWS:
+            if view != "state":
+                added = out[f"view {view}.attained.{share}"] - out[f"label gain.attained.{share}"]
+                out[f"view {view} minus state.attained.{share}"] = added
     return out | {
+        "gain on divergence": float(gain @ divergence[0] / (divergence[0] @ divergence[0])),
         "ppl_0": float(np.exp(loss[0].mean())),
         "ppl_full": float(np.exp(loss[-1].mean())),
         "converged": float(np.mean(converged)),
@@ -129,9 +148,11 @@ def three_exits(model: SmallModel, fitting: Mapping[str, Any], prices: int) -> V
     divergence.
 
     Keys ``<label>.<rule>.nll.<saving>``: test NLL where the rule saves that share of the FLOPs, interpolated
-    along its curve of so many ``prices`` or thresholds; None where the curve does not reach it.
+    along its curve of so many ``prices`` or thresholds; None where the curve does not reach it. ``divergence
+    oracle`` and ``gain oracle`` take the exit of least KL, or loss, + price x cost; asking costs them none.
+    ``<label>.<rule>.attained.<saving>`` is the rule's share of the way from random exits to the former.
     """
-    loss, lm = losses(model.test), model.load()
+    loss, divergence, lm = losses(model.test), divergences(model.test), model.load()
     last = lm.config.num_blocks - 1
     part = split_calibration(model.calibration.column("document"), model.seed)
     select = part != PARTS.index("fit")
@@ -145,7 +166,7 @@ def three_exits(model: SmallModel, fitting: Mapping[str, Any], prices: int) -> V
             with torch.no_grad():
                 score = classifier(views.get(model.calibration, "state")).numpy()[select]
                 inputs = views.get(model.test, "state")
-                gains.append(classifier.costs(inputs).numpy())
+                gains.append(classifier.costs(inputs).numpy() * _slopes(model, classifier, exit, select))
                 calibrator = fit_calibrator(score, agreement(model.calibration, exit)[select])
                 confidences.append(calibrator(classifier(inputs)).numpy())
         costs = np.array(exit_costs(lm, model.test.window, False, classifier.flops))
@@ -166,7 +187,42 @@ def three_exits(model: SmallModel, fitting: Mapping[str, Any], prices: int) -> V
             both = price is not None and threshold is not None
             out[f"{name}.price_minus_threshold.{saving}"] = price - threshold if both else None
     undecided = np.array(exit_costs(lm, model.test.window, False, 0))
-    return out | {f"random.nll.{saving}": _random(loss, undecided, saving) for saving in SAVINGS}
+    for saving in SAVINGS:
+        out[f"random.nll.{saving}"] = random = _random(loss, undecided, saving)
+        for name, values in (("divergence oracle", divergence), ("gain oracle", loss)):
+            out[f"{name}.nll.{saving}"] = _oracle(values, loss, undecided, prices, saving)
+        best = out[f"divergence oracle.nll.{saving}"]
+        for name in ("gain", "divergence"):
+            for rule in ("price", "threshold"):
+                nll, attained = out[f"{name}.{rule}.nll.{saving}"], None
+                if nll is not None and random is not None and best is not None:
+                    attained = (random - nll) / (random - best)
+                out[f"{name}.{rule}.attained.{saving}"] = attained
+    return out
+
+
+def _oracle(
+    values: np.ndarray, loss: np.ndarray, costs: np.ndarray, prices: int, saving: float
+) -> float | None:
+    """NLL where every token takes its exit of least value + price x cost and ``saving`` of the FLOPs go.
+
+    values and loss are (K, N); None where no price saves so little.
+    """
+    taken = [(values + price * costs[:, None]).argmin(0) for price in np.geomspace(1e-4, 50, 4 * prices)]
+    saved = np.array([1 - costs[exits].mean() for exits in taken])
+    nll = np.array([np.take_along_axis(loss, exits[None], 0).mean() for exits in taken])
+    return _along(saving, saved, nll)
+
+
+def _slopes(model: SmallModel, classifier: ExitClassifier, exit: int, select: np.ndarray) -> np.ndarray:
+    """What predicted gains of going on to every deeper exit are worth in nats (K-1-exit,), as PricePolicy
+    weighs them: fitted on the calibration tokens ``select`` (N,)."""
+    states = model.calibration
+    with torch.no_grad():
+        predicted = classifier.costs(Views(model, exit).get(states, "state")).numpy()[select]
+    gains, documents = label(states, exit, "gain", EASY_LOSS)[select], states.column("document")[select]
+    pairs = zip(predicted.T, gains.T)
+    return np.array([max(0.0, gain_slope(*pair, documents, 2, model.seed)[0]) for pair in pairs])
 
 
 def _along(saving: float, saved: np.ndarray, nll: np.ndarray) -> float | None:
@@ -216,24 +272,30 @@ def report(
         ]
         middle = shares[len(shares) // 2]
         ranked = sorted(names, key=lambda name: -values[f"{arm}:{name}.headroom.{middle}"]["value"])
-        figures[f"headroom, {arm}"] = {
-            "title": f"Headroom recovered by share of tokens leaving, {arm} models",
-            "note": "0 is random exits, 1 the gain oracle, at equal shares; test documents, mean and 95 % t "
-            f"interval over {seeds} random seeds; test perplexity "
-            f"{values[f'{arm}:ppl_0']['value']:.1f} at exit 0, "
-            f"{values[f'{arm}:ppl_full']['value']:.1f} at full depth",
-            "columns": ["signal", *(f"{share:.0%}" for share in shares)],
-            "rows": [
-                [name, *(_cell(values[f"{arm}:{name}.headroom.{share}"]) for share in shares)]
-                for name in ranked
-            ],
+        figures |= {
+            f"{measure}, {arm}": {
+                "title": f"{title} by share of tokens leaving, {arm} models",
+                "note": f"0 is random exits (their expectation), 1 the {oracle}, at equal shares; test "
+                f"documents, mean and 95 % t interval over {seeds} random seeds; test perplexity "
+                f"{values[f'{arm}:ppl_0']['value']:.1f} at exit 0, "
+                f"{values[f'{arm}:ppl_full']['value']:.1f} at full depth",
+                "columns": ["signal", *(f"{share:.0%}" for share in shares)],
+                "rows": [
+                    [name, *(_cell(values[f"{arm}:{name}.{measure}.{share}"]) for share in shares)]
+                    for name in ranked
+                ],
+            }
+            for measure, title, oracle in (
+                ("attained", "Share attained of what a signal can", "divergence oracle"),
+                ("headroom", "Headroom recovered", "gain oracle, which knows the next token"),
+            )
         }
         best_statistic = max(
             (n for n in names if not n.startswith(("label", "view", "width")) and "oracle" not in n),
             key=lambda n: values[f"{arm}:{n}.headroom.{middle}"]["value"],
         )
         show = {
-            name: values[f"{arm}:{name}.headroom.{middle}"]
+            name: _words(values[f"{arm}:{name}.attained.{middle}"])
             for name in (
                 "label divergence",
                 "label gain",
@@ -244,14 +306,17 @@ def report(
                 "entropy",
             )
         }
+        ceiling = _words(values[f"{arm}:divergence oracle.headroom.{middle}"])
+        added = _words(values[f"{arm}:view both minus state.attained.{middle}"], 3)
         sentences.append(
-            f"{arm.capitalize()} models, {middle:.0%} of the tokens leaving: a classifier of the divergence "
-            f"recovers {_words(show['label divergence'])} of the headroom, of the gain "
-            f"{_words(show['label gain'])}, of agreement {_words(show['label agreement'])}; the statistic of "
-            f"the softmax or the state that came out best on these same documents, {best_statistic}, "
-            f"{_words(show[best_statistic])}, max softmax {_words(show['max_prob'])}, entropy "
-            f"{_words(show['entropy'])}; an oracle that knows the loss at the exit "
-            f"{_words(show['loss oracle'])}."
+            f"{arm.capitalize()} models, {middle:.0%} of the tokens leaving: of what can be attained without "
+            f"knowing the next token, a classifier of the divergence attains {show['label divergence']}, of "
+            f"the gain {show['label gain']}, of agreement {show['label agreement']}; the statistic of the "
+            f"softmax or the state that came out best on these same documents, {best_statistic}, "
+            f"{show[best_statistic]}, max softmax {show['max_prob']}, entropy {show['entropy']}; an oracle "
+            f"that knows the loss at the exit {show['loss oracle']}. Statistics of the readout beside the "
+            f"state add {added}. All that can be attained is {ceiling} of what an oracle that knows the next "
+            "token gains over chance."
         )
     if f"{THREE_EXITS}:ppl_0" in values:
 
@@ -261,16 +326,23 @@ def report(
         figures["three exits"] = {
             "title": "Three exits: test NLL (nats) at equal FLOPs saved, one price against one calibrated "
             "threshold",
-            "note": "random: the best mixture of fixed depths; last rows: price minus threshold, paired by "
-            f"random seed; 95 % t interval over {seeds} random seeds",
+            "note": "random: the best mixture of fixed depths; oracles: the exit of least KL, or loss, + "
+            "price x cost; then price minus threshold, paired by random seed, and the share of the way from "
+            f"random to the divergence oracle; 95 % t interval over {seeds} random seeds",
             "columns": ["who decides", *(f"{saving:.0%}" for saving in SAVINGS)],
-            "rows": [["random", *cells("random.nll")]]
+            "rows": [
+                ["random", *cells("random.nll")],
+                ["divergence oracle", *cells("divergence oracle.nll")],
+                ["gain oracle", *cells("gain oracle.nll")],
+            ]
             + [
                 [f"{name}, {rule.replace('_', ' ')}", *cells(f"{name}.{key}")]
                 for rule, key in (
                     ("threshold", "threshold.nll"),
                     ("price", "price.nll"),
                     ("price_minus_threshold", "price_minus_threshold"),
+                    ("threshold, attained", "threshold.attained"),
+                    ("price, attained", "price.attained"),
                 )
                 for name in ("gain", "divergence")
             ],
@@ -282,5 +354,5 @@ def _cell(value: Mapping[str, float] | None) -> list[float] | None:
     return [value["value"], value["low"], value["high"]] if value else None
 
 
-def _words(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+def _words(value: Mapping[str, float], digits: int = 2) -> str:
+    return "{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".format(**value, digits=digits)

@@ -1,56 +1,73 @@
-"""The findings: docs/studies, a page per report and an index with the conclusions first.
+"""The findings: docs/studies, a page per report, one of our own questions, and an index with the conclusions
+first.
 
-    python -m studies findings
+    python -m studies findings            write docs/studies
+    python -m studies findings --check    fail if they differ from what would be written
 
-Reads claims.csv, the results below metrics/ and every study.yaml; same results, same bytes. A study may have
-no results yet. Figures that merely describe are in claims.csv alone.
+Reads claims.csv and questions.csv, the results below metrics/, every study.yaml and reports.yaml; same
+results, same bytes. A study may have no results yet. Figures that merely describe are in claims.csv alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from offramp.artifacts.files import write_text
 from offramp.errors import UserError
 from studies.common.results import Interval, StudyResults, number, read_results
-from studies.common.study import HOME, REPORTS, Protocol, Study, studies
+from studies.common.study import HOME, REPORTS, Protocol, Study, read_yaml, studies
 from studies.findings.plots import as_rows, draw_plot, plot_of
+from studies.ledger.check import check_same
+from studies.ledger.claims import Statement, read_claims, read_questions
 from studies.ledger.figures import CORPORA
-from studies.ledger.ledger import COLUMNS, read_claims
-from studies.ledger.verdict import FEWEST, LEVEL, SHARE, VERDICTS
+from studies.ledger.ledger import ANSWERED, COLUMNS, GIVEN, LEDGER, QUESTION_COLUMNS
+from studies.ledger.verdict import ANSWERS, FEWEST, LEVEL, NEAR, SHARE, VERDICTS
 
 TEMPLATES = Path(__file__).parent
 FOLDER = Path("docs/studies")
 """Relative to the root of the repository, the parent of the folder of all studies."""
 
 OWN_QUESTIONS = "own-questions"
-"""The page of studies that test no report."""
+"""The page of questions that no report answers."""
 
-HEADINGS = {
-    "holds": "What holds",
-    "artefact": "Artefacts: reproduced, but only through a flaw",
-    "fails": "What fails",
-    "inconclusive": "What remains open",
-}
+APART = "not comparable"
+"""The verdict that no total counts."""
+
+JUDGED = tuple(verdict for verdict in VERDICTS if verdict != APART)
+"""Verdicts in the order in which they are shown."""
+
 COUNTED = {
     "holds": ("holds", "hold"),
+    "holds only corrected": ("holds only corrected", "hold only corrected"),
     "artefact": ("is an artefact", "are artefacts"),
     "fails": ("fails", "fail"),
+    "not reproduced at this scale": ("is not reproduced at this scale", "are not reproduced at this scale"),
     "inconclusive": ("is inconclusive", "are inconclusive"),
 }
+WRITTEN = {
+    "before": "before any result",
+    "after_pilot": "after a pilot",
+    "after_results": "with the results known",
+}
+"""When a rule was written, in words."""
 
-LONGEST = 40
-"""Rows of a table above which a page points to the result file."""
+CONFIDENCE = 0.95
+"""Of the intervals of all studies."""
+
+LONGEST, SHORT = 40, 10
+"""Rows of a table above which a page points to the result file, and up to which it is shown unfolded."""
 
 Row = dict[str, Any]
-"""A row of claims.csv, with the study that it stands with and whether it is a conclusion."""
+"""A row of claims.csv or questions.csv, with its study and its corrected figure with the interval."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +76,54 @@ class Part:
 
     corpus: str
     sentences: list[str]
-    tables: list[dict[str, str]]
+    tables: list[dict[str, Any]]
     plot: dict[str, str] | None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows of the ledger by kind and verdict: conclusions and figures, without those that no total counts."""
+
+    rows: list[Row]
+
+    @property
+    def conclusions(self) -> list[Row]:
+        return [row for row in self.rows if row["kind"] == "conclusion" and row["verdict"] != APART]
+
+    @property
+    def figures(self) -> list[Row]:
+        """Figures that merely describe."""
+        return [row for row in self.rows if row["kind"] == "figure" and row["verdict"] != APART]
+
+    @property
+    def constructions(self) -> list[Row]:
+        """Rows that hold by construction, whatever their verdict."""
+        return [row for row in self.rows if row["kind"] == "construction"]
+
+    @property
+    def not_comparable(self) -> list[Row]:
+        return [row for row in self.rows if row["kind"] != "construction" and row["verdict"] == APART]
+
+    @property
+    def in_words(self) -> str:
+        """How conclusions come out."""
+        return in_words(self.conclusions)
+
+    @property
+    def figures_in_words(self) -> str:
+        return in_words(self.figures)
+
+    @property
+    def by_written(self) -> str:
+        """Conclusions and figures by when their rules were written: a table."""
+        kinds = {"conclusions": self.conclusions, "figures": self.figures}
+        rows = [
+            [kind, words, *numbers(row for row in of_kind if row["written"] == written)]
+            for kind, of_kind in kinds.items()
+            for written, words in WRITTEN.items()
+            if any(row["written"] == written for row in of_kind)
+        ]
+        return markdown(["", "rule written", "number", *JUDGED], rows)
 
 
 @dataclass(frozen=True)
@@ -69,62 +132,43 @@ class View:
 
     study: Study
     parts: list[Part]
-    conclusions: list[Row]
-
+    counts: Counts
+    questions: list[Row]
     headline: str
     """The sentence that stands for the study in the index; empty where nothing has been run."""
-
-    @property
-    def counts(self) -> str:
-        return counts(self.conclusions)
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report and its studies, or the questions of our own (``claims`` is empty)."""
+    """A report and its studies, or the studies of no report (``concluded`` is empty)."""
 
     name: str
     title: str
+    concluded: str
+    """What the report concluded, in our words."""
     views: list[View]
-    claims: list[Row]
+    counts: Counts
 
     @property
-    def conclusions(self) -> list[Row]:
-        return [row for row in self.claims if row["conclusion"]]
-
-    @property
-    def counts(self) -> str:
-        return counts(self.conclusions)
-
-    @property
-    def figures(self) -> int:
-        """Claims that merely describe."""
-        return len(self.claims) - len(self.conclusions)
-
-    @property
-    def figure_counts(self) -> str:
-        return counts([row for row in self.claims if not row["conclusion"]])
+    def questions(self) -> list[Row]:
+        return [row for view in self.views for row in view.questions]
 
     @property
     def flaws(self) -> list[str]:
         """Every flaw of the published protocols once."""
         return list(dict.fromkeys(flaw for view in self.views for flaw in view.study.about.flaws))
 
-    def by_verdict(self) -> dict[str, list[Row]]:
-        """Conclusions by heading."""
-        groups = {
-            heading: [row for row in self.conclusions if row["verdict"] == verdict]
-            for verdict, heading in HEADINGS.items()
-        }
-        return {heading: rows for heading, rows in groups.items() if rows}
-
-    def number(self, verdict: str) -> int:
-        """Conclusions of this verdict."""
-        return sum(row["verdict"] == verdict for row in self.conclusions)
+    def by_verdict(self) -> dict[str, str]:
+        """Conclusions as a table per verdict, in the order of the studies."""
+        order = [view.study.name for view in self.views]
+        rows = sorted(self.counts.conclusions, key=lambda row: order.index(row["study"]))
+        tables = {verdict: [row for row in rows if row["verdict"] == verdict] for verdict in JUDGED}
+        return {verdict: claims_table(rows) for verdict, rows in tables.items() if rows}
 
 
-def write_findings(home: Path = HOME) -> Path:
-    """Write docs/studies anew, beside ``home``, the folder of all studies; pages of earlier runs go.
+def write_findings(home: Path = HOME, folder: Path | None = None) -> Path:
+    """Write docs/studies anew to ``folder`` (default: beside ``home``, the folder of all studies); pages of
+    earlier runs go. Returns the index.
 
     Raises UserError if the ledger is missing or was written for other claims.
     """
@@ -137,26 +181,57 @@ def write_findings(home: Path = HOME) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    known = studies(home)
+    known, texts = studies(home), read_yaml(TEMPLATES / "reports.yaml")
     results = {(name, corpus): read_results(home, name, corpus) for name in known for corpus in CORPORA}
-    pages = _pages(known, results, read_ledger(home))
-    folder = home.parent / FOLDER
+    claims, questions = read_ledger(home)
+    pages = _pages(known, results, claims, questions, texts["concluded"])
+    reports = [page for page in pages if page.concluded]
+    folder = folder or home.parent / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
+    counts = Counts(claims)
     facts = {
         "pages": pages,
-        "verdicts": VERDICTS,
+        "reports": reports,
+        "counts": counts,
+        "conclusions": _totals(reports, "conclusions"),
+        "figures": _totals(reports, "figures"),
+        "answers": {answer: sum(row["answer"] == answer for row in questions) for answer in ANSWERS},
+        "chance": _chance(counts),
         "runs": _runs(results),
         "fewest": FEWEST,
         "share_band": number(SHARE),
         "level_percent": number(100 * LEVEL),
+        "near_percent": number(100 * NEAR),
+        "confidence_percent": number(100 * CONFIDENCE),
         "limits": _limits(results),
+        "questions_table": questions_table,
     }
-    _write(folder / "index.md", environment.get_template("index.md.j2").render(**facts))
-    for page in pages:
-        _write(folder / f"{page.name}.md", environment.get_template("page.md.j2").render(page=page))
-        for plot in (part.plot for view in page.views for part in view.parts if part.plot):
-            write_text(folder / "figures" / plot["file"], plot["svg"])
+    for page, name in [(None, "index"), *((page, page.name) for page in pages)]:
+        template = "index" if page is None else "page" if page.concluded else "questions"
+        values = facts | {"page": page}
+        _write(
+            folder / f"{name}.md",
+            _rendered(environment.get_template(f"{template}.md.j2"), values, texts["words"]),
+        )
+    for plot in (part.plot for page in pages for view in page.views for part in view.parts if part.plot):
+        write_text(folder / "figures" / plot["file"], plot["svg"])
     return folder / "index.md"
+
+
+def check_findings(home: Path = HOME) -> None:
+    """Raise UserError if docs/studies is not what would be written now, file by file."""
+    committed = home.parent / FOLDER
+    with TemporaryDirectory() as temporary:
+        written = write_findings(home, Path(temporary) / "studies").parent
+        names = {path.relative_to(at) for at in (written, committed) for path in at.rglob("*.*")}
+        check_same(written, committed, names, "run `python -m studies findings` and commit what it writes")
+
+
+def _rendered(template: Any, values: dict[str, Any], words: dict[str, str]) -> str:
+    """A page with those of the ``words`` explained at its head that occur in it."""
+    text = template.render(values | {"words": {}})
+    used = {word: meaning for word, meaning in words.items() if re.search(rf"\b{word}\b", text)}
+    return template.render(values | {"words": used})
 
 
 def _write(path: Path, text: str) -> None:
@@ -164,20 +239,26 @@ def _write(path: Path, text: str) -> None:
 
 
 def _pages(
-    known: dict[str, Study], results: dict[tuple[str, str], StudyResults | None], rows: list[Row]
+    known: dict[str, Study],
+    results: dict[tuple[str, str], StudyResults | None],
+    claims: list[Row],
+    questions: list[Row],
+    concluded: dict[str, str],
 ) -> list[Page]:
     views = {}
     for name, study in sorted(known.items(), key=lambda item: _place(item[1])):
         parts = [_part(study, corpus, result) for corpus in CORPORA if (result := results[name, corpus])]
-        conclusions = [row for row in rows if row["study"] == name and row["conclusion"]]
-        views[name] = View(study, parts, conclusions, _headline(study, results))
-    titles = {OWN_QUESTIONS: "questions that no report asked"} | REPORTS
+        counts = Counts([row for row in claims if row["study"] == name])
+        asked = [row for row in questions if row["study"] == name]
+        views[name] = View(study, parts, counts, asked, _headline(study, results))
+    titles = REPORTS | {OWN_QUESTIONS: "questions that no report answers"}
     return [
         Page(
             report,
             title,
+            concluded.get(report, ""),
             [view for view in views.values() if (view.study.about.report or OWN_QUESTIONS) == report],
-            [row for row in rows if row["report"] == report],
+            Counts([row for row in claims if row["report"] == report]),
         )
         for report, title in titles.items()
     ]
@@ -200,33 +281,94 @@ def _headline(study: Study, results: dict[tuple[str, str], StudyResults | None])
 # The ledger -----------------------------------------------------------------------------------------------
 
 
-def read_ledger(home: Path) -> list[Row]:
-    """The rows of claims.csv. UserError if it is missing or was not written from the claims as they are."""
-    path, remedy = home / "claims.csv", "run `python -m studies ledger`"
+def read_ledger(home: Path) -> tuple[list[Row], list[Row]]:
+    """The rows of claims.csv and of questions.csv. UserError if one is missing or was not written from claims
+    and questions as they are.
+    """
+    claims = _ledger_rows(home / LEDGER, COLUMNS, read_claims(home))
+    return claims, _ledger_rows(home / ANSWERED, QUESTION_COLUMNS, read_questions(home))
+
+
+def _ledger_rows(path: Path, columns: Sequence[str], statements: Sequence[Statement]) -> list[Row]:
+    remedy = "run `python -m studies ledger`"
     if not path.exists():
         raise UserError(f"{path} is missing; {remedy}")
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
-        rows, columns = list(reader), tuple(reader.fieldnames or ())
-    claims = {claim.id: claim for claim in read_claims(home)}
-    if columns != COLUMNS or [row["id"] for row in rows] != list(claims):
-        raise UserError(f"{path} was not written from studies/*/claims.yaml as they are; {remedy}")
-    out: list[Row] = []
-    for row in rows:
-        claim = claims[row["id"]]
+        rows: list[Row] = list(reader)
+    given = [name for name in columns if name in GIVEN]
+    as_they_are = [[str(getattr(one, name) or "") for name in given] for one in statements]
+    if reader.fieldnames != list(columns) or [[row[name] for name in given] for row in rows] != as_they_are:
+        raise UserError(f"{path} was not written from studies/*/ as they are; {remedy}")
+    for row, statement in zip(rows, statements):
         interval = f" [{row['ci_low']}, {row['ci_high']}]" if row["ci_low"] else ""
-        more = {"corrected_text": f"{row['corrected']}{interval}"}
-        out.append({**row, **more, "conclusion": claim.conclusion, "study": claim.study})
-    return out
+        row |= {"corrected_text": f"{row['corrected']}{interval}" or "-", "study": statement.study}
+    return rows
 
 
-def counts(rows: Sequence[Row]) -> str:
-    """How many hold, fail, are artefacts or inconclusive; in words what is none."""
+def numbers(rows: Iterable[Row]) -> list[int]:
+    """How many rows, and how many of each verdict in the order of ``JUDGED``."""
+    number_of = Counter(row["verdict"] for row in rows)
+    return [number_of.total(), *(number_of[verdict] for verdict in JUDGED)]
+
+
+def in_words(rows: Sequence[Row]) -> str:
+    """How many hold, fail and so on; verdicts that none has are left out."""
     number_of = Counter(row["verdict"] for row in rows)
     parts = [
-        f"{number_of[verdict] or 'none'} {COUNTED[verdict][number_of[verdict] != 1]}" for verdict in HEADINGS
+        f"{number_of[verdict]} {COUNTED[verdict][number_of[verdict] != 1]}"
+        for verdict in JUDGED
+        if number_of[verdict]
     ]
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def claims_table(rows: Sequence[Row]) -> str:
+    """What a report says, with its figures and why it got its verdict."""
+    columns = ["the report says", "published", "rerun", "corrected", "why", "claim"]
+    cells = [
+        [
+            row["statement"],
+            row["published"] or "-",
+            row["rerun"] or "-",
+            row["corrected_text"],
+            row["reason"],
+            f"`{row['id']}`",
+        ]
+        for row in rows
+    ]
+    return markdown(columns, cells)
+
+
+def questions_table(rows: Sequence[Row]) -> str:
+    """What we asked, with its figure and why it got its answer."""
+    columns = ["question", "answer", "corrected", "why", "rule written", "id"]
+    cells = [
+        [
+            row["statement"],
+            row["answer"],
+            row["corrected_text"],
+            row["reason"],
+            WRITTEN[row["written"]],
+            f"`{row['id']}`",
+        ]
+        for row in rows
+    ]
+    return markdown(columns, cells)
+
+
+def _totals(reports: Sequence[Page], kind: str) -> str:
+    """A row per report, with the number of its conclusions or figures by verdict, and their sum."""
+    of_report = {page.name: numbers(getattr(page.counts, kind)) for page in reports}
+    rows = [[f"[{page.name}]({page.name}.md)", page.title, *of_report[page.name]] for page in reports]
+    everything = [sum(column) for column in zip(*of_report.values())]
+    return markdown(["report", "about", kind, *JUDGED], [*rows, ["all", "", *everything]])
+
+
+def _chance(counts: Counts) -> dict[str, str]:
+    """How many intervals decide verdicts, and how many of so many miss by chance alone."""
+    intervals = sum(bool(row["ci_low"]) for row in [*counts.conclusions, *counts.figures])
+    return {"intervals": str(intervals), "missed": number(round((1 - CONFIDENCE) * intervals))}
 
 
 # The studies ----------------------------------------------------------------------------------------------
@@ -263,11 +405,12 @@ def _facts(
     return out
 
 
-def _table(figure: dict[str, Any], study: str, corpus: str) -> dict[str, str]:
+def _table(figure: dict[str, Any], study: str, corpus: str) -> dict[str, Any]:
     rows = [[row.get(column) for column in figure["columns"]] for row in as_rows(figure)]
     elsewhere = f"{len(rows)} rows, in `studies/metrics/{study}.{corpus}.json`."
     shown = markdown(figure["columns"], rows) if len(rows) <= LONGEST else elsewhere
-    return {"title": figure["title"], "note": figure.get("note", ""), "markdown": shown}
+    folded = SHORT < len(rows) <= LONGEST
+    return {"title": figure["title"], "note": figure.get("note", ""), "markdown": shown, "folded": folded}
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -322,5 +465,11 @@ def _limits(results: dict[tuple[str, str], StudyResults | None]) -> dict[str, st
     return {"seeds": " or ".join(map(str, seeds)) or "no", "corpora": both if some else one}
 
 
-def main(arguments: Sequence[str]) -> None:
-    print(f"wrote {write_findings()}")
+def main(arguments: Sequence[str], home: Path = HOME) -> None:
+    parser = argparse.ArgumentParser(prog="python -m studies findings", description="Write docs/studies.")
+    parser.add_argument("--check", action="store_true", help="fail if the pages are not up to date")
+    if parser.parse_args(arguments).check:
+        check_findings(home)
+        print("the findings are up to date")
+    else:
+        print(f"wrote {write_findings(home)}")

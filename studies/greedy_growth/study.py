@@ -40,7 +40,13 @@ EXPERIMENT = Experiment(
     fewer={
         "20k": ["greedy", "greedy, identity", "greedy, embedding never trained", "no growth", "scratch"],
         "500k": ["greedy", "no growth", "scratch"],
-        "pangram": ["greedy", "greedy, last weights", "no growth", "scratch"],
+        "pangram": [
+            "greedy",
+            "greedy, embedding never trained",
+            "greedy, last weights",
+            "no growth",
+            "scratch",
+        ],
     },
     reference="greedy",
     differences=[
@@ -55,6 +61,14 @@ EXPERIMENT = Experiment(
         ("greedy_identity", "greedy"),
         ("greedy_embedding_never_trained", "greedy"),
         ("greedy_last_weights", "greedy"),
+    ],
+    ratios=[
+        ("times", "greedy_2", "greedy_1"),
+        ("times", "greedy_3", "greedy_2"),
+        ("times", "greedy_4", "greedy_3"),
+        ("times", "greedy", "scratch"),
+        ("rise", "greedy_1", "scratch"),
+        ("rise", "no_growth", "scratch"),
     ],
     drawn=["greedy", "greedy, embedding never trained", "greedy, last weights", "no growth", "scratch"],
 )

@@ -18,8 +18,9 @@ Published: the report's set-up, the beginning of a corpus, with the best epoch r
 it. The lost code of the lagged caches is rebuilt from its description, 10 epochs in its first phase.
 Corrected: equal updates of all arms ("ppl") and equal FLOPs of training ("flops.ppl", as many as one_level
 spends; frozen features spend them on both phases, the head included), chosen on calibration text and judged
-on test text, five random seeds. Where arms differ, ``diff`` is in nats, negative where the first is better.
-At 500k characters only the first four arms run.
+on test text, five random seeds. Where arms differ, ``diff`` is in nats, negative where the first is better;
+``passage_ppl`` is the perplexity of the passage that the report reports on, which chose nothing. At 500k
+characters only the first four arms run.
 """
 
 from __future__ import annotations
@@ -47,12 +48,13 @@ from studies.common.comparison import (
     flops_per_batch,
     limits,
     parameters,
+    passage_ppl,
     published_outcome,
     transformer,
 )
 from studies.common.settings import Settings
 from studies.common.study import Job, Outcome
-from studies.common.training import Limits, PublishedTraining, train_corrected, train_published
+from studies.common.training import CorrectedRun, Limits, PublishedTraining, train_corrected, train_published
 from studies.common.workers import run_arms
 from studies.hierarchy_and_lagged_caches.lagged import HeadTraining, Lagged
 
@@ -116,7 +118,7 @@ def corrected(job: Job) -> Outcome:
     sizes, how = Sizes.of(job.shared["characters"]), CorrectedSettings.of(job.settings["corrected"])
     texts = {size: corrected_splits(job.text, size, sizes) for size in sizes.names(job.text.corpus)}
     places = [(size, arm) for size in texts for arm in job.arms if size != "500k" or arm in LEVELS]
-    jobs = [(texts[size], arm, how.updates[size], how, job.seeds) for size, arm in places]
+    jobs = [(texts[size], arm, how.updates[size], how, job.seeds, size == "20k") for size, arm in places]
     results = run_arms(corrected_arm, jobs, job.processes)
     return corrected_outcome(dict(zip(places, results)), len(job.seeds), derived)
 
@@ -161,9 +163,15 @@ def published_arm(data: Characters, arm: str, how: PublishedSettings, seed: int)
 
 
 def corrected_arm(
-    data: Characters, arm: str, updates: int, how: CorrectedSettings, seeds: tuple[int, ...]
+    data: Characters,
+    arm: str,
+    updates: int,
+    how: CorrectedSettings,
+    seeds: tuple[int, ...],
+    passage: bool,
 ) -> Compared:
-    """One arm on one size of text, all random seeds together."""
+    """One arm on one size of text, all random seeds together; ``passage``: whether the calibration text is
+    the passage of the report."""
     reference = build("one_level", data.vocab_size), objective("one_level")
     if arm in FROZEN or arm == "lct_task_1":
         lagged = Lagged(data, FROZEN.get(arm, 1), seeds, how.passes)
@@ -175,16 +183,24 @@ def corrected_arm(
                     "%s: its head alone costs more than equal FLOPs; that is after one batch of phase 1",
                     arm,
                 )
-            return _frozen_arm(lagged, arm, lagged.limits("oacd", updates, paid), how.head)
+            return _frozen_arm(lagged, arm, lagged.limits("oacd", updates, paid), how.head, passage)
         within = lagged.limits("task", updates, flops)
-        return compared(lagged.train_task(within.looks(how.look_every // how.passes)), within)
+        return _compared(lagged.train_task(within.looks(how.look_every // how.passes)), within, passage)
     model = build(arm, data.vocab_size), objective(arm)
     within = limits(*model, data, updates, reference)
     look_every = how.look_every // model[1].segments
-    return compared(train_corrected(*model, data, within, look_every=look_every, seeds=seeds), within)
+    run = train_corrected(*model, data, within, look_every=look_every, seeds=seeds)
+    return _compared(run, within, passage)
 
 
-def _frozen_arm(lagged: Lagged, arm: str, within: Limits, head: HeadTraining) -> Compared:
+def _compared(run: CorrectedRun, within: Limits, passage: bool) -> Compared:
+    more = passage_ppl(run, within.updates) if passage else []
+    result = compared(run, within)
+    result.more = more
+    return result
+
+
+def _frozen_arm(lagged: Lagged, arm: str, within: Limits, head: HeadTraining, passage: bool) -> Compared:
     """Features of layers as drawn, or after phase 1 within its limits, and the head of phase 2, whose updates
     are not counted."""
     after: dict[int, Weights] = {}
@@ -197,13 +213,20 @@ def _frozen_arm(lagged: Lagged, arm: str, within: Limits, head: HeadTraining) ->
         lagged.train("oacd", max(counted), counted, keep)
         lagged.ensemble.restore(after[within.updates])
     nll, epochs, calibration = _judged(lagged, head)
+    more = [{"passage_ppl": math.exp(value)} for value in _passage_nll(lagged, head)] if passage else []
     flops_nll = nll
     if after and within.flops != within.updates:
         lagged.ensemble.restore(after[within.flops])
         flops_nll = _judged(lagged, head)[0]
     updates = float(within.updates * lagged.passes)
     level = [{0.0: math.exp(value), updates: math.exp(value)} for value in calibration]
-    return Compared(nll, flops_nll, epochs, parameters(lagged.ensemble), level)
+    return Compared(nll, flops_nll, epochs, parameters(lagged.ensemble), level, more)
+
+
+def _passage_nll(lagged: Lagged, how: HeadTraining) -> list[float]:
+    """NLL of the calibration text by random seed, with the best head by the test text."""
+    head = lagged.fit_head("test", how)
+    return head_nll(head.weights, *lagged.features("calibration")).tolist()
 
 
 def _judged(lagged: Lagged, how: HeadTraining) -> tuple[list[float], list[float], list[float]]:

@@ -8,6 +8,7 @@ test documents.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -120,7 +121,9 @@ def measure(
     values: Values = {}
     for name in arms:
         values |= score_values(name, tokens, measured.reference)
+        began = time.perf_counter()
         predicted = measured.predict(lambda some, name=name: some.scores[name], settings["hidden"], "value")
+        values[f"predict.{name}.seconds"] = time.perf_counter() - began
         values[f"predict.{name}.r"] = correlation(predicted, test.scores[name])
     values |= subset_values(tokens, settings["subsets"], arms)
     sides = split(tokens.scores["max_prob"] >= confident, tokens.loss)

@@ -8,9 +8,15 @@ never learns (hrm_published), and both spend twice the compute of the standard m
 
 Corrected: five random seeds at equal updates, and at equal FLOPs of training. Controls: a standard model that
 updates twice per batch too (repeated), one that costs as much as irt in use (standard_2), the two passes with
-one loss and the gradient through both (unrolled), and HRM with its gradient mended (hrm). Against the
-report's up to 30 epochs all arms have a fixed number of updates, about as many as its best arms took; most
-would go on learning, as the curves show.
+one loss and the gradient through both (unrolled), and HRM with its gradient mended (hrm). All arms have a
+fixed number of updates, at 20,000 characters 30 epochs of the standard model and 15 of those that update
+twice per batch: long enough for the best look to come before the end, as in the report.
+
+    passage_ppl.ARM    perplexity of the passage that the report reports on, which chose nothing
+    pass_gain.ARM      nats by which the second pass predicts better than the first
+    lead.irt           nats by which irt is better than the better one of standard and hrm
+    half_of_hrm.irt    nats that irt gains over standard, minus half of those that hrm gains
+                       (of both: lead_published and half_of_hrm_published, against hrm_published)
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from collections.abc import Callable
 from torch import nn
 
 from offramp.systems.deep_supervision import segments_objective
+from offramp.systems.ensemble import Ensemble, mean_nll
 from offramp.systems.hierarchical import HierarchicalConfig, HierarchicalLM
 from offramp.systems.iterated import IteratedLM, unrolled
 from offramp.systems.objectives import Objective, from_logits, named, repeated
@@ -33,6 +40,7 @@ from studies.common.comparison import (
     gains,
     limits,
     parameters,
+    passage_ppl,
     published_outcome,
     transformer,
 )
@@ -106,7 +114,10 @@ def corrected(job: Job) -> Outcome:
     sizes, how = Sizes.of(job.shared["characters"]), CorrectedTraining.of(job.settings["corrected"])
     texts = {size: corrected_splits(job.text, size, sizes) for size in sizes.names(job.text.corpus)}
     places = [(size, arm) for size in texts for arm in job.arms]
-    jobs = [(texts[size], arm, how.updates[size], how.look_every, job.seeds) for size, arm in places]
+    jobs = [
+        (texts[size], arm, how.updates[size], how.look_every, job.seeds, size == "20k")
+        for size, arm in places
+    ]
     results = run_arms(corrected_arm, jobs, job.processes)
     return corrected_outcome(dict(zip(places, results)), len(job.seeds), derived)
 
@@ -121,19 +132,43 @@ def published_arm(data: Characters, arm: str, how: PublishedTraining, seed: int)
         patience=how.patience,
         seed=seed,
     )
-    return run.values(arm) | {f"parameters.{arm}": parameters(run.ensemble)}
+    values = run.values(arm) | {f"parameters.{arm}": parameters(run.ensemble)}
+    if arm == "irt":
+        values["pass_gain.irt"] = pass_gains(run.ensemble, data, "validation")[0]
+    return values
 
 
 def corrected_arm(
-    data: Characters, arm: str, updates: int, look_every: int, seeds: tuple[int, ...]
+    data: Characters, arm: str, updates: int, look_every: int, seeds: tuple[int, ...], passage: bool
 ) -> Compared:
-    """One arm on one size of text, all random seeds together; ``look_every`` is in updates."""
+    """One arm on one size of text, all random seeds together; ``look_every`` is in updates, ``passage``:
+    whether the calibration text is the passage of the report."""
     model = build(arm, data.vocab_size), objective(arm)
     within = limits(*model, data, updates, (build("standard", data.vocab_size), objective("standard")))
     run = train_corrected(*model, data, within, look_every=look_every // model[1].segments, seeds=seeds)
-    return compared(run, within)
+    more: list[dict[str, float]] = passage_ppl(run, within.updates) if passage else [{} for _ in seeds]
+    result = compared(run, within)
+    if arm == "irt":
+        gained = pass_gains(run.ensemble, data, "test")
+        more = [values | {"pass_gain": gain} for values, gain in zip(more, gained)]
+    result.more = more
+    return result
+
+
+def pass_gains(ensemble: Ensemble, data: Characters, split: str) -> list[float]:
+    """Nats by member by which the logits of the last pass are better than those of the first."""
+    first, last = (
+        mean_nll(ensemble, segments_objective(passes), *data.windows(split)) for passes in (1, PASSES)
+    )
+    return (first - last).tolist()
 
 
 def derived(nll: dict[str, float]) -> dict[str, float]:
     """What follows from the losses of all arms."""
-    return differences(nll, PAIRS) | gains(nll, "standard")
+    out = differences(nll, PAIRS) | gains(nll, "standard")
+    for suffix, hrm in (("", "hrm"), ("_published", "hrm_published")):
+        if {"standard", "irt", hrm} <= set(nll):
+            out[f"lead{suffix}.irt"] = min(nll["standard"], nll[hrm]) - nll["irt"]
+            gained = nll["standard"] - nll["irt"], nll["standard"] - nll[hrm]
+            out[f"half_of_hrm{suffix}.irt"] = gained[0] - gained[1] / 2
+    return out

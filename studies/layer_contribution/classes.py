@@ -5,6 +5,9 @@ compared by: with noise in it, the easy class must improve towards the last laye
 worsen, whatever the layers do (regression to the mean; Galton 1886). Classes by the loss of another model,
 ``consensus``, share none of that noise.
 
+What easy and hard tokens are like is asked of the text, not of the model: is the pattern in the training
+text, is the character the likeliest after the two before it, and of the model with its context cut short.
+
 Shapes: L layers, B windows, T tokens of a window, N = B T tokens, C classes.
 """
 
@@ -17,10 +20,14 @@ from torch import Tensor
 from offramp.errors import UserError
 from offramp.models.blockwise import Blockwise
 from offramp.states.statistics import Readout, predictions
+from studies.common.characters import Characters
+from studies.common.layer_statistics import layer_statistics
 
 CLASSES = ("easy", "medium", "hard")
 QUANTILES = (0.25, 0.75)
 """Of the difficulty: at or below the first a token is easy, at or above the second hard."""
+PATTERN, BEFORE, SHORT = 4, 2, 8
+"""Characters of a pattern, before a likeliest character, and of a context that is cut short."""
 
 
 @torch.no_grad()
@@ -85,3 +92,37 @@ def improvement(means: np.ndarray) -> np.ndarray:
     """By how much the loss falls from the first layer to the last, as a share of the first, (C,); means (L,
     C)."""
     return 1 - means[-1] / means[0]
+
+
+def unseen(data: Characters, split: str) -> np.ndarray:
+    """bool (N,): whether a token and the three before it are a pattern that the training text has not."""
+    patterns = _grams(_read(data, split), PATTERN, data.vocab_size)
+    known = np.isin(patterns, _grams(data.splits["train"].numpy(), PATTERN, data.vocab_size))
+    return np.concatenate([np.zeros(PATTERN - 2, bool), ~known])  # the first tokens have too few before them
+
+
+def likeliest(data: Characters, split: str) -> np.ndarray:
+    """bool (N,): whether a token is what follows the two before it most often in the training text."""
+    train = _grams(data.splits["train"].numpy(), BEFORE + 1, data.vocab_size)
+    grams, counts = np.unique(train, return_counts=True)
+    order = np.lexsort((-counts, grams // data.vocab_size))
+    _, first = np.unique(grams[order] // data.vocab_size, return_index=True)
+    is_first = np.isin(_grams(_read(data, split), BEFORE + 1, data.vocab_size), grams[order][first])
+    return np.concatenate([np.zeros(BEFORE - 1, bool), is_first])
+
+
+def cut_context(model: Blockwise, tokens: Tensor, targets: Tensor) -> np.ndarray:
+    """Loss at full depth (N,) of windows (B, T) where a token sees at most ``SHORT`` tokens."""
+    return layer_statistics(model, tokens.reshape(-1, SHORT), targets.reshape(-1, SHORT)).loss[-1]
+
+
+def _read(data: Characters, split: str) -> np.ndarray:
+    """The symbols of all windows of a split in their order and the last target, (N + 1,)."""
+    tokens, targets = data.windows(split)
+    return np.append(tokens.flatten().numpy(), targets[-1, -1])
+
+
+def _grams(ids: np.ndarray, length: int, vocab_size: int) -> np.ndarray:
+    """A number for every ``length`` symbols in a row of ids (M,): (M - length + 1,)."""
+    rows = np.lib.stride_tricks.sliding_window_view(ids.astype(np.int64), length)
+    return rows @ (vocab_size ** np.arange(length - 1, -1, -1))

@@ -10,7 +10,8 @@ arm's. The cut in scale is that of ``studies.common.layered_models``.
 Classes of tokens come three times: by the model's own final loss, as published, which must show what it
 shows; by what the models of the other random seeds lose there, which shares no noise with the model that is
 looked at; and by its own first-layer loss, which errs the other way. What a layer contributes is asked
-twice, too: by the length of its step, and by the loss without it.
+twice, too: by the length of its step, and by the loss without it. What kind of tokens the classes hold is
+asked of all three: ``unseen`` patterns, ``likeliest`` characters, and nats that a longer context takes off.
 
 Shapes: L layers, N tokens.
 """
@@ -45,8 +46,11 @@ from studies.layer_contribution.classes import (
     class_means,
     classes,
     consensus,
+    cut_context,
     improvement,
+    likeliest,
     losses_without,
+    unseen,
 )
 
 ARMS = LAYER_ARMS
@@ -60,6 +64,9 @@ GROUPINGS = {
 }
 """How tokens are classed, by the beginning of the keys."""
 
+Traits = Mapping[str, np.ndarray]
+"""What a token is like, (N,) by name."""
+
 
 # Published --------------------------------------------------------------------------------------------------
 
@@ -72,8 +79,11 @@ def published(job: Job) -> Outcome:
     data = published_1b(sizes)
     run = train_as_published(data, PUBLISHED_ARM, job.seeds[0], models, "layers")
     tokens, targets = data.windows("validation")
+    statistics = layer_statistics(run.last, tokens, targets)
     values = model_values(
-        layer_statistics(run.last, tokens, targets), losses_without(run.last, tokens, targets)
+        statistics,
+        losses_without(run.last, tokens, targets),
+        traits(data, "validation", run.last, statistics),
     )
     values |= {
         "best_ppl": min(run.curve),
@@ -116,13 +126,15 @@ def arm_values(data: Characters, models: Sequence[BlockwiseLM]) -> list[dict[str
     any."""
     test: Windows = data.windows("test")
     statistics = [layer_statistics(model, *test) for model in models]
+    kinds = [traits(data, "test", model, of_model) for model, of_model in zip(models, statistics)]
     rows = [
-        model_values(of_model, losses_without(model, *test)) for model, of_model in zip(models, statistics)
+        model_values(of_model, losses_without(model, *test), kind)
+        for model, of_model, kind in zip(models, statistics, kinds)
     ]
     if len(models) > 1:
         last = [of_model.loss[-1] for of_model in statistics]
-        for own, (row, of_model) in enumerate(zip(rows, statistics)):
-            row |= prefixed("others.", class_values(of_model, consensus(last, own)))
+        for own, (row, of_model, kind) in enumerate(zip(rows, statistics, kinds)):
+            row |= prefixed("others.", class_values(of_model, consensus(last, own), kind))
     return rows
 
 
@@ -133,13 +145,22 @@ def _given(job: Job) -> tuple[LayeredModels, Sizes]:
     return LayeredModels.of(job.shared["layered_models"]), Sizes.of(job.shared["characters"])
 
 
-def class_values(statistics: LayerStatistics, difficulty: np.ndarray) -> dict[str, float]:
-    """Mean loss and step by class and layer, counted from 1, and the loss that depth takes off.
+def traits(data: Characters, split: str, model: BlockwiseLM, statistics: LayerStatistics) -> Traits:
+    """What every token of a split is like; ``statistics`` are the model's there."""
+    longer = cut_context(model, *data.windows(split)) - statistics.loss[-1]
+    return {"unseen": unseen(data, split), "likeliest": likeliest(data, split), "context": longer}
 
-    ``difficulty`` (N,) makes the classes. What depth takes off is in nats, and as a share.
+
+def class_values(statistics: LayerStatistics, difficulty: np.ndarray, kinds: Traits) -> dict[str, float]:
+    """Mean loss, accuracy and step by class and layer, counted from 1, and the loss that depth takes off.
+
+    ``difficulty`` (N,) makes the classes. What depth takes off is in nats, and as a share; the last layer's
+    part of it is ``last_gain``.
     """
     of_class = classes(difficulty)
-    loss, step = class_means(statistics.loss, of_class), class_means(statistics.step, of_class)
+    loss, step, right = (
+        class_means(values, of_class) for values in (statistics.loss, statistics.step, statistics.correct)
+    )
     gain, relative = loss[0] - loss[-1], improvement(loss)
     out = {
         "gain.easy_minus_hard": gain[0] - gain[2],
@@ -147,21 +168,29 @@ def class_values(statistics: LayerStatistics, difficulty: np.ndarray) -> dict[st
     }
     for number, name in enumerate(CLASSES):
         out |= {
+            f"tokens.{name}": (of_class == number).sum(),
             f"share.{name}": (of_class == number).mean(),
             f"gain.{name}": gain[number],
             f"improvement.{name}": relative[number],
+            f"last_gain.{name}": loss[-2, number] - loss[-1, number],
         }
-        out |= {f"loss.{name}.{layer}": value for layer, value in enumerate(loss[:, number], 1)}
-        out |= {f"norm.{name}.{layer}": value for layer, value in enumerate(step[:, number], 1)}
+        for key, means in (("loss", loss), ("norm", step), ("accuracy", right)):
+            out |= {f"{key}.{name}.{layer}": value for layer, value in enumerate(means[:, number], 1)}
+    differences = step[:, 2] - step[:, 0]
+    out |= {f"norm.hard_minus_easy.{layer}": value for layer, value in enumerate(differences, 1)}
+    for key, values in kinds.items():
+        (means,) = class_means(values[None], of_class)
+        out |= {f"{key}.{name}": mean for name, mean in zip(CLASSES, means)}
+        out[f"{key}.hard_minus_easy"] = means[2] - means[0]
     return {key: float(value) for key, value in out.items()}
 
 
-def model_values(statistics: LayerStatistics, without: np.ndarray) -> dict[str, float]:
+def model_values(statistics: LayerStatistics, without: np.ndarray, kinds: Traits) -> dict[str, float]:
     """All that one model says by itself; ``without`` (L, N) as ``losses_without`` gives it."""
     easy, hard = np.quantile(statistics.loss[-1], QUANTILES)
     step, needed = statistics.step.mean(1), (without - statistics.loss[-1]).mean(1)
-    out = class_values(statistics, statistics.loss[-1])
-    out |= prefixed("first.", class_values(statistics, statistics.loss[0]))
+    out = class_values(statistics, statistics.loss[-1], kinds)
+    out |= prefixed("first.", class_values(statistics, statistics.loss[0], kinds))
     out |= {
         "threshold.easy": easy,
         "threshold.hard": hard,

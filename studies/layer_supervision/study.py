@@ -10,6 +10,13 @@ Corrected: five random seeds at equal updates and at equal FLOPs of training; al
 of the layers on test text, where the report looked at training text. Cut against the report's up to 30
 epochs: a fixed number of updates, fewer at eight layers; on 500,000 characters irt, normalised and eight
 layers are left out.
+
+    passage_ppl.ARM                    perplexity of the passage that the report reports on, which chose
+                                       nothing
+    train_loss.e<epoch>.l<layer>.ARM   training losses of the layers
+    train_drop.e<epoch>.ARM            by how much the last layer's is below the first one's
+    train_step.e<epoch>.ARM            by how much a layer's is at least below that of the layer before
+    layer_loss, layer_drop, least_step the same of text that is not learnt from
 """
 
 from __future__ import annotations
@@ -33,6 +40,7 @@ from studies.common.comparison import (
     gains,
     limits,
     parameters,
+    passage_ppl,
     published_outcome,
     transformer,
 )
@@ -107,6 +115,7 @@ def corrected(job: Job) -> Outcome:
             how.look_every,
             job.seeds,
             how.epochs_reported if arm == "sum" and size == "20k" else (),
+            size == "20k",
         )
         for size, arm in places
     ]
@@ -148,8 +157,10 @@ def corrected_arm(
     look_every: int,
     seeds: tuple[int, ...],
     epochs_reported: tuple[int, ...],
+    passage: bool,
 ) -> Compared:
-    """One arm on one size of text, all random seeds together; ``look_every`` is in updates.
+    """One arm on one size of text, all random seeds together; ``look_every`` is in updates, ``passage``:
+    whether the calibration text is the passage of the report.
 
     Training goes on to the last of ``epochs_reported``, for the training losses of the layers in those epochs
     alone.
@@ -170,11 +181,13 @@ def corrected_arm(
         watch=watch,
         at_least=at_least,
     )
+    more: list[dict[str, float]] = passage_ppl(run, within.updates) if passage else [{} for _ in seeds]
     result = compared(run, within)
     if arm != "irt":
-        result.more = layer_values(run.ensemble, data, "test")
+        more = [one | other for one, other in zip(more, layer_values(run.ensemble, data, "test"))]
     if watch:
-        result.more = [values | watch.values(member) for member, values in enumerate(result.more)]
+        more = [values | watch.values(member) for member, values in enumerate(more)]
+    result.more = more
     return result
 
 
@@ -218,12 +231,14 @@ class LayerLosses:
                 self.seen[epoch].append(ensemble(block_losses, tokens, targets))
 
     def values(self, member: int) -> dict[str, float]:
-        """``train_loss.e<epoch>.l<layer>`` of those epochs that were reached."""
-        out = {}
+        """``train_loss.e<epoch>.l<layer>``, ``train_drop.e<epoch>`` and ``train_step.e<epoch>`` of those
+        epochs that were reached."""
+        out: dict[str, float] = {}
         for epoch, losses in self.seen.items():
             if len(losses) == self.batches_per_epoch:
-                means = torch.stack(losses).mean(dim=0)[member]
-                out |= {f"train_loss.e{epoch}.l{layer + 1}": float(loss) for layer, loss in enumerate(means)}
+                means = torch.stack(losses).mean(dim=0)[member].tolist()
+                out |= {f"train_loss.e{epoch}.l{layer + 1}": loss for layer, loss in enumerate(means)}
+                out |= {f"train_drop.e{epoch}": means[0] - means[-1], f"train_step.e{epoch}": least(means)}
         return out
 
 
@@ -240,10 +255,15 @@ def layer_values(ensemble: Ensemble, data: Characters, split: str) -> list[dict[
         {f"layer_loss.l{layer + 1}": loss for layer, loss in enumerate(losses)}
         | {
             "layer_drop": losses[0] - losses[-1],
-            "least_step": min(one - two for one, two in itertools.pairwise(losses)),
+            "least_step": least(losses),
         }
         for losses in means
     ]
+
+
+def least(losses: Sequence[float]) -> float:
+    """By how much a layer is at least better than the one below."""
+    return min(one - two for one, two in itertools.pairwise(losses))
 
 
 def derived(nll: dict[str, float]) -> dict[str, float]:

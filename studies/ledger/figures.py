@@ -1,16 +1,26 @@
 """Figures of the studies as claims name them: by study, key, protocol and corpus.
 
 A key is "name", "study:name", or two of them joined by " - " or " / ". The published protocol has one number
-per name, the corrected one a value with its interval over random seeds.
+per name, the corrected one a value with its interval over random seeds. The interval of a difference is the
+paired one, where a study keeps values by random seed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from offramp.errors import UserError
-from studies.common.results import Interval, StudyResults, read_results, result_path
+from studies.common.results import (
+    Interval,
+    StudyResults,
+    over_seeds,
+    read_results,
+    read_seeds,
+    result_path,
+    seeds_path,
+)
 from studies.common.study import Protocol
 from studies.ledger.verdict import Corrected
 
@@ -43,6 +53,7 @@ class Results:
             for corpus in CORPORA
             for study in sorted(set(studies))
         }
+        self._seeds: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
 
     def has(self, key: str, study: str, protocol: Protocol, corpus: str) -> bool:
         """Whether every study in ``key`` has results of this protocol on this corpus."""
@@ -57,24 +68,37 @@ class Results:
             return values[0]
         return values[0] - values[1] if operator == "-" else values[0] / values[1]
 
+    def measures(self, key: str, study: str, corpus: str) -> bool:
+        """Whether the published protocol has every figure in ``key``."""
+        return all(self._published_or_none(figure, corpus) is not None for figure in terms(key, study)[1])
+
     def corrected(self, key: str, study: str, corpus: str) -> Corrected:
         """A figure under the corrected protocol. UserError if it is missing.
 
-        The interval of a difference goes from low - high to high - low of its parts. It contains the paired t
-        interval over the same seeds, for the standard deviation of a difference is at most the sum of theirs.
+        The interval of a difference is the paired t interval over random seeds, where both figures are kept
+        by random seed. Else it goes from low - high to high - low of the two, which contains that one, for
+        the standard deviation of a difference is at most the sum of theirs.
         """
         operator, figures = terms(key, study)
         if operator == "/":
             raise UserError(f"key: {key!r} has no corrected interval; give the claim a corrected_key")
         first, *rest = [self._corrected(figure, corpus) for figure in figures]
-        for other in rest:
-            low, high = first.low - other.high, first.high - other.low
-            first = Corrected(first.value - other.value, low, high, min(first.n, other.n))
-        return first
+        if not rest:
+            return first
+        second = rest[0]
+        one, other = (self._by_seed(figure, corpus) for figure in figures)
+        if one and one.keys() == other.keys():
+            values = over_seeds([{key: one[seed] - other[seed]} for seed in one])[key]
+            return Corrected(values["value"], values["low"], values["high"], len(one))
+        low, high = first.low - second.high, first.high - second.low
+        return Corrected(first.value - second.value, low, high, min(first.n, second.n))
+
+    def _published_or_none(self, figure: Term, corpus: str) -> float | None:
+        file = self._files[figure[0], corpus]
+        return file.published.values.get(figure[1]) if file and file.published else None
 
     def _published(self, figure: Term, corpus: str) -> float:
-        file = self._files[figure[0], corpus]
-        value = file.published.values.get(figure[1]) if file and file.published else None
+        value = self._published_or_none(figure, corpus)
         if value is None:
             raise self._missing(figure, "published", corpus)
         return value
@@ -86,9 +110,26 @@ class Results:
             raise self._missing(figure, "corrected", corpus)
         return Corrected(value.value, value.low, value.high, file.corrected.n)
 
+    def _by_seed(self, figure: Term, corpus: str) -> dict[int, float]:
+        """A corrected figure by random seed; empty where the study keeps none. UserError if its values are
+        not those of the result file."""
+        study, name = figure
+        if (study, corpus) not in self._seeds:
+            self._seeds[study, corpus] = read_seeds(self._home, study, corpus)
+        values = {seed: row[name] for seed, row in self._seeds[study, corpus].items() if name in row}
+        if values:
+            shown = self._corrected(figure, corpus)
+            mean = math.fsum(values.values()) / len(values)
+            if len(values) != shown.n or not math.isclose(mean, shown.value, rel_tol=1e-9, abs_tol=1e-12):
+                raise UserError(
+                    f"{seeds_path(self._home, study, corpus)}: {name} is not that of the result file beside "
+                    f"it; run `python -m studies {study} --corpus {corpus}` again"
+                )
+        return values
+
     def _missing(self, figure: Term, protocol: Protocol, corpus: str) -> UserError:
         study, name = figure
         return UserError(
             f"{result_path(self._home, study, corpus)}: {protocol} has no {name}; run "
-            f"`python -m studies {study} --corpus {corpus}`, or mend the key in studies/*/claims.yaml"
+            f"`python -m studies {study} --corpus {corpus}`, or mend the key in studies/{study}"
         )

@@ -1,302 +1,331 @@
-"""The claims ledger: every claim of studies/*/claims.yaml with its rerun, its corrected figure and its
-verdict.
+"""The ledger: every claim of studies/*/claims.yaml with its rerun, its corrected figure and its verdict, and
+every question of questions.yaml with its answer.
 
-    python -m studies ledger
+    python -m studies ledger               write claims.csv and questions.csv
+    python -m studies ledger --check       fail if they differ from what would be written
+    python -m studies ledger --validate    only read claims and questions, and tell what is wrong with them
 
-Reads metrics/<study>.<corpus>.json and writes claims.csv, below the folder of all studies. Where a study has
-no results on WikiText-2, the published text, State of the Union decides alone, and the reason says so; a
-claim whose study has not been run is inconclusive and says that. The rerun is that of the text which the
-report really read: the repeated pangram where a study has one.
+Reads metrics/<study>.<corpus>.json and .csv, and writes below the folder of all studies. Where a study has no
+results on WikiText-2, the published text, State of the Union decides alone, and the reason says so; a claim
+whose study has not been run is inconclusive and says that. The rerun is that of the text which the report
+really read: the repeated pangram where a study has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 from offramp.artifacts.files import write_csv
 from offramp.errors import UserError
 from studies.common.results import number
-from studies.common.study import HOME, REPORTS, read_yaml, studies
-from studies.ledger.figures import CORPORA, Results, terms
-from studies.ledger.verdict import (
-    VERDICTS,
-    Corrected,
-    Judgement,
-    Region,
-    agree,
-    judge,
-    level_band,
-    share_band,
-)
+from studies.common.study import HOME
+from studies.ledger.check import check_same
+from studies.ledger.claims import Claim, Question, Statement, read_claims, read_questions
+from studies.ledger.figures import CORPORA, Results
+from studies.ledger.verdict import NEAR, Corrected, Judgement, Region, agree, answer, judge
+
+Kind = TypeVar("Kind", bound=Statement)
+
+LEDGER, ANSWERED = "claims.csv", "questions.csv"
 
 COLUMNS = (
     "id",
     "report",
     "section",
     "statement",
+    "kind",
     "published",
     "rerun",
+    "rerun_scale",
     "corrected",
     "ci_low",
     "ci_high",
     "n",
     "verdict",
     "reason",
+    "written",
     "alias",
 )
-BANDS = {"level": level_band, "share": share_band}
+QUESTION_COLUMNS = (
+    "id",
+    "study",
+    "report",
+    "statement",
+    "rerun",
+    "rerun_scale",
+    "corrected",
+    "ci_low",
+    "ci_high",
+    "n",
+    "answer",
+    "reason",
+    "written",
+    "alias",
+)
 
 REASONS = {
-    "inside": "The corrected interval is within the claim's region ({region})",
-    "apart": "Neither the rerun ({rerun}) nor the corrected interval is within the claim's region ({region})",
+    "holds": "The rerun ({rerun}) and the corrected interval are within the claim's region ({region})",
+    "holds only corrected": "The corrected interval is within the claim's region ({region}), the rerun "
+    "({rerun}) is not",
     "artefact": "The published protocol gives {rerun}, within the claim's region ({region}); without its "
     "flaws it is {corrected}",
-    "edge": "The corrected interval reaches across the edge of the claim's region ({region})",
+    "fails": "Neither the rerun ({rerun}) nor the corrected interval is within the claim's region ({region})",
+    "not reproduced at this scale": "The rerun ({rerun}), smaller than the report's experiment, is not "
+    "within the claim's region ({region}): nothing is judged",
+    "yes": "The corrected interval is within the region ({region})",
+    "no": "The corrected interval lies apart from the region ({region})",
+    "edge": "The corrected interval reaches across the edge of the region ({region})",
     "few": "Random seeds are too few to decide",
-    "no interval": "The corrected figure has no interval",
-    "disagree": "Corpora disagree about the claim's region ({region})",
+    "disagree": "Corpora disagree about the region ({region})",
+    "near": "The rerun ({rerun}) is within {near} % of an edge of the region ({region}), and it decides",
+    "other quantity": "The corrected figure is another quantity: {other_quantity}",
+    "level": "A level of another {level_of}: the figures stand side by side",
 }
-"""By what decided, for claims that bring no reason of their own."""
+"""By outcome or, for what remains undecided, by what decided; for statements that bring no reason of their
+own."""
 
+ROUNDING = 1e-6
+"""Relative, or of figures below one absolute, difference that is arithmetic and no measurement."""
 
-@dataclass(frozen=True)
-class Claim:
-    """One row of a claims.yaml with the fields of its group; a row may override those.
+TOLD = ("few", "near")
+"""What decided where the sentence of the file cannot know it."""
 
-    A claim needs a region or, for a figure that merely describes, a band around what was published: level
-    (within 25 % of it: nats, perplexities, thresholds) or share (within 0.05 of it: correlations, shares,
-    accuracies). Claims with a region are conclusions.
-    """
-
-    id: str
-    alias: str
-    """The id that the claim had when reports had numbers."""
-    report: str
-    section: str
-    """Where in the report."""
-    statement: str
-    study: str
-    """The study whose folder the claim stands in."""
-    key: str
-    """The study's name of the figure; "a - b" and "a / b" combine two, "study:key" is of another study."""
-    corrected_key: str
-    """The corrected quantity where it is another one (default: ``key``)."""
-    corpora: list[str]
-    """Where it is judged: figures that depend on the text on wikitext, general statements on both, where
-    verdicts must agree.
-    """
-    region: Region
-    """Values of the corrected quantity for which the claim is true."""
-    published: float | None
-    """None for a conclusion without a figure."""
-    conclusion: bool
-    """False for a figure that merely describes."""
-    reason: dict[str, str] = field(default_factory=dict)
-    """Why, per verdict, in a sentence without its full stop; it may name {published}, {rerun}, {corrected},
-    {low}, {high}, {region} and {control}: what the published protocol gives for ``corrected_key``."""
-
-    @property
-    def studies(self) -> set[str]:
-        """The studies it takes figures from."""
-        return {study for key in (self.key, self.corrected_key) for study, _ in terms(key, self.study)[1]}
-
-
-def read_claims(home: Path = HOME) -> list[Claim]:
-    """All claims, report by report. Raises UserError naming the file, the claim, the field and the remedy."""
-    claims: dict[str, Claim] = {}
-    for study in studies(home).values():
-        path = home / study.name / "claims.yaml"
-        if not path.exists():
-            continue
-        for group in read_yaml(path) or ():
-            shared = {name: value for name, value in group.items() if name != "rows"}
-            shared |= {"study": study.name, "report": study.about.report}
-            for row in group["rows"]:
-                reason = shared.get("reason", {}) | row.get("reason", {})
-                claim = _claim(shared | row | {"reason": reason}, f"{study.name}/claims.yaml")
-                if claim.id in claims:
-                    raise UserError(f"{study.name}/claims.yaml: id {claim.id} occurs twice; rename one")
-                claims[claim.id] = claim
-    order = list(REPORTS)
-    return sorted(claims.values(), key=lambda claim: order.index(claim.report))
-
-
-def _claim(given: dict[str, Any], file: str) -> Claim:
-    name, values = given.get("id", "a row without id"), {"corrected_key": given.get("key")} | given
-    band, region = values.pop("band", None), values.get("region")
-    if (band is None) == (region is None) or (band is not None and band not in BANDS):
-        raise UserError(
-            f"{file}: {name}: region {region}, band {band}; "
-            f"give a region or a band, one of {', '.join(BANDS)}"
-        )
-    if values["report"] not in REPORTS:
-        raise UserError(
-            f"{file}: {name}: the study's report is {values['report']}; claims are of {', '.join(REPORTS)}"
-        )
-    try:
-        values["region"] = BANDS[band](values["published"]) if band else Region(*region)
-        claim = Claim(**values, conclusion=band is None)
-    except (TypeError, KeyError) as error:
-        known = ", ".join(
-            entry.name for entry in fields(Claim) if entry.name not in ("conclusion", "study", "report")
-        )
-        raise UserError(f"{file}: {name}: {error}; the fields are {known} and band") from error
-    for what, values_given, allowed in (
-        ("corpora", claim.corpora, CORPORA),
-        ("reason", claim.reason, VERDICTS),
-    ):
-        if set(values_given) - set(allowed):
-            raise UserError(
-                f"{file}: {name}: {what} {', '.join(values_given)}; choose from {', '.join(allowed)}"
-            )
-    return claim
+GIVEN = (
+    *("id", "study", "report", "section", "statement", "kind"),
+    *("published", "rerun_scale", "written", "alias"),
+)
+"""Columns that the file gives."""
 
 
 def region_text(region: Region) -> str:
     """The region in words."""
     if region.low is None:
-        return f"at most {number(region.high)}"
-    return (
-        f"at least {number(region.low)}"
-        if region.high is None
-        else f"{number(region.low)} to {number(region.high)}"
-    )
+        return f"at most {exact(region.high)}"
+    low = exact(region.low)
+    return f"at least {low}" if region.high is None else f"{low} to {exact(region.high)}"
+
+
+def exact(value: float | None) -> str:
+    """A figure as text: whole numbers with all digits, others with four significant ones; empty for None."""
+    if value is not None and float(value).is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return number(value)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim and what became of it. The corpus that comes first in ``corrected`` is the one the ledger
-    shows.
-    """
+    """A claim or a question and what became of it."""
 
-    claim: Claim
-    rerun: float
+    statement: Statement
+    rerun: float | None
     rerun_corpus: str
     control: float | None
     """The corrected quantity under the published protocol, where a reason speaks of it."""
     corrected: Mapping[str, Corrected]
+    """By corpus; the ledger shows the first."""
     each: Mapping[str, Judgement]
+    """By corpus."""
+    judgement: Judgement
+    """Of all corpora together."""
 
-    def row(self) -> dict[str, Any]:
-        """The columns of the ledger; numbers as text of four significant digits."""
-        claim, shown = self.claim, next(iter(self.corrected.values()))
+    def cells(self) -> dict[str, Any]:
+        """The columns of the ledger that depend on results, but the outcome; numbers as text."""
+        shown = next(iter(self.corrected.values()))
         return {
-            "id": claim.id,
-            "report": claim.report,
-            "section": claim.section,
-            "statement": claim.statement,
-            "published": number(claim.published),
-            "rerun": number(self.rerun),
-            "corrected": number(shown.value),
-            "ci_low": number(shown.low),
-            "ci_high": number(shown.high),
+            "rerun": exact(self.rerun),
+            "corrected": exact(shown.value),
+            "ci_low": exact(shown.low),
+            "ci_high": exact(shown.high),
             "n": shown.n,
-            "verdict": agree(self.each).verdict,
-            "reason": self._reason(),
-            "alias": claim.alias,
+            "reason": self._reason(shown),
         }
 
-    def _reason(self) -> str:
-        judgement, shown = agree(self.each), next(iter(self.corrected.values()))
-        default = REASONS["artefact" if judgement.verdict == "artefact" else judgement.why]
+    def _reason(self, shown: Corrected) -> str:
+        outcome, why = self.judgement.outcome, self.judgement.why
+        sentence = REASONS.get(outcome) or REASONS[why]
+        if why not in TOLD:
+            sentence = self.statement.reason.get(outcome, sentence)
         figures = {
-            "published": self.claim.published,
-            "rerun": self.rerun,
-            "control": self.control,
-            "corrected": shown.value,
-            "low": shown.low,
-            "high": shown.high,
+            "published": getattr(self.statement, "published", None),
+            "rerun": exact(self.rerun),
+            "control": exact(self.control),
+            "corrected": exact(shown.value),
+            "low": exact(shown.low),
+            "high": exact(shown.high),
+            "region": region_text(self.statement.rule),
+            "near": number(100 * NEAR),
+            "level_of": getattr(self.statement, "level_of", None),
+            "other_quantity": getattr(self.statement, "other_quantity", None),
         }
-        written = {name: number(value) for name, value in figures.items()}
-        written["region"] = region_text(self.claim.region)
-        sentence = self.claim.reason.get(judgement.verdict, default).format(**written)
-        return f"{sentence} ({self._corpora(judgement)})."
+        return f"{sentence.format(**figures)} ({self._corpora()})."
 
-    def _corpora(self, judgement: Judgement) -> str:
+    def _corpora(self) -> str:
         """Which corpora gave the figures, and those of the corpora that the columns do not show."""
         first, *others = self.corrected
         words = CORPORA[first]
-        if first != self.rerun_corpus:
+        if first != self.rerun_corpus and self.rerun is not None:
             words = f"rerun: {CORPORA[self.rerun_corpus]}, corrected: {words}"
-        missing = [CORPORA[name] for name in self.claim.corpora if name not in self.corrected]
+        missing = [CORPORA[name] for name in self.statement.corpora if name not in self.corrected]
         if missing:
             words += f" alone, no corrected results of {missing[0]}"
-        if judgement.why == "disagree":
-            words += f": {self.each[first].verdict}"
+        if self.judgement.why == "disagree":
+            words += f": {self.each[first].outcome}"
         for name in others:
             other = self.corrected[name]
-            words += f"; {CORPORA[name]} {number(other.value)} [{number(other.low)}, {number(other.high)}]"
-            if judgement.why == "disagree":
-                words += f": {self.each[name].verdict}"
+            words += f"; {CORPORA[name]} {exact(other.value)} [{exact(other.low)}, {exact(other.high)}]"
+            if self.judgement.why == "disagree":
+                words += f": {self.each[name].outcome}"
         return words
 
 
-def not_run(claim: Claim, results: Results) -> dict[str, Any] | None:
-    """The row of a claim that cannot be judged because its study has no results yet; None if it can be."""
-    reruns = any(results.has(claim.key, claim.study, "published", name) for name in CORPORA)
-    corrected = any(
-        results.has(claim.corrected_key, claim.study, "corrected", name) for name in {*claim.corpora, "sotu"}
-    )
-    if reruns and corrected:
-        return None
-    what = "published protocol" if corrected else "corrected protocol" if reruns else "study"
-    row = {
-        "id": claim.id,
-        "report": claim.report,
-        "section": claim.section,
-        "statement": claim.statement,
-        "published": number(claim.published),
-        "n": 0,
-        "verdict": "inconclusive",
-        "reason": f"The {what} has not been run ({', '.join(sorted(claim.studies))}).",
-        "alias": claim.alias,
-    }
-    return dict.fromkeys(COLUMNS, "") | row
-
-
-def judge_claim(claim: Claim, results: Results) -> Judged:
-    """The verdict on one claim. Raises UserError for a figure that is missing.
+def judge_claim(claim: Claim, results: Results) -> Judged | None:
+    """What became of a claim; None where its study has not been run. Raises UserError for a figure that is
+    missing, and for an interval with a width where the claim is said to hold by construction.
 
     One rerun serves all corpora, that on the text the report read if there is one: it tells whether the
     figure reproduces.
     """
-    published_on = [name for name in CORPORA if results.has(claim.key, claim.study, "published", name)]
-    judged_on = [
-        name
-        for name in CORPORA
-        if name in claim.corpora and results.has(claim.corrected_key, claim.study, "corrected", name)
-    ]
-    rerun_corpus = next(iter(published_on), "sotu")
-    alone = claim.corpora if claim.corpora == ["pangram"] else ["sotu"]
-    corrected = {
-        name: results.corrected(claim.corrected_key, claim.study, name) for name in judged_on or alone
-    }
+    corrected, rerun_corpus = _corrected(claim, results), _rerun_corpus(claim, results)
+    if not corrected or rerun_corpus is None:
+        return None
     rerun = results.published(claim.key, claim.study, rerun_corpus)
-    compared = any("{control}" in text for text in claim.reason.values())
-    control = results.published(claim.corrected_key, claim.study, rerun_corpus) if compared else None
-    each = {name: judge(claim.region, rerun, figure) for name, figure in corrected.items()}
-    return Judged(claim, rerun, rerun_corpus, control, corrected, each)
+    if claim.construction and not all(_is_point(figure) for figure in corrected.values()):
+        raise UserError("construction: the corrected figure has an interval; leave the field out")
+    each: dict[str, Judgement] = {
+        name: Judgement("not comparable", "level")
+        if claim.level_of
+        else judge(
+            claim.rule,
+            rerun,
+            figure,
+            smaller=claim.smaller,
+            other_quantity=claim.other_quantity is not None,
+        )
+        for name, figure in corrected.items()
+    }
+    control = _control(claim, results, rerun_corpus)
+    return Judged(claim, rerun, rerun_corpus, control, corrected, each, agree(each, "inconclusive"))
 
 
-def write_ledger(home: Path = HOME, claims: list[Claim] | None = None) -> Path:
-    """Write claims.csv in ``home``, the folder of all studies; same results, same bytes. Raises UserError as
-    ``judge_claim`` does.
+def answer_question(question: Question, results: Results) -> Judged | None:
+    """The answer to a question; None where its study has not been run. The published protocol may not measure
+    the quantity. Raises UserError for a corrected figure that is missing.
     """
-    claims = read_claims(home) if claims is None else claims
-    results = Results(home, {study for claim in claims for study in claim.studies})
-    rows = []
-    for claim in claims:
+    corrected, rerun_corpus = _corrected(question, results), _rerun_corpus(question, results)
+    if not corrected:
+        return None
+    rerun = control = None
+    if rerun_corpus is not None and results.measures(question.key, question.study, rerun_corpus):
+        rerun = results.published(question.key, question.study, rerun_corpus)
+        control = _control(question, results, rerun_corpus)
+    each = {name: answer(question.rule, figure) for name, figure in corrected.items()}
+    return Judged(question, rerun, rerun_corpus or "", control, corrected, each, agree(each, "no answer yet"))
+
+
+def _corrected(statement: Statement, results: Results) -> dict[str, Corrected]:
+    """The corrected figure on every corpus on which it is judged; empty where there is none yet."""
+    key, study = statement.corrected_key, statement.study
+    alone = [] if statement.corpora == ["pangram"] else ["sotu"]
+    run = [name for name in CORPORA if results.has(key, study, "corrected", name)]
+    judged_on = [name for name in run if name in statement.corpora] or [name for name in run if name in alone]
+    return {name: results.corrected(key, study, name) for name in judged_on}
+
+
+def _rerun_corpus(statement: Statement, results: Results) -> str | None:
+    """The text whose rerun counts; None where the published protocol has not been run."""
+    run = (name for name in CORPORA if results.has(statement.key, statement.study, "published", name))
+    return next(run, None)
+
+
+def _is_point(figure: Corrected) -> bool:
+    """Whether random seeds differ by no more than rounding."""
+    return math.isclose(figure.low, figure.high, rel_tol=ROUNDING, abs_tol=ROUNDING)
+
+
+def _control(statement: Statement, results: Results, corpus: str) -> float | None:
+    wanted = any("{control}" in text for text in statement.reason.values())
+    return results.published(statement.corrected_key, statement.study, corpus) if wanted else None
+
+
+def _row(
+    statement: Statement, judged: Judged | None, columns: Sequence[str], decided: str, undecided: str
+) -> dict[str, Any]:
+    """A row of the ledger: what the file gives, what the results give, and the outcome as column
+    ``decided``."""
+    row = {name: getattr(statement, name) for name in columns if name in GIVEN}
+    if judged is None:
+        reason = f"Not all of it has been run ({', '.join(sorted(statement.studies))})."
+        return {**row, "n": 0, decided: undecided, "reason": reason}
+    return {**row, **judged.cells(), decided: judged.judgement.outcome}
+
+
+def _claim_row(claim: Claim, results: Results) -> dict[str, Any]:
+    undecided = "not comparable" if claim.level_of else "inconclusive"
+    return _row(claim, judge_claim(claim, results), COLUMNS, "verdict", undecided)
+
+
+def _question_row(question: Question, results: Results) -> dict[str, Any]:
+    return _row(question, answer_question(question, results), QUESTION_COLUMNS, "answer", "no answer yet")
+
+
+def write_ledger(home: Path = HOME, folder: Path | None = None) -> list[Path]:
+    """Write claims.csv and questions.csv of the studies below ``home`` to ``folder`` (default: ``home``).
+
+    Same results, same bytes. Raises UserError for claims that cannot be read and figures that are missing.
+    """
+    claims, questions = read_claims(home), read_questions(home)
+    rows: list[Statement] = [*claims, *questions]
+    results = Results(home, {study for row in rows for study in row.studies})
+    folder = folder or home
+    write_csv(folder / LEDGER, COLUMNS, _rows(claims, _claim_row, results))
+    write_csv(folder / ANSWERED, QUESTION_COLUMNS, _rows(questions, _question_row, results))
+    return [folder / LEDGER, folder / ANSWERED]
+
+
+def _rows(
+    statements: Sequence[Kind], row: Callable[[Kind, Results], dict[str, Any]], results: Results
+) -> list[dict[str, Any]]:
+    """``row`` of every statement; its error with the statement's study and id."""
+    out = []
+    for statement in statements:
         try:
-            rows.append(not_run(claim, results) or judge_claim(claim, results).row())
+            out.append(row(statement, results))
         except UserError as error:
-            raise UserError(f"claim {claim.id}: {error}") from error
-    path = home / "claims.csv"
-    write_csv(path, COLUMNS, rows)
-    return path
+            raise UserError(f"studies/{statement.study}: {statement.id}: {error}") from error
+    return out
 
 
-def main(arguments: Sequence[str]) -> None:
-    print(f"wrote {write_ledger()}")
+def check_ledger(home: Path = HOME) -> None:
+    """Raise UserError if the files below ``home`` are not what would be written now."""
+    with TemporaryDirectory() as folder:
+        written = write_ledger(home, Path(folder))
+        names = [path.name for path in written]
+        check_same(Path(folder), home, names, "run `python -m studies ledger` and commit what it writes")
+
+
+def validate(home: Path = HOME) -> str:
+    """How many claims and questions there are. Raises UserError with all that is wrong with them; needs no
+    results.
+    """
+    return f"{len(read_claims(home))} claims and {len(read_questions(home))} questions can be read"
+
+
+def main(arguments: Sequence[str], home: Path = HOME) -> None:
+    parser = argparse.ArgumentParser(prog="python -m studies ledger", description=__doc__.split("\n\n")[0])
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--check", action="store_true", help="fail if the files are not up to date")
+    choice.add_argument("--validate", action="store_true", help="only read claims and questions")
+    chosen = parser.parse_args(arguments)
+    if chosen.validate:
+        print(validate(home))
+    elif chosen.check:
+        check_ledger(home)
+        print("the ledger is up to date")
+    else:
+        print("\n".join(f"wrote {path}" for path in write_ledger(home)))

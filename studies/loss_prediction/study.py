@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -118,14 +119,73 @@ def cohens_d(one: np.ndarray, other: np.ndarray) -> float:
     return float((one.mean() - other.mean()) / math.sqrt((one.var() + other.var()) / 2))
 
 
-def loss_shape(loss: np.ndarray, vocab_size: int) -> Values:
-    """The distribution of loss (N,) in nats, what an oracle split makes of it, and two tests of bimodality.
+GRID = 2048
+"""Points of a density over the whole range of the values."""
+
+TAIL = 0.05
+"""Share of the values on either side among which no hump is looked for: a single far value is one."""
+
+NULL_DRAWS = 40
+"""Samples of a uniform distribution, the flattest with one mode, that a valley is held against."""
+
+
+def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (GRID,) and a Gaussian kernel density there (GRID,) of values (N,), with Silverman's rule of
+    thumb for the width: 0.9 min(s, IQR / 1.349) N^(-1/5) (Silverman 1986, eq. 3.31)."""
+    low, high = np.quantile(values, (0.25, 0.75))
+    width = 0.9 * min(values.std(), (high - low) / 1.349) * len(values) ** -0.2
+    counts, edges = np.histogram(values, GRID, (values.min() - 3 * width, values.max() + 3 * width))
+    step = edges[1] - edges[0]
+    reach = np.arange(-int(4 * width / step), int(4 * width / step) + 1) * step
+    kernel = np.exp(-0.5 * (reach / width) ** 2)
+    smooth = np.convolve(counts, kernel / kernel.sum(), mode="same")
+    return (edges[:-1] + edges[1:]) / 2, smooth / (smooth.sum() * step)
+
+
+def antimode_depth(values: np.ndarray) -> float:
+    """How deep the deepest valley of the density of values (N,) is: 1 - valley / the lower of the highest
+    points on its two sides, 0 for a density with one hump. The outer ``TAIL`` of the values is left out."""
+    points, height = density(values)
+    low, high = np.quantile(values, (TAIL, 1 - TAIL))
+    height = height[(points >= low) & (points <= high)]
+    sides = np.minimum(np.maximum.accumulate(height), np.maximum.accumulate(height[::-1])[::-1])
+    return float((1 - height / sides).max())
+
+
+@cache
+def depth_by_chance(count: int) -> float:
+    """The depth that 95 % of samples of ``count`` values of a uniform distribution stay below."""
+    random = np.random.default_rng(0)
+    return float(np.quantile([antimode_depth(random.random(count)) for _ in range(NULL_DRAWS)], 0.95))
+
+
+def modes(values: np.ndarray) -> Values:
+    """Whether values (N,) have two modes, by two tests and by the report's own argument.
 
     ``dip_p``: Hartigan & Hartigan 1985, small = not unimodal; among 60,000 tokens any lump makes it small, so
-    ``dip``, the distance to the nearest unimodal distribution, stands beside it. ``bic_gain``: positive = two
-    Gaussians fit better than one, which any skewed distribution does too.
+    ``dip``, the distance to the nearest unimodal distribution, stands beside it. ``two_modes``: the depth of
+    the deepest valley of their density, 0 where the dip test does not reject one mode at 5 % or a uniform
+    distribution shows such a valley by chance. ``median_over_quartiles``: the density at the median over the
+    lower of those at the quartiles; the report takes the quartiles for the tops of two humps, which makes it
+    less than 1.
     """
-    dip, dip_p = diptest(loss)
+    dip, dip_p = diptest(values)
+    depth, chance = antimode_depth(values), depth_by_chance(len(values))
+    at = np.interp(np.quantile(values, (0.25, 0.5, 0.75)), *density(values))
+    return {
+        "dip": float(dip),
+        "dip_p": float(dip_p),
+        "antimode_depth": depth,
+        "two_modes": depth if dip_p < 0.05 and depth > chance else 0.0,
+        "median_over_quartiles": float(at[1] / min(at[0], at[2])),
+    }
+
+
+def loss_shape(loss: np.ndarray, vocab_size: int) -> Values:
+    """The distribution of loss (N,) in nats, what an oracle split makes of it, and its modes.
+
+    ``bic_gain``: positive = two Gaussians fit better than one, which any skewed distribution does too.
+    """
     easy = most_confident(-loss, len(loss) // 2)
     low, median, high = np.quantile(loss, (0.25, 0.5, 0.75))
     one, two = (
@@ -145,10 +205,9 @@ def loss_shape(loss: np.ndarray, vocab_size: int) -> Values:
         "oracle_gap": float(loss[~easy].mean() - loss[easy].mean()),
         "oracle_d": cohens_d(loss[~easy], loss[easy]),
         "gaussian_d": gaussian_d(),
-        "dip": float(dip),
-        "dip_p": float(dip_p),
         "bic_gain": float(one - two),
         "worse_than_uniform": float((loss > math.log(vocab_size)).mean()),
+        **modes(loss),
     }
 
 
@@ -211,6 +270,8 @@ def regression_values(predicted: np.ndarray, loss: np.ndarray) -> Values:
     return {
         "mse": error,
         "r": correlation(predicted, loss),
+        "std_share": float(predicted.std() / loss.std()),
+        "two_modes": modes(predicted)["two_modes"],
         "r2": 1 - error / float(loss.var()),
         "gap": at_median["gap"],
         "oracle_share": at_median["oracle_share"],
@@ -229,7 +290,7 @@ def classification_values(
     decision.
 
     ``share_of_median_gap`` divides by the oracle's gap at one half whatever the share of easy tokens, a flaw
-    of the report.
+    of the report. ``half_oracle_share`` is of the half with the highest log-odds.
     """
     hard, called_easy = loss > easy_loss, log_odds > 0
     sides = split(called_easy, loss)
@@ -242,6 +303,7 @@ def classification_values(
         "majority_accuracy": max(share, 1 - share),
         "majority_f1": f1_hard(hard, np.ones_like(hard)),
         "share_of_median_gap": None if sides["gap"] is None else sides["gap"] / median_gap,
+        "half_oracle_share": median_split(log_odds, loss)["oracle_share"],
     }
 
 
@@ -256,7 +318,18 @@ def measure(
     linear, threshold = report_linear(measured.reference, settings["linear"])
     predicted = outputs(linear, tokens.hidden)
     sides = split(predicted < threshold, tokens.loss)
-    values |= prefixed("report_linear", {"r": correlation(predicted, tokens.loss), **sides})
+    spread = float(predicted.std())
+    values |= prefixed(
+        "report_linear",
+        {
+            "r": correlation(predicted, tokens.loss),
+            "std": spread,
+            "std_share": spread / float(tokens.loss.std()),
+            "share_of_median_gap": None if sides["gap"] is None else sides["gap"] / values["oracle_gap"],
+            "two_modes": modes(predicted)["two_modes"],
+            **sides,
+        },
+    )
     scores = {"oracle": -test.loss, "the report's linear": -outputs(linear, test.hidden)}
     splits = [
         ("oracle at one half", values["oracle_easy"], values["oracle_hard"]),

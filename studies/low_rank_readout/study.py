@@ -9,10 +9,13 @@ from calibration documents of word-level models), measured on test documents.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from offramp.analysis.low_rank import (
     VARIANTS,
@@ -23,15 +26,20 @@ from offramp.analysis.low_rank import (
     sweep_states,
 )
 from offramp.analysis.rank_pass import SIGNALS
+from offramp.states.statistics import Readout, predictions
 from offramp.states.store import States
 from studies.common.first_block import first_block
 from studies.common.study import Job, Outcome
 from studies.common.tables import Table, Values, mean_tables, of_protocol
+from studies.common.token_scores import median_split
 from studies.common.word_models import word_models
 
 ARMS = VARIANTS
 PLAIN = "plain"
 """The approximation of the report."""
+
+PASS_ROWS = 256
+"""Tokens whose logits are computed at a time, as one would without any care."""
 
 MEASURES = (
     "coverage",
@@ -51,7 +59,8 @@ MEASURES = (
 def values_of(rows: Sequence[Mapping[str, Any]]) -> Values:
     """Rows of the sweep as ``<measure>.<rank>``, after the variant's name and a dot unless it is plain.
 
-    ``flop_share.<rank>`` is the same for all. None for what is not defined.
+    ``flop_share.<rank>`` and its reciprocal ``flop_ratio.<rank>`` are the same for all. None for what is not
+    defined.
     """
     out: Values = {}
     for row in rows:
@@ -60,7 +69,45 @@ def values_of(rows: Sequence[Mapping[str, Any]]) -> Values:
             f"{prefix}{name}.{row['rank']}": None if math.isnan(row[name]) else row[name] for name in MEASURES
         }
         out[f"flop_share.{row['rank']}"] = row["flop_share"]
+        out[f"flop_ratio.{row['rank']}"] = 1 / row["flop_share"]
     return out
+
+
+@torch.no_grad()
+def pass_values(matrix: Tensor, inputs: Tensor, targets: Tensor, ranks: Sequence[int]) -> Values:
+    """What the report measured of its plain decomposition in a pass per rank, by key.
+
+    ``softmax_mse.<rank>``: mean squared error of the largest probability. ``max_minus_mean_easy`` and
+    ``_hard.<rank>``: mean exact losses in nats of the half that max minus mean logit is surer of, and of the
+    rest. ``seconds.<rank>`` of the pass over the logits of all tokens, and ``seconds_ratio.<rank>``: the
+    seconds with the readout itself over them. matrix (V, D), inputs (N, D), targets (N,).
+    """
+    plain = approximate(matrix, inputs[:2], [PLAIN])[PLAIN]
+    loss, _, exact = (values.double().numpy() for values in predictions(inputs, Readout(matrix), targets))
+    _, full_seconds = _scores(matrix, inputs)
+    out: Values = {}
+    for rank in ranks:
+        left = (matrix.double() @ plain.left[:, :rank]).float()
+        (largest, spread), seconds = _scores(left, (inputs.double() @ plain.right[:, :rank]).float())
+        sides = median_split(spread, loss)
+        out |= {
+            f"softmax_mse.{rank}": float(((largest - exact) ** 2).mean()),
+            f"max_minus_mean_easy.{rank}": sides["easy"],
+            f"max_minus_mean_hard.{rank}": sides["hard"],
+            f"seconds.{rank}": seconds,
+            f"seconds_ratio.{rank}": full_seconds / seconds,
+        }
+    return out
+
+
+def _scores(matrix: Tensor, inputs: Tensor) -> tuple[np.ndarray, float]:
+    """Largest probability and max minus mean of the logits of inputs (N, D) under a matrix (V, D), (2, N),
+    and the seconds this took."""
+    began, parts = time.perf_counter(), []
+    for some in inputs.split(PASS_ROWS):
+        logits = some @ matrix.T
+        parts.append(torch.stack([logits.softmax(1).amax(1), logits.amax(1) - logits.mean(1)]))
+    return torch.cat(parts, 1).double().numpy(), time.perf_counter() - began
 
 
 def tables_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
@@ -86,17 +133,30 @@ def tables_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
 def published(job: Job) -> Outcome:
     """The report's procedure on evenly spaced validation words."""
     block = first_block(job.text, job.cache, job.shared["first_block"], job.seeds[0])
+    ranks, tokens = _extent(job)
     rows = published_sweep(block.states, job.settings, job.arms)
-    return Outcome([values_of(rows)], of_protocol(tables_of(rows), "published"))
+    values = values_of(rows)
+    if PLAIN in job.arms:
+        values |= pass_values(*readout_inputs(block.states, 0, tokens), ranks)
+    return Outcome([values], of_protocol(tables_of(rows), "published"))
 
 
 def corrected(job: Job) -> Outcome:
     """Every variant, its mean and covariance from calibration documents, measured on test documents."""
-    ranks, tokens = job.settings["ranks"], job.settings["tokens"]
+    ranks, tokens = _extent(job)
     models = word_models(job.text, job.cache, job.shared["word_models"], job.seeds)
     sweeps = [sweep_states(model.calibration, model.test, 0, ranks, tokens, job.arms) for model in models]
     tables = mean_tables([tables_of(rows) for rows in sweeps])
-    return Outcome([values_of(rows) for rows in sweeps], of_protocol(tables, "corrected"))
+    values = [values_of(rows) for rows in sweeps]
+    if PLAIN in job.arms:
+        for of_seed, model in zip(values, models, strict=True):
+            of_seed |= pass_values(*readout_inputs(model.test, 0, tokens), ranks)
+    return Outcome(values, of_protocol(tables, "corrected"))
+
+
+def _extent(job: Job) -> tuple[list[int], int]:
+    """The ranks, and how many tokens they are measured on."""
+    return job.settings["ranks"], job.settings["tokens"]
 
 
 def published_sweep(

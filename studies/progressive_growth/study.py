@@ -71,6 +71,13 @@ EXPERIMENT = Experiment(
         ("standard_rates", "standard"),
         ("standard_last_weights", "standard"),
     ],
+    ratios=[
+        ("times", "lpt_4", "lpt_1"),
+        ("times", "standard_4", "standard_1"),
+        ("times", "lpt", "scratch_lpt"),
+        ("gain", "lpt", "standard"),
+        ("gain", "scratch_lpt", "scratch_standard"),
+    ],
     drawn=["standard", "lpt", "standard, last weights", "no growth", "scratch, standard", "scratch, lpt"],
 )
 ARMS = EXPERIMENT.names

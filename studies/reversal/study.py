@@ -11,11 +11,11 @@ with odd random seeds the halves change places. Arms:
     both_ways     next tokens, facts in both directions: what the test says where there is nothing to find
     no_facts      next tokens, no facts at all: what it says of sentences alone
 
-Published: the report's model and recipe on all facts, at a small size (64 wide instead of 512, 5 epochs
-instead of 30). Corrected: three random seeds, paired. NLL is in nats per token of the sentence, and of its
-answer alone ("answer"); ``repeated`` is the published form, under which any model looks as if it could not
-reverse. ``associated`` is by how much the right answer is likelier than those of other trained facts of the
-same relation: the fact, not its words.
+Published: the report's model and recipe on all facts, at a small size (64 wide instead of 512). Corrected:
+three random seeds, paired. NLL is in nats per token of the sentence, and of its answer alone ("answer");
+``repeated`` is the published form, under which any model looks as if it could not reverse. ``associated`` is
+by how much the right answer is likelier than those of other trained facts of the same relation: the fact, not
+its words.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ models that had the same FLOPs of training instead of the same number of updates
 of ``studies.common.layered_models``.
 
 A confidence is the largest probability of a layer's prediction. ``over`` is its mean minus the accuracy
-there, ``ece`` the expected calibration error over bins of equally many tokens; by layers 1 to 4, of which 2
-and 4 are exits.
+there, ``ece`` the expected calibration error over bins of equally many tokens, ``r`` the correlation of
+confidence and being right; by layers 1 to 4, of which 2 and 4 are exits. What confidence is worth stands
+between random exits and two oracles.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from studies.common.early_exit import (
     as_published,
     depth_flops,
     execute,
+    path_values,
     quantile_threshold,
     share_within,
+    signal_values,
 )
 from studies.common.layer_statistics import LayerStatistics, layer_statistics
 from studies.common.layered_models import (
@@ -45,6 +48,7 @@ from studies.common.layered_models import (
 from studies.common.results import over_seeds
 from studies.common.settings import Settings
 from studies.common.study import Job, Outcome
+from studies.common.tables import Values
 from studies.common.workers import run_arms
 
 ARMS = LOSS_ARMS
@@ -61,6 +65,8 @@ class RoutingLosses(Settings):
 
     thresholds: list[float]
     """Of the sweep."""
+    shares: list[float]
+    """Of tokens that leave early, for what confidence is worth."""
     bins: int
     """Of calibration errors."""
 
@@ -88,7 +94,7 @@ def published(job: Job) -> Outcome:
         ways = {
             threshold: as_published(last[arm], models.shallow, threshold) for threshold in settings.thresholds
         }
-        values |= swept(arm, ways) | confidence_values(last[arm], arm, settings.bins)
+        values |= swept(arm, ways) | exit_values(last[arm], arm, models.shallow, settings)
     values |= compared(values, settings.thresholds, models.layers)
     figure = reliability_figure({"the pangram, last epoch": [last]}, models, settings.bins)
     return Outcome([values], {"reliability": figure})
@@ -166,7 +172,7 @@ def seed_values(
     statistics = {arm: layer_statistics(model, *test) for arm, model in by_arm.items()}
     for arm, model in by_arm.items():
         values |= model_values(model, arm, calibration, test, models, settings.thresholds)
-        values |= confidence_values(statistics[arm], arm, settings.bins)
+        values |= exit_values(statistics[arm], arm, models.shallow, settings)
     return values | compared(values, settings.thresholds, models.layers), statistics
 
 
@@ -215,11 +221,23 @@ def _given(job: Job) -> tuple[RoutingLosses, LayeredModels, Sizes]:
     )
 
 
+def exit_values(statistics: LayerStatistics, arm: str, exit_after: int, settings: RoutingLosses) -> Values:
+    """Confidence of every layer, specialisation of the paths, and what the shallow exit's confidence is
+    worth."""
+    out: Values = {**confidence_values(statistics, arm, settings.bins)}
+    out[f"specialisation.{arm}"] = path_values(statistics, exit_after)["paths.specialisation"]
+    shares = {f"{arm}.{share}": share for share in settings.shares}
+    return out | signal_values(statistics, exit_after, shares)
+
+
 def confidence_values(statistics: LayerStatistics, arm: str, bins: int) -> dict[str, float]:
-    """Over-confidence and calibration error of every layer."""
+    """Mean confidence, accuracy, their difference and correlation, and calibration error of every layer."""
     out: dict[str, float] = {}
     for layer, (confidence, right) in enumerate(zip(statistics.max_prob, statistics.correct), 1):
         out |= {
+            f"confidence.{arm}.{layer}": float(confidence.mean()),
+            f"right.{arm}.{layer}": float(right.mean()),
+            f"r.{arm}.{layer}": float(np.corrcoef(confidence, right)[0, 1]),
             f"over.{arm}.{layer}": float(confidence.mean() - right.mean()),
             f"ece.{arm}.{layer}": expected_calibration_error(confidence, right, bins),
         }
@@ -237,8 +255,13 @@ def compared(values: Mapping[str, float], thresholds: Sequence[float], layers: i
         out[f"diff.{pair}"] = math.log(values[f"ppl.{one}"] / values[f"ppl.{other}"])
         if f"budget.ppl.{one}" in values:
             out[f"diff.budget_{pair}"] = math.log(values[f"budget.ppl.{one}"] / values[f"budget.ppl.{other}"])
-        out[f"accuracy.{pair}"] = values[f"accuracy.{one}"] - values[f"accuracy.{other}"]
-        for name, ends in (("sweep.shallow", thresholds), ("over", numbers), ("ece", numbers)):
+        for threshold in thresholds:
+            at = [values[f"sweep.ppl.{arm}.{threshold}"] for arm in (one, other)]
+            out[f"sweep.diff.{pair}.{threshold}"] = math.log(at[0] / at[1])
+        for name in ("accuracy", "shallow", "compute", "specialisation"):
+            out[f"{name}.{pair}"] = values[f"{name}.{one}"] - values[f"{name}.{other}"]
+        by_layer = [(name, numbers) for name in ("confidence", "right", "r", "over", "ece")]
+        for name, ends in (("sweep.shallow", thresholds), *by_layer):
             out |= {
                 f"{name}.{pair}.{end}": values[f"{name}.{one}.{end}"] - values[f"{name}.{other}.{end}"]
                 for end in ends
@@ -247,12 +270,21 @@ def compared(values: Mapping[str, float], thresholds: Sequence[float], layers: i
 
 
 def swept(arm: str, ways: Ways) -> dict[str, float]:
-    """What each threshold does, and by how much perplexity changes between them."""
+    """What each threshold does, and what comes of the lowest instead of the highest."""
     out: dict[str, float] = {}
     for threshold, way in ways.items():
-        out |= {f"sweep.ppl.{arm}.{threshold}": way.ppl, f"sweep.shallow.{arm}.{threshold}": way.shallow}
-    nll = [way.nll for way in ways.values()]
-    return out | {f"sweep_range.{arm}": max(nll) - min(nll)}
+        out |= {
+            f"sweep.ppl.{arm}.{threshold}": way.ppl,
+            f"sweep.accuracy.{arm}.{threshold}": way.accuracy,
+            f"sweep.shallow.{arm}.{threshold}": way.shallow,
+            f"sweep.compute.{arm}.{threshold}": way.layers,
+        }
+    nll, lowest, highest = [way.nll for way in ways.values()], ways[min(ways)], ways[max(ways)]
+    return out | {
+        f"sweep_range.{arm}": max(nll) - min(nll),
+        f"sweep_more_leave.{arm}": lowest.shallow - highest.shallow,
+        f"sweep_less_compute.{arm}": highest.layers - lowest.layers,
+    }
 
 
 # Figures ----------------------------------------------------------------------------------------------------

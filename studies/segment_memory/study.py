@@ -4,29 +4,37 @@
 
 The report's models read every window twice, and the second time found keys and values of the whole window in
 their memory, its targets included; what "carry" kept between windows was shuffled text. Here a window reads
-earlier windows of its own document, in order, and all arms read the same windows in the same order.
+earlier windows of its own document, in order, and all arms but infini_carry_shuffled read the same windows in
+the same order.
 
-    transformer, hrm    no memory: one layer; the hierarchical model, version 2 with its gradient mended
-    input_*, infini_*   Infini-attention as input layer of the transformer, of hrm
-    hidden_*            the transformer's own layer reads the memory
-    *_reset             an empty memory for every window: a control, with as many parameters
-    *_carry             a memory of earlier windows
-    infini_leak         infini_reset with the published leak
+    transformer, hrm       no memory: one layer; the hierarchical model, version 2 with its gradient mended
+    input_*, infini_*      Infini-attention as input layer of the transformer, of hrm
+    hidden_*               the transformer's own layer reads the memory
+    hrm_memory_*           both layers of hrm read one, as inferred from the report's parameter count
+    *_reset                an empty memory for every window: a control, with as many parameters
+    *_carry                a memory of earlier windows
+    infini_carry_shuffled  what a row read last, of shuffled windows; nothing at evaluation, as in the report
+    infini_leak            infini_reset with the published leak
 
-A model trained with a carried memory is judged twice more: against itself with an empty memory
+A model trained with a memory of earlier windows is judged twice more: against itself with an empty memory
 ("carried_minus_emptied") and with that of another place of the text ("carried_minus_foreign"). Published: the
-report's set-up, the beginning of a corpus, with version 2 and its lost gradient, and the memory in hidden
-layers ("hrm_memory") as inferred from its parameter count; batches of 16 alone. Corrected: equal updates
-("ppl") and equal FLOPs of training ("flops.ppl", those of the arm without memory), chosen on calibration text
-and judged on test text, five random seeds that differ in weights and in where windows begin. Differences are
-in nats, negative where the first is better. At 500k characters only the arms without HRM run.
+report's set-up, the beginning of a corpus, with version 2 and its lost gradient; batches of 16 alone; and
+infini_reset without its leak ("infini_no_leak"). Corrected: equal updates ("ppl") and equal FLOPs of training
+("flops.ppl", those of the arm without memory), chosen on calibration text and judged on test text,
+random seeds that differ in weights and in where windows begin. Differences are in nats, negative where the
+first is better. At 500k characters only the arms without HRM run.
+
+    passage_ppl.ARM          perplexity of the passage that the report reports on, which chose nothing
+    word_ppl.ARM             perplexity per word of the test text: the unit of other models of WikiText-2
+    more_parameters.infini   of the input layer, as a share of hrm's
 
 Shapes: S random seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,7 +47,6 @@ from offramp.systems.segment_memory.streams import Streams, cut_streams
 from offramp.systems.segment_memory.training import stream_updates, streams_nll
 from studies.common.characters import (
     BATCH_SIZE,
-    SYMBOLS,
     WINDOW,
     Characters,
     Sizes,
@@ -55,6 +62,7 @@ from studies.common.comparison import (
     gains,
     limits,
     parameters,
+    passage_ppl,
     published_outcome,
 )
 from studies.common.settings import Settings
@@ -83,6 +91,7 @@ PUBLISHED_ARMS = {
     "hrm_memory_carry": Arm("gated", "carry_shuffled", True, "own_window"),
     "infini_reset": Arm("input", "reset", True, "own_window"),
     "infini_carry": Arm("input", "carry_shuffled", True, "own_window"),
+    "infini_no_leak": Arm("input", "reset", True),
 }
 CORRECTED_ARMS = {
     "transformer": Arm("none", "reset", False),
@@ -93,14 +102,22 @@ CORRECTED_ARMS = {
     "hrm": Arm("none", "reset", True),
     "infini_reset": Arm("input", "reset", True),
     "infini_carry": Arm("input", "carry", True),
+    "infini_carry_shuffled": Arm("input", "carry_shuffled", True),
     "infini_leak": Arm("input", "reset", True, "own_window"),
+    "hrm_memory_reset": Arm("gated", "reset", True),
+    "hrm_memory_carry": Arm("gated", "carry", True),
 }
 ARMS = tuple(dict.fromkeys((*CORRECTED_ARMS, *PUBLISHED_ARMS)))
+WORDS = ("hrm", "infini_reset")
+"""Arms that the report sets beside models of words."""
 PAIRS = (
     ("infini_reset", "hrm"),
     ("infini_carry", "hrm"),
     ("infini_carry", "infini_reset"),
+    ("infini_carry_shuffled", "infini_reset"),
     ("infini_leak", "infini_reset"),
+    ("infini_reset", "infini_no_leak"),
+    ("infini_reset", "hrm_memory_reset"),
     ("hrm_memory_reset", "hrm"),
     ("hrm_memory_carry", "hrm"),
     ("input_reset", "transformer"),
@@ -150,7 +167,9 @@ def published(job: Job) -> Outcome:
     how = PublishedSettings.of(job.settings["published"])
     arms = [arm for arm in job.arms if arm in PUBLISHED_ARMS]
     results = run_arms(published_arm, [(data, arm, how, job.seeds[0]) for arm in arms], job.processes)
-    return published_outcome(dict(zip(arms, results)), derived)
+    outcome = published_outcome(dict(zip(arms, results)), derived)
+    outcome.rows = [row | more_parameters(row) for row in outcome.rows]
+    return outcome
 
 
 def corrected(job: Job) -> Outcome:
@@ -169,13 +188,19 @@ def corrected(job: Job) -> Outcome:
     jobs = [(texts[size], arm, how, job.seeds) for size, arm in places]
     results = dict(zip(places, run_arms(corrected_arm, jobs, job.processes)))
     outcome = corrected_outcome(results, len(job.seeds), derived)
-    inferred = {
-        f"{size}.parameters.{arm}": count
-        for size in dict.fromkeys(size for size, _ in places)
-        for arm, count in _inferred_sizes(job.arms).items()
-    }
-    outcome.rows = [row | inferred for row in outcome.rows]
+    outcome.rows = [
+        row | {name: value for size in texts for name, value in more_parameters(row, f"{size}.").items()}
+        for row in outcome.rows
+    ]
     return outcome
+
+
+def more_parameters(row: Mapping[str, float], size: str = "") -> dict[str, float]:
+    """By which share the input layer adds to the parameters of hrm, where both have been trained."""
+    counts = [row.get(f"{size}parameters.{arm}") for arm in ("infini_reset", "hrm")]
+    if counts[0] is None or counts[1] is None:
+        return {}
+    return {f"{size}more_parameters.infini": counts[0] / counts[1] - 1}
 
 
 def build(arm: Arm, vocab_size: int, variant: str) -> InfiniLM:
@@ -235,6 +260,14 @@ def training_streams(data: Characters, documents: Tensor, rows: int, seeds: Sequ
     ]
 
 
+def passes_over(streams: list[Streams], mode: str, seeds: Sequence[int]) -> Callable[[int], list[Streams]]:
+    """What ``stream_updates`` reads in every pass: the streams, or a fresh order of their windows."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if mode != "carry_shuffled":
+        return lambda number: streams
+    return lambda number: [one.shuffled(generator) for one, generator in zip(streams, generators)]
+
+
 @dataclass(kw_only=True)
 class StreamRun(CorrectedRun):
     """A training over streams."""
@@ -271,31 +304,50 @@ def corrected_arm(text: Text, name: str, how: CorrectedSettings, seeds: tuple[in
         (lambda seed: build(without, data.vocab_size, "v2"), counted(count)),
     )
     training = training_streams(data, documents["train"], how.rows, seeds)
+    judged = "reset" if arm.mode == "carry_shuffled" else arm.mode
     run = StreamRun(
         ensemble,
         counted(count),
         data,
         within.looks(how.look_every // count),
-        mode=arm.mode,
+        mode=judged,
         steps=len(training[0].tokens),
         test=lambda mode: streams_nll(ensemble, held_out["test"], mode, count),
     )
     fit_members(
         ensemble,
-        stream_updates(ensemble, lambda number: training, arm.mode, segments=count, how=AS_PUBLISHED),
-        lambda members: run.look(streams_nll(members, held_out["calibration"], arm.mode, count)),
+        stream_updates(
+            ensemble, passes_over(training, arm.mode, seeds), arm.mode, segments=count, how=AS_PUBLISHED
+        ),
+        lambda members: run.look(streams_nll(members, held_out["calibration"], judged, count)),
         looks=run.looks,
     )
+    more: list[dict[str, float]] = [{} for _ in seeds]
+    if text.size == "20k":
+        more = passage_ppl(run, within.updates, lambda members: run.test(judged))
     result = compared(run, within)
     if arm.mode == "carry":
         held = {
             name: run.test(mode).tolist() for name, mode in (("emptied", "reset"), ("foreign", "foreign"))
         }
-        result.more = [
-            {f"carried_minus_{name}": carried - values[place] for name, values in held.items()}
-            for place, carried in enumerate(result.nll)
+        more = [
+            values | {f"carried_minus_{name}": carried - nll[place] for name, nll in held.items()}
+            for place, (values, carried) in enumerate(zip(more, result.nll))
         ]
+    if name in WORDS:
+        per_word = characters_per_word(data, "test")
+        more = [
+            values | {"word_ppl": math.exp(min(nll * per_word, 100.0))}
+            for values, nll in zip(more, result.nll)
+        ]
+    result.more = more
     return result
+
+
+def characters_per_word(data: Characters, split: str) -> float:
+    """Characters of a split for every word of it, the spaces between words included."""
+    text = "".join(data.symbols[symbol] for symbol in data.splits[split].tolist())
+    return len(text) / max(1, len(text.split()))
 
 
 def counted(segments: int) -> Objective:
@@ -310,14 +362,7 @@ def counted(segments: int) -> Objective:
 def derived(nll: dict[str, float]) -> dict[str, float]:
     """What follows from the losses of all arms."""
     return differences(nll, PAIRS) | {
-        name: gain for name, gain in gains(nll, "hrm").items() if name.startswith("gain.infini")
-    }
-
-
-def _inferred_sizes(arms: Sequence[str]) -> dict[str, int]:
-    """Parameters of the arms that are published only: their architecture is inferred from them."""
-    return {
-        arm: parameters(Ensemble(lambda seed, arm=arm: build(PUBLISHED_ARMS[arm], len(SYMBOLS), "v2"), [0]))
-        for arm in arms
-        if arm not in CORRECTED_ARMS
+        name: gain
+        for name, gain in gains(nll, "hrm").items()
+        if name.startswith(("gain.infini", "gain.hrm_memory"))
     }

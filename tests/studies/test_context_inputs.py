@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from studies.common.study import Outcome
 from studies.common.text import StudyText, study_text
-from studies.context_inputs.study import RANKED, causes
+from studies.context_inputs.study import PUBLISHED_SWEPT, RANKED, against_first, causes, slopes
 from tests.fixtures.tiny_studies import (
     check_claims_find_their_keys,
     check_one_plot,
@@ -59,6 +61,32 @@ def test_one_random_seed_can_run_alone(text, corrected, tmp_path):
 def test_an_arm_that_a_protocol_has_not_gives_no_rows(text, tmp_path):
     assert run_tiny(NAME, text, "published", tmp_path, ["all_none"]).rows == []
     assert run_tiny(NAME, text, "corrected", tmp_path, ["all_334"]).rows == []
+
+
+def test_the_weight_of_diversity_is_all_that_differs_where_rank_is_judged_as_published(published):
+    row = published.rows[0]
+    for token_input, (one, other) in PUBLISHED_SWEPT.items():
+        assert row[f"tokens.{one}"] == row[f"tokens.{other}"]
+        assert row[f"rank.{one}"] != row[f"rank.{other}"]
+        rise = row[f"rank.{one}"] - row[f"rank.{other}"]
+        nats = math.log(row[f"ppl.{one}"] / row[f"ppl.{other}"])
+        assert row[f"slope.{token_input}"] == pytest.approx(nats / rise)
+
+
+def test_slopes_need_all_arms_that_are_swept():
+    swept = {"all": ["all", "all_w0"], "first": ["first", "first_w0"]}
+    nll, rank = {"all": 5.0, "all_w0": 4.0, "first": 6.0}, {"all": 0.8, "all_w0": 0.3, "first": 0.2}
+    assert slopes(nll, rank, swept) == {"slope.all": pytest.approx(2)}
+
+
+def test_gains_of_the_report_are_shares_of_what_the_first_layer_alone_has():
+    """Its own figures: 38 % lower perplexity, 23 % higher accuracy."""
+    gains = against_first(
+        {"all": math.log(334), "first": math.log(536)}, {"all": 0.189, "first": 0.154}, "all"
+    )
+    assert round(gains["ppl_gain.all_over_first"], 2) == 0.38
+    assert round(gains["accuracy_gain.all_over_first"], 2) == 0.23
+    assert gains["accuracy_diff.all_minus_first"] == pytest.approx(0.035)
 
 
 def test_rank_that_lowers_the_loss_is_a_cause():

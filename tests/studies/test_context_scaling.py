@@ -10,7 +10,7 @@ from offramp.errors import UserError
 from studies.common.context_models import ContextText, pieces_stream
 from studies.common.study import Outcome
 from studies.common.text import StudyText, study_text
-from studies.context_scaling.study import WINDOW, amounts_of, windows
+from studies.context_scaling.study import WINDOW, amounts_of, law_values, rank_values, windows
 from tests.fixtures.tiny_studies import (
     check_claims_find_their_keys,
     check_one_plot,
@@ -57,6 +57,30 @@ def test_arms_do_not_depend_on_their_company(text, corrected, tmp_path):
 
 def test_the_report_had_no_transformer(text, tmp_path):
     assert run_tiny(NAME, text, "published", tmp_path, ["transformer"]).rows == []
+
+
+def test_training_on_after_the_stop_says_what_stopping_cost(published):
+    row = published.rows[0]
+    for place in range(1, 5):
+        assert row[f"patience_cost.first.{place}"] >= 0
+        assert row[f"epoch.first.{place}"] <= row[f"epochs.first.{place}"] <= 2
+
+
+def test_the_reports_own_figures_have_its_law():
+    tokens, ppl = [56_602, 110_516, 216_119, 529_173], [1503.3, 1036.3, 757.7, 536.0]
+    law = law_values(tokens, ppl, [0.099, 0.137, 0.176, 0.154])
+    assert (round(law["alpha"], 3), round(law["r2"], 3)) == (-0.459, 0.993)
+    assert round(law["doubling_fall"], 2) == 0.27
+    assert law["last_step.accuracy"] == pytest.approx(-0.022) and law["last_step.nll"] < -0.3
+
+
+def test_ranks_that_vary_are_told_from_those_that_follow_the_loss():
+    """The report's own ranks vary by a tenth of themselves and are not correlated with ln PPL."""
+    ranks = rank_values([0.085, 0.078, 0.084, 0.086], [1503.3, 1036.3, 757.7, 536.0])
+    assert ranks["rank_variation"] == pytest.approx(0.008 / 0.08325)
+    assert abs(ranks["rank_correlation"]) < 0.5
+    assert rank_values([0.1, 0.2, 0.4], [8.0, 4.0, 1.0])["rank_correlation"] == pytest.approx(-1, abs=0.05)
+    assert rank_values([0.1, 0.1, 0.1], [8.0, 4.0, 1.0]) == {"rank_variation": 0, "rank_correlation": 0}
 
 
 def pieces(count: int) -> ContextText:

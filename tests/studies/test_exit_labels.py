@@ -3,13 +3,16 @@ really gone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from studies.common.study import Outcome
-from studies.exit_labels.study import ARMS, comparisons
+from studies.exit_labels.published import REPORT_ARMS, leaving_values
+from studies.exit_labels.study import ARMS, attained, comparisons, random_nll
 from tests.fixtures.tiny_studies import (
     check_claims_find_their_keys,
     check_outcome,
@@ -32,6 +35,10 @@ BY_ARM = {
     "executed_layer_saving",
     "ratio.final_over_block0",
     "ratio.final_over_block0_same_set",
+    "leaver_error",
+    "leaver_auc",
+    "kept_oracle_share",
+    "block1_val_ppl",
 }
 OF_CLASSIFIERS = {"label_mean", "exit_loss_first", "exit_loss_last"}
 ALONE = {
@@ -45,9 +52,9 @@ ALONE = {
 }
 
 
-def keys(by_arm: set[str], alone: set[str]) -> set[str]:
-    learned = {f"{name}.{arm}" for name in OF_CLASSIFIERS for arm in ARMS if arm != "softmax"}
-    return alone | learned | {f"{name}.{arm}" for name in by_arm for arm in ARMS}
+def keys(by_arm: set[str], alone: set[str], arms: Sequence[str]) -> set[str]:
+    learned = {f"{name}.{arm}" for name in OF_CLASSIFIERS for arm in arms if arm != "softmax"}
+    return alone | learned | {f"{name}.{arm}" for name in by_arm for arm in arms}
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +75,10 @@ def corrected(cache) -> Outcome:
 def test_outcomes_are_whole(published, corrected):
     check_outcome(published, 1)
     check_outcome(corrected, 2)
-    assert keys(BY_ARM | {"block1_val_ppl"}, ALONE | {"block0_drift"}) <= set(published.rows[0])
-    assert keys(BY_ARM | {"random_ppl"}, ALONE) == set(corrected.rows[0])
-    assert [row["arm"] for row in published.figures["published_arms"]] == list(ARMS)
+    alone = ALONE | {"block0_drift"}
+    assert keys(BY_ARM, alone, REPORT_ARMS) <= set(published.rows[0])
+    assert keys(BY_ARM | {"random_ppl", "attained"}, ALONE, ARMS) == set(corrected.rows[0])
+    assert [row["arm"] for row in published.figures["published_arms"]] == list(REPORT_ARMS)
     assert len(corrected.figures["corrected_arms"]) == 2 * len(ARMS)
 
 
@@ -100,6 +108,34 @@ def test_an_arm_alone_gives_the_values_it_has_among_others(protocol, published, 
     assert len(of_arm) >= len(BY_ARM) and {key: alone[key] for key in of_arm} == {
         key: together[key] for key in of_arm
     }
+
+
+def test_an_arm_that_the_report_does_not_have_has_no_published_values(cache):
+    assert not run_tiny(NAME, chain_text(), "published", cache, arms=["correct"]).rows
+
+
+def test_random_exits_are_an_expectation_and_a_signal_stands_between_them_and_the_divergence_oracle():
+    shallow, deep = np.array([4.0, 1.0, 3.0, 8.0]), np.array([1.0, 1.0, 1.0, 1.0])
+    columns = {"loss_0": shallow, "loss_1": deep}
+    test = SimpleNamespace(column=columns.__getitem__, divergence=lambda exit: shallow - deep)
+    assert random_nll(test, 0.5) == pytest.approx(0.5 * 4 + 0.5 * 1)
+    assert attained(test, -shallow, 2) == 1.0
+    assert attained(test, shallow, 2) < 0
+    assert attained(test, np.array([1.0, 0.0, 0.0, 0.0]), 1) == pytest.approx(
+        0.0
+    )  # gains what the mean gains
+
+
+def test_what_leaving_tokens_are_like():
+    right = np.array([True, True, False, False, True, False])
+    sure = np.array([0.9, 0.8, 0.7, 0.6, 0.2, 0.1])
+    loss = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 9.0])
+    out = leaving_values(sure, 0.5, loss, right)
+    assert out == {"leaver_error": 0.5, "leaver_auc": 1.0, "kept_oracle_share": 1.0}
+    assert leaving_values(sure, 0.5, loss, ~right)["leaver_auc"] == 0.0
+    assert leaving_values(sure, 0.5, loss[::-1], right)["kept_oracle_share"] < 0
+    blind = leaving_values(np.array([0.7, 0.7, 0.7, 0.7, 0.2, 0.2]), 0.5, loss, right)
+    assert blind["leaver_auc"] == 0.5
 
 
 def test_comparisons_are_of_the_arms_final_numbers():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from studies.common.study import Outcome
-from studies.exit_signals.study import THREE_EXITS, _priced, _random
+from studies.exit_signals.study import THREE_EXITS, _oracle, _priced, _random
 from tests.fixtures.tiny_studies import run_tiny
 from tests.fixtures.word_chains import chain_text
 
@@ -44,13 +44,33 @@ def test_every_signal_label_view_and_width_is_measured(outcome):
             "view state + previous exit",
             "width wide",
             "loss oracle",
+            "divergence oracle",
+            "gain oracle",
         } <= names
         assert all(value is None or math.isfinite(value) for value in row.values())
         assert {f"{THREE_EXITS}:ppl_{exit}" for exit in range(3)} <= row.keys()
 
 
+def test_each_oracle_is_the_end_of_its_own_scale(outcome):
+    for row in outcome.rows:
+        for arm, share in (("joint", 0.5), ("block-wise", 0.3)):
+            assert row[f"{arm}:gain oracle.headroom.{share}"] == pytest.approx(1)
+            assert row[f"{arm}:divergence oracle.attained.{share}"] == pytest.approx(1)
+            assert row[f"{arm}:divergence oracle.headroom.{share}"] < 1
+
+
+def test_oracles_of_three_exits_take_the_exit_of_least_value_and_price():
+    """Two tokens that lose nothing at the first exit leave first; the third costs 3 nats."""
+    divergence = np.array([[0.0, 0.0, 3.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    costs = np.array([0.25, 0.5, 1.0])
+    assert _oracle(divergence, divergence + 2.0, costs, 24, 0.5) == pytest.approx(2.0)
+    assert _oracle(divergence, divergence + 2.0, costs, 24, 0.75) == pytest.approx(3.0)
+    assert _oracle(divergence, divergence, costs, 24, 0.1) is None, "no price saves so little"
+
+
 def test_tables_and_sentences_are_of_intervals_over_random_seeds(outcome):
-    assert set(outcome.figures) == {"headroom, block-wise", "headroom, joint", "three exits"}
+    tables = {f"{measure}, {arm}" for measure in ("headroom", "attained") for arm in ("block-wise", "joint")}
+    assert set(outcome.figures) == tables | {"three exits"}
     assert len(outcome.sentences) == 2 and "[" in outcome.sentences[0]
 
 

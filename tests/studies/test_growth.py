@@ -12,8 +12,8 @@ from studies.common.growth_training import Plan
 from studies.common.study import Outcome, study_of
 from studies.common.text import pangram_text, text_of
 from studies.greedy_growth import study as greedy_growth
+from studies.ledger.claims import read_claims, read_questions
 from studies.ledger.figures import terms
-from studies.ledger.ledger import read_claims
 from studies.ledger.verdict import Region
 from studies.progressive_growth import study as progressive_growth
 from tests.fixtures.character_texts import own_words
@@ -71,7 +71,7 @@ def test_claims_find_their_keys_and_the_larger_text_has_their_arms(runs):
     """Corrected keys of claims on the pangram are those of the control."""
     assert sum(claim.study == runs.name for claim in read_claims()) >= 20
     larger = {slug(arm) for arm in runs.experiment.fewer["500k"]}
-    for claim in read_claims():
+    for claim in [*read_claims(), *read_questions()]:
         keys = [key for study, key in terms(claim.key, claim.study)[1] if study == runs.name]
         assert runs.published.rows[0].keys() >= set(keys), claim.id
         corrected = (runs.control if claim.corpora == [PANGRAM] else runs.corrected).rows[0]
@@ -80,6 +80,14 @@ def test_claims_find_their_keys_and_the_larger_text_has_their_arms(runs):
             if study == runs.name and key.startswith("500k"):
                 assert claim.corpora == ["sotu"]
                 assert {part.rstrip("_1234") for part in key.split("diff.")[1].split("_minus_")} <= larger
+
+
+def test_ratios_follow_from_perplexities(runs):
+    row = runs.corrected.rows[1]
+    for kind, one, other in runs.experiment.ratios:
+        times = row[f"20k.ppl.{one}"] / row[f"20k.ppl.{other}"]
+        wanted = {"times": times, "rise": times - 1, "gain": 1 - times}[kind]
+        assert row[f"20k.{kind}.{one}_over_{other}"] == pytest.approx(wanted, rel=1e-6, abs=1e-9)
 
 
 def test_sentences_of_the_findings_find_their_keys(runs):
@@ -134,7 +142,13 @@ def test_training_from_scratch_has_as_many_updates_as_growing(name, size):
         assert sum(looks for stage, looks in stages if stage.name != "fine-tune") == how.whole
 
 
-def test_a_claim_of_destruction_needs_half_a_nat():
-    regions = {claim.id: claim.region for claim in read_claims() if claim.study in EXPERIMENTS}
-    assert regions["character-systems-add-full-destroys"] == Region(0.5, None)
-    assert regions["character-systems-greedy-collapses"] == Region(1.0, None)
+def test_a_claim_of_destruction_needs_perplexity_half_as_high_again():
+    rules = {claim.id: claim.rule for claim in read_claims() if claim.study in EXPERIMENTS}
+    assert rules["character-systems-add-full-destroys"] == Region(0.5, None)
+    assert rules["character-systems-greedy-collapses"] == Region(1.0, None)
+    assert rules["character-systems-progressive-lpt-collapses"] == Region(2.7, None)
+
+
+def test_grown_models_of_two_studies_are_compared_after_as_many_updates():
+    greedy, progressive = (study_of(name).about.settings for name in ("greedy_growth", "progressive_growth"))
+    assert greedy["20k"] == progressive["20k"]

@@ -140,7 +140,7 @@ def test_features_at_equal_flops_are_those_of_a_shorter_phase_1(data):
     how = CorrectedSettings.of(study_of(NAME).about.settings["corrected"]).model_copy(update={"head": HEAD})
 
     def train(updates: int):
-        return corrected_arm(data, "lct_oacd_2", updates, how, (0, 1))
+        return corrected_arm(data, "lct_oacd_2", updates, how, (0, 1), False)
 
     lagged, long = Lagged(data, 2, [0], PASSES), train(48)
     flops = 48 * flops_per_batch(build("one_level", data.vocab_size), objective("one_level"), data)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
-from studies.common.study import Outcome
+from offramp.systems.deep_supervision import segments_objective
+from offramp.systems.ensemble import Ensemble, mean_nll
+from studies.common.characters import Sizes, published_1a
+from studies.common.study import Outcome, study_of
 from studies.common.text import StudyText, text_of
-from studies.iterated_refinement.study import ARMS, PAIRS, build
+from studies.iterated_refinement.study import ARMS, PAIRS, build, derived, pass_gains
 from tests.fixtures.character_texts import own_words
 from tests.fixtures.tiny_studies import (
     check_claims_find_their_keys,
@@ -54,6 +58,25 @@ def test_differences_are_logarithms_of_ratios_of_perplexities(corrected):
         for one, other in PAIRS:
             ratio = row[f"20k.ppl.{one}"] / row[f"20k.ppl.{other}"]
             assert row[f"20k.diff.{one}_minus_{other}"] == pytest.approx(math.log(ratio), abs=1e-9)
+
+
+def test_what_refinement_leads_by_follows_from_the_losses():
+    values = derived({"standard": 2.5, "irt": 2.4, "hrm": 2.38, "hrm_published": 2.6})
+    assert values["lead.irt"] == pytest.approx(-0.02) and values["lead_published.irt"] == pytest.approx(0.1)
+    assert values["half_of_hrm.irt"] == pytest.approx(0.1 - 0.06)
+    assert values["half_of_hrm_published.irt"] == pytest.approx(0.1 + 0.05)
+
+
+def test_passes_are_told_apart_by_their_losses(text):
+    data = published_1a(
+        text, Sizes.of(study_of(NAME).job(text, "published", Path(), tiny=True).shared["characters"])
+    )
+    ensemble = Ensemble(build("irt", data.vocab_size), [0, 1])
+    one, two = (
+        mean_nll(ensemble, segments_objective(passes), *data.windows("validation")) for passes in (1, 2)
+    )
+    assert pass_gains(ensemble, data, "validation") == pytest.approx((one - two).tolist())
+    assert (one != two).all()
 
 
 def test_an_arm_does_not_depend_on_its_company_or_the_other_random_seeds(text, corrected, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,16 @@ def test_training_losses_are_of_the_reported_epochs_and_layers(published, correc
     assert {key for key in published.rows[0] if key.startswith("train_loss")} == wanted
     losses = {key.removeprefix("20k.") for key in corrected.rows[0] if ".train_loss." in key}
     assert losses == wanted, "at 500k characters an epoch is longer than training"
+
+
+def test_drops_and_steps_follow_from_the_training_losses(published):
+    row = published.rows[0]
+    for epoch in REPORTED:
+        losses = [row[f"train_loss.e{epoch}.l{layer}.sum"] for layer in range(1, 5)]
+        assert row[f"train_drop.e{epoch}.sum"] == pytest.approx(losses[0] - losses[-1])
+        assert row[f"train_step.e{epoch}.sum"] == pytest.approx(
+            min(a - b for a, b in itertools.pairwise(losses))
+        )
 
 
 def test_the_loss_of_the_last_layer_is_that_of_the_arm(corrected):

@@ -16,10 +16,12 @@ from studies.common.study import Job, Outcome
 from studies.common.token_scores import read_tokens
 from studies.loss_prediction.study import (
     ARMS,
+    antimode_depth,
     classification_values,
     cohens_d,
     gaussian_d,
     loss_shape,
+    modes,
     published_values,
     unseen_shares,
 )
@@ -54,9 +56,15 @@ KEYS = {
         "dip_p",
         "bic_gain",
         "worse_than_uniform",
+        "two_modes",
+        "median_over_quartiles",
         "unseen_target_share",
         "unseen_target_share_above14",
         "report_linear.r",
+        "report_linear.std",
+        "report_linear.std_share",
+        "report_linear.share_of_median_gap",
+        "report_linear.two_modes",
         "report_linear.gap",
         "report_linear.oracle_share",
         "correct_prob.r",
@@ -66,7 +74,7 @@ KEYS = {
     *(
         f"regress.{c}.{m}"
         for c in ("linear", "mlp2", "mlp3", "wide")
-        for m in ["mse", "r", "r2", "gap", "oracle_share"]
+        for m in ["mse", "r", "r2", "std_share", "two_modes", "gap", "oracle_share"]
     ),
     *(
         f"classify.{c}.{m}"
@@ -79,6 +87,7 @@ KEYS = {
             "gap",
             "easy_fraction",
             "oracle_share",
+            "half_oracle_share",
             "majority_accuracy",
             "majority_f1",
         ]
@@ -190,7 +199,50 @@ def test_tests_of_bimodality_tell_two_modes_from_one():
     assert loss_shape(one, VOCABULARY)["dip_p"] > 0.1
     values = loss_shape(np.abs(two), VOCABULARY)
     assert values["dip_p"] < 0.01 and values["dip"] > 0.05 and values["bic_gain"] > 1000
+    assert values["two_modes"] > 0.9 and values["median_over_quartiles"] < 0.1
     assert values["worse_than_uniform"] == pytest.approx((two > math.log(VOCABULARY)).mean())
+
+
+@pytest.mark.parametrize("shape", ["normal", "uniform", "exponential", "heavy"])
+def test_a_distribution_with_one_mode_has_no_two_modes(shape):
+    """A uniform one has a Cohen's d of 3.46 between its halves; single far values are no second mode."""
+    rng = np.random.default_rng(1)
+    values = {
+        "normal": rng.normal(6, 3, 20_000),
+        "uniform": rng.uniform(0, 12, 20_000),
+        "exponential": rng.exponential(3, 20_000),
+        "heavy": rng.standard_t(2, 20_000),
+    }[shape]
+    out = modes(values)
+    assert out["two_modes"] == 0
+    assert out["median_over_quartiles"] > 0.95
+    if shape == "uniform":
+        half = np.sort(values)
+        assert cohens_d(half[10_000:], half[:10_000]) == pytest.approx(2 * math.sqrt(3), rel=0.01)
+
+
+def test_a_lump_that_the_dip_test_sees_is_not_yet_two_modes():
+    """Among many values p is small for a ripple, while the depth of its valley is, too."""
+    rng = np.random.default_rng(2)
+    values = np.concatenate([rng.normal(4, 2, 42_000), rng.normal(8.35, 1.6, 28_000)])
+    out = modes(values)
+    assert out["dip_p"] < 0.01 and 0 < out["two_modes"] < 0.1
+
+
+def test_depth_is_that_of_the_density_of_two_normals():
+    rng = np.random.default_rng(3)
+    values = np.concatenate([rng.normal(3, 1.5, 100_000), rng.normal(9, 1.5, 100_000)])
+
+    def height(at: float) -> float:
+        return math.exp(-(((at - 3) / 1.5) ** 2) / 2) + math.exp(-(((at - 9) / 1.5) ** 2) / 2)
+
+    assert antimode_depth(values) == pytest.approx(1 - height(6) / height(3), abs=0.06)
+
+
+def test_the_half_of_a_classifier_is_its_surest_half():
+    loss = np.arange(1.0, 9.0)
+    values = classification_values(np.where(loss > 2, -loss, 1.0), loss, 2.0, 4.0)
+    assert values["half_oracle_share"] == pytest.approx(1.0) and values["easy_fraction"] == 0.25
 
 
 def test_unseen_targets_are_counted_among_all_tokens_and_among_the_worst(tmp_path):

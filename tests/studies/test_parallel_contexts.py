@@ -8,7 +8,7 @@ import torch
 
 from studies.common.study import Outcome
 from studies.common.text import OwnText, StudyText, study_text
-from studies.parallel_contexts.study import edges, likeness, same_token
+from studies.parallel_contexts.study import along, edges, likeness, same_token
 from tests.fixtures.tiny_studies import (
     check_claims_find_their_keys,
     check_one_plot,
@@ -75,6 +75,13 @@ def test_contexts_that_know_the_token_alone_leave_everything_unexplained():
     exact = torch.randn(160, 4, generator=torch.Generator().manual_seed(0)) + 5
     elsewhere = exact[same_token(tokens, torch.Generator().manual_seed(0))]
     assert likeness(elsewhere, exact, tokens, 0)["unexplained"] == pytest.approx(1)
+
+
+def test_along_a_text_errors_fall_and_the_worst_place_counts():
+    """On the report's own figures."""
+    values = {"mse.early": 0.0069, "mse.late": 0.0057, "cos.early": 0.9966, "cos.middle": 0.9969}
+    told = along(values | {"cos.late": 0.9972})
+    assert told["mse_fall"] == pytest.approx(0.0012) and told["cos_least"] == 0.9966
 
 
 def test_edges_of_documents():

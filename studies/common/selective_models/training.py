@@ -11,6 +11,7 @@ differ in their loss alone:
     carried           the published loss: carried targets, and labels shifted twice
     leak_only         carried targets, labels shifted once
     shift_only        labels shifted twice, nothing carried
+    threshold_alone   the published loss with nothing but the threshold that makes a place speak
     fixed_carried     the published loss of the fixed-skip successor, in which every second place speaks
     straight_through, score_function
                       skipped steps that reveal nothing, and a gate that learns from what they buy
@@ -53,18 +54,21 @@ END = 0
 HELD_OUT_EVERY = 10
 """Of the published windows, one in so many is for validation."""
 ARMS = (
+    "carried",
+    "leak_only",
+    "shift_only",
     "ordinary_long",
     "straight_through",
     "score_function",
     "evenly",
     "always",
     "ordinary",
-    "carried",
-    "leak_only",
-    "shift_only",
+    "threshold_alone",
     "fixed_carried",
 )
 """The longest trainings first, so that two processes end together."""
+FLAWED = ("carried", "leak_only", "shift_only")
+"""Arms with a loss of the report that is learnt slowly: a target among the inputs has to be looked for."""
 
 Windows = tuple[Tensor, Tensor]
 """Tokens and the token after each, both (N, T)."""
@@ -96,8 +100,16 @@ class PublishedTraining(Settings):
     """Epochs without a better one after which training stops."""
 
 
+class Updates(Settings):
+    """How long a model is trained, and how fast."""
+
+    updates: int
+    look_every: int
+    learning_rate: float
+
+
 class CorrectedTraining(Settings):
-    """Equal updates of all arms but ``ordinary_long``, which has twice as many."""
+    """Equal updates of all arms but ``ordinary_long``, which has twice as many, and ``FLAWED``."""
 
     updates: int
     look_every: int
@@ -106,6 +118,8 @@ class CorrectedTraining(Settings):
     learning_rate: float
     calibration_windows: int
     test_windows: int
+    flawed: Updates
+    """Of the arms ``FLAWED``."""
 
 
 class SelectiveModels(Settings):
@@ -129,10 +143,10 @@ class SelectiveModels(Settings):
         return 1 / (1 + self.skips_per_token)
 
 
-def method_of(arm: str, skips_per_token: float) -> Method:
+def method_of(arm: str, models: SelectiveModels) -> Method:
     """The loss of an arm of ``ARMS``."""
     if arm in ("straight_through", "score_function", "evenly"):
-        return Attempts(arm, skips_per_token=skips_per_token)
+        return Attempts(arm, skips_per_token=models.skips_per_token)
     methods: dict[str, Method] = {
         "ordinary_long": CarryOver(carries=False, double_shift=False),
         "always": Attempts("interval", max_skip=SKIP_INTERVAL - 1),
@@ -140,6 +154,8 @@ def method_of(arm: str, skips_per_token: float) -> Method:
         "carried": CarryOver(),
         "leak_only": CarryOver(double_shift=False),
         "shift_only": CarryOver(carries=False),
+        # of a window whose gates are all closed the last scored place speaks: no loss is of nothing
+        "threshold_alone": CarryOver(max_skip=models.window - 2),
         "fixed_carried": CarryOver(skip_interval=SKIP_INTERVAL),
     }
     return methods[arm]
@@ -172,6 +188,8 @@ class Run:
     """Mean gate of the first attempts, by look."""
     silent: list[float] = field(default_factory=list)
     """Share of places without an output, by look; of the published losses alone."""
+    train_nll: list[float] = field(default_factory=list)
+    """What the rule of training scores on training windows, as many as those it is chosen by; by look."""
 
     def fit(
         self,
@@ -199,22 +217,34 @@ class Run:
         self.gates.append(float(gates.mean()))
         if isinstance(self.method, CarryOver):
             self.silent.append(1 - float(self.method.spoken(gates).float().mean()))
+        windows = len(self.train[0])
+        seen = torch.linspace(0, windows - 1, min(windows, len(self.chosen_by[0]))).long()
+        self.train_nll.append(mean_score(model, self.method, *(part[seen] for part in self.train)))
         return mean_score(model, self.method, *self.chosen_by)
 
     def progress(self) -> dict[str, float]:
-        """From the first look to the best one."""
+        """The first, the best and the last look, and from the first to the best or the last one."""
         best, nll = self.fitted.best_look - 1, [value for _, value in self.fitted.curve]
+        curves = {
+            "rule_ppl": [math.exp(value) for value in nll],
+            "train_ppl": [math.exp(value) for value in self.train_nll],
+            "gate": self.gates,
+        }
+        if self.silent:
+            curves["silent"] = self.silent
         values = {
+            f"{name}_{of}": curve[place]
+            for of, curve in curves.items()
+            for name, place in (("first", 0), ("best", best), ("last", -1))
+        }
+        values |= {
             "best_look": best + 1,
-            "first_rule_ppl": math.exp(nll[0]),
-            "best_rule_ppl": math.exp(nll[best]),
+            "looks": len(nll),
             "rule_fall": nll[0] - nll[best],
-            "first_gate": self.gates[0],
-            "best_gate": self.gates[best],
             "gate_rise": self.gates[best] - self.gates[0],
         }
         if self.silent:
-            values |= {"first_silent": self.silent[0], "best_silent": self.silent[best]}
+            values["silent_fall"] = self.silent[0] - self.silent[-1]
         return values
 
 
@@ -249,15 +279,16 @@ def train_corrected(
         batches = mixed(batches, fact_windows(sentences, models.window, seed), share)
     run = Run(
         model,
-        method_of(arm, models.skips_per_token),
+        method_of(arm, models),
         windows,
         data.windows("calibration", models.window, how.calibration_windows),
     )
+    length = how.flawed if arm in FLAWED else how
     run.fit(
         batches,
-        how=Optimisation(how.learning_rate),
-        updates=how.updates * (2 if arm == "ordinary_long" else 1),
-        look_every=how.look_every,
+        how=Optimisation(length.learning_rate),
+        updates=length.updates * (2 if arm == "ordinary_long" else 1),
+        look_every=length.look_every,
         patience=None,
     )
     return run
@@ -304,7 +335,7 @@ def train_published(data: Subwords, arm: str, seed: int, models: SelectiveModels
     how = models.published
     facts = [fact.sentence("forward") for fact in published_facts(models)]
     training, validation = published_windows(data, facts, models, seed)
-    method = method_of(arm, models.skips_per_token)
+    method = method_of(arm, models)
     run = Run(build(data.vocab_size, seed, models), method, training, validation)
     epoch = -(-len(training[0]) // how.batch_size)
     run.fit(

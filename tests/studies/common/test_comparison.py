@@ -17,6 +17,7 @@ from studies.common.comparison import (
     flops_per_batch,
     gains,
     limits,
+    passage_ppl,
     published_outcome,
     transformer,
 )
@@ -69,6 +70,19 @@ def test_an_arm_is_judged_on_test_text_within_both_limits(run, within, data):
     for nll, batches in ((result.nll, within.updates), (result.flops_nll, within.flops)):
         run.choose(batches)
         assert nll == pytest.approx(on_split(run.objective, data, "test")(run.ensemble).tolist())
+
+
+def test_the_passage_that_is_reported_is_read_at_the_best_look_by_the_other_text(run, within, data):
+    judge = on_split(run.objective, data, "test")
+    for batches in (within.updates, run.looks[0]):
+        values = passage_ppl(run, batches)
+        for member in range(2):
+            seen = []
+            for look in [look for look in run.looks if look <= batches]:
+                run.ensemble.restore(run.weights[run.looks.index(look)])
+                seen.append((float(judge(run.ensemble)[member]), run.looks.index(look)))
+            nll = run.calibration[min(seen)[1]][member]
+            assert values[member] == {"passage_ppl": pytest.approx(math.exp(nll))}
 
 
 def test_what_else_is_measured_is_of_equal_updates(run, within):

@@ -10,14 +10,19 @@ import torch
 
 from offramp.models.native import BlockwiseLM
 from studies.common.early_exit import (
+    DRAWS,
     NOBODY,
     Windows,
     as_published,
     depth_flops,
     execute,
     execute_all_early,
+    expected_loss,
+    path_values,
     quantile_threshold,
+    random_exits_nll,
     share_within,
+    signal_values,
 )
 from studies.common.layer_statistics import LayerStatistics, layer_statistics
 from studies.common.layered_models import LayeredModels, build
@@ -89,9 +94,86 @@ def test_the_report_counts_layers_and_skips_none():
         np.array([confidence, confidence]),
         blank,
         blank,
+        blank,
         np.array(target),
     )
     way = as_published(statistics, 1, 0.8)
     assert way.early.tolist() == [True, True, False, False]
     assert way.right.tolist() == [True, False, False, True]
     assert way.layers == pytest.approx((0.5 + 0.5 + 1 + 1) / 4) and way.flops == 1
+
+
+def of(shallow: np.ndarray, deep: np.ndarray, confidence: np.ndarray, apart: np.ndarray) -> LayerStatistics:
+    """Two layers with losses (N,), the confidence and the divergence of the first."""
+    blank = np.zeros((2, len(shallow)))
+    return LayerStatistics(
+        loss=np.stack([shallow, deep]),
+        argmax=blank,
+        max_prob=np.stack([confidence, confidence]),
+        step=blank,
+        turn=blank,
+        divergence=np.stack([apart, np.zeros(len(apart))]),
+        target=blank[0],
+    )
+
+
+def test_random_exits_are_an_expectation_over_draws():
+    random = np.random.default_rng(0)
+    shallow, deep = random.gamma(2, 1, 500), random.gamma(1, 1, 500)
+    draws = [np.where(random.random(500) < 0.3, shallow, deep).mean() for _ in range(4_000)]
+    assert expected_loss(shallow, deep, 0.3) == pytest.approx(
+        np.mean(draws), abs=4 * np.std(draws) / 4_000**0.5
+    )
+    assert expected_loss(shallow, deep, 0) == pytest.approx(deep.mean())
+    assert expected_loss(shallow, deep, 1) == pytest.approx(shallow.mean())
+
+
+def test_executed_random_exits_are_the_mean_of_executed_draws(model, windows):
+    statistics, random = layer_statistics(model, *windows), np.random.default_rng(1)
+    leaves, added = np.arange(windows[0].numel()) % 2 == 0, []
+    for _ in range(60):
+        leaves = random.permutation(leaves)
+        as_if_alone = np.where(leaves, statistics.loss[1], statistics.loss[3]).mean()
+        added.append(execute(model, EXIT, windows, leaves=leaves).nll - as_if_alone)
+    closed = expected_loss(statistics.loss[1], statistics.loss[3], 0.5)
+    expected = random_exits_nll(model, EXIT, windows, statistics, 0.5)
+    assert expected - closed == pytest.approx(np.mean(added), abs=5 * float(np.std(added)) / DRAWS**0.5)
+    assert expected != closed
+    assert random_exits_nll(model, EXIT, windows, statistics, 0) == pytest.approx(
+        execute(model, EXIT, windows).nll, abs=1e-4
+    )
+
+
+def test_a_signal_stands_between_random_exits_and_both_oracles():
+    """Going on buys each token its divergence on average; confidence knows half of the tokens' places."""
+    random = np.random.default_rng(0)
+    apart = random.gamma(1, 1, 4_000)
+    gain = apart + random.standard_normal(4_000)
+    deep = random.gamma(2, 1, 4_000)
+    known = np.where(random.random(4_000) < 0.5, apart, random.permutation(apart))
+    values = signal_values(of(deep + gain, deep, -known, apart), 1, {"half": 0.5, "few": 0.1})
+    for share in ("half", "few"):
+        signal, divergence, best = (
+            values[f"ahead.{way}.{share}"] for way in ("signal", "divergence_oracle", "gain_oracle")
+        )
+        assert 0 < signal < divergence < best
+        assert values[f"attained.{share}"] == pytest.approx(signal / divergence)
+        assert values[f"headroom.{share}"] == pytest.approx(signal / best)
+    everything = signal_values(of(deep + gain, deep, -apart, apart), 1, {"half": 0.5})
+    assert everything["attained.half"] == 1 > everything["headroom.half"]
+
+
+def test_nothing_is_attained_of_an_oracle_that_is_not_ahead():
+    gain = np.linspace(-1, 1, 100)  # full depth is most wrong where it differs most from the exit
+    values = signal_values(of(gain + 2, np.full(100, 2.0), gain, -gain), 1, {"half": 0.5})
+    assert values["ahead.divergence_oracle.half"] < 0 and values["attained.half"] is None
+    assert values["ahead.gain_oracle.half"] > 0 > values["headroom.half"]
+
+
+def test_paths_specialise_where_each_exit_is_better_on_its_half():
+    confidence, deep = np.array([0.9, 0.8, 0.2, 0.1]), np.array([1.0, 1.0, 3.0, 3.0])
+    values = path_values(of(deep + np.array([-0.5, -0.5, 1.0, 2.0]), deep, confidence, np.zeros(4)), 1)
+    assert values["paths.shallow_minus_deep"] == pytest.approx(-0.5)
+    assert values["paths.deep_minus_shallow"] == pytest.approx(-1.5)
+    assert values["paths.specialisation"] == pytest.approx(2.0)
+    assert values["difficulty.gap"] == pytest.approx(2.0) and values["difficulty.r"] < -0.9

@@ -1,4 +1,4 @@
-"""Headroom is one for the oracle and zero for chance; what a classifier may look at is what its view says."""
+"""Every oracle is at one of its own scale, chance at zero; a classifier looks at what its view says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studies.common.exit_choice import VIEWS, Views, _previous, fit_view, headrooms, nll_at_share
+from studies.common.exit_choice import VIEWS, Views, _previous, fit_view, nll_at_share, standings
 from studies.common.product_path import SmallModel
 from studies.common.switch_models import recipe, switch_data, switch_model
 from tests.fixtures.tiny_studies import tiny_job
@@ -17,13 +17,22 @@ from tests.fixtures.word_chains import chain_text
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), share=st.sampled_from([0.2, 0.5, 0.8]))
-def test_headroom_is_one_for_the_oracle_and_zero_for_chance_on_average(seed, share):
+def test_an_oracle_is_at_one_of_its_own_scale_and_chance_at_zero_of_both(seed, share):
     generator = np.random.default_rng(seed)
-    loss = generator.exponential(size=(2, 400)) * np.array([[1.2], [1.0]])
-    key = f"headroom.{share}"
-    assert headrooms(loss[1] - loss[0], loss, [share])[key] == pytest.approx(1)
-    chance = np.mean([headrooms(generator.random(400), loss, [share])[key] for _ in range(60)])
-    assert abs(chance) < 0.1
+    divergence = np.stack((generator.exponential(size=400), np.zeros(400)))
+    loss = (
+        generator.exponential(size=(2, 400)) + divergence
+    )  # the gain of going on is the divergence, and noise
+    gain, attained = f"headroom.{share}", f"attained.{share}"
+
+    def standing(score: np.ndarray) -> dict[str, float]:
+        return standings(score, loss, divergence, [share])
+
+    assert standing(loss[1] - loss[0])[gain] == pytest.approx(1)
+    assert standing(-divergence[0])[attained] == pytest.approx(1)
+    assert standing(-divergence[0])[gain] < 1 < standing(loss[1] - loss[0])[attained]
+    chance = [standing(generator.random(400)) for _ in range(60)]
+    assert abs(np.mean([values[gain] for values in chance])) < 0.1
     assert nll_at_share(generator.random(400), loss, 0.0) == pytest.approx(loss[1].mean())
 
 

@@ -46,6 +46,9 @@ def test_statistics_are_those_of_the_logit_lens(norm):
         np.testing.assert_allclose(
             statistics.step[layer], (state - before).norm(dim=-1).flatten().detach(), rtol=1e-4
         )
+        full = model.logits(2, model(tokens)[-1]).flatten(0, 1).log_softmax(-1)
+        apart = F.kl_div(logits.log_softmax(-1), full, reduction="none", log_target=True).sum(-1)
+        np.testing.assert_allclose(statistics.divergence[layer], apart.detach(), rtol=1e-3, atol=1e-5)
         turned = 1 - F.cosine_similarity(state, before, dim=-1).flatten()
         np.testing.assert_allclose(statistics.turn[layer], turned.detach(), rtol=1e-3, atol=1e-5)
         before = state

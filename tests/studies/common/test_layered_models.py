@@ -18,7 +18,7 @@ from tests.fixtures.tiny_studies import tiny_job
 
 pytestmark = pytest.mark.slow
 
-ARMS = ("four_layers", "three_layers", "two_layers", "routed", "lpt", "routing_aware")
+ARMS = ("four_layers", "three_layers", "two_layers", "routed", "soft", "lpt", "routing_aware")
 SIZE = "20k"
 
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from offramp.models.native import BlockwiseLM
 from offramp.models.store import load_model
-from studies.common.first_block import BlockTraining, EmbeddedWindows, FirstBlock, block_ppl, first_block
+from studies.common.first_block import EmbeddedWindows, FirstBlock, block_ppl, first_block
 from studies.exit_labels.published import (
-    ARMS,
+    REPORT_ARMS,
     Procedure,
     RepackedTokens,
     ReportConfidence,
@@ -47,12 +47,12 @@ def block(job) -> FirstBlock:
 
 @pytest.fixture(scope="module")
 def procedure(job) -> Procedure:
-    return Procedure(BlockTraining.of(job.shared["first_block"], SEED), **job.settings["published"])
+    return Procedure.of(job.shared["first_block"], job.settings["published"], job.text.corpus, SEED)
 
 
 @pytest.fixture(scope="module")
 def values(block, procedure, cache) -> dict[str, float]:
-    return published_values(block, procedure, ARMS, cache)[0]
+    return published_values(block, procedure, REPORT_ARMS, cache)[0]
 
 
 def test_repacking_keeps_the_order_and_drops_the_remainder():
@@ -131,18 +131,18 @@ def test_training_block_1_moves_the_outputs_of_block_0(block, values):
     before = block_ppl(model, 0, EmbeddedWindows(model, block.validation), everything, 16)
     assert values["block0_heldout_ppl"] == pytest.approx(before)
     assert abs(values["block0_drift"]) > 1e-6
-    assert all(values[f"block0_after_ppl.{arm}"] != before for arm in ARMS)
+    assert all(values[f"block0_after_ppl.{arm}"] != before for arm in REPORT_ARMS)
 
 
 def test_layers_are_saved_by_a_formula_alone(values):
-    for arm in ARMS:
+    for arm in REPORT_ARMS:
         assert values[f"executed_layer_saving.{arm}"] == 0 > values[f"flop_saving.{arm}"]
         assert values[f"layer_saving.{arm}"] == pytest.approx(values[f"shallow_ratio.{arm}"] * 2 / 3)
 
 
 def test_finished_arms_are_not_run_again(block, procedure, values, cache, monkeypatch):
     monkeypatch.setattr("studies.exit_labels.published.run_arm", None)
-    assert published_values(block, procedure, ARMS, cache)[0] == values
+    assert published_values(block, procedure, REPORT_ARMS, cache)[0] == values
 
 
 @pytest.mark.parametrize("change", ["code", "procedure"])
@@ -155,4 +155,4 @@ def test_arms_of_other_code_or_of_another_procedure_are_run_again(
     else:
         procedure = replace(procedure, hard_ratio=0.4)
     with pytest.raises(TypeError):  # there is nothing that runs an arm
-        published_values(block, procedure, ARMS, cache)
+        published_values(block, procedure, REPORT_ARMS, cache)

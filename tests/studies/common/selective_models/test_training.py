@@ -15,8 +15,10 @@ from studies.common.selective_models.training import (
     build,
     fact_windows,
     gates_of,
+    method_of,
     mixed,
     published_windows,
+    train_corrected,
     train_published,
 )
 from studies.common.study import study_of
@@ -93,3 +95,27 @@ def test_runs_say_how_gates_and_losses_went(data, models):
     progress = run.progress()
     expected = math.log(progress["first_rule_ppl"] / progress["best_rule_ppl"])
     assert progress["rule_fall"] == pytest.approx(expected)
+    assert progress["silent_fall"] == pytest.approx(run.silent[0] - run.silent[-1])
+    assert progress["last_gate"] == run.gates[-1] and progress["looks"] == 2
+    assert progress["best_train_ppl"] == pytest.approx(math.exp(run.train_nll[run.fitted.best_look - 1]))
+
+
+def test_where_the_threshold_alone_decides_closed_gates_leave_one_output_per_window(models):
+    method = method_of("threshold_alone", models)
+    assert isinstance(method, CarryOver)
+    closed = torch.zeros(2, WINDOW - 1)
+    assert method.spoken(closed).sum(1).tolist() == [1, 1]
+    opened = closed.clone()
+    opened[0, 3] = 1.0
+    assert method.spoken(opened)[0].nonzero().flatten().tolist() == [3]
+
+
+def test_flawed_losses_are_learnt_for_longer(data, models):
+    longer = models.corrected.flawed.model_copy(update={"updates": 4})
+    given = models.model_copy(
+        update={"corrected": models.corrected.model_copy(update={"flawed": longer, "updates": 2})}
+    )
+    updates = {
+        arm: train_corrected(data, arm, 0, given).fitted.curve[-1][0] for arm in ("carried", "ordinary")
+    }
+    assert updates == {"carried": 4, "ordinary": 2}
