@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test test-fast ui bench studies studies-wikitext relock smollm2 lint
+.PHONY: repro test test-fast ui bench studies studies-wikitext relock smollm2 docs lint
 
 repro: .venv/installed
 	dvc repro
@@ -49,10 +49,15 @@ bench: .venv/bench smollm2 repro
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.[bench]'
 	@touch $@
 
+# README.md and docs/*.md from docs/templates/, with figures from metrics/, studies/ and docs/measurements.yaml; CHECK=1 only compares.
+docs: .venv/installed
+	python -m docs $(if $(CHECK),--check)
+
 lint: .venv/installed
 	ruff check .
 	ruff format --check .
 	mypy
+	python -m docs --check
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("offramp needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

@@ -1,7 +1,7 @@
 """Run all benchmarks, or those named, and print them.
 
-Their rows replace those of the same name in metrics/benchmarks.json, from which the tables of README.md are
-written.
+Their rows replace those of the same name in metrics/benchmarks.json, from which `make docs` writes the tables
+of README.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import Skipped
-from benchmarks.readme import write_tables
 from offramp.machine.device import setup
 from offramp.results.benchmarks import PATH, Benchmark, read_benchmarks, write_benchmarks
 
@@ -61,7 +60,6 @@ def main() -> None:
                 table.add_row(f"  [dim]{row.held_against}", end_section=True)
         except Skipped as reason:
             console.print(f"{name} skipped: {reason}")
-    write_tables(OUT)
     console.print(table)
 
 

@@ -1,14 +1,11 @@
-"""The tables of README.md, written from metrics/benchmarks.json: nobody copies a figure."""
+"""The tables of README.md, of the records in metrics/benchmarks.json: nobody copies a figure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from benchmarks.measure import ROOT
-from offramp.artifacts.files import write_text
-from offramp.results.benchmarks import Benchmark, read_benchmarks
+from offramp.results.benchmarks import Benchmark
 
 
 @dataclass(frozen=True)
@@ -297,21 +294,11 @@ TABLES: dict[str, tuple[Line, ...]] = {
 }
 
 
-def write_tables(records: Path, readme: Path = ROOT / "README.md") -> None:
-    """Put every table where ``<!-- benchmarks: NAME -->`` stands, up to the next blank line.
+def table(name: str, records: Mapping[str, Benchmark]) -> str:
+    """A table of README.md as Markdown; what could not be measured (``Skipped``) has no line.
 
-    What could not be measured (``Skipped``) has no line. KeyError where a table has no place.
+    KeyError for a name that TABLES does not have.
     """
-    measured = read_benchmarks(records)
-    text = readme.read_text(encoding="utf-8")
-    for name, lines in TABLES.items():
-        before, mark, rest = text.partition(f"<!-- benchmarks: {name} -->\n")
-        if not mark:
-            raise KeyError(f"{readme} has no place for table {name}: <!-- benchmarks: {name} -->")
-        table = [
-            "| what | held against | measured | bar |",
-            "|---|---|---|---|",
-            *(line.render(measured) for line in lines if measured.keys() >= set(line.names.split())),
-        ]
-        text = f"{before}{mark}" + "\n".join(table) + "\n\n" + rest.partition("\n\n")[2]
-    write_text(readme, text)
+    lines = [line for line in TABLES[name] if records.keys() >= set(line.names.split())]
+    head = ("| what | held against | measured | bar |", "|---|---|---|---|")
+    return "\n".join([*head, *(line.render(records) for line in lines)])

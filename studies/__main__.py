@@ -15,7 +15,7 @@ from studies.common.study import HOME, studies, study_of
 TOOLS = {
     "all": ("studies.common.every", "run every study on one text"),
     "code": ("studies.common.code", "write the digests of the code that every study depends on"),
-    "ledger": ("studies.ledger.ledger", "write claims.csv: a verdict on every claim"),
+    "ledger": ("studies.ledger.ledger", "write claims.csv and questions.csv: a verdict on every claim"),
     "findings": ("studies.findings.findings", "write docs/studies: a page per report, and an index"),
     "relock": (
         "studies.common.relock",

@@ -15,7 +15,7 @@ OLD_REPORT = re.compile(r"seeds?[ _-]?00\d", re.IGNORECASE)
 """A report under its old number, such as "seed" and 003."""
 OLD_CLAIM = re.compile(r"(?<![\w.-])00[0-4]-[a-z]")
 """How the id of a claim began when reports had numbers."""
-ALIASES = ("studies/claims.csv", "claims.yaml")
+ALIASES = ("studies/claims.csv", "studies/questions.csv", "claims.yaml", "questions.yaml")
 """How the names of files end that give a claim's old id."""
 
 

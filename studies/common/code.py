@@ -3,8 +3,8 @@ their dependency.
 
 Each holds the SHA-256 of every module that is imported and the versions of the libraries that compute
 (``offramp.lineage.code``); that of a study also its shared settings and its pairs of facts, those of the
-ledger and the findings all claims and descriptions of studies. Made anew every time, so neither `dvc push`
-nor `dvc pull` knows it.
+ledger and the findings all claims, questions and descriptions of studies. Made anew every time, so neither
+`dvc push` nor `dvc pull` knows it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from offramp.lineage.code import code_of
 from studies.common.study import HOME, SHARED, read_yaml, studies
 
 CLAIMS_READERS = {"ledger": "studies.ledger.ledger", "findings": "studies.findings.findings"}
-"""Tools that read every study's claims.yaml and study.yaml: their modules."""
+"""Tools that read every study's claims.yaml, questions.yaml and study.yaml: their modules."""
 
 
 def write_code(home: Path = HOME) -> Path:
@@ -40,7 +40,9 @@ def write_code(home: Path = HOME) -> Path:
             "threads": about.threads,
         }
         write_json(folder / f"{study.name}.json", depends)
-    documents = [home / name / file for name in known for file in ("study.yaml", "claims.yaml")]
+    documents = [
+        home / name / file for name in known for file in ("study.yaml", "claims.yaml", "questions.yaml")
+    ]
     digests = {file.relative_to(home).as_posix(): hash_file(file) for file in documents if file.exists()}
     for name, module in CLAIMS_READERS.items():
         write_json(folder / f"{name}.json", {"code": code_of(module, root), "studies": digests})

@@ -5,10 +5,10 @@ every question of questions.yaml with its answer.
     python -m studies ledger --check       fail if they differ from what would be written
     python -m studies ledger --validate    only read claims and questions, and tell what is wrong with them
 
-Reads metrics/<study>.<corpus>.json and .csv, and writes below the folder of all studies. Where a study has no
-results on WikiText-2, the published text, State of the Union decides alone, and the reason says so; a claim
-whose study has not been run is inconclusive and says that. The rerun is that of the text which the report
-really read: the repeated pangram where a study has one.
+Reads metrics/<study>.<corpus>.json and .csv, and writes below the folder of all studies. Where a study has
+results on one of a claim's two texts alone, that text decides, and the reason says so; a claim whose study
+has not been run on any of its texts is inconclusive and says that. The rerun is that of the text which the
+report really read: the repeated pangram where a study has one.
 """
 
 from __future__ import annotations
@@ -231,10 +231,8 @@ def answer_question(question: Question, results: Results) -> Judged | None:
 def _corrected(statement: Statement, results: Results) -> dict[str, Corrected]:
     """The corrected figure on every corpus on which it is judged; empty where there is none yet."""
     key, study = statement.corrected_key, statement.study
-    alone = [] if statement.corpora == ["pangram"] else ["sotu"]
     run = [name for name in CORPORA if results.has(key, study, "corrected", name)]
-    judged_on = [name for name in run if name in statement.corpora] or [name for name in run if name in alone]
-    return {name: results.corrected(key, study, name) for name in judged_on}
+    return {name: results.corrected(key, study, name) for name in run if name in statement.corpora}
 
 
 def _rerun_corpus(statement: Statement, results: Results) -> str | None:
@@ -260,7 +258,8 @@ def _row(
     ``decided``."""
     row = {name: getattr(statement, name) for name in columns if name in GIVEN}
     if judged is None:
-        reason = f"Not all of it has been run ({', '.join(sorted(statement.studies))})."
+        texts = " or ".join(CORPORA[name] for name in CORPORA if name in statement.corpora)
+        reason = f"Not all of it has been run on {texts} ({', '.join(sorted(statement.studies))})."
         return {**row, "n": 0, decided: undecided, "reason": reason}
     return {**row, **judged.cells(), decided: judged.judgement.outcome}
 

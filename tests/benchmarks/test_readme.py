@@ -1,4 +1,4 @@
-"""The tables of README.md are what metrics/benchmarks.json holds."""
+"""The tables of README.md say what metrics/benchmarks.json holds."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ import shutil
 from ruamel.yaml import YAML
 
 from benchmarks.projects import set_params
-from benchmarks.readme import TABLES, Line, write_tables
+from benchmarks.readme import TABLES, Line, table
 from benchmarks.smollm2 import documented
 from offramp.params import read_params
-from offramp.results.benchmarks import PATH, Benchmark, read_benchmarks, write_benchmarks
+from offramp.results.benchmarks import PATH, Benchmark, read_benchmarks
 from tests.conftest import REPOSITORY
 
 
-def test_the_committed_tables_are_those_of_the_committed_records(tmp_path):
-    shutil.copy(REPOSITORY / "README.md", tmp_path)
-    write_tables(REPOSITORY / PATH, tmp_path / "README.md")
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (REPOSITORY / "README.md").read_text(
-        encoding="utf-8"
-    )
-
-
-def test_a_record_that_changes_changes_its_line_alone(tmp_path):
+def test_a_record_that_changes_changes_its_line_alone():
     records = read_benchmarks(REPOSITORY / PATH)
     better = records["collect_over_forward"].model_copy(update={"value": 0.999, "met": True})
-    write_benchmarks(tmp_path / "records.json", (records | {better.name: better}).values())
-    shutil.copy(REPOSITORY / "README.md", tmp_path)
-    write_tables(tmp_path / "records.json", tmp_path / "README.md")
-    new, old = (
-        (folder / "README.md").read_text(encoding="utf-8").splitlines() for folder in (tmp_path, REPOSITORY)
-    )
+    old, new = (table("pipeline", of).splitlines() for of in (records, records | {better.name: better}))
     (changed,) = [line for line, before in zip(new, old, strict=True) if line != before]
     assert changed.startswith("| `collect`") and "| 1.00 / " in changed
+
+
+def test_a_record_that_is_missing_takes_its_line_with_it():
+    records = read_benchmarks(REPOSITORY / PATH)
+    whole = table("compute", records).splitlines()
+    (left_out,) = [
+        line
+        for line in whole
+        if line not in table("compute", without(records, "routed_30_exit")).splitlines()
+    ]
+    assert left_out.startswith("| 30 % leave |")
+
+
+def without(records, name):
+    return {key: record for key, record in records.items() if key != name}
 
 
 def test_every_line_has_records():

@@ -99,9 +99,15 @@ def test_one_rerun_decides_whether_the_figure_reproduces_on_both(tmp_path):
 
 
 def test_without_results_of_the_published_text_the_other_corpus_decides_and_says_so(tmp_path):
-    row = judged(tmp_path, claim(corpora=["wikitext"]))
+    row = judged(tmp_path, claim(corpora=["sotu", "wikitext"]))
     assert row["verdict"] == "holds"
     assert "State of the Union alone, no corrected results of WikiText-2" in row["reason"]
+
+
+def test_a_figure_of_one_text_is_not_judged_on_another(tmp_path):
+    row = judged(tmp_path, claim(corpora=["wikitext"]))
+    assert (row["verdict"], row["corrected"]) == ("inconclusive", "")
+    assert row["reason"] == "Not all of it has been run on WikiText-2 (labels)."
 
 
 def test_a_reason_of_the_file_names_figures_in_braces(tmp_path):
@@ -204,7 +210,7 @@ def test_claims_of_a_study_that_has_not_been_run_say_so(tmp_path, published, cor
     results(home, "labels", "sotu", published, corrected)
     row = ledger(home)[0]["x"]
     assert (row["verdict"], row["n"], row["corrected"], row["rerun"]) == (verdict, "0", "", "")
-    assert row["reason"] == "Not all of it has been run (labels)."
+    assert row["reason"] == "Not all of it has been run on State of the Union (labels)."
 
 
 def test_missing_figures_and_files_are_named(tmp_path):
