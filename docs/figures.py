@@ -1,0 +1,368 @@
+"""Where the figures of a page come from: the functions that templates call.
+
+    json(file, key, form)               a value of a JSON file; keys of objects joined by points
+    row(file, column, form, **where)    the cell of the one row of a CSV file that has these values
+    rows(file, **where)                 all such rows, as dicts of numbers and text
+    param(key)                          a value of params.yaml
+    study(name, corpus, key, form)      a corrected value of a study with its interval over random seeds
+    seeds(name, corpus)                 the number of these seeds
+    paired(name, corpus, key, minus, form)  a difference of two of its values, paired by random seed
+    claims(**where), questions(**where) how many rows of the ledger have these values
+    benchmark(name, form)               a record of metrics/benchmarks.json
+    benchmark_table(name)               a table of such records
+    benchmark_machine(name), benchmark_machines()  what one or all of them were measured on
+    told(name, pattern, form)           figures that a record tells in words: the groups of a pattern
+    measured(entry, value, form)        a value of docs/measurements.yaml
+    measurement(entry)                  the whole entry, for its date, machine, command, n
+    headline()                          what `dvc repro` prints at its end
+    constant(value, why)                a constant of definition, and why it is no figure
+    given(condition, words)             words that stand only while files bear them out
+
+With a ``form`` a figure becomes text: a format specification of Python, where "%" and "M" at its end stand
+for per cent and millions. An interval follows in brackets where there is one. Without a form it is a number,
+or what has ``value``, ``low`` and ``high``. What cannot be looked up becomes a problem that names template,
+line, call and file, and an ``Unknown``, so that one pass over a template tells all that is wrong with it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from benchmarks.readme import table
+from docs.measurements import PATH as MEASUREMENTS
+from docs.measurements import Measured, Measurement, read_measurements
+from offramp.errors import UserError
+from offramp.report.headline import headline_sentence, headline_table
+from offramp.results.benchmarks import PATH as BENCHMARKS
+from offramp.results.benchmarks import Benchmark, read_benchmarks
+from studies.common.results import Interval, over_seeds, read_results, read_seeds, result_path, seeds_path
+
+SCALES = {"%": (100, " %"), "M": (1e-6, " M")}
+"""By the last character of a form: what a figure is multiplied by, and what follows it."""
+COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+WIDTH = 110
+"""Columns of what is quoted from a console."""
+
+
+class Unknown:
+    """Stands for a figure that could not be looked up, in whatever is done with it."""
+
+    def __str__(self) -> str:
+        return "?"
+
+    def __bool__(self) -> bool:
+        return True  # a condition on it is no second problem
+
+    def __iter__(self):
+        return iter(())
+
+    def __getattr__(self, name: str) -> Unknown:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def _same(self, *_: Any) -> Unknown:
+        return self
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _same
+    __neg__ = __pow__ = __getitem__ = __abs__ = _same
+    __lt__ = __le__ = __gt__ = __ge__ = _same
+
+
+UNKNOWN = Unknown()
+
+
+class Figures:
+    """Looks figures up below a root, and gathers what is wrong with the templates that ask for them."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.problems: list[str] = []
+        self.used: set[str] = set()
+        """Entries of measurements.yaml that some template asked for."""
+        self.measurements = cache(lambda: read_measurements(root))
+        self._json = cache(self._read_json)
+        self._csv = cache(self._read_csv)
+        self._benchmarks = cache(lambda: read_benchmarks(root / BENCHMARKS))
+
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """What templates may call, by name."""
+        functions: list[Callable[..., Any]] = [
+            *(self.json, self.row, self.rows, self.param, self.study, self.seeds, self.paired),
+            *(self.claims, self.questions, self.benchmark, self.benchmark_table, self.benchmark_machine),
+            *(
+                self.benchmark_machines,
+                self.told,
+                self.measured,
+                self.measurement,
+                self.headline,
+                self.constant,
+                self.given,
+            ),
+        ]
+        return {function.__name__: self._watched(function.__name__, function) for function in functions}
+
+    def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if any(isinstance(value, Unknown) for value in (*arguments, *named.values())):
+                return arguments[1] if name == "given" else UNKNOWN
+            try:
+                return function(*arguments, **named)
+            except UserError as error:
+                given = [repr(value) for value in arguments]
+                given += [f"{key}={value!r}" for key, value in named.items()]
+                self.problems.append(f"{_place()}: {name}({', '.join(given)}): {error}")
+                return UNKNOWN
+
+        return call
+
+    # Files ------------------------------------------------------------------------------------------------
+
+    def json(self, file: str, key: str, form: str | None = None, interval: str | None = None) -> Any:
+        """``interval`` is the key of [low, high]."""
+        value = _at(file, self._json(file), key)
+        bounds = _at(file, self._json(file), interval) if interval else None
+        return _as_asked(value, form, bounds, f"{file}: {key}")
+
+    def row(self, file: str, column: str, form: str | None = None, **where: Any) -> Any:
+        """The interval is that of the columns <column>_low and <column>_high, where there are both."""
+        matching = self.rows(file, **where)
+        if len(matching) != 1:
+            raise UserError(f"{file} has {len(matching)} rows of {_words(where)}, not one")
+        (row,) = matching
+        if column not in row:
+            raise UserError(f"{file} has no column {column}")
+        bounds = [bound for end in ("low", "high") if (bound := row.get(f"{column}_{end}")) is not None]
+        return _as_asked(row[column], form, bounds if len(bounds) > 1 else None, f"{file}: {column}")
+
+    def rows(self, file: str, **where: Any) -> list[dict[str, Any]]:
+        table = self._csv(file)
+        if unknown := [name for name in where if table and name not in table[0]]:
+            raise UserError(f"{file} has no column {', '.join(unknown)}")
+        return [row for row in table if all(row[name] == value for name, value in where.items())]
+
+    def param(self, key: str, form: str | None = None) -> Any:
+        return _as_asked(
+            _at("params.yaml", self._json("params.yaml"), key), form, None, f"params.yaml: {key}"
+        )
+
+    # Studies ----------------------------------------------------------------------------------------------
+
+    def study(self, name: str, corpus: str, key: str, form: str | None = None) -> Any:
+        file = result_path(Path("studies"), name, corpus)
+        results = read_results(self.root / "studies", name, corpus)
+        if results is None or results.corrected is None:
+            raise UserError(f"{file} has no corrected results")
+        if key not in results.corrected.values:
+            raise UserError(f"{file} has no corrected value {key}")
+        return _with_interval(results.corrected.values[key], form, f"{file}: {key}")
+
+    def seeds(self, name: str, corpus: str) -> int:
+        return len(self._seeds(name, corpus))
+
+    def paired(self, name: str, corpus: str, key: str, minus: str, form: str | None = None) -> Any:
+        """The difference of each random seed, ``key`` less ``minus``: its mean and 95 % t interval."""
+        by_seed, file = self._seeds(name, corpus), seeds_path(Path("studies"), name, corpus)
+        for one in (key, minus):
+            if any(one not in values for values in by_seed.values()):
+                raise UserError(f"{file} lacks {one} of some random seed")
+        (figure,) = over_seeds(
+            [{"difference": values[key] - values[minus]} for values in by_seed.values()]
+        ).values()
+        return _with_interval(Interval(**figure), form, f"{file}: {key} - {minus}")
+
+    def _seeds(self, name: str, corpus: str) -> Mapping[int, Mapping[str, float]]:
+        by_seed = read_seeds(self.root / "studies", name, corpus)
+        if not by_seed:
+            raise UserError(f"{seeds_path(Path('studies'), name, corpus)} has no values by random seed")
+        return by_seed
+
+    def claims(self, **where: str) -> int:
+        return len(self.rows("studies/claims.csv", **where))
+
+    def questions(self, **where: str) -> int:
+        return len(self.rows("studies/questions.csv", **where))
+
+    # Benchmarks and measurements --------------------------------------------------------------------------
+
+    def benchmark(self, name: str, form: str | None = None) -> Any:
+        record = self._record(name)
+        return record if form is None else written(record.value, form, record.interval)
+
+    def benchmark_table(self, name: str) -> str:
+        return table(name, self._benchmarks())
+
+    def benchmark_machine(self, name: str) -> str:
+        """Processor, cores and torch, without threads and load."""
+        return re.sub(r"^\S+ \S+, |, \d+ threads|, load .*$|\+cpu", "", self._record(name).machine)
+
+    def benchmark_machines(self) -> list[str]:
+        return sorted({self.benchmark_machine(name) for name in self._benchmarks()})
+
+    def told(self, name: str, pattern: str, form: str) -> str:
+        """One figure, or two as an interval."""
+        match = re.search(pattern, self._record(name).held_against)
+        if not match:
+            raise UserError(f"{BENCHMARKS}: {name} does not say {pattern!r}")
+        figures = [written(float(figure), form) for figure in match.groups()]
+        return figures[0] if len(figures) == 1 else f"[{', '.join(figures)}]"
+
+    def _record(self, name: str) -> Benchmark:
+        if name not in self._benchmarks():
+            raise UserError(f"{BENCHMARKS} has no record {name}")
+        return self._benchmarks()[name]
+
+    def measured(self, entry: str, value: str, form: str | None = None) -> Any:
+        values = self.measurement(entry).values
+        if value not in values:
+            raise UserError(f"{MEASUREMENTS}: {entry} has no value {value}, but {', '.join(values)}")
+        figure, place = values[value], f"{MEASUREMENTS}: {entry}: {value}"
+        if isinstance(figure, Measured):
+            return _with_interval(figure, form, place)
+        if isinstance(figure, list) and form is not None:
+            return _listed([_as_asked(one, form, None, place) for one in figure])
+        return _as_asked(figure, form, None, place)
+
+    def measurement(self, entry: str) -> Measurement:
+        if entry not in self.measurements():
+            raise UserError(f"{MEASUREMENTS} has no entry {entry}")
+        self.used.add(entry)
+        return self.measurements()[entry]
+
+    # Words ------------------------------------------------------------------------------------------------
+
+    def headline(self) -> str:
+        headline, sentence = headline_table(self.root), headline_sentence(self.root)
+        if headline is None or sentence is None:
+            raise UserError("metrics/routing.json is missing; run `dvc repro` to make it")
+        out = StringIO()
+        console = Console(file=out, width=WIDTH, color_system=None, highlight=False)
+        console.print(headline, "", sentence, sep="\n")
+        return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+    def constant(self, value: Any, why: str) -> str:
+        if not why.strip():
+            raise UserError("a constant without a reason")
+        return str(value)
+
+    def given(self, condition: bool, words: str) -> str:
+        if not condition:
+            raise UserError("does not hold any more: say what does")
+        return words
+
+    # ------------------------------------------------------------------------------------------------------
+
+    def _read_json(self, file: str) -> Any:
+        """Of YAML too."""
+        text = self._text(file)
+        try:
+            return json.loads(text) if file.endswith(".json") else YAML(typ="safe").load(text)
+        except ValueError:
+            raise UserError(f"{file} is not valid JSON") from None
+
+    def _read_csv(self, file: str) -> list[dict[str, Any]]:
+        lines = csv.DictReader(self._text(file).splitlines())
+        return [{name: _value(cell) for name, cell in line.items()} for line in lines]
+
+    def _text(self, file: str) -> str:
+        try:
+            return (self.root / file).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"{file} is missing") from None
+
+
+def written(value: float, form: str, bounds: Sequence[float] | None = None) -> str:
+    """A number, and its interval in brackets, as ``form`` says; never "-0".
+
+    Raises ValueError for a form that is none.
+    """
+    factor, unit = SCALES.get(form[-1:], (1, ""))
+    plain = form[:-1] + "f" if form[-1:] in SCALES else form
+
+    def one(number: float, how: str) -> str:
+        text = format(number if factor == 1 else number * factor, how)
+        return text.lstrip("-+") if re.fullmatch(r"[-+]0(\.0*)?", text) else text
+
+    interval = ""
+    if bounds is not None:
+        interval = " [{}, {}]".format(*(one(bound, plain.lstrip("+")) for bound in bounds))
+    return one(value, plain) + unit + interval
+
+
+def form(value: Any, form: str) -> Any:
+    """The filter: a number that was computed from figures, as text."""
+    return UNKNOWN if isinstance(value, Unknown) else written(value, form)
+
+
+def in_words(value: Any) -> Any:
+    """The filter: a small count as a word."""
+    return COUNTS[value] if isinstance(value, int) and 0 <= value < len(COUNTS) else value
+
+
+def _as_asked(value: Any, form: str | None, bounds: Sequence[float] | None, place: str) -> Any:
+    if form is None:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{place} is {value!r}, not a number")
+    return written(value, form, bounds)
+
+
+def _with_interval(figure: Interval | Measured, form: str | None, place: str) -> Any:
+    return figure if form is None else _as_asked(figure.value, form, [figure.low, figure.high], place)
+
+
+def _at(file: str, values: Any, key: str) -> Any:
+    """The value of a key; its parts may contain points themselves."""
+    if not key:
+        return values
+    if isinstance(values, dict):
+        parts = key.split(".")
+        for size in range(len(parts), 0, -1):
+            name = ".".join(parts[:size])
+            if name in values:
+                return _at(file, values[name], ".".join(parts[size:]))
+    raise UserError(f"{file} has no key {key}")
+
+
+def _value(cell: str | None) -> Any:
+    """A cell as a number where it is one, None where it is empty."""
+    for kind in (int, float):
+        try:
+            return kind(cell or "")
+        except ValueError:
+            continue
+    return cell or None
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """``9, 8 and 5 %``: the unit once."""
+    shared = next((unit for _, unit in SCALES.values() if unit and texts[0].endswith(unit)), "")
+    bare = [text.removesuffix(shared) for text in texts]
+    return " and ".join([", ".join(bare[:-1]), bare[-1]] if len(bare) > 1 else bare) + shared
+
+
+def _words(where: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in where.items()) or "any kind"
+
+
+def _place() -> str:
+    """File and line of the template that is being rendered."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        template = frame.f_globals.get("__jinja_template__")
+        if template is not None:
+            return f"{template.filename}:{template.get_corresponding_lineno(frame.f_lineno)}"
+        frame = frame.f_back
+    return "no template"
