@@ -11,7 +11,6 @@ import torch
 from offramp.exits.oracles import exits_of_least
 from offramp.routing.controls import ControlWindows, compare_with_controls, fixed_depths
 from offramp.routing.cost import executed_flops, full_depth_flops
-from offramp.routing.policies import exits_by_share
 from offramp.routing.split import run_split, spread_windows, token_rows
 from offramp.vocabulary import CONTROLS
 
@@ -107,6 +106,20 @@ def test_another_draw_moves_the_floor_by_less_than_a_mean_of_nine_draws_even_of_
     """Tokens that left disturb the others most where the model has learnt nothing."""
     floors, measured = draws
     assert floors[:, 0].std() < measured[:, 0].std() / 3
+
+
+def test_fixed_depths_are_those_of_a_run_in_which_all_leave_there(split):
+    tokens = len(split.cached.target)
+    for exit, depth in enumerate(fixed_depths(split.model, split.cached, split.windows.window)):
+        everybody = np.full(tokens, exit)
+        run = run_split(
+            split.executor, split.windows, torch.arange(len(split.windows)), batch_size=64, exits=everybody
+        )
+        assert depth.ppl == pytest.approx(np.exp(run.loss.astype(np.float64).mean()), rel=1e-5)
+        assert depth.shallow_ratio == (exit < split.cached.last)
+        run.work.decided_tokens = 0
+        whole = full_depth_flops(split.model, tokens, split.windows.window)
+        assert depth.flop_saving == pytest.approx(1 - executed_flops(split.model, run.work) / whole)
 
 
 def test_the_loss_oracle_lets_go_whom_the_exit_predicts_best(split):
