@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "pipeline": {"pipeline", "offramp"},
     "studies": {"studies", "offramp"},
     "benchmarks": {"benchmarks", "offramp", "pipeline", "studies"},
+    "docs": {"docs", "offramp", "benchmarks", "studies"},
 }
 SYSTEMS_SERVE = {"studies", "benchmarks"}
 """Who runs the earlier systems; no room of the product knows them."""
