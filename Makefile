@@ -57,6 +57,8 @@ lint: .venv/installed
 	ruff check .
 	ruff format --check .
 	mypy
+	python -m studies ledger --check
+	python -m studies findings --check
 	python -m docs --check
 
 .venv/installed: pyproject.toml constraints.txt
