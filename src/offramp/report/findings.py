@@ -169,8 +169,8 @@ def _against_oracles(routing: Routing) -> Sentence:
         return Sentence("What could be attained is undefined:", f"{why}.")
     scale = (
         "0 is random exits and 100% the divergence oracle, which knows how far full depth's prediction is "
-        "from the exit's but not the next token, at the same exit fractions; it is a ceiling if full depth is "
-        "calibrated"
+        "from the exit's but not the next token, at the same exit fractions; it is a ceiling if full depth "
+        "is calibrated"
     )
     knows = ""
     if routing.headroom is not None:
