@@ -38,6 +38,7 @@ from studies.common.first_block import (
     block_ppl,
     train_block,
 )
+from studies.common.tables import Values
 
 REPORT_ARMS = ("distill", "loss", "softmax")
 """What the report's exit classifier learns: max p or p(correct); ``softmax`` has no classifier."""
@@ -262,7 +263,7 @@ def run_arm(
     validation: WordWindows,
     procedure: Procedure,
     snapshots: Snapshots,
-) -> dict[str, float]:
+) -> Values:
     """One arm from the trained block 0 (``base`` stays as it is): values by key, without the arm's name."""
     model, batch, window = copy.deepcopy(base), procedure.first.batch_size, validation.window
     confidence, values = ReportConfidence(None), {}
@@ -301,22 +302,23 @@ def run_arm(
     }
 
 
-def leaving_values(
-    sure: np.ndarray, threshold: float, loss: np.ndarray, right: np.ndarray
-) -> dict[str, float]:
+def leaving_values(sure: np.ndarray, threshold: float, loss: np.ndarray, right: np.ndarray) -> Values:
     """Whom a confidence ``sure`` (N,) lets leave, by the first exit's ``loss`` (N,) in nats and whether its
     argmax is ``right`` (N,).
 
     ``leaver_error``: share of wrong predictions among tokens that leave. ``leaver_auc``: probability that
     among them a right one has the higher confidence than a wrong one, one half where the confidence cannot
     tell. ``kept_oracle_share``: mean loss of kept tokens minus that of leaving ones, over what the true loss
-    gives at the same share. NaN where there is nothing to tell apart.
+    gives at the same share. None where there is nothing to tell apart.
     """
     leaves = sure >= threshold
+    if leaves.all() or not leaves.any():
+        return dict.fromkeys(("leaver_error", "leaver_auc", "kept_oracle_share"))
     oracle = most_confident(-loss, int(leaves.sum()))
+    ranking = auroc(sure[leaves], right[leaves])
     return {
         "leaver_error": float(1 - right[leaves].mean()),
-        "leaver_auc": auroc(sure[leaves], right[leaves]),
+        "leaver_auc": None if math.isnan(ranking) else ranking,
         "kept_oracle_share": loss_gap(leaves, loss) / loss_gap(oracle, loss),
     }
 
@@ -327,7 +329,7 @@ def _ppl(losses: Tensor) -> float:
 
 def published_values(
     block: FirstBlock, procedure: Procedure, arms: Sequence[str], cache: Path
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> tuple[Values, list[dict[str, Any]]]:
     """All values of the published protocol but comparisons of arms, and a row per arm.
 
     Every finished arm is kept as ``cache``/exit_labels/<arm>.json, so that an interrupted run goes on arm by
@@ -361,7 +363,7 @@ def published_values(
     return found, [{"arm": arm, **values} for arm, values in by_arm.items()]
 
 
-def _finished(file: Path, known: dict[str, Any]) -> dict[str, float] | None:
+def _finished(file: Path, known: dict[str, Any]) -> Values | None:
     """The values of an arm that ``file`` keeps, if they were made under the identity ``known``, else None."""
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return kept["values"] if kept.get("made_from") == json.loads(json.dumps(known)) else None

@@ -29,6 +29,7 @@ from studies.common.exit_choice import ConfidencePolicy
 from studies.common.first_block import first_block
 from studies.common.product_path import SmallModel
 from studies.common.study import Job, Outcome
+from studies.common.tables import Values
 from studies.common.word_models import word_models
 from studies.exit_labels.published import ARMS, REPORT_ARMS, Procedure, leaving_values, published_values
 
@@ -72,7 +73,7 @@ def corrected(job: Job) -> Outcome:
     return Outcome(rows, {"corrected_arms": table})
 
 
-def corrected_values(words: SmallModel, settings: Mapping[str, Any], arms: Sequence[str]) -> dict[str, float]:
+def corrected_values(words: SmallModel, settings: Mapping[str, Any], arms: Sequence[str]) -> Values:
     """All values of the corrected protocol for one random seed."""
     values = {
         "block0_val_ppl": _ppl(words.calibration.column("loss_0")),
@@ -86,9 +87,7 @@ def corrected_values(words: SmallModel, settings: Mapping[str, Any], arms: Seque
     return values | comparisons(values, settings["exit_ratio"])
 
 
-def _corrected_arm(
-    arm: str, words: SmallModel, executor: Executor, settings: Mapping[str, Any]
-) -> dict[str, float]:
+def _corrected_arm(arm: str, words: SmallModel, executor: Executor, settings: Mapping[str, Any]) -> Values:
     """Values of one arm, without its name; beside routing by it stand random exits of as many tokens."""
     classifier, threshold, values = _fit_arm(arm, words.calibration, words.seed, settings)
     sure, right = _confidence(words.test, classifier).numpy(), label(words.test, 0, "correct", 0.0)[:, 0] == 1
@@ -150,11 +149,11 @@ def attained(test: States, sure: np.ndarray, leaving: int) -> float:
 
 def _fit_arm(
     arm: str, calibration: States, seed: int, settings: Mapping[str, Any]
-) -> tuple[ExitClassifier | None, float, dict[str, float]]:
+) -> tuple[ExitClassifier | None, float, Values]:
     """The arm's classifier, the threshold by which ``exit_ratio`` of held-out calibration tokens leave, and
     its values."""
     fitting = split_calibration(calibration.column("document"), seed) == 0
-    values: dict[str, float] = {}
+    values: Values = {}
     classifier = None
     if arm != "softmax":
         inputs, labels = calibration.hidden(0), torch.from_numpy(label(calibration, 0, arm, 0.0))
