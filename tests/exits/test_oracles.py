@@ -59,7 +59,7 @@ def test_who_may_not_leave_stays_and_takes_no_place():
         exits_of_least(values, [4, 3], free)
 
 
-def test_many_tokens_and_exits_take_no_longer_than_one_waits():
+def test_the_counts_come_out_for_many_tokens_and_exits_too():
     rng = np.random.default_rng(1)
     values = rng.exponential(size=(4, 40_000)) * np.array([[3], [2], [1], [0]])
     exits = exits_of_least(values, [10_000, 10_000, 10_000])
