@@ -101,7 +101,7 @@ class Blockwise(nn.Module):
         return x if layer is None else self.run_layer(layer, x)
 
     def readout_input(self, exit: int, x: Tensor) -> Tensor:
-        """What the readout matrix is applied to, (..., D): exit states x after translator and final norm."""
+        """What the readout matrix is applied to, (..., D): exit states x after final norm and translator."""
         raise NotImplementedError
 
     def readout_flops(self, exit: int) -> int:

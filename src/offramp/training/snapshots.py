@@ -62,6 +62,15 @@ class Snapshots:
     def kept(self, name: str) -> dict[str, Tensor]:
         return _read(self._kept(name))
 
+    def save_beside(self, name: str, state: dict[str, Any]) -> None:
+        """Write, atomically, a state that is no part of the snapshot: of work that comes before the steps."""
+        _write(self.folder / f"{name}.pt", state)
+
+    def load_beside(self, name: str) -> dict[str, Any] | None:
+        """What ``save_beside`` wrote last under that name, if anything."""
+        file = self.folder / f"{name}.pt"
+        return _read(file) if file.exists() else None
+
     def _kept(self, name: str) -> Path:
         return self.folder / f"kept_{name}.pt"
 
