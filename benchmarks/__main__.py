@@ -34,6 +34,8 @@ NAMES = (
     "ensemble",
     "context_vectors",
     "key_values",
+    "suitability",
+    "translators",
     "smollm2",
 )
 OUT = Path(PATH)

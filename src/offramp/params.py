@@ -134,6 +134,8 @@ class JointClassifier(Section):
 class Frozen(Section):
     translator: Literal["identity", "affine", "low_rank", "mlp", "block"]
     rank: Count
+    init: Literal["least_squares", "identity"]
+    tokens: Count
 
 
 class Lora(Section):
@@ -266,6 +268,15 @@ class Params(Section):
             )
         if source == "native" and pretrain.method == "frozen":
             raise ValueError("pretrain.method frozen trains the exits of a checkpoint; set model.source: hf")
+        return self
+
+    @model_validator(mode="after")
+    def _a_window_is_run(self) -> Params:
+        if self.pretrain.method == "frozen" and self.pretrain.frozen.tokens < self.window:
+            raise ValueError(
+                f"pretrain.frozen.tokens {self.pretrain.frozen.tokens} is less than one window of "
+                f"{self.window}; give more tokens, or a smaller window"
+            )
         return self
 
     @model_validator(mode="after")

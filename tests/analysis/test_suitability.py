@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from offramp.analysis.advice import WORTH, propagation, verdict_on
 from offramp.analysis.oracle import bounds, can_leave
-from offramp.analysis.suitability import assess, of_checkpoint, of_states
+from offramp.analysis.suitability import assess, of_states
 from offramp.app.cli import main
 from offramp.app.project import open_project
 from offramp.artifacts.artifact import open_artifact
-from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.corpus.windows import TokenWindows
-from offramp.errors import UserError
-from offramp.report.suitability import table
 from offramp.results.suitability import (
     Attainable,
     AttainableBounds,
@@ -36,8 +31,6 @@ from offramp.results.suitability import (
     Suitability,
 )
 from tests.fixtures.small_project import make_project
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +81,7 @@ def test_a_projects_exits_are_read_from_cached_states_raw_and_as_trained(project
         first, full = (row.readouts[kind] for row in result.rows)
         assert (first.agreement, first.nll) == (pytest.approx(agreement), pytest.approx(nll, rel=1e-5))
         assert first.nll_interval[0] < nll < first.nll_interval[1]
+        assert first.attainable.rise_1.flop_saving == pytest.approx(saving) and full.attainable is None
         assert full.agreement == 1
     result.write(root)
     assert Suitability.read(root) == result
@@ -95,60 +89,22 @@ def test_a_projects_exits_are_read_from_cached_states_raw_and_as_trained(project
 
 def test_fewer_tokens_are_whole_windows_spread_over_the_text(project):
     subject = of_test_states(open_project(project[0]), 100)
-    sequences = subject.readings["tuned"].sequence
-    assert (
-        len(sequences) == 96
-        and (np.unique(sequences, return_counts=True)[1] == 32).all()
-        and sequences[0] == 0
-    )
+    windows = subject.readings["tuned"].group
+    assert subject.grouped_by == "windows", "there are too few documents"
+    assert len(windows) == 96 and (np.unique(windows, return_counts=True)[1] == 32).all() and windows[0] == 0
 
 
-@pytest.fixture(scope="module")
-def checkpoint(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=data.meta["vocab_size"],
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    theirs = AutoModelForCausalLM.from_config(config).eval()
-    theirs.save_pretrained(folder)
-    shutil.copy(data.file("tokenizer.json"), folder)
-    return folder, theirs
+def test_intervals_resample_documents_where_there_are_enough_of_them(project, monkeypatch):
+    monkeypatch.setattr("offramp.analysis.suitability.LEAST_DOCUMENTS", 2)
+    opened = open_project(project[0])
+    subject = of_test_states(opened, 10**6)
+    documents = TokenWindows(opened.data, "test").documents(np.arange(result_windows(subject)))
+    assert subject.grouped_by == "documents"
+    assert (subject.readings["tuned"].group == documents.ravel()).all()
 
 
-def test_a_checkpoint_as_it_is_is_read_through_the_logit_lens(checkpoint):
-    folder, theirs = checkpoint
-    text = "Fellow citizens of the Senate and of the House of Representatives. " * 12
-    subject = of_checkpoint(Checkpoint(str(folder)), [2, 4], text, CPU, window=32, rounds=3)
-    result = assess(subject)
-    tokens, targets = (
-        torch.cat([part[place] for part in subject.batches])[: result.sequences] for place in (0, 1)
-    )
-    assert len(tokens) == result.sequences == 11, "all windows that were read are among the timed ones"
-    with torch.no_grad():
-        out = theirs(tokens, output_hidden_states=True)
-        lens = theirs.lm_head(theirs.model.norm(out.hidden_states[4]))
-    second, full = result.rows[1:]
-    assert set(second.readouts) == {"raw"}
-    expected_nll = torch.nn.functional.cross_entropy(lens.flatten(0, 1), targets.flatten()).item()
-    assert second.readouts["raw"].nll == pytest.approx(expected_nll, rel=1e-4)
-    assert second.readouts["raw"].agreement == pytest.approx(
-        (lens.argmax(-1) == out.logits.argmax(-1)).double().mean().item()
-    )
-    divergence = subject.readings["raw"].divergence
-    assert divergence[1] == pytest.approx(kl(out.logits, lens).flatten().numpy(), rel=1e-2, abs=1e-5)
-    assert full.layers == 5 and table(result).row_count == 3
-
-
-def test_a_text_of_less_than_two_windows_is_refused(checkpoint):
-    with pytest.raises(UserError, match=r"--text has \d+ tokens; give at least 65, two windows of 32"):
-        of_checkpoint(Checkpoint(str(checkpoint[0])), [2], "Fellow citizens", CPU, window=32)
+def result_windows(subject):
+    return len(subject.readings["tuned"].group) // subject.window
 
 
 def measured(
@@ -260,6 +216,20 @@ ATTAINABLE = (
         ),
         ({"kind": "raw", "saving": 0.07, "lead": (0.03, 0.04)}, "train the exits first", "saving of 7.0%"),
         ({"kind": "raw", "lead": (0.03, 0.06)}, "undecided", "Undecided"),
+        ({"kind": "least_squares"}, "worth a try", "Worth a try:"),
+        ({"kind": "least_squares", "excess": 2.5}, "worth a try", "Worth a try:"),
+        (
+            {"kind": "least_squares", "saving": 0.04, "lead": (0.03, 0.049)},
+            "no",
+            r"^No, not as it is: attainable .*\. What can change that is training the model for its exits "
+            r"\(pretrain\.method: joint\)\.$",
+        ),
+        (
+            {"kind": "least_squares", "flops": (0.45, 0.45)},
+            "no",
+            r"^No, not as it is, asking costs more .*; attainable .*\. What can change that",
+        ),
+        ({"kind": "least_squares", "lead": (0.03, 0.06)}, "undecided", "Undecided"),
     ],
 )
 def test_advice_follows_from_the_numbers(changes, verdict, sentence):
@@ -346,9 +316,15 @@ def test_advice_is_about_the_tuned_exits_where_there_are_any():
     assert verdict_on(both, oracle | raw_oracle) == verdict_on(tuned, oracle)
 
 
-def test_the_command_prints_a_table_and_the_advice_or_json(
-    project, checkpoint, tmp_path, monkeypatch, capsys
-):
+def test_advice_is_about_fitted_exits_rather_than_raw_ones():
+    (fitted, oracle), (raw, raw_oracle) = measured("least_squares"), measured("raw", excess=5.0)
+    both = [
+        row.model_copy(update={"readouts": other.readouts | row.readouts}) for row, other in zip(fitted, raw)
+    ]
+    assert verdict_on(both, raw_oracle | oracle) == verdict_on(fitted, oracle)
+
+
+def test_the_command_prints_a_table_a_picture_and_the_advice_or_json(project, monkeypatch, capsys):
     monkeypatch.chdir(project[0])
     quick = ["--tokens", "200", "--rounds", "2", "--batch-size", "2"]
     assert main(["suitability", "--json", *quick]) == 0
@@ -360,29 +336,10 @@ def test_the_command_prints_a_table_and_the_advice_or_json(
         for oracle in oracles.values()
         for bound in oracle.values()
     )
-    text = tmp_path / "text.txt"
-    text.write_text("Fellow citizens of the Senate and of the House of Representatives. " * 12)
-    assert (
-        main(
-            [
-                "suitability",
-                "--model",
-                str(checkpoint[0]),
-                "--exits-after",
-                "2",
-                "--text",
-                str(text),
-                "--window",
-                "32",
-                *quick,
-            ]
-        )
-        == 0
-    )
+    assert main(["suitability", *quick]) == 0
     shown = capsys.readouterr().out
     assert "break-even" in shown and "attainable (divergence oracle) is a saving of" in shown
-    assert main(["suitability", "--model", str(checkpoint[0])]) == 2
-    assert "--model needs --exits-after" in capsys.readouterr().err
+    assert "after layer 1 of 3" in shown and "all together" in shown
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,14 @@ BAD_PARAMS = [
     ({"pretrain__blockwise__context": "repack"}, "pretrain.blockwise: context repack packs hard tokens"),
     ({"pretrain__head": "shared"}, "pretrain.head shared with model.tied"),
     ({"pretrain__method": "final"}, "pretrain.method final never trains the earlier heads"),
+    (
+        CHECKPOINT | {"window": 128, "pretrain__frozen__tokens": 127},
+        "pretrain.frozen.tokens 127 is less than one window of 128; give more tokens, or a smaller window",
+    ),
+    (
+        {"pretrain__frozen__init": "zero"},
+        "pretrain.frozen.init = 'zero': Input should be 'least_squares' or 'identity'",
+    ),
     ({"pretrain__layer_dropout": 1.0}, "pretrain.layer_dropout = 1.0: .*less than 1"),
     (
         {"pretrain__lora": {"rank": 8, "alpha": 16}},

@@ -115,7 +115,7 @@ def test_the_artifact_holds_translators_and_the_digest_of_the_weights_alone(proj
     weights = load_file(project / "models/lm/weights.safetensors")
     assert {name.split(".")[0] for name in weights} == {"0", "1"} and sum(
         map(torch.numel, weights.values())
-    ) == 2 * 2 * 64 * 32
+    ) == 2 * (2 * 64 * 32 + 2 * 32)  # and a bias and factors
     config = json.loads((project / "models/lm/config.json").read_text())
     assert config["checkpoint"] == json.loads((project / "build/checkpoint.json").read_text())["weights"]
     assert not (project / "states/test/readout.safetensors").exists()

@@ -66,5 +66,8 @@ def test_every_exit_and_kind_of_signal_is_timed():
     model = make_model((1, 1, 1))
     batch = tuple(torch.randint(50, (2, 4, 24), generator=torch.Generator().manual_seed(0)))
     timed = seconds_break_even(Executor(model), [batch] * 3, [8])
-    assert len(timed) == 2 and all(set(of_exit) == {"state", "readout"} for of_exit in timed)
-    assert all(asked.asking_cost > -1 and asked.saving < 1 for of_exit in timed for asked in of_exit.values())
+    assert len(timed.plain) == 3 and all(seconds > 0 for seconds in timed.plain)
+    assert len(timed.exits) == 2 and all(set(of_exit) == {"state", "readout"} for of_exit in timed.exits)
+    assert all(
+        asked.asking_cost > -1 and asked.saving < 1 for of_exit in timed.exits for asked in of_exit.values()
+    )

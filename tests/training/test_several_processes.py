@@ -21,6 +21,7 @@ from offramp.machine.processes import ALONE, Processes, join
 from offramp.models.store import save_model
 from offramp.states.collect import collect_states
 from offramp.training.fit import losses_and_gradients
+from offramp.training.losses import VocabularySample
 from tests.conftest import REPOSITORY
 from tests.fixtures import pretrained_training as pretrained
 from tests.training.test_pretrain import make_trainer
@@ -42,6 +43,7 @@ TRAININGS = {  # batches of 5 have unequal halves, and every process has its own
 }
 CHECKPOINTS = {
     "frozen": {"translator": "affine", "method": "frozen"},
+    "frozen, a sample": {"translator": "mlp", "method": "frozen", "drawn": 8},
     "joint checkpoint": {"method": "joint"},
 }
 """Trainings of a tiny checkpoint."""
@@ -68,8 +70,14 @@ def train(data, folder: Path, processes: Processes, interrupt_after: int | None 
         (folder / "curve.json").write_text(json.dumps(result.curve))
 
 
-def train_checkpoint(data, folder: Path, processes: Processes, **changes) -> None:
+def train_checkpoint(data, folder: Path, processes: Processes, drawn: int | None = None, **changes) -> None:
+    """``drawn``: entries of the vocabulary that a step draws."""
     folder.mkdir(exist_ok=True)
+    if drawn:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(VocabularySample.draw.__func__, "__defaults__", (drawn,))
+            train_checkpoint(data, folder, processes, **changes)
+        return
     trainer = pretrained.make_trainer(data, folder, processes=processes, batch_size=5, **changes)
     result = trainer.run()
     if processes.main:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from offramp.analysis.oracle import ALLOWED_RISE, RISES, readout_in_use
 from offramp.results.suitability import (
+    LEAST_SQUARES,
     Advice,
     ExitWorth,
     OracleBounds,
@@ -24,6 +25,8 @@ that nobody would notice.
 """
 USABLE = 1.0
 """Nats by which an exit that was never trained may be worse than full depth and still be of use."""
+TRAINING = " What can change that is training the model for its exits (pretrain.method: joint)."
+"""Said of a model that was not trained for exits, where leaving is not worth it even with fitted ones."""
 SPOILT = 0.1
 """Nats per token that state propagation may cost when half of the tokens have left."""
 
@@ -33,7 +36,7 @@ def advise(
 ) -> Advice:
     """What to do with ``exits``, which are in order of depth.
 
-    ``oracle`` has the bounds by the kind of readout: raw, tuned or both.
+    ``oracle`` has the bounds by the kind of readout: one or more of ``results.suitability.READOUTS``.
     """
     verdict, sentence = verdict_on(exits, oracle)
     return Advice(verdict=verdict, sentence=sentence, propagation=propagation(state_propagation))
@@ -42,10 +45,11 @@ def advise(
 def verdict_on(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds]) -> tuple[str, str]:
     """The first of these verdicts that applies, and why.
 
-    It goes by the exits' own readouts where training gave them any, and by the *lead*: what the divergence
-    oracle saves of the FLOPs, at ALLOWED_RISE more perplexity, beyond what random exits save, with its 95 %
-    interval. The lead is *too small* where the interval's upper end is below WORTH, and large enough where
-    its lower end is not. Leaving *pays* at an exit, for a kind of signal, if more tokens can leave there
+    It goes by the exits' own readouts where training gave them any, else by those of least squares where
+    these were fitted, and by the *lead*: what the divergence oracle saves of the FLOPs, at ALLOWED_RISE more
+    perplexity, beyond what random exits save, with its 95 % interval. The lead is *too small* where the
+    interval's upper end is below WORTH, and large enough where its lower end is not. Leaving *pays* at an
+    exit, for a kind of signal, if more tokens can leave there
     (``can_leave``) than its break-even share.
 
     1. train the exits first: they are raw, and at each of them the NLL is more than USABLE nats above full
@@ -55,6 +59,8 @@ def verdict_on(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds]) -
     4. not on this machine: it does, but by the clock at none;
     5. undecided: the interval of the lead holds WORTH;
     6. worth a try: leaving pays by the clock at some exit, for signals of both kinds or of one.
+
+    Where the exits are of least squares, "no" is about the model as it is: it was not trained for them.
     """
     kind = readout_in_use(oracle)
     *early, full = exits
@@ -72,14 +78,18 @@ def verdict_on(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds]) -
             f"layer {nearest.layers} of {full.layers}) is {excess:.2f} nats worse than full depth and agrees "
             f"with it on {percent(nearest.readouts[kind].agreement)} of the tokens; {bound}.",
         )
+    as_it_is, remedy = ("", "")
+    if kind == LEAST_SQUARES:
+        as_it_is, remedy = ", not as it is", TRAINING
     if high < WORTH:
         why = ""
         if attainable.flop_saving >= WORTH:
             why = ", choosing who leaves brings next to nothing over leaving it to chance"
-        return "no", f"No{why}: {bound}."
+        return "no", f"No{as_it_is}{why}: {bound}.{remedy}"
     at_best_exit = _at_best_exit(exits, kind)
     if not in_flops:
-        return "no", f"No, asking costs more than leaving brings back: {at_best_exit}; {bound}."
+        costs = "asking costs more than leaving brings back"
+        return "no", f"No{as_it_is}, {costs}: {at_best_exit}; {bound}.{remedy}"
     if not by_clock:
         return "not on this machine", f"Not on this machine, though {bound}: {at_best_exit}."
     if low < WORTH:

@@ -23,9 +23,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from offramp.results.suitability import Attainable, AttainableBounds, Bound, GainBounds, OracleBounds
+from offramp.results.suitability import (
+    READOUTS,
+    Attainable,
+    AttainableBounds,
+    Bound,
+    GainBounds,
+    OracleBounds,
+)
 from offramp.states.resampling import GroupSums, group_draws, interval
-from offramp.vocabulary import RAW, TUNED
 
 RISES = {"rise_1": 0.01, "rise_3": 0.03, "rise_5": 0.05}
 """Rises in perplexity at which the attainable saving is measured, by the names of ``AttainableBounds``."""
@@ -222,8 +228,9 @@ def same_prediction(loss: np.ndarray, argmax: np.ndarray, costs: np.ndarray) -> 
 
 
 def readout_in_use(oracle: Mapping[str, OracleBounds]) -> str:
-    """The kind of readout that counts: the exits' own (tuned) where training gave them any, else raw."""
-    return TUNED if TUNED in oracle else RAW
+    """The kind of readout that counts, the first of READOUTS that there is: the exits' own (tuned) where
+    training gave them any."""
+    return next(kind for kind in READOUTS if kind in oracle)
 
 
 def settled_at(argmax: np.ndarray) -> np.ndarray:

@@ -156,14 +156,16 @@ def _add_suitability(add: AddCommand) -> None:
     suitability = add(
         "suitability",
         measures.suitability,
-        "whether early exit is worth it: agreement, oracle bounds, break-even and advice",
+        "whether early exit is worth it: agreement, what is attainable, break-even and advice",
         "--batch-size, --tokens or --window",
     )
     suitability.add_argument(
         "--states", type=Path, help="of the project's model (states/test, else states/calibration)"
     )
     suitability.add_argument(
-        "--model", help="instead of the project's, a checkpoint: a folder, or a name on the Hugging Face hub"
+        "--model",
+        help="instead of the project's, a checkpoint: a folder, one of trained exits (models/lm) too, or a "
+        "name on the Hugging Face hub",
     )
     suitability.add_argument("--gguf-file", help="file within it, for weights in the GGUF format")
     suitability.add_argument("--revision", help="commit, branch or tag on the hub")
@@ -172,16 +174,30 @@ def _add_suitability(add: AddCommand) -> None:
         type=int,
         nargs="+",
         metavar="LAYERS",
-        help="of --model: layers after which an exit would stand",
+        help="of --model: layers after which an exit would stand (every quarter of the depth)",
     )
-    suitability.add_argument("--text", type=Path, help="of --model: UTF-8 text like that to be run")
+    suitability.add_argument(
+        "--text",
+        type=Path,
+        nargs="+",
+        help="of --model: files of UTF-8 text like that to be run, or folders of *.txt, each file a document "
+        "(State of the Union addresses, unless exits were trained)",
+    )
     suitability.add_argument("--window", type=_count, help="of --model: tokens per sequence (128)")
     suitability.add_argument(
-        "--tokens", type=_count, default=16384, help="most tokens that quality is measured on (16384)"
+        "--out", type=Path, help="of --model: folder for suitability.json and .html (suitability/NAME)"
     )
-    suitability.add_argument("--rounds", type=_count, default=5, help="batches timed (5)")
     suitability.add_argument(
-        "--batch-size", type=_count, help="sequences of a timed batch (routing.batch_size; 4 with --model)"
+        "--tokens",
+        type=_count,
+        help="most tokens that are run: of --model two thirds to fit exits, a third to measure (30000), else "
+        "all to measure (16384)",
+    )
+    suitability.add_argument("--rounds", type=_count, help="batches timed (5)")
+    suitability.add_argument(
+        "--batch-size",
+        type=_count,
+        help="sequences of a timed batch (1 with --model, else routing.batch_size)",
     )
     suitability.add_argument("--json", action="store_true", help="print JSON")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -80,6 +80,14 @@ class Processes:
             for gradient, total in zip(gradients, sums):
                 gradient.copy_(total.view_as(gradient))
         return totals.tolist()
+
+    def sum_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sum of each of the tensors over the processes, by name: the same bits in all of them."""
+        sums = {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
+        if self.count > 1:
+            for total in sums.values():
+                distributed.all_reduce(total)
+        return {name: total.to(tensors[name].device) for name, total in sums.items()}
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every process, in the order of rank, in all of them."""

@@ -1,7 +1,8 @@
 """Decoder-only Transformers checkpoints as block-wise language models, on the checkpoint's own weights.
 
-An exit reads out through the checkpoint's final norm and head, after a translator of that exit (tuned lens,
-arXiv 2303.08112) or a layer of that exit (EE-LLM, arXiv 2312.04916); the identity makes it a logit lens.
+An exit reads out through the checkpoint's final norm and head, with a translator of that exit between them
+(tuned lens, arXiv 2303.08112) or a layer of that exit ahead of them (EE-LLM, arXiv 2312.04916); the identity
+makes it a logit lens.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class PretrainedConfig:
     block_layers: tuple[int, ...]
     """Layers of each block; there is one exit after each block."""
     translator: str = "identity"
-    """What maps the state at an exit for the final norm: one of ``nn.translators``, or ``block``, a layer."""
+    """What maps the normed state at an exit for the head: one of ``nn.translators``, or ``block``, a layer
+    ahead of the norm."""
     rank: int | None = None
     """Rank, or inner width, of translators that have one."""
     exited_state: str = "output"
@@ -135,15 +137,15 @@ class PretrainedLM(Blockwise):
         return cast(Layer, self.translators[exit])
 
     def readout_input(self, exit: int, x: Tensor) -> Tensor:
-        translator = self._translator(exit)
-        return self.norm(x if translator is None else translator(x))
+        translator, normed = self._translator(exit), self.norm(x)
+        return normed if translator is None else translator(normed)
 
     def readout_flops(self, exit: int) -> int:
         translator = self._translator(exit)
         return super().readout_flops(exit) + (0 if translator is None else translator.flops)
 
     def _translator(self, exit: int) -> Identity | Translator | None:
-        """The map before an exit's final norm; None at full depth, and where the exit has a layer instead."""
+        """The map behind an exit's final norm; None at full depth, and where the exit has a layer instead."""
         if self.config.translator == BLOCK or exit >= len(self.translators):
             return None
         return cast("Identity | Translator", self.translators[exit])

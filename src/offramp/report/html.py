@@ -13,12 +13,19 @@ STYLE = Path(__file__).with_name("style.css.j2")
 
 
 def page_of(template: Path, exits: list[dict[str, Any]], colours: list[Colour], **values: Any) -> str:
-    """A page in the house style; ``exits`` has an entry for each exit that colours tokens, maybe none."""
-    from jinja2 import Environment, StrictUndefined
+    """A page in the house style; ``exits`` has an entry for each exit that colours tokens, maybe none.
+
+    Templates may include those that stand beside the style sheet.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(STYLE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     named = {"exits": exits, "colours": colours}
     style = environment.from_string(STYLE.read_text(encoding="utf-8")).render(tint=f"{TINT:.0%}", **named)

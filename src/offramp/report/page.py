@@ -20,7 +20,6 @@ from offramp.report.inputs import Measurements, read_measurements
 from offramp.report.text import Passage, passages
 from offramp.report.theme import exit_name, palette
 from offramp.results.shape import by_exit
-from offramp.results.suitability import Suitability
 
 TEMPLATE = Path(__file__).with_name("template.html")
 
@@ -84,7 +83,7 @@ def _render(
         columns=list(COLUMNS),
         groups=result_table(measured),
         sentences=sentences(measured),
-        suitability=_suitability(measured.suitability),
+        suitability=suitability.section(measured.suitability),
         figures=[(figure, Markup(inline(figure, colours))) for figure in figures],
         passages=texts,
         shown=len(shown),
@@ -93,18 +92,6 @@ def _render(
         digests=measured.routing.inputs | {"routed": measured.routed.digest},
         settings={name: _setting(value) for name, value in settings.items()},
     )
-
-
-def _suitability(result: Suitability) -> dict[str, Any]:
-    return {
-        "advice": f"{result.advice.sentence} {result.advice.propagation}",
-        "columns": suitability.columns(result),
-        "rows": suitability.rows(result),
-        "oracle": suitability.oracle(result),
-        "tokens": result.tokens,
-        "sequences": result.sequences,
-        "timing": result.timing,
-    }
 
 
 def _thresholds(measured: Measurements, given: Any) -> str:

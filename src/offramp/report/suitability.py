@@ -3,23 +3,143 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import exp
+from math import exp, log
+from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from offramp.analysis.oracle import ALLOWED_RISE, BOUNDS, RISES, readout_in_use
+from offramp.artifacts.files import write_text
+from offramp.report.attainable import best_exit, by_depth, in_words, paint
+from offramp.report.figures import TALL, Figure, draw
 from offramp.report.findings import Cell, Row, percent, perplexity
-from offramp.report.theme import exit_name
+from offramp.report.html import inline, page_of
+from offramp.report.theme import exit_name, palette
 from offramp.results.shape import Interval
 from offramp.results.suitability import (
+    LEAST_SQUARES,
     Attainable,
     AttainableBounds,
+    CheckpointSuitability,
     ExitWorth,
     GainBounds,
     ReadoutQuality,
     Suitability,
+    TimedText,
 )
-from offramp.vocabulary import CONTROLS, DIVERGENCE_ORACLE, GAIN_ORACLE, LOOKS_AT
+from offramp.vocabulary import CONTROLS, DIVERGENCE_ORACLE, GAIN_ORACLE, LOOKS_AT, RAW, TUNED
+
+TEMPLATE = Path(__file__).with_name("checkpoint.html")
+NOISY = 1.5
+"""How many times as long as the fastest plain pass the slowest may take before the clock is doubted."""
+LARGE = log(1e6)
+"""Nats from which on no perplexity is written out."""
+KINDS = {RAW: "raw", LEAST_SQUARES: "least squares", TUNED: "tuned"}
+"""What tables call the ways to read an exit out."""
+MEANING = {
+    RAW: "the last exit's readout on the earlier state",
+    LEAST_SQUARES: "the same behind an affine map of the normed state that was fitted to full depth's",
+    TUNED: "the exit's own",
+}
+
+
+def section(result: Suitability) -> dict[str, Any]:
+    """What the page's section says, by the names in suitability.html."""
+    return {
+        "advice": f"{result.advice.sentence} {result.advice.propagation}",
+        "columns": columns(result),
+        "rows": rows(result),
+        "oracle": oracle(result),
+        "tokens": result.tokens,
+        "sequences": result.sequences,
+        "kinds": _meaning(result),
+        "timing": _timing(result.timing),
+        "grouped_by": result.grouped_by,
+    }
+
+
+def write(result: CheckpointSuitability, folder: Path) -> None:
+    """Write ``suitability.json`` and the page, ``suitability.html``, to a folder."""
+    result.write(folder)
+    write_text(folder / "suitability.html", page(result))
+
+
+def page(result: CheckpointSuitability) -> str:
+    """The measurement of a checkpoint as a page that is complete in itself."""
+    from markupsafe import Markup
+
+    colours = palette(len(result.exits))
+    figure = Figure(
+        "attainable",
+        "Attainable saving by depth",
+        "FLOPs that the divergence oracle saves with one exit in use, by the perplexity that it may cost, "
+        f"and (dashes) with all. Whiskers: 95% intervals over {result.grouped_by}.",
+        draw(lambda axes: paint(axes, result), TALL),
+    )
+    facts = {
+        "Model": f"{result.model}, {result.rows[-1].layers} layers, {result.precision}",
+        "Text": _source(result),
+        "Measured on": f"{result.tokens:,} tokens in {result.sequences:,} windows of {result.window}",
+        "Best exit": _best(result),
+        "Machine": result.timing.machine,
+    }
+    return page_of(
+        TEMPLATE,
+        [],
+        colours,
+        model=result.model,
+        verdict=result.advice.verdict,
+        facts=facts,
+        suitability=section(result),
+        figure=figure,
+        svg=Markup(inline(figure, colours)),
+    )
+
+
+def _best(result: Suitability) -> str:
+    """The best single exit at every rise, beside all together."""
+    together = result.oracle[readout_in_use(result.oracle)].attainable
+    parts = []
+    for rise, allowed in RISES.items():
+        layers, bound = best_exit(result, rise)
+        parts.append(
+            f"at {allowed:.0%} more perplexity after layer {layers} {in_words(bound)}, all together "
+            f"{in_words(getattr(together, rise))}"
+        )
+    return "; ".join(parts)
+
+
+def _source(result: CheckpointSuitability) -> str:
+    """Where the text is from, and which part of it served what."""
+    text = result.text
+    resampled = f"; intervals resample {text.groups:,} {result.grouped_by} of these"
+    if result.grouped_by == "documents":
+        resampled = ""
+    return (
+        f"{text.source}. Fitted on {text.fit_tokens:,} tokens of {_documents(text.fit_documents)}, measured "
+        f"on {_documents(text.documents)}{resampled}"
+    )
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document{'s' * (count != 1)}"
+
+
+def _timing(timing: TimedText) -> str:
+    """What was timed, and how far the clock can be trusted."""
+    words = f"{timing.rounds} batches of {timing.tokens:,} tokens in turn on {timing.machine}"
+    if timing.seconds is None:
+        return words
+    least, most = timing.seconds
+    doubt = ""
+    if most > NOISY * least:
+        doubt = ": too far apart for shares by the clock to mean much, measure again on an idle machine"
+    return f"{words}; plain passes took {least:.3g} to {most:.3g} s{doubt}"
+
+
+def _meaning(result: Suitability) -> str:
+    return "; ".join(f"{KINDS[kind]}: {MEANING[kind]}" for kind in result.oracle)
 
 
 def columns(result: Suitability) -> list[str]:
@@ -27,7 +147,7 @@ def columns(result: Suitability) -> list[str]:
     kinds = list(result.oracle)
     return [
         "FLOPs saved",
-        *(f"{name}, {kind}" for name in ("agreement", "perplexity", "can leave") for kind in kinds),
+        *(f"{name}, {KINDS[kind]}" for name in ("agreement", "perplexity", "can leave") for kind in kinds),
         *(f"break-even, {looks_at}" for looks_at in LOOKS_AT),
     ]
 
@@ -60,7 +180,7 @@ def table(result: Suitability) -> Table:
     kinds, timing = list(result.oracle), result.timing
     caption = ["FLOPs saved by oracles that ask nothing:"]
     caption += [
-        f"{CONTROLS[name].label}, {kind}: {saved}."
+        f"{CONTROLS[name].label}, {KINDS[kind]}: {saved}."
         for kind, bounds in result.oracle.items()
         for name, saved in (
             (DIVERGENCE_ORACLE, _attainable(bounds.attainable)),
@@ -68,21 +188,26 @@ def table(result: Suitability) -> Table:
         )
     ]
     caption += [
-        "Raw: the last readout on the earlier state; tuned: the exit's own. Below: 95 % over windows.",
+        f"{_meaning(result)}. Below: 95 % over {result.grouped_by}.",
         f"Can leave: share that the divergence oracle lets go there at {ALLOWED_RISE:.0%} more perplexity.",
         "Break-even: share that must leave before asking pays, in FLOPs / by the clock, for a signal of the "
         "state and one of the readout;",
-        f"{timing.rounds} batches of {timing.tokens} tokens in turn on {timing.machine}.",
+        f"{_timing(timing)}.",
     ]
+    if by_depth(result):
+        caption.append(f"Best single exit, {KINDS[readout_in_use(result.oracle)]}: {_best(result)}.")
+    if isinstance(result, CheckpointSuitability):
+        caption.append(f"Text: {_source(result)}.")
     out = Table(
         title=f"{result.model}: {result.tokens:,} tokens in {result.sequences:,} windows of {result.window}",
         caption="\n".join(caption),
+        caption_justify="left",
     )
     headings = (
         "exit",
         "after layer",
         "FLOPs saved",
-        *(f"{name} {kind}" for name in ("agreement", "NLL", "can leave") for kind in kinds),
+        *(f"{name} {KINDS[kind]}" for name in ("agreement", "NLL", "can leave") for kind in kinds),
         *(f"break-even {looks_at}" for looks_at in LOOKS_AT),
     )
     for heading in headings:
@@ -135,7 +260,8 @@ def _with_interval(value: float, bounds: Interval | None, form: Callable[[float]
 
 
 def _from_nats(nll: float) -> str:
-    return perplexity(exp(nll))
+    """The perplexity, as a power of e where it is out of all proportion, as that of raw exits may be."""
+    return perplexity(exp(nll)) if nll < LARGE else f"e^{nll:.1f}"
 
 
 def _three_digits(value: float, bounds: Interval | None) -> str:

@@ -1,51 +1,15 @@
-"""Results of stage suitability."""
+"""Results of stage suitability, and of the same measurement of a checkpoint."""
 
 from __future__ import annotations
 
 from offramp.results.shape import Interval, MetricsFile, Record, by_exit
+from offramp.vocabulary import RAW, TUNED
 
-
-class ReadoutQuality(Record):
-    """What one exit says of the tokens, read out in one way, as if none had left before."""
-
-    agreement: float
-    agreement_interval: Interval | None
-    nll: float
-    nll_interval: Interval | None
-    can_leave: float | None = None
-    """Largest share of tokens that the divergence oracle lets go there, at 1 % more perplexity and with that
-    exit alone in use. Not of full depth."""
-
-
-class BreakEven(Record):
-    """Share of tokens that must leave at an exit before asking there pays; null where it never does."""
-
-    flops: float | None
-    seconds: float | None
-    asking_seconds: float
-    """Share by which a pass in which every token is asked there takes longer."""
-
-
-class ExitWorth(Record):
-    """What one exit is worth."""
-
-    exit: int
-    layers: int
-    """Layers that a token has run when it gets there."""
-    flop_saving: float
-    """Of a token that leaves there."""
-    readouts: dict[str, ReadoutQuality]
-    """raw (the last exit's readout), tuned (the exit's own), or both."""
-    break_even: dict[str, BreakEven] | None = None
-    """By what a signal looks at: state or readout. Not of full depth."""
-
-    def flops(self, kind: str) -> float | None:
-        """Break-even by the count of FLOPs; None where leaving never pays."""
-        return self.break_even[kind].flops if self.break_even else None
-
-    def seconds(self, kind: str) -> float | None:
-        """Break-even by the clock; None where leaving never pays."""
-        return self.break_even[kind].seconds if self.break_even else None
+LEAST_SQUARES = "least_squares"
+READOUTS = (TUNED, LEAST_SQUARES, RAW)
+"""How an exit is read out: as it was trained to be; through the last exit's norm, an affine map fitted to
+full depth's normed states, and the head; or through the last exit's norm and head alone. The first that a
+model has counts."""
 
 
 class Bound(Record):
@@ -55,15 +19,6 @@ class Bound(Record):
     """1 - FLOPs of the exits taken / FLOPs at full depth."""
     ppl: float
     """At the exits taken."""
-
-
-class GainBounds(Record):
-    """What the gain oracle saves, which knows the next token: more than any signal can."""
-
-    least_loss: Bound
-    same_ppl: Bound
-    small_rise: Bound
-    same_prediction: Bound
 
 
 class Attainable(Bound):
@@ -88,6 +43,60 @@ class AttainableBounds(Record):
     rise_1: Attainable
     rise_3: Attainable
     rise_5: Attainable
+
+
+class ReadoutQuality(Record):
+    """What one exit says of the tokens, read out in one way, as if none had left before."""
+
+    agreement: float
+    agreement_interval: Interval | None
+    nll: float
+    nll_interval: Interval | None
+    can_leave: float | None = None
+    """Largest share of tokens that the divergence oracle lets go there, at 1 % more perplexity and with that
+    exit alone in use. Not of full depth."""
+    attainable: AttainableBounds | None = None
+    """What it saves with that exit alone in use. Not of full depth."""
+
+
+class BreakEven(Record):
+    """Share of tokens that must leave at an exit before asking there pays; null where it never does."""
+
+    flops: float | None
+    seconds: float | None
+    asking_seconds: float
+    """Share by which a pass in which every token is asked there takes longer."""
+
+
+class ExitWorth(Record):
+    """What one exit is worth."""
+
+    exit: int
+    layers: int
+    """Layers that a token has run when it gets there."""
+    flop_saving: float
+    """Of a token that leaves there."""
+    readouts: dict[str, ReadoutQuality]
+    """By how the exit is read out: see READOUTS."""
+    break_even: dict[str, BreakEven] | None = None
+    """By what a signal looks at: state or readout. Not of full depth."""
+
+    def flops(self, kind: str) -> float | None:
+        """Break-even by the count of FLOPs; None where leaving never pays."""
+        return self.break_even[kind].flops if self.break_even else None
+
+    def seconds(self, kind: str) -> float | None:
+        """Break-even by the clock; None where leaving never pays."""
+        return self.break_even[kind].seconds if self.break_even else None
+
+
+class GainBounds(Record):
+    """What the gain oracle saves, which knows the next token: more than any signal can."""
+
+    least_loss: Bound
+    same_ppl: Bound
+    small_rise: Bound
+    same_prediction: Bound
 
 
 class OracleBounds(Record):
@@ -125,6 +134,9 @@ class TimedText(Record):
     rounds: int
     tokens: int
     machine: str
+    seconds: Interval | None = None
+    """Least and most of the plain pass over a batch: how far they differ is how far the clock can be trusted.
+    """
 
 
 class Advice(Record):
@@ -147,12 +159,35 @@ class Suitability(MetricsFile):
     sequences: int
     exits: dict[str, ExitWorth]
     oracle: dict[str, OracleBounds]
-    """By how the exits are read out: raw, tuned, or both."""
+    """By how the exits are read out: see READOUTS."""
     state_propagation: StatePropagation
     timing: TimedText
     advice: Advice
+    grouped_by: str = "windows"
+    """What intervals resample: ``documents``, ``stretches`` of them, or ``windows``."""
 
     @property
     def rows(self) -> list[ExitWorth]:
         """The exits in order of depth."""
         return by_exit(self.exits)
+
+
+class MeasuredText(Record):
+    """Where the text comes from that a checkpoint was measured on, and how much of it there was."""
+
+    source: str
+    documents: int
+    """Measured on."""
+    groups: int
+    """What intervals resample, as ``grouped_by`` says."""
+    fit_documents: int
+    """Other documents, or earlier parts of the same: the least-squares exits were fitted on them."""
+    fit_tokens: int
+
+
+class CheckpointSuitability(Suitability):
+    """The same of a checkpoint as it is, on a text that is part of no project."""
+
+    path = "suitability.json"
+
+    text: MeasuredText

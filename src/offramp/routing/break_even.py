@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from offramp.exits.classifier import ExitClassifier
 from offramp.models.blockwise import Blockwise
@@ -34,6 +35,16 @@ class TimedAsking:
     """Of LEAVING of the tokens leaving, asking included."""
     break_even: float | None
     """None where leaving saves no time, or where it would take more tokens than there are."""
+
+
+@dataclass(frozen=True)
+class TimedExits:
+    """What was timed of all early exits."""
+
+    exits: list[dict[str, TimedAsking]]
+    """Per early exit, by kind."""
+    plain: list[float]
+    """Seconds of the plain pass over every batch: how far they differ is how far the clock can be trusted."""
 
 
 def flops_break_even(
@@ -88,8 +99,8 @@ class AskAtOneExit(Policy):
 
 def seconds_break_even(
     executor: Executor, batches: Sequence[tuple[Tensor, Tensor]], hidden: list[int]
-) -> list[dict[str, TimedAsking]]:
-    """The share in seconds: per early exit, by kind.
+) -> TimedExits:
+    """The share in seconds.
 
     Every batch (tokens and targets (B, T)) is run plainly, with every token asked and none leaving, and with
     LEAVING of them, at random, leaving, in turn. ``asking_cost`` and ``saving`` are what the second run takes
@@ -110,23 +121,27 @@ def seconds_break_even(
     }
     names = list(policies)
     ratios: dict[tuple[int, str, bool] | None, list[float]] = {name: [] for name in policies}
+    plain_seconds: list[float] = []
     executor.run(*batches[0], None)  # warm up
     for (
         policy
     ) in policies.values():  # on one sequence: memory that is set up once does not grow with the batch
         executor.run(batches[0][0][:1], batches[0][1][:1], policy)
-    for number, batch in enumerate(batches):
+    bar = tqdm(batches, desc="time asking", unit="batch", disable=None, leave=False)
+    for number, batch in enumerate(bar):
         turn = number % len(names)
         seconds = {
             name: pass_seconds(executor, batch, policies[name]) for name in (*names[turn:], *names[:turn])
         }
+        plain_seconds.append(seconds[plain])
         for name in names:
             ratios[name].append(seconds[name] / seconds[plain])
     middle = {name: statistics.median(values) for name, values in ratios.items()}
-    return [
+    exits = [
         {kind: line_through(middle[exit, kind, False], middle[exit, kind, True]) for kind in LOOKS_AT}
         for exit in early
     ]
+    return TimedExits(exits, plain_seconds)
 
 
 def line_through(asking: float, leaving: float) -> TimedAsking:

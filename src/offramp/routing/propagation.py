@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from offramp.models.blockwise import Blockwise
 from offramp.results.suitability import KeptFirst, NllRise, StatePropagation
@@ -43,12 +44,12 @@ def propagation_cost(
             of_batches.append(routed.loss.mean(1).cpu())
         return torch.cat(of_batches).numpy()
 
-    true = [losses("recompute", kept) for kept in KEPT]
+    passes = [(kv, kept) for kv in ("recompute", "propagate", "drop") for kept in KEPT]
+    bar = tqdm(passes, desc="let tokens leave", unit="pass", disable=None, leave=False)
+    of = {(kv, kept): losses(kv, kept) for kv, kept in bar}
 
     def rises(kv: str) -> KeptFirst:
-        all_leave, first_stays = (
-            _rise(losses(kv, kept) - true_losses, draws) for kept, true_losses in zip(KEPT, true)
-        )
+        all_leave, first_stays = (_rise(of[kv, kept] - of["recompute", kept], draws) for kept in KEPT)
         return KeptFirst(keep_first_0=all_leave, keep_first_1=first_stays)
 
     return StatePropagation(propagate=rises("propagate"), drop=rises("drop"))

@@ -1,67 +1,130 @@
 """Training the translators of a frozen model, maps or layers, towards what full depth predicts.
 
-The loss of an exit is KL(full depth || exit), as in the tuned lens (arXiv 2303.08112). States are streamed:
-every batch goes through the model once, without gradients, and serves all exits. Gradients begin at the
-translators.
+The model runs once over as much text as ``pretrain.frozen.tokens`` says. Its states at the exits and at full
+depth go to disk (``training.state_cache``), the sums go into the normal equations from which linear
+translators begin (``training.least_squares``), and every step and every look reads from there.
+
+The loss of an exit is KL(full depth || exit), as in the tuned lens (arXiv 2303.08112). Over a large
+vocabulary that is nearly all that a step costs, so a step computes it over a sample: what full depth holds
+likely anywhere in the batch, and a few of the other entries, drawn anew every time, that stand for all of
+them. A look computes it over the whole vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from offramp.corpus.windows import TokenWindows
 from offramp.machine.device import autocast
 from offramp.machine.processes import Processes
 from offramp.models.pretrained import PretrainedLM
+from offramp.nn.translators import LINEAR
 from offramp.params import Pretrain
 from offramp.states.statistics import Readout, token_statistics
 from offramp.training.fit import Look, Loss, Phase
-from offramp.training.losses import total_divergences
+from offramp.training.least_squares import (
+    NormalEquations,
+    begin,
+    require_tokens,
+    sums_device,
+)
+from offramp.training.losses import LIKELY, VocabularySample, likeliest, total_divergences
+from offramp.training.sequences import evenly_spaced
+from offramp.training.snapshots import Snapshots
+from offramp.training.state_cache import StateCache
+
+SCALED_BY = 2048
+"""Tokens that were held out, by which the scales of least squares are chosen."""
+TOKENS = "pretrain.frozen.tokens"
 
 
 class Translators:
     """The losses and the looks of training the translators of ``model``."""
 
-    def __init__(self, model: PretrainedLM, params: Pretrain, device: torch.device, processes: Processes):
-        self.model, self.params, self.device, self.processes = model, params, device, processes
-        self.matrices = [model.readout_matrix(exit).detach() for exit in range(model.config.num_blocks)]
-        self.readouts = [Readout(matrix) for matrix in self.matrices]
+    def __init__(
+        self,
+        model: PretrainedLM,
+        params: Pretrain,
+        snapshots: Snapshots,
+        device: torch.device,
+        processes: Processes,
+    ):
+        self.model, self.params, self.snapshots = model, params, snapshots
+        self.device, self.processes = device, processes
+        last = model.config.num_blocks - 1
+        self.matrix = model.readout_matrix(last).detach()
+        """The readout matrix (V, D), which all exits share."""
+        self.readout = Readout(self.matrix)
 
-    def phase(self, train: TokenWindows, calibration: TokenWindows, looks: Tensor) -> Phase:
-        """Only translators learn; where they have nothing to learn, the phase looks at the model as it is."""
-        self.model.requires_grad_(False)
-        self.model.translators.requires_grad_(True)
-        parameters = list(self.model.translators.parameters())
-        return Phase(
+    def phase(self, train: TokenWindows, calibration: TokenWindows, looks: Tensor, fresh: bool) -> Phase:
+        """Only translators learn; where they have nothing to learn, the phase looks at the model as it is.
+
+        Runs the model, but for what an interrupted run has left; a ``fresh`` phase begins with the maps of
+        least squares, where the parameters say so.
+        """
+        model, settings = self.model, self.params.frozen
+        model.requires_grad_(False)
+        model.translators.requires_grad_(True)
+        parameters = list(model.translators.parameters())
+        fits = model.config.translator in LINEAR and settings.init == "least_squares"
+        windows = evenly_spaced(len(train), settings.tokens // train.window)
+        if fits:
+            require_tokens(len(windows) * train.window, model.config.width, TOKENS)
+        held_out, held_out_sums = self._run(calibration, looks, "calibration", fits)
+        phase = Phase(
             name="frozen",
             parameters=parameters,
-            steps=self.params.steps if parameters else 0,
-            num_sequences=len(train),
+            steps=0,
+            num_sequences=len(windows),
             window=train.window,
             starts_trained=True,
-            losses=lambda indices, step: [self.losses(train.batch(indices)[0])],
-            evaluate=lambda: self.look(calibration, looks),
+            losses=lambda indices, step: [],
+            evaluate=lambda: self.look(held_out, calibration, looks),
+        )
+        if not parameters:
+            return phase
+        cache, train_sums = self._run(train, windows, "train", fits, learned=True)
+        if fresh and fits:
+            some = evenly_spaced(len(looks), max(1, SCALED_BY // train.window))
+            states = [x.flatten(0, 1).to(self.device) for x in held_out.states(some)]
+            begin(model, train_sums, held_out_sums, states)
+            self.processes.spread(parameters)
+        return replace(
+            phase,
+            steps=self.params.steps,
+            losses=lambda indices, step: [self.losses(cache, indices, step)],
         )
 
-    def losses(self, tokens: Tensor) -> dict[str, Loss]:
-        """Mean KL(full depth || exit) in nats of every exit but the last, over all tokens (B, T)."""
+    def losses(self, cache: StateCache, windows: Tensor, step: int) -> dict[str, Loss]:
+        """Mean KL(full depth || exit) in nats of every exit but the last, over all tokens of the cached
+        windows with the given numbers, as estimated from the step's sample of the vocabulary."""
+        certain = torch.zeros(len(self.matrix), device=self.device)
+        certain[cache.entries_of(windows).flatten().to(self.device)] = 1
+        # one sample for all processes, from the batch as a whole
+        certain = self.processes.sum_tensors({"certain": certain})["certain"] > 0
+        generator = torch.Generator().manual_seed(self.params.seed * 1_000_003 + step)
+        sample = VocabularySample.draw(certain, generator)
+        rows = [sample.rows(self.matrix)] * self.model.config.num_blocks
         with autocast(self.device, self.params.precision):
-            totals = total_divergences(self.readout_inputs(tokens.to(self.device)), self.matrices)
-        return {
-            f"exit {exit}": Loss(total / tokens.numel(), tokens.numel()) for exit, total in enumerate(totals)
-        }
+            inputs = self.readout_inputs(cache, windows)
+            totals = total_divergences(inputs, rows, sample.log_weights)
+        tokens = len(windows) * cache.window
+        return {f"exit {exit}": Loss(total / tokens, tokens) for exit, total in enumerate(totals)}
 
     @torch.no_grad()
-    def look(self, calibration: TokenWindows, windows: Tensor) -> dict[int, Look]:
-        """Of every exit but the last, over the calibration windows with the given indices."""
+    def look(self, cache: StateCache, calibration: TokenWindows, windows: Tensor) -> dict[int, Look]:
+        """Of every exit but the last, over the calibration windows whose states are in the cache."""
         exits = range(self.model.config.num_blocks - 1)
         sums, tokens = [0.0] * (2 * len(exits)), 0.0
-        for indices in self.processes.share(windows.split(self.params.batch_size)):
-            inputs, targets = (part.to(self.device) for part in calibration.batch(indices))
+        for places in self.processes.share(torch.arange(len(windows)).split(self.params.batch_size)):
+            targets = calibration.batch(windows[places])[1].flatten().to(self.device)
             with autocast(self.device, self.params.precision):
-                read = self.readout_inputs(inputs)
-            statistics = token_statistics(read, self.readouts, targets.flatten())[:-1]
+                read = self.readout_inputs(cache, places)
+            statistics = token_statistics(read, [self.readout] * len(read), targets)[:-1]
             totals = [
                 part[name].double().sum().item() for name in ("loss", "divergence") for part in statistics
             ]
@@ -69,11 +132,55 @@ class Translators:
         *sums, tokens = self.processes.sum([*sums, tokens])
         return {exit: Look(sums[exit] / tokens, sums[len(exits) + exit] / tokens) for exit in exits}
 
-    def readout_inputs(self, tokens: Tensor) -> list[Tensor]:
-        """What the readout matrix of every exit is applied to, (B * T, D), of tokens (B, T)."""
-        with torch.no_grad():
-            states = self.model(tokens)
+    def readout_inputs(self, cache: StateCache, windows: Tensor) -> list[Tensor]:
+        """What the readout matrix is applied to, (B * T, D) of every exit, of cached windows."""
         return [
-            self.model.readout_input(exit, self.model.exit_states(exit, x).flatten(0, 1))
-            for exit, x in enumerate(states)
+            self.model.readout_input(exit, self.model.exit_states(exit, x.to(self.device)).flatten(0, 1))
+            for exit, x in enumerate(cache.states(windows))
         ]
+
+    @torch.no_grad()
+    def _run(
+        self, text: TokenWindows, windows: Tensor, name: str, fits: bool, learned: bool = False
+    ) -> tuple[StateCache, NormalEquations]:
+        """Run the model over the ``windows`` of a text: their states, with what is likely at full depth where
+        they are ``learned`` from, and the normal equations where it ``fits`` maps.
+
+        Every process runs a share. An interrupted run goes on where it was last saved.
+        """
+        model, processes = self.model, self.processes
+        cache = StateCache(
+            self.snapshots.scratch(f"states_{name}"),
+            windows=len(windows),
+            window=text.window,
+            exits=model.config.num_blocks,
+            width=model.config.width,
+            entries=min(LIKELY, len(self.matrix)) if learned else 0,
+        )
+        if processes.main:
+            cache.make(TOKENS)
+        processes.wait()
+        exits = len(model.translators) if fits else 0
+        equations = NormalEquations(exits, model.config.width, sums_device(self.device))
+        progress = Snapshots(
+            self.snapshots.scratch(f"progress_{name}_{processes.rank}"), self.snapshots.every_seconds
+        )
+        if saved := progress.load():
+            equations.load_state_dict(saved["sums"])
+        batches = processes.share(torch.arange(len(windows)).split(self.params.batch_size))
+        finished = saved["batches"] if saved else 0
+        for number, places in enumerate(
+            tqdm(batches[finished:], desc=f"states of {name}", unit="batch", disable=processes.no_bar),
+            start=finished + 1,
+        ):
+            tokens = text.batch(windows[places])[0].to(self.device)
+            with autocast(self.device, self.params.precision):
+                states = [x.float() for x in model(tokens)]
+            *inputs, last = (model.norm(x).flatten(0, 1) for x in states)
+            likely = likeliest(last, self.matrix) if learned else tokens.flatten()[:, None][:, :0]
+            cache.write(int(places[0]), states, likely.view(*tokens.shape, cache.entries))
+            equations.add(inputs[:exits], last)
+            if number == len(batches) or progress.due():
+                progress.save({"batches": number, "sums": equations.state_dict()})
+        processes.wait()
+        return cache, equations.over(processes)

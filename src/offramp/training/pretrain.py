@@ -129,8 +129,8 @@ class Pretrainer:
             return self._block_phase(index, fresh)
         if self.params.method == "frozen":
             assert isinstance(self.model, PretrainedLM)  # so say the rules of the parameters
-            translators = Translators(self.model, self.params, self.device, self.processes)
-            return translators.phase(self.train, self.calibration, self.looks)
+            translators = Translators(self.model, self.params, self.snapshots, self.device, self.processes)
+            return translators.phase(self.train, self.calibration, self.looks, fresh)
         return self._whole_phase()
 
     # -- one block at a time ------------------------------------------------------------------

@@ -6,9 +6,13 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from offramp.app.commands.options import check_exit, refuse_idle
 from offramp.errors import UserError
+
+if TYPE_CHECKING:
+    from offramp.analysis.suitability import Subject
 
 
 def separation(options: argparse.Namespace) -> int:
@@ -54,17 +58,18 @@ def low_rank(options: argparse.Namespace) -> int:
 
 
 def suitability(options: argparse.Namespace) -> int:
-    """Print whether early exit is worth it, for the project's model or for a checkpoint as it is."""
+    """Print whether early exit is worth it, for the project's model or for a checkpoint as it is.
+
+    Of a checkpoint JSON and a page are written too.
+    """
     from rich.console import Console
 
-    from offramp.analysis.suitability import assess, of_checkpoint, of_states
-    from offramp.app.project import open_project
-    from offramp.artifacts.artifact import open_artifact
-    from offramp.checkpoints.checkpoint import Checkpoint
-    from offramp.machine.device import setup
-    from offramp.report.suitability import table
+    from offramp.analysis.suitability import assess
+    from offramp.report.attainable import Bars
+    from offramp.report.suitability import table, write
+    from offramp.results.suitability import CheckpointSuitability
 
-    checkpoint_only = ("exits_after", "text", "gguf_file", "revision", "window")
+    checkpoint_only = ("exits_after", "text", "gguf_file", "revision", "window", "out")
     refuse_idle(
         options,
         options.model is None,
@@ -72,40 +77,78 @@ def suitability(options: argparse.Namespace) -> int:
         "without --model the project's own model is measured, on its states",
     )
     refuse_idle(options, options.model is not None, ("states",), "--model is measured on --text")
-    sizes = {"tokens": options.tokens, "rounds": options.rounds, "batch_size": options.batch_size}
-    if options.model is None:
-        project = open_project()
-        path = options.states or Path("states", "test" if Path("states/test").is_dir() else "calibration")
-        states = open_artifact(path, "states", inputs={"data": project.data, "lm": project.lm})
-        settings, hidden = project.params.routing, project.params.exits.hidden
-        subject = of_states(project.data, project.lm, project.model, states, settings, hidden, **sizes)
-    else:
-        if not options.exits_after or options.text is None:
-            raise UserError(
-                "--model needs --exits-after, e.g. --exits-after 10 20, and --text, a file of text like "
-                "that to "
-                "be run"
-            )
-        try:
-            text = options.text.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"--text {options.text} cannot be read ({error}); give a file of UTF-8 text"
-            ) from None
-        checkpoint = Checkpoint(options.model, options.gguf_file, options.revision)
-        subject = of_checkpoint(
-            checkpoint,
-            options.exits_after,
-            text,
-            setup("auto", os.cpu_count() or 1),
-            window=options.window or 128,
-            **sizes,
-        )
-    result = assess(subject)
+    out = None if options.model is None else _writable(options.out or _folder_of(options.model))
+    result = assess(_project(options) if options.model is None else _checkpoint(options))
+    if out is not None:
+        assert isinstance(result, CheckpointSuitability)
+        write(result, out)
     if options.json:
         print(json.dumps(result.to_json(), indent=2))
-    else:
-        console = Console(width=160)
-        console.print(table(result))
-        console.print(result.advice.sentence, result.advice.propagation, soft_wrap=True, highlight=False)
+        return 0
+    console = Console(width=160)
+    console.print(table(result))
+    console.print(Bars(result))
+    console.print(result.advice.sentence, result.advice.propagation, soft_wrap=True, highlight=False)
+    if out is not None:
+        console.print(f"Written: {out / 'suitability.json'}, {out / 'suitability.html'}", soft_wrap=True)
     return 0
+
+
+def _project(options: argparse.Namespace) -> Subject:
+    """The project's model, on its states."""
+    from offramp.analysis.suitability import of_states
+    from offramp.app.project import open_project
+    from offramp.artifacts.artifact import open_artifact
+
+    project = open_project()
+    path = options.states or Path("states", "test" if Path("states/test").is_dir() else "calibration")
+    states = open_artifact(path, "states", inputs={"data": project.data, "lm": project.lm})
+    settings, hidden = project.params.routing, project.params.exits.hidden
+    sizes = _given(options, "tokens", "rounds", "batch_size")
+    return of_states(project.data, project.lm, project.model, states, settings, hidden, **sizes)
+
+
+def _checkpoint(options: argparse.Namespace) -> Subject:
+    """The checkpoint that was named, or the model of an artifact whose exits were trained."""
+    from offramp.analysis.checkpoint import is_trained, of_checkpoint, of_trained
+    from offramp.checkpoints.checkpoint import Checkpoint
+    from offramp.machine.device import setup
+
+    class Named(Checkpoint):
+        """It begins messages with the option that named it."""
+
+        def __str__(self) -> str:
+            return f"--model {self.name_or_path}"
+
+    folder = Path(options.model)
+    given = _given(options, "text", "window", "tokens", "rounds", "batch_size")
+    threads = os.cpu_count() or 1
+    if is_trained(folder):
+        trained = "the exits are those of the model in --model"
+        refuse_idle(options, True, ("exits_after", "gguf_file", "revision"), trained)
+        return of_trained(folder, setup("auto", threads), **given)
+    checkpoint = Named(options.model, options.gguf_file, options.revision)
+    if checkpoint.may_be_on_hub and not options.revision and "/" in options.model and folder.parent.is_dir():
+        raise UserError(
+            f"--model {options.model}: no such folder in {folder.parent}/, which is one here; correct the "
+            "path, or give --revision main to fetch what has that name on the hub"
+        )
+    given |= _given(options, "exits_after")
+    return of_checkpoint(checkpoint, setup("auto", threads), **given)
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that were given."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _folder_of(model: str) -> Path:
+    return Path("suitability", Path(model).resolve().name)
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, which may yet have to be made; UserError where nothing can be written there."""
+    present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not present.is_dir() or not os.access(present, os.W_OK):
+        raise UserError(f"--out {folder}: nothing can be written to {present}; give another folder")
+    return folder

@@ -1,0 +1,145 @@
+"""Translators of SmolLM2 tuned from cached states, against running the checkpoint in every step.
+
+Both begin with the maps of least squares and see the same batches in the same order at the same learning
+rates. The reference takes the exact divergence over the whole vocabulary; its maps of least squares are a
+gift, while what is measured pays for its pass over the text.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.inputs import SMOLLM2, prompts
+from benchmarks.measure import ROOT, Row, Skipped
+from offramp.checkpoints.checkpoint import Checkpoint
+from offramp.corpus.windows import TokenWindows
+from offramp.machine.processes import ALONE
+from offramp.models.pretrained import PretrainedLM, load_pretrained
+from offramp.params import Pretrain, read_params
+from offramp.training.fit import Loss, Phase
+from offramp.training.frozen import Translators
+from offramp.training.losses import total_divergences
+from offramp.training.snapshots import Snapshots
+
+EXITS, WINDOW, BATCH = (10, 20), 256, 2
+ADDRESSES, WINDOWS, HELD_OUT = 20, 4, 16
+"""Addresses, windows of each, and windows of these that are held out."""
+EPOCHS, LOOKS = 6, 6
+RATE = 1e-3
+BAR = 5
+
+
+class Windows:
+    """Stands in for TokenWindows: windows (S, T + 1) of tokens and their last target, in memory."""
+
+    def __init__(self, windows: Tensor):
+        self._windows, self.window = windows, windows.shape[1] - 1
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T)."""
+        return self._windows[indices][:, :-1], self._windows[indices][:, 1:]
+
+
+def run() -> Iterator[Row]:
+    if not (SMOLLM2 / "config.json").exists():
+        raise Skipped("there is no checkpoint in build/smollm2; run `make smollm2`")
+    model = load_pretrained(Checkpoint(str(SMOLLM2)), EXITS, WINDOW, translator="affine")
+    text = torch.tensor(prompts(ADDRESSES, WINDOWS * WINDOW + 1)).unfold(1, WINDOW + 1, WINDOW).flatten(0, 1)
+    held_out, train = (Windows(part) for part in (text[:HELD_OUT], text[HELD_OUT:]))
+    settings = read_params(ROOT / "params.yaml").pretrain.model_copy(
+        update={"method": "frozen", "batch_size": BATCH}
+    )
+    steps = EPOCHS * len(train) // BATCH
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        phase = _phase(model, settings, Path(folder), train, held_out)
+        passed = time.perf_counter() - begun
+        start = copy.deepcopy(model.translators.state_dict())
+        cached = _train(phase, steps, lambda batch, step: next(iter(phase.losses(batch, step))))
+        model.translators.load_state_dict(start)
+        streamed = _train(phase, steps, lambda batch, step: _exact(model, train.batch(batch)[0]))
+    seconds, reached = cached.seconds[-1] + passed, cached.divergence[-1]
+    needed = streamed.seconds_to(reached)
+    held = (
+        f"running SmolLM2 in every step to the same divergence ({reached:.3f} nats, mean of exits after "
+        f"{EXITS[0]} and {EXITS[1]} layers on {HELD_OUT * WINDOW} tokens that were held out): {needed:.0f} "
+        f"s, against {seconds:.0f} s, {passed:.0f} of them for the pass; {steps} steps of {BATCH * WINDOW} "
+        f"of {len(train) * WINDOW} tokens"
+    )
+    yield Row("translators_from_cache", needed / seconds, "x speed", f">= {BAR}", held, 1)
+    yield Row(
+        "translators_sampled_vocabulary",
+        cached.divergence[-1] - streamed.divergence[-1],
+        "nats",
+        "<= 0.01",
+        f"the exact divergence in every step: {streamed.divergence[-1]:.4f} nats on the same tokens after as "
+        f"many steps, where a step takes {streamed.seconds[-1] / steps:.2f} s and from the cache "
+        f"{cached.seconds[-1] / steps:.2f} s",
+        1,
+    )
+
+
+def _phase(model: PretrainedLM, settings: Pretrain, folder: Path, train: Windows, held_out: Windows) -> Phase:
+    translators = Translators(model, settings, Snapshots(folder, 30), torch.device("cpu"), ALONE)
+    return translators.phase(
+        cast(TokenWindows, train), cast(TokenWindows, held_out), torch.arange(len(held_out)), fresh=True
+    )
+
+
+def _exact(model: PretrainedLM, tokens: Tensor) -> dict[str, Loss]:
+    """Mean exact divergence of every exit, of tokens (B, T) that the model runs on."""
+    with torch.no_grad():
+        states = model(tokens)
+    inputs = [model.readout_input(exit, x.flatten(0, 1)) for exit, x in enumerate(states)]
+    matrices = [model.readout_matrix(0).detach()] * len(inputs)
+    totals = total_divergences(inputs, matrices)
+    return {str(exit): Loss(total / tokens.numel(), tokens.numel()) for exit, total in enumerate(totals)}
+
+
+class Curve:
+    """Seconds of training, without looks, and the mean divergence of the exits at every look."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.divergence: list[float] = []
+
+    def seconds_to(self, divergence: float) -> float:
+        """Seconds after which a divergence was reached, interpolated between looks; all where it was not."""
+        lowest = np.minimum.accumulate(self.divergence)
+        return float(np.interp(-divergence, -lowest, self.seconds))
+
+
+def _train(phase: Phase, steps: int, losses: Callable[[Tensor, int], dict[str, Loss]]) -> Curve:
+    optimiser = torch.optim.AdamW(phase.parameters, lr=RATE, betas=(0.9, 0.95), weight_decay=0, fused=True)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    curve, elapsed, order = Curve(), 0.0, torch.empty(0)
+    for step in range(steps + 1):
+        if step % (steps // LOOKS) == 0:
+            looks = phase.evaluate().values()
+            curve.seconds.append(elapsed)
+            curve.divergence.append(sum(look.minimised for look in looks) / len(looks))
+        if step == steps:
+            return curve
+        begun = time.perf_counter()
+        if len(order) < BATCH:
+            order = torch.randperm(phase.num_sequences, generator=torch.Generator().manual_seed(step))
+        batch, order = order[:BATCH], order[BATCH:]
+        torch.stack([loss.mean for loss in losses(batch, step).values()]).sum().backward()
+        nn.utils.clip_grad_norm_(phase.parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        decay.step()
+        elapsed += time.perf_counter() - begun
+    return curve
