@@ -209,7 +209,7 @@ def pretrain_section(
         blockwise=Blockwise(**switches | blockwise),
         exit_weights=[],
         joint_classifier=None,
-        frozen=Frozen(translator="identity", rank=1),  # of checkpoints alone
+        frozen=Frozen(translator="identity", rank=1, init="identity", tokens=1),  # of checkpoints
         lora=None,
         layer_dropout=0.0,
         curriculum=None,
