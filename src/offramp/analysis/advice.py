@@ -135,7 +135,8 @@ def _bound(oracle: OracleBounds) -> str:
     low_high = " [{}, {}]".format(*map(percent, least.interval)) if least.interval else ""
     more = " and ".join(f"{percent(bound.flop_saving)} at {rise:.0%}" for rise, bound in at.items())
     return (
-        f"attainable (divergence oracle) is a saving of {percent(least.flop_saving)}{low_high} of the FLOPs "
+        f"attainable (divergence oracle, if full depth is calibrated) is a saving of "
+        f"{percent(least.flop_saving)}{low_high} of the FLOPs "
         f"at {ALLOWED_RISE:.0%} more perplexity, {more}; at {ALLOWED_RISE:.0%} random exits save "
         f"{percent(least.random_saving)}, and one who knows the next token (gain oracle) could save "
         f"{percent(oracle.gain.small_rise.flop_saving)}, which no signal can"
