@@ -167,15 +167,19 @@ class Executor:
         policy: Policy | None,
         work: Work | None = None,
         lengths: Tensor | None = None,
+        after_first: Tensor | None = None,
     ) -> Routed:
         """Route tokens (B, T). With no policy every token goes to full depth and none is asked.
 
         Where sequences are shorter than T, ``lengths`` (B,) says so; what stands behind them is not routed,
-        and its loss is NaN. ``work`` counts what is executed.
+        and its loss is NaN. ``work`` counts what is executed. ``after_first`` (B * T, D) is what
+        ``first_block`` gave for the same tokens: it is taken, and counted as if it were executed here. It
+        goes with no ``lengths``, and with no policy that reads the states before a block's last layer.
         """
         model, work = self.model, work or Work()
         shape, last = tokens.shape, model.config.num_blocks - 1
         wanted = targets.flatten()
+        assert after_first is None or (lengths is None and not (policy and policy.reads_before))
         x = model.embed(tokens).flatten(0, 1)
         active = torch.arange(len(x), device=x.device)
         if lengths is not None:
@@ -203,13 +207,14 @@ class Executor:
                         before = x if everyone else x[active]
                     if field is None:
                         work.count_layer(number, len(x), len(x), len(x) * shape[1])
-                        x = layer(x.view(*shape, -1), model.cos[: shape[1]], model.sin[: shape[1]]).flatten(
-                            0, 1
-                        )
+                        if block or after_first is None:
+                            x = self._whole_layer(layer, x, shape)
                     else:
                         work.count_layer(number, len(field.running), field.key_values, field.pairs)
                         x = field.run(layer, x)
                     number += 1
+            if after_first is not None and not block:
+                x = after_first.clone()  # later layers write to it
             if block == last or policy is None or block < policy.first:
                 continue
             states = x if everyone else x[active]
@@ -253,6 +258,22 @@ class Executor:
         if len(active):
             loss[active], argmax[active] = self._read_out(last, x[active], wanted[active], work)
         return Routed(*(part.view(shape) for part in (exit_of, loss, argmax, confidence)))
+
+    @torch.no_grad()
+    def first_block(self, tokens: Tensor) -> Tensor:
+        """States (B * T, D) of tokens (B, T) after the first block, which every token runs: bit for bit those
+        that ``run`` would compute, and to be handed to it where the same tokens are run again.
+        """
+        x = self.model.embed(tokens).flatten(0, 1)
+        with autocast(x.device, self.precision):
+            for layer in self.model.layers[0]:
+                x = self._whole_layer(layer, x, tokens.shape)
+        return x
+
+    def _whole_layer(self, layer: Layer, x: Tensor, shape: torch.Size) -> Tensor:
+        """States (M, D) after a layer that all tokens run, in new memory."""
+        cos, sin = self.model.cos[: shape[1]], self.model.sin[: shape[1]]
+        return layer(x.view(*shape, -1), cos, sin).flatten(0, 1)
 
     def _exit_states(
         self, exit: int, x: Tensor, index: Tensor, arrived: Tensor, shape: torch.Size, work: Work

@@ -32,6 +32,7 @@ class Scorer:
         )
         learned_from_readout = signal == LEARNED and self.inputs != "state"
         self.reads_out = learned_from_readout or (signal != LEARNED and SIGNALS[signal].reads_out)
+        self.reads_columns = signal != LEARNED or learned_from_readout
         self.reads_before = signal == SATURATION
         self.keeps_argmax = signal != LEARNED and SIGNALS[signal].reads == "earlier readouts"
         self.width = exits.config["width"]
@@ -67,7 +68,7 @@ class Scorer:
         confidences = []
         for exit in range(len(self.calibrators)):
             parts, start = [], 0
-            columns = states.label_free(exit)
+            columns = states.label_free(exit) if self.reads_columns else {}
             for hidden in states.hidden_shards(exit):
                 shard = slice(start, start + len(hidden))
                 rows = {  # copies: what is mapped from a file is not to be written to
