@@ -69,6 +69,17 @@ class Decision:
     """(N,) nats, where the policy had to read out every arriving token anyway; then also ``argmax``."""
     argmax: Tensor | None = None
 
+    def leavers(self) -> tuple[Tensor, Tensor] | None:
+        """Places among the N tokens of those that leave and of those that stay; None where nobody leaves.
+
+        It is the one moment at which a pass waits for its device to learn what was decided.
+        """
+        count = int(self.leaves.sum())
+        if not count:
+            return None
+        order = (~self.leaves).int().argsort(stable=True)
+        return order[:count], order[count:]
+
 
 class Policy(ABC):
     """Who may leave.
@@ -237,22 +248,26 @@ class Executor:
             )
             work.decided_tokens += len(active)
             work.count_readouts(block, len(active) if policy.reads_out else 0)
-            leaving = active[decision.leaves]
+            who = decision.leavers()
+            if who is None:
+                continue
+            leaves, stays = who
+            leaving = active[leaves]
             exit_of[leaving] = block
             if decision.confidence is not None:
-                confidence[leaving] = decision.confidence[decision.leaves]
+                confidence[leaving] = decision.confidence[leaves]
             if decision.loss is not None and decision.argmax is not None:
-                loss[leaving] = decision.loss[decision.leaves]
-                argmax[leaving] = decision.argmax[decision.leaves]
+                loss[leaving] = decision.loss[leaves]
+                argmax[leaving] = decision.argmax[leaves]
             else:
                 if read is None:
                     read = self._exit_states(block, x, leaving, active, shape, work)
                 else:
-                    read = read[decision.leaves]
+                    read = read[leaves]
                 loss[leaving], argmax[leaving] = self._read_out(block, read, wanted[leaving], work)
             if entered is not None and self.kv == "propagate":
-                x[leaving] = entered[decision.leaves]
-            active = active[~decision.leaves]
+                x[leaving] = entered[leaves]
+            active = active[stays]
             if len(active) == 0:
                 break
         if len(active):
@@ -326,7 +341,6 @@ class _Field:
         still_in = torch.zeros(batch * length, dtype=torch.bool, device=device).index_fill_(0, active, True)
         last = (still_in.view(shape) * torch.arange(1, length + 1, device=device)).amax(1) - 1
         row_of = torch.cumsum(last >= 0, 0) - 1
-        num_rows = int(row_of[-1]) + 1
         self.running = active
         if kv == "recompute":
             self.running = (
@@ -334,7 +348,8 @@ class _Field:
             )
         row, position = self.running // length, self.running % length
         counts = torch.bincount(row, minlength=batch)
-        width = int(counts.max())
+        sizes = torch.stack((row_of[-1] + 1, counts.max(), last.max() + 1))
+        num_rows, width, reach = sizes.tolist()  # at once: every number read makes an accelerator wait
         start = counts.cumsum(0) - counts
         self.cos, self.sin = cos[position], sin[position]
         self.slot = row_of[row] * width + torch.arange(len(row), device=device) - start[row]
@@ -342,7 +357,6 @@ class _Field:
         self.shape, self.queries, self.keys = shape, (num_rows, width), (num_rows, width)
         self.key_values, self.visible = len(self.running), None
         if kv == "propagate":
-            reach = int(last.max()) + 1
             self.rows = None if num_rows == batch else (last >= 0).nonzero().squeeze(1)
             self.key_slot = row_of[row] * reach + position
             self.key_cos, self.key_sin = cos[:reach], sin[:reach]
