@@ -57,10 +57,9 @@ def read_measurements(root: Path, text_tokens: int) -> Measurements:
                 f"{Routing.path} was made from another {name} (digest {digest[:12]}) than routed/ "
                 f"(digest {str(routed.inputs.get(name))[:12]}); run `dvc repro` to make them match"
             )
-    tokens = pq.read_table(
-        routed.file("tokens.parquet"),
-        columns=["document", "token", "target", "exit", "confidence", "loss", "argmax"],
-    )
+    # opened as a file, since as a data set it would import pandas
+    with pq.ParquetFile(routed.file("tokens.parquet")) as file:
+        tokens = file.read(["document", "token", "target", "exit", "confidence", "loss", "argmax"])
     return Measurements(
         corpus=Corpus.read(root),
         pretraining=Pretraining.read(root),

@@ -215,17 +215,6 @@ class FixedExit(Policy):
         return Decision(torch.ones_like(arrivals.index, dtype=torch.bool))
 
 
-class NobodyLeaves(Policy):
-    """Asks whom another policy asks, and lets nobody go: what asking costs."""
-
-    def __init__(self, policy: Policy):
-        self.policy, self.first, self.flops_per_token = policy, policy.first, policy.flops_per_token
-        self.reads_out, self.reads_before = policy.reads_out, policy.reads_before
-
-    def decide(self, arrivals: Arrivals) -> Decision:
-        return Decision(torch.zeros_like(self.policy.decide(arrivals).leaves))
-
-
 class GivenExits(Policy):
     """Exits laid down beforehand, per token of the batch (B * T,): random exits, oracles, fixed depths."""
 
