@@ -7,12 +7,11 @@ Every run of a command is one repetition, after one that is not measured.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from benchmarks.measure import ROOT, Median, Row, Skipped, seconds
+from benchmarks.measure import ROOT, Median, Row, Skipped, cpu_seconds, seconds
 from benchmarks.projects import environment
 
 RUNS = 9
@@ -72,9 +71,3 @@ def once(command: Sequence[str]) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment(ROOT), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[2:])} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-
-
-def cpu_seconds() -> float:
-    """Of all child processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
