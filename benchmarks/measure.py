@@ -106,7 +106,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def cpu_seconds() -> float:
-    """Of the processes that this one started and that have ended: what a busy machine does not stretch much."""
+    """Of the processes that this one started and that have ended: a busy machine stretches them little."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
