@@ -4,8 +4,8 @@ The library is imported from the ``src`` beside this folder, not from wherever i
 that DVC runs in a temporary copy of the repository must use that copy's code.
 
 Threads that wait for each other sleep, unless the environment says otherwise. OpenMP would let them spin, for
-milliseconds after every small operation: on cores that anything else uses too, a stage of many small ones, such
-as train_exits, then takes several times as long. Results are the same.
+milliseconds after every small operation: on cores that anything else uses too, a stage of many small ones,
+such as train_exits, then takes several times as long. Results are the same.
 """
 
 import os
