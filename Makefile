@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test test-fast ui bench studies studies-wikitext relock smollm2 docs lint
+.PHONY: repro test test-fast ui bench gpu-check studies studies-wikitext relock smollm2 docs lint
 
 repro: .venv/installed
 	dvc repro
@@ -44,6 +44,11 @@ build/smollm2/config.json: | .venv/installed
 # Also makes what it measures: the default run, SmolLM2, and (the first time, in .benchmarks/) three more models.
 bench: .venv/bench smollm2 repro
 	python -m benchmarks
+
+# What a GPU computes, against the CPU and against itself, and how fast: at most five minutes, into metrics/gpu.json.
+# On a machine without CUDA it says so and does nothing.
+gpu-check: .venv/installed
+	python -m benchmarks.gpu
 
 .venv/bench: pyproject.toml constraints.txt | .venv/installed
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.[bench]'

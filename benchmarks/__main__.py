@@ -10,11 +10,6 @@ import argparse
 import importlib
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.measure import Skipped
-from offramp.machine.device import setup
 from offramp.results.benchmarks import PATH, Benchmark, read_benchmarks, write_benchmarks
 
 NAMES = (
@@ -29,6 +24,7 @@ NAMES = (
     "exit_training",
     "thresholds_sweep",
     "threshold",
+    "start_up",
     "low_rank",
     "blockwise_training",
     "ensemble",
@@ -48,6 +44,12 @@ def main() -> None:
         "--threads", type=int, default=2, help="CPU threads; one is steadier on a busy machine"
     )
     arguments = parser.parse_args()
+    from rich.console import Console  # none of it is waited for where only help is wanted
+    from rich.table import Table
+
+    from benchmarks.measure import Skipped
+    from offramp.machine.device import setup
+
     setup("cpu", arguments.threads)  # as every stage does
     console, table = Console(), Table("benchmark", "value", "unit", "bar", "met", expand=True)
     for name in arguments.names or NAMES:

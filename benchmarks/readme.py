@@ -244,7 +244,7 @@ TABLES: dict[str, tuple[Line, ...]] = {
             1,
         ),
         Line(
-            "a new threshold", "`check`, `evaluate`, `report`, `track`", "threshold_rerun", "{} s", "25 s", 0
+            "a new threshold", "`check`, `evaluate`, `report`, `track`", "threshold_rerun", "{} s", "20 s", 0
         ),
         Line(
             "studies: arms in two processes of one thread, five seeds as one batch",

@@ -49,6 +49,14 @@ def test_check_imports_no_torch(tmp_path):
     assert command(copy_repository(tmp_path / "copy"), "python", "-c", code).stdout == "False\n"
 
 
+@pytest.mark.parametrize("stage", ["report", "track"])
+def test_what_only_reads_results_imports_no_torch(reduced_run, stage):
+    """They run again with every new threshold. What they write is there already, byte for byte."""
+    code = f"import sys, pipeline.{stage} as stage; stage.main(); print('torch' in sys.modules)"
+    assert command(reduced_run, "python", "-c", code).stdout.endswith("False\n")
+    assert command(reduced_run, "git", "status", "--porcelain").stdout == ""
+
+
 @pytest.mark.parametrize(
     ("module", "stages"),
     [

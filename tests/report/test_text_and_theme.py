@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from offramp.corpus.tokenizer import Encoder, train_tokenizer
@@ -25,20 +26,20 @@ DEFICIENCIES = {
 }  # fmt: skip
 
 
-def routed(ids: list[int], documents: list[int]) -> pd.DataFrame:
-    """A routed table over a token stream; exits alternate, and every prediction is the target."""
-    rows = len(ids) - 1
-    return pd.DataFrame(
+def routed(ids: list[int], documents: list[int]) -> list[dict[str, Any]]:
+    """Rows of a routed table over a token stream; exits alternate, and every prediction is the target."""
+    return [
         {
-            "document": documents[:rows],
-            "token": ids[:-1],
-            "target": ids[1:],
-            "exit": np.arange(rows) % 2,
-            "confidence": np.where(np.arange(rows) % 2, np.nan, 0.9),
-            "loss": np.arange(rows) / 10,
-            "argmax": ids[1:],
+            "document": documents[row],
+            "token": token,
+            "target": target,
+            "exit": row % 2,
+            "confidence": math.nan if row % 2 else 0.9,
+            "loss": row / 10,
+            "argmax": target,
         }
-    )
+        for row, (token, target) in enumerate(pairwise(ids))
+    ]
 
 
 def joined(passage: Passage) -> str:
@@ -64,9 +65,9 @@ def test_passages_read_as_their_documents(kind):
 def test_only_as_many_tokens_as_asked_for():
     tokenizer = train_tokenizer(TokenizerParams(kind="char", vocab_size=300, min_count=1), [TEXT])
     table = routed(Encoder(tokenizer, "char")(TEXT).tolist(), [0] * len(TEXT))
-    (passage,) = passages(table.iloc[:21], tokenizer, "char", end_id=0, limit=20)
+    (passage,) = passages(table[:21], tokenizer, "char", end_id=0, limit=20)
     assert joined(passage) == TEXT[:21]
-    assert passages(table.iloc[:0], tokenizer, "char", end_id=0, limit=20) == []
+    assert passages(table[:0], tokenizer, "char", end_id=0, limit=20) == []
 
 
 def rgb(colour: str) -> np.ndarray:

@@ -24,8 +24,6 @@ TIMING = {
     "wall_saving_low": 0.02,
     "wall_saving_high": 0.04,
     "skipping_saving": 0.03,
-    "asking_cost": 0.01,
-    "asking_microseconds": 1.4,
     "full_seconds": 1.5,
     "routed_seconds": 1.4,
     "full_tokens_per_second": 24000.0,

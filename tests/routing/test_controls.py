@@ -126,3 +126,21 @@ def test_the_loss_oracle_lets_go_whom_the_exit_predicts_best(split):
     control = ControlWindows(split.executor, split.windows, split.states, split.settings)
     exits = control.oracle_exits("loss_oracle", [10])
     assert set(np.flatnonzero(exits == 0)) == set(np.argsort(control.cached.loss[0], kind="stable")[:10])
+
+
+def test_the_first_block_is_computed_once_for_all_controls(split, monkeypatch):
+    """As far as there is room, which changes no number."""
+    calls, first_block = [], split.executor.first_block
+
+    def counted(tokens):
+        calls.append(len(tokens))
+        return first_block(tokens)
+
+    monkeypatch.setattr(split.executor, "first_block", counted)
+    wanted = compare(split, split.routed)
+    assert calls == [4, 4, 4]
+    for room in (0, 1):
+        calls.clear()
+        monkeypatch.setattr("offramp.routing.split.FIRST_BLOCK_BYTES", room)
+        assert compare(split, split.routed) == wanted
+        assert len(calls) == room

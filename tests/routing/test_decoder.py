@@ -177,3 +177,29 @@ def test_decoding_reports_the_flops_that_torch_counts(kv):
             decoder.logits(step.exit, step.states)
     assert len(torch.cat([step.exit for step in fed]).unique()) == 3
     assert executed_flops(model, decoder.work) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize(("exits", "most"), [([2, 2, 2, 2], 3), ([0, 0, 0, 0], 2), ([0, 1, 2, 2], 9)])
+def test_a_step_reads_few_numbers_back(exits, most):
+    """Each makes an accelerator wait: one per exit that is asked, and what a block's shapes hang on."""
+    model = make_model((1, 2, 1), vocab=64)
+    text, rows = torch.randint(64, (4, 8), generator=torch.Generator().manual_seed(3)), torch.arange(4)
+    decoder, policy = Decoder(model, 4), GivenExits(torch.tensor(exits))
+    for place in range(4):
+        decoder.feed(rows, text[:, place], policy)
+    read = []
+    waits = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            masks = [part for part in args if isinstance(part, list) and part and torch.is_tensor(part[0])]
+            masked = "index" in function.__name__ and any(mask[0].dtype == torch.bool for mask in masks)
+            if function in waits or masked:
+                read.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        fed = decoder.feed(rows, text[:, 4], policy)
+        decoder.logits(fed.exit, fed.states)
+    assert fed.exit.tolist() == exits
+    assert len(read) <= most, read

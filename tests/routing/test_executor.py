@@ -226,3 +226,34 @@ def test_a_token_is_not_affected_by_later_tokens():
     before, after = (Executor(model).run(t, targets, policy) for t in (tokens, changed))
     assert torch.equal(before.exit[:, :12], after.exit[:, :12])
     torch.testing.assert_close(before.loss[:, :12], after.loss[:, :12], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute", "drop"])
+@pytest.mark.parametrize("exited_state", ["output", "input"])
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_a_pass_that_is_given_the_first_block_ends_with_the_same_bits_and_counts(kv, exited_state, share):
+    """Also the second time: what it was given is not written to."""
+    model = make_model((1, 2, 1), exited_state=exited_state)
+    tokens, targets = (torch.randint(50, (4, 24), generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    draw = torch.rand(tokens.numel(), generator=torch.Generator().manual_seed(3))
+    policy = GivenExits(torch.where(draw < share / 2, 0, torch.where(draw < share, 1, 2)))
+    executor = Executor(model, kv)
+    given, kept = executor.first_block(tokens), executor.first_block(tokens)
+    wanted_work = Work()
+    wanted = executor.run(tokens, targets, policy, wanted_work)
+    for _ in range(2):
+        work = Work()
+        routed = executor.run(tokens, targets, policy, work, after_first=given)
+        for name in ("exit", "loss", "argmax"):
+            assert torch.equal(getattr(routed, name), getattr(wanted, name)), name
+        assert work == wanted_work
+    assert torch.equal(given, kept)
+
+
+def test_nobody_who_leaves_is_told_apart_from_somebody():
+    assert Decision(torch.zeros(5, dtype=torch.bool)).leavers() is None
+    for leaves in ([1, 0, 1, 1, 0], [1] * 5):
+        decided = torch.tensor(leaves, dtype=torch.bool)
+        gone, left = Decision(decided).leavers()
+        assert gone.tolist() == [place for place, leaving in enumerate(leaves) if leaving]
+        assert left.tolist() == [place for place, leaving in enumerate(leaves) if not leaving]

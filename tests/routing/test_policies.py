@@ -26,7 +26,6 @@ from offramp.routing.decoder import Decoder
 from offramp.routing.executor import Arrivals, Executor, Work
 from offramp.routing.policies import (
     GivenExits,
-    NobodyLeaves,
     PricePolicy,
     Scorer,
     ThresholdPolicy,
@@ -362,14 +361,6 @@ def test_fits_say_whether_they_converged_and_stand_beside_baselines(routed):
             "patience",
             "learned",
         }
-
-
-def test_asking_without_letting_go_asks_every_token_at_every_exit(routed):
-    model, windows, _, exits, _ = routed
-    tokens, targets = windows.batch(torch.arange(4))
-    policy, work = ThresholdPolicy(model, Scorer(exits, "learned", CPU), [0.0, 0.0]), Work()
-    assert (Executor(model).run(tokens, targets, NobodyLeaves(policy), work).exit == 2).all()
-    assert work.decided_tokens == 2 * tokens.numel() and work.layer_tokens == [tokens.numel()] * 4
 
 
 def test_thresholds_fall_along_the_text_and_the_first_exits_can_be_barred(routed, monkeypatch):

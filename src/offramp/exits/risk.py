@@ -22,7 +22,6 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from scipy.special import bdtr, rel_entr
 
 from offramp.errors import UserError
 
@@ -76,6 +75,8 @@ def hoeffding_bentkus(mean: float, n: int, tolerance: float) -> float:
     The smaller of Hoeffding's bound in its relative-entropy form and Bentkus's binomial bound (arXiv
     2110.01052, prop. 1).
     """
+    from scipy.special import bdtr, rel_entr  # only promises need it, and it takes a tenth of a second
+
     low = min(mean, tolerance)
     hoeffding = math.exp(-n * float(rel_entr(low, tolerance) + rel_entr(1 - low, 1 - tolerance)))
     # the margin keeps a count that was divided by n and multiplied again from being rounded up to the next

@@ -20,6 +20,7 @@ from offramp.errors import UserError
 from offramp.params import read_params
 from offramp.results.routing import Routing
 from offramp.tracking.git import changed_files, last_commit
+from offramp.tracking.reading import Runs, read_runs
 from offramp.tracking.recorded import (
     RESULTLESS,
     Stage,
@@ -31,7 +32,7 @@ from offramp.tracking.recorded import (
     read_stages,
 )
 from offramp.tracking.series import numbers
-from offramp.tracking.store import ROLE, STAGE, Store, StoreError, open_store
+from offramp.tracking.store import ROLE, STAGE, StoreError
 
 FILE = "file"
 FINGERPRINT = "build/corpus.json"
@@ -112,7 +113,7 @@ def trace(path: Path | None = None) -> Chain:
     with ExitStack() as stack:
         store = None
         try:
-            store = stack.enter_context(open_store(root or Path.cwd(), write=False))
+            store = stack.enter_context(read_runs(root or Path.cwd()))
         except StoreError as error:
             notes.append(f"MLflow runs are not shown: {error}")
         walk = _Walk(root, store)
@@ -135,7 +136,7 @@ def trace(path: Path | None = None) -> Chain:
 class _Walk:
     """One walk through a project (or, without ``root``, from a lone artifact), meeting every node once."""
 
-    def __init__(self, root: Path | None, store: Store | None):
+    def __init__(self, root: Path | None, store: Runs | None):
         self.project, self.store = root, store
         self.nodes: dict[str, Node] = {}
         stages = read_stages(root, as_locked=True) if root else []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
+import pyarrow.parquet as pq
 
 from offramp.artifacts.artifact import Artifact, open_artifact
 from offramp.errors import UserError
@@ -30,7 +31,7 @@ class Measurements:
     curve: list[CurvePoint]
     reliability: list[ReliabilityBin]
     positions: list[PositionShare]
-    tokens: pd.DataFrame
+    tokens: list[dict[str, Any]]
     """The first routed test tokens, in reading order: document, target, exit, confidence, loss, argmax."""
     data: Artifact
     routed: Artifact
@@ -56,10 +57,9 @@ def read_measurements(root: Path, text_tokens: int) -> Measurements:
                 f"{Routing.path} was made from another {name} (digest {digest[:12]}) than routed/ "
                 f"(digest {str(routed.inputs.get(name))[:12]}); run `dvc repro` to make them match"
             )
-    tokens = pd.read_parquet(
-        routed.file("tokens.parquet"),
-        columns=["document", "token", "target", "exit", "confidence", "loss", "argmax"],
-    )
+    # opened as a file, since as a data set it would import pandas
+    with pq.ParquetFile(routed.file("tokens.parquet")) as file:
+        tokens = file.read(["document", "token", "target", "exit", "confidence", "loss", "argmax"])
     return Measurements(
         corpus=Corpus.read(root),
         pretraining=Pretraining.read(root),
@@ -71,7 +71,8 @@ def read_measurements(root: Path, text_tokens: int) -> Measurements:
         curve=CurvePoint.read(root),
         reliability=ReliabilityBin.read(root),
         positions=PositionShare.read(root),
-        tokens=tokens.iloc[: text_tokens + 1],  # one more: a row's target belongs to the next row's document
+        # one more: a row's target belongs to the next row's document
+        tokens=tokens.slice(0, text_tokens + 1).to_pylist(),
         data=data,
         routed=routed,
     )

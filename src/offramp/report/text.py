@@ -7,9 +7,10 @@ A row of the routed table says where the model left while reading ``token``, and
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import pandas as pd
 from tokenizers import Tokenizer
 
 from offramp.corpus.tokenizer import token_texts
@@ -36,27 +37,28 @@ class Passage:
     tokens: list[Token] = field(default_factory=list)
 
 
-def passages(rows: pd.DataFrame, tokenizer: Tokenizer, kind: str, end_id: int, limit: int) -> list[Passage]:
+def passages(
+    rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, kind: str, end_id: int, limit: int
+) -> list[Passage]:
     """The first ``limit`` targets of ``rows`` (see Measurements.tokens) by document, without end tokens."""
-    if rows.empty:
+    if not rows:
         return []
-    shown = rows.iloc[:limit]
-    targets = shown["target"].tolist()
-    opening, *texts = token_texts(tokenizer, kind, [int(shown["token"].iloc[0]), *targets])
+    shown = rows[:limit]
+    opening, *texts = token_texts(tokenizer, kind, [shown[0]["token"], *(row["target"] for row in shown)])
     predictions = {
-        int(token): token_texts(tokenizer, kind, [int(token)])[0] for token in shown["argmax"].unique()
+        token: token_texts(tokenizer, kind, [token])[0] for token in {row["argmax"] for row in shown}
     }
     # a target is read at the next row, whose document it therefore belongs to
-    documents = rows["document"].tolist()[1 : len(shown) + 1]
-    documents += documents[-1:] or rows["document"].tolist()
-    out = [Passage(int(rows["document"].iloc[0]), opening)]
-    for row, text, target, document in zip(shown.itertuples(), texts, targets, documents):
+    documents = [row["document"] for row in rows]
+    documents = documents[1 : len(shown) + 1] + documents[-1:]
+    out = [Passage(rows[0]["document"], opening)]
+    for row, text, document in zip(shown, texts, documents):
         if document != out[-1].document:
-            out.append(Passage(int(document)))
-        if target != end_id:
+            out.append(Passage(document))
+        if row["target"] != end_id:
             if not out[-1].tokens and not out[-1].opening:
                 text = text.lstrip(" ")  # the word tokenizer's space belongs between words
-            confidence = "" if math.isnan(row.confidence) else f"{row.confidence:.2f}"
-            token = Token(text, int(row.exit), f"{row.loss:.2f}", confidence, predictions[int(row.argmax)])
-            out[-1].tokens.append(token)
+            confidence = "" if math.isnan(row["confidence"]) else f"{row['confidence']:.2f}"
+            prediction = predictions[row["argmax"]]
+            out[-1].tokens.append(Token(text, row["exit"], f"{row['loss']:.2f}", confidence, prediction))
     return [passage for passage in out if passage.tokens]

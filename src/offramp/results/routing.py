@@ -156,8 +156,6 @@ class Timing(MetricsFile):
     wall_saving_low: float
     wall_saving_high: float
     skipping_saving: float
-    asking_cost: float
-    asking_microseconds: float
     full_seconds: float
     routed_seconds: float
     full_tokens_per_second: float

@@ -32,7 +32,14 @@ from offramp.routing.cost import executed_flops, full_depth_flops, layer_saving
 from offramp.routing.executor import Executor, Work
 from offramp.routing.measures import perplexity, quality
 from offramp.routing.policies import exits_by_share
-from offramp.routing.split import CachedSplit, RoutedSplit, run_split, spread_windows, token_rows
+from offramp.routing.split import (
+    CachedSplit,
+    FirstBlock,
+    RoutedSplit,
+    run_split,
+    spread_windows,
+    token_rows,
+)
 from offramp.states.resampling import GroupSums, interval
 from offramp.states.store import States
 from offramp.vocabulary import DIVERGENCE_ORACLE, GAIN_ORACLE, LOSS_ORACLE, RANDOM, SIGNAL
@@ -97,6 +104,7 @@ class ControlWindows:
         self.cached = CachedSplit.of(states, self.rows)
         self.free = self.cached.position >= settings.keep_first
         self._executor, self._windows, self._settings = executor, windows, settings
+        self._first = FirstBlock(executor)
 
     @property
     def last(self) -> int:
@@ -104,8 +112,15 @@ class ControlWindows:
 
     def run(self, exits: np.ndarray, name: str) -> RoutedSplit:
         """Execute given exits (N,); ``name`` is what the progress bar says."""
-        size = self._settings.batch_size
-        return run_split(self._executor, self._windows, self.chosen, batch_size=size, exits=exits, name=name)
+        return run_split(
+            self._executor,
+            self._windows,
+            self.chosen,
+            batch_size=self._settings.batch_size,
+            exits=exits,
+            name=name,
+            first=self._first,
+        )
 
     def oracle_exits(self, name: str, counts: Sequence[int]) -> np.ndarray:
         """The exits (N,) that an oracle gives the tokens where ``counts[k]`` leave after block k < K-1.

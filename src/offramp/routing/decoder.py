@@ -124,21 +124,20 @@ class Decoder:
 
         Exits that share a matrix share the product.
         """
-        if len(exit) and bool((exit == exit[0]).all()):  # as in every step of one row
-            taken = int(exit[0])
-            self.work.count_readouts(taken, len(states))
-            return F.linear(
-                self.model.readout_input(taken, states).to(states.dtype), self.model.readout_matrix(taken)
-            )
+        counts = torch.bincount(exit, minlength=self.model.config.num_blocks).tolist()
+        taken = [number for number, count in enumerate(counts) if count]
+        for number in taken:
+            self.work.count_readouts(number, counts[number])
+        if len(taken) == 1:  # as in every step of one row
+            inputs = self.model.readout_input(taken[0], states).to(states.dtype)
+            return F.linear(inputs, self.model.readout_matrix(taken[0]))
+        order = exit.argsort(stable=True).split([counts[number] for number in taken])
         inputs = torch.empty_like(states)
         matrices: dict[int, tuple[Tensor, list[Tensor]]] = {}
-        for taken in exit.unique().tolist():
-            rows = (exit == taken).nonzero().squeeze(1)
-            inputs[rows] = self.model.readout_input(taken, states[rows]).to(inputs.dtype)
-            matrices.setdefault(
-                self.model.readout_matrix(taken).data_ptr(), (self.model.readout_matrix(taken), [])
-            )[1].append(rows)
-            self.work.count_readouts(taken, len(rows))
+        for number, rows in zip(taken, order):
+            inputs[rows] = self.model.readout_input(number, states[rows]).to(inputs.dtype)
+            matrix = self.model.readout_matrix(number)
+            matrices.setdefault(matrix.data_ptr(), (matrix, []))[1].append(rows)
         if len(matrices) == 1:
             return inputs @ next(iter(matrices.values()))[0].T
         out = states.new_empty(len(states), self.model.config.vocab_size)
@@ -180,24 +179,23 @@ class Decoder:
             self.work.count_readouts(block, len(active) if policy.reads_out else 0)
             if decision.argmax is not None:
                 argmax = number.new_full((size,), -1) if argmax is None else argmax
-            if not bool(decision.leaves.any()):
+            who = decision.leavers()
+            if who is None:
                 continue
+            leaves, stays = who
             self._left = True
-            leaving = active[decision.leaves]
+            leaving = active[leaves]
             exit[leaving] = block
             states[leaving] = (
-                self._exit_states(block, numbers[decision.leaves], x[decision.leaves], view)
-                if read is None
-                else read[decision.leaves]
+                self._exit_states(block, numbers[leaves], x[leaves], view) if read is None else read[leaves]
             )
             if decision.confidence is not None:
-                confidence[leaving] = decision.confidence[decision.leaves]
+                confidence[leaving] = decision.confidence[leaves]
             if argmax is not None and decision.argmax is not None:
-                argmax[leaving] = decision.argmax[decision.leaves]
+                argmax[leaving] = decision.argmax[leaves]
             stands = entered if self.model.config.exited_state == "input" and self.kv == "propagate" else x
-            self._states[number[leaving]] = stands[decision.leaves]
-            stay = ~decision.leaves
-            active, numbers, x = active[stay], numbers[stay], x[stay]
+            self._states[number[leaving]] = stands[leaves]
+            active, numbers, x = active[stays], numbers[stays], x[stays]
             if not len(active):
                 break
         states[active] = x
@@ -325,9 +323,11 @@ class _View:
         row, position = number // space, number % space
         self.cos, self.sin = decoder.model.cos[position], decoder.model.sin[position]
         counts = torch.bincount(row, minlength=rows)
-        self.shape, self.width, self.end = (rows, space), int(counts.max()), int(position.max()) + 1
         present = counts > 0
-        self.rows = None if bool(present.all()) else present.nonzero().squeeze(1)
+        sizes = torch.stack((counts.max(), position.max() + 1, position.min() + 1, present.sum()))
+        self.width, self.end, shortest, num_present = sizes.tolist()  # at once: reading makes a device wait
+        self.shape = (rows, space)
+        self.rows = None if num_present == rows else present.nonzero().squeeze(1)
         num_rows = rows if self.rows is None else len(self.rows)
         self.pairs = num_rows * self.width * self.end
         start = counts.cumsum(0) - counts
@@ -335,7 +335,7 @@ class _View:
         self.slot = row_of[row] * self.width + torch.arange(len(number), device=number.device) - start[row]
         self.dense = len(number) == num_rows * self.width
         self.visible, self.causal = None, self.dense and self.width == self.end and decoder.kv != "drop"
-        one_each = self.width == 1 and int(position.min()) + 1 == self.end  # and all rows of the same length
+        one_each = self.width == 1 and shortest == self.end  # and all rows of the same length
         if decoder.kv == "drop" or not (self.causal or one_each):
             reach = position.new_zeros(num_rows * self.width).index_copy_(0, self.slot, position)
             visible = torch.arange(self.end, device=number.device) <= reach.unsqueeze(-1)

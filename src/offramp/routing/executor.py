@@ -69,6 +69,17 @@ class Decision:
     """(N,) nats, where the policy had to read out every arriving token anyway; then also ``argmax``."""
     argmax: Tensor | None = None
 
+    def leavers(self) -> tuple[Tensor, Tensor] | None:
+        """Places among the N tokens of those that leave and of those that stay; None where nobody leaves.
+
+        It is the one moment at which a pass waits for its device to learn what was decided.
+        """
+        count = int(self.leaves.sum())
+        if not count:
+            return None
+        order = (~self.leaves).int().argsort(stable=True)
+        return order[:count], order[count:]
+
 
 class Policy(ABC):
     """Who may leave.
@@ -167,15 +178,19 @@ class Executor:
         policy: Policy | None,
         work: Work | None = None,
         lengths: Tensor | None = None,
+        after_first: Tensor | None = None,
     ) -> Routed:
         """Route tokens (B, T). With no policy every token goes to full depth and none is asked.
 
         Where sequences are shorter than T, ``lengths`` (B,) says so; what stands behind them is not routed,
-        and its loss is NaN. ``work`` counts what is executed.
+        and its loss is NaN. ``work`` counts what is executed. ``after_first`` (B * T, D) is what
+        ``first_block`` gave for the same tokens: it is taken, and counted as if it were executed here. It
+        goes with no ``lengths``, and with no policy that reads the states before a block's last layer.
         """
         model, work = self.model, work or Work()
         shape, last = tokens.shape, model.config.num_blocks - 1
         wanted = targets.flatten()
+        assert after_first is None or (lengths is None and not (policy and policy.reads_before))
         x = model.embed(tokens).flatten(0, 1)
         active = torch.arange(len(x), device=x.device)
         if lengths is not None:
@@ -203,13 +218,14 @@ class Executor:
                         before = x if everyone else x[active]
                     if field is None:
                         work.count_layer(number, len(x), len(x), len(x) * shape[1])
-                        x = layer(x.view(*shape, -1), model.cos[: shape[1]], model.sin[: shape[1]]).flatten(
-                            0, 1
-                        )
+                        if block or after_first is None:
+                            x = self._whole_layer(layer, x, shape)
                     else:
                         work.count_layer(number, len(field.running), field.key_values, field.pairs)
                         x = field.run(layer, x)
                     number += 1
+            if after_first is not None and not block:
+                x = after_first.clone()  # later layers write to it
             if block == last or policy is None or block < policy.first:
                 continue
             states = x if everyone else x[active]
@@ -232,27 +248,47 @@ class Executor:
             )
             work.decided_tokens += len(active)
             work.count_readouts(block, len(active) if policy.reads_out else 0)
-            leaving = active[decision.leaves]
+            who = decision.leavers()
+            if who is None:
+                continue
+            leaves, stays = who
+            leaving = active[leaves]
             exit_of[leaving] = block
             if decision.confidence is not None:
-                confidence[leaving] = decision.confidence[decision.leaves]
+                confidence[leaving] = decision.confidence[leaves]
             if decision.loss is not None and decision.argmax is not None:
-                loss[leaving] = decision.loss[decision.leaves]
-                argmax[leaving] = decision.argmax[decision.leaves]
+                loss[leaving] = decision.loss[leaves]
+                argmax[leaving] = decision.argmax[leaves]
             else:
                 if read is None:
                     read = self._exit_states(block, x, leaving, active, shape, work)
                 else:
-                    read = read[decision.leaves]
+                    read = read[leaves]
                 loss[leaving], argmax[leaving] = self._read_out(block, read, wanted[leaving], work)
             if entered is not None and self.kv == "propagate":
-                x[leaving] = entered[decision.leaves]
-            active = active[~decision.leaves]
+                x[leaving] = entered[leaves]
+            active = active[stays]
             if len(active) == 0:
                 break
         if len(active):
             loss[active], argmax[active] = self._read_out(last, x[active], wanted[active], work)
         return Routed(*(part.view(shape) for part in (exit_of, loss, argmax, confidence)))
+
+    @torch.no_grad()
+    def first_block(self, tokens: Tensor) -> Tensor:
+        """States (B * T, D) of tokens (B, T) after the first block, which every token runs: bit for bit those
+        that ``run`` would compute, and to be handed to it where the same tokens are run again.
+        """
+        x = self.model.embed(tokens).flatten(0, 1)
+        with autocast(x.device, self.precision):
+            for layer in self.model.layers[0]:
+                x = self._whole_layer(layer, x, tokens.shape)
+        return x
+
+    def _whole_layer(self, layer: Layer, x: Tensor, shape: torch.Size) -> Tensor:
+        """States (M, D) after a layer that all tokens run, in new memory."""
+        cos, sin = self.model.cos[: shape[1]], self.model.sin[: shape[1]]
+        return layer(x.view(*shape, -1), cos, sin).flatten(0, 1)
 
     def _exit_states(
         self, exit: int, x: Tensor, index: Tensor, arrived: Tensor, shape: torch.Size, work: Work
@@ -305,7 +341,6 @@ class _Field:
         still_in = torch.zeros(batch * length, dtype=torch.bool, device=device).index_fill_(0, active, True)
         last = (still_in.view(shape) * torch.arange(1, length + 1, device=device)).amax(1) - 1
         row_of = torch.cumsum(last >= 0, 0) - 1
-        num_rows = int(row_of[-1]) + 1
         self.running = active
         if kv == "recompute":
             self.running = (
@@ -313,7 +348,8 @@ class _Field:
             )
         row, position = self.running // length, self.running % length
         counts = torch.bincount(row, minlength=batch)
-        width = int(counts.max())
+        sizes = torch.stack((row_of[-1] + 1, counts.max(), last.max() + 1))
+        num_rows, width, reach = sizes.tolist()  # at once: every number read makes an accelerator wait
         start = counts.cumsum(0) - counts
         self.cos, self.sin = cos[position], sin[position]
         self.slot = row_of[row] * width + torch.arange(len(row), device=device) - start[row]
@@ -321,7 +357,6 @@ class _Field:
         self.shape, self.queries, self.keys = shape, (num_rows, width), (num_rows, width)
         self.key_values, self.visible = len(self.running), None
         if kv == "propagate":
-            reach = int(last.max()) + 1
             self.rows = None if num_rows == batch else (last >= 0).nonzero().squeeze(1)
             self.key_slot = row_of[row] * reach + position
             self.key_cos, self.key_sin = cos[:reach], sin[:reach]

@@ -98,15 +98,20 @@ def decode(
     choose = _Chooser(sampling, decoder.lengths.device)
     starts = torch.tensor([len(prompt) for prompt in prompts], device=decoder.lengths.device)
     fed = _feed_prompts(decoder, prompts, policy if route_prompt else None, starts)
-    rows = torch.arange(len(prompts), device=starts.device)
+    rows = list(range(len(prompts)))
+    row_numbers = torch.arange(len(prompts), device=starts.device)
     for left in reversed(range(new_tokens)):
         token = choose(decoder, fed)
-        yield Step(rows.tolist(), token.tolist(), fed.exit.tolist())
-        going = _going(token, stop)
-        rows, token = rows[going], token[going]
-        if not left or not len(rows):
+        tokens, exits = torch.stack((token, fed.exit)).tolist()  # a step is read once
+        yield Step(rows, tokens, exits)
+        going = [place for place, chosen in enumerate(tokens) if chosen not in stop]
+        if not left or not going:
             return
-        fed = decoder.feed(rows, token, policy, starts)
+        if len(going) < len(rows):
+            rows = [rows[place] for place in going]
+            places = torch.tensor(going, device=starts.device)
+            row_numbers, token = row_numbers[places], token[places]
+        fed = decoder.feed(row_numbers, token, policy, starts)
 
 
 @dataclass

@@ -32,6 +32,7 @@ class Scorer:
         )
         learned_from_readout = signal == LEARNED and self.inputs != "state"
         self.reads_out = learned_from_readout or (signal != LEARNED and SIGNALS[signal].reads_out)
+        self.reads_columns = signal != LEARNED or learned_from_readout
         self.reads_before = signal == SATURATION
         self.keeps_argmax = signal != LEARNED and SIGNALS[signal].reads == "earlier readouts"
         self.width = exits.config["width"]
@@ -67,7 +68,7 @@ class Scorer:
         confidences = []
         for exit in range(len(self.calibrators)):
             parts, start = [], 0
-            columns = states.label_free(exit)
+            columns = states.label_free(exit) if self.reads_columns else {}
             for hidden in states.hidden_shards(exit):
                 shard = slice(start, start + len(hidden))
                 rows = {  # copies: what is mapped from a file is not to be written to
@@ -212,17 +213,6 @@ class FixedExit(Policy):
 
     def decide(self, arrivals: Arrivals) -> Decision:
         return Decision(torch.ones_like(arrivals.index, dtype=torch.bool))
-
-
-class NobodyLeaves(Policy):
-    """Asks whom another policy asks, and lets nobody go: what asking costs."""
-
-    def __init__(self, policy: Policy):
-        self.policy, self.first, self.flops_per_token = policy, policy.first, policy.flops_per_token
-        self.reads_out, self.reads_before = policy.reads_out, policy.reads_before
-
-    def decide(self, arrivals: Arrivals) -> Decision:
-        return Decision(torch.zeros_like(self.policy.decide(arrivals).leaves))
 
 
 class GivenExits(Policy):

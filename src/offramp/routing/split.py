@@ -65,6 +65,29 @@ class RoutedSplit:
     work: Work
 
 
+FIRST_BLOCK_BYTES = 2**28
+"""States after the first block that are kept for further runs of the same windows: so much, and no more."""
+
+
+class FirstBlock:
+    """States after the first block of batches that are run several times: every run begins with the same.
+
+    They are computed when a batch is run first and kept on its device, ``FIRST_BLOCK_BYTES`` of them; of the
+    batches beyond that every run computes its own.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor, self._bytes = executor, 0
+        self._kept: dict[int, Tensor] = {}
+
+    def of(self, batch: int, tokens: Tensor) -> Tensor | None:
+        """The states (B * T, D) of the batch of that number, tokens (B, T); None where there is no room."""
+        if batch not in self._kept and self._bytes < FIRST_BLOCK_BYTES:
+            self._kept[batch] = self._executor.first_block(tokens)
+            self._bytes += self._kept[batch].nbytes
+        return self._kept.get(batch)
+
+
 def run_split(
     executor: Executor,
     windows: TokenWindows,
@@ -74,20 +97,23 @@ def run_split(
     policy: Policy | None = None,
     exits: np.ndarray | None = None,
     name: str = "evaluate",
+    first: FirstBlock | None = None,
 ) -> RoutedSplit:
     """Route the windows ``indices``; ``exits`` (N,) lays down every token's exit instead of a policy.
 
-    ``name`` is what the progress bar says.
+    ``name`` is what the progress bar says. ``first`` spares the first block where the same windows are run
+    several times.
     """
     device = executor.device
     work, parts, start = Work(), [], 0
-    for batch in tqdm(indices.split(batch_size), desc=name, unit="batch", disable=None):
+    for number, batch in enumerate(tqdm(indices.split(batch_size), desc=name, unit="batch", disable=None)):
         tokens, targets = (part.to(device) for part in windows.batch(batch))
         chosen = policy
         if exits is not None:
             chosen = GivenExits(torch.from_numpy(exits[start : start + tokens.numel()]).to(device))
             start += tokens.numel()
-        parts.append(executor.run(tokens, targets, chosen, work))
+        after_first = first.of(number, tokens) if first else None
+        parts.append(executor.run(tokens, targets, chosen, work, after_first=after_first))
     return RoutedSplit(
         exit=_joined([part.exit for part in parts]),
         loss=_joined([part.loss for part in parts]),

@@ -13,8 +13,8 @@ from torch import Tensor
 from offramp.corpus.windows import TokenWindows
 from offramp.params import Routing as RoutingParams
 from offramp.results.routing import Timing
-from offramp.routing.executor import Executor, Policy, Work
-from offramp.routing.policies import GivenExits, NobodyLeaves
+from offramp.routing.executor import Executor, Policy
+from offramp.routing.policies import GivenExits
 from offramp.routing.split import spread_windows
 
 
@@ -28,22 +28,18 @@ def time_routing(
     """Seconds of the same batches in turn: plain full depth, routed, and the two halves of routing apart.
 
     exits (all tokens,) are those that ``policy`` takes. ``wall_saving``: 1 - routed / plain.
-    ``skipping_saving``: the same with the exits laid down, so that nothing is asked; ``asking_cost``: share
-    by which a pass in which every exit is asked and nobody leaves is longer than the plain one, and
-    ``asking_microseconds`` of it per token and exit asked. Medians of pairwise ratios; low and high: middle
-    half.
+    ``skipping_saving``: the same with the exits laid down, so that nothing is asked; what asking costs is the
+    difference. Medians of pairwise ratios; low and high: middle half.
     """
     rows = spread_windows(len(windows), settings.timing_batches * settings.batch_size)
     exits_of_window = torch.from_numpy(exits).view(-1, windows.window)
-    seconds: dict[str, list[float]] = {"plain": [], "routed": [], "skipping": [], "asking": []}
-    asked = Work()
+    seconds: dict[str, list[float]] = {"plain": [], "routed": [], "skipping": []}
     for number, batch in enumerate(rows.split(settings.batch_size)):
         tokens, targets = (part.to(executor.device) for part in windows.batch(batch))
         policies = {
             "plain": None,
             "routed": policy,
             "skipping": GivenExits(exits_of_window[batch].flatten().to(executor.device)),
-            "asking": NobodyLeaves(policy),
         }
         if not number:
             # warm up; all but the plain pass on one sequence: memory that is set up once does not grow with
@@ -53,22 +49,18 @@ def time_routing(
                 executor.run(tokens[:1], targets[:1], warmed)
         turn = number % len(seconds)
         for name in (*list(seconds)[turn:], *list(seconds)[:turn]):
-            work = asked if name == "asking" else None
-            seconds[name].append(pass_seconds(executor, (tokens, targets), policies[name], work))
+            seconds[name].append(pass_seconds(executor, (tokens, targets), policies[name]))
     ratios = {
         name: sorted(second / plain for second, plain in zip(times, seconds["plain"]))
         for name, times in seconds.items()
     }
     quarter = len(seconds["plain"]) // 4
     count, plain, routed = len(rows) * windows.window, sum(seconds["plain"]), sum(seconds["routed"])
-    asking = statistics.median(ratios["asking"]) - 1
     return Timing(
         wall_saving=1 - statistics.median(ratios["routed"]),
         wall_saving_low=1 - ratios["routed"][-1 - quarter],
         wall_saving_high=1 - ratios["routed"][quarter],
         skipping_saving=1 - statistics.median(ratios["skipping"]),
-        asking_cost=asking,
-        asking_microseconds=1e6 * asking * plain / asked.decided_tokens,
         full_seconds=plain,
         routed_seconds=routed,
         full_tokens_per_second=count / plain,
@@ -78,13 +70,11 @@ def time_routing(
     )
 
 
-def pass_seconds(
-    executor: Executor, batch: tuple[Tensor, Tensor], policy: Policy | None, work: Work | None = None
-) -> float:
+def pass_seconds(executor: Executor, batch: tuple[Tensor, Tensor], policy: Policy | None) -> float:
     """Seconds of one pass over a batch, tokens and targets (B, T), that is on its device."""
     _wait_for(batch[0].device)
     start = time.perf_counter()
-    executor.run(*batch, policy, work)
+    executor.run(*batch, policy)
     _wait_for(batch[0].device)
     return time.perf_counter() - start
 

@@ -40,13 +40,14 @@ def ui(options: argparse.Namespace) -> int:
 
     UserError where no run is logged yet, or the port cannot be used.
     """
+    from offramp.tracking.reading import read_runs
     from offramp.tracking.recorded import find_root
-    from offramp.tracking.store import StoreError, is_server, open_store, store_uri
+    from offramp.tracking.store import StoreError, is_server, store_uri
 
     root = find_root()
     uri = store_uri(root)
     try:
-        with open_store(root, write=False) as store:
+        with read_runs(root) as store:
             page = f"#/experiments/{store.experiment_id}/runs"
     except StoreError as error:
         raise UserError(f"{error}; `dvc repro` or `offramp track` logs the first run") from None

@@ -1,0 +1,117 @@
+"""Runs that were logged, for those who only read: straight from MLflow's database where it is a file.
+
+MLflow takes two seconds to import and one more to open its database, longer than everything else that a
+lineage does. Of the database only names of tables and columns are used here that it has had since it has one;
+a test compares the answers with those of MLflow's own client. Other stores, such as servers, are read by that
+client.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from offramp.tracking.store import EXPERIMENT, StoreError, open_store, store_uri
+
+SQLITE = "sqlite:///"
+LOCKED_SECONDS = 20
+
+
+class Runs(Protocol):
+    """What a reader asks of a store."""
+
+    experiment_id: str
+
+    def find(self, tags: Mapping[str, str | None], finished: bool = True, limit: int = 1) -> Sequence[Any]:
+        """The newest MLflow runs that carry ``tags`` (None: any value) and have, or have not, finished."""
+
+    def get(self, run_id: str) -> Any:
+        """The MLflow run of that id."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    run_id: str
+
+
+@dataclass(frozen=True)
+class RunData:
+    tags: dict[str, str]
+    params: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """A run, with the names that MLflow gives its parts."""
+
+    info: RunInfo
+    data: RunData
+
+
+class Database:
+    """The runs of the experiment ``offramp`` in MLflow's SQLite database.
+
+    StoreError where it cannot be read.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, uri: str):
+        self._connection, self._uri = connection, uri
+        known = self._rows("SELECT experiment_id FROM experiments WHERE name = ?", [EXPERIMENT])
+        if not known:
+            raise StoreError(f"{uri} has no experiment named {EXPERIMENT} yet")
+        self.experiment_id = str(known[0][0])
+
+    def find(
+        self, tags: Mapping[str, str | None], finished: bool = True, limit: int = 1
+    ) -> Sequence[LoggedRun]:
+        """See ``Runs``."""
+        has_tag = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value {})"
+        conditions, values = [], [self.experiment_id, "FINISHED"]
+        for key, value in tags.items():
+            conditions.append(has_tag.format("IS NOT NULL" if value is None else "= ?"))
+            values += [key] if value is None else [key, value]
+        rows = self._rows(
+            "SELECT run_uuid FROM runs WHERE experiment_id = ? AND lifecycle_stage = 'active' AND "
+            + " AND ".join([f"status {'=' if finished else '!='} ?", *conditions])
+            + " ORDER BY start_time DESC, run_uuid LIMIT ?",
+            [*values, limit],
+        )
+        return [self.get(run_id) for (run_id,) in rows]
+
+    def get(self, run_id: str) -> LoggedRun:
+        """See ``Runs``."""
+        tags, params = (
+            dict(self._rows(f"SELECT key, value FROM {table} WHERE run_uuid = ?", [run_id]))
+            for table in ("tags", "params")
+        )
+        return LoggedRun(RunInfo(run_id), RunData(tags, params))
+
+    def _rows(self, query: str, values: Sequence[str | int]) -> list[Any]:
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._uri}: {error}") from error
+
+
+@contextmanager
+def read_runs(root: Path) -> Iterator[Runs]:
+    """The runs of the project at ``root``; nothing is created. StoreError where there is nothing to read."""
+    uri = store_uri(root)
+    if not uri.startswith(SQLITE):
+        with open_store(root, write=False) as store:
+            yield store
+        return
+    path = Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute()
+    if not path.is_file():
+        raise StoreError(f"there is no {path} yet")
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=LOCKED_SECONDS)
+    except sqlite3.Error as error:
+        raise StoreError(f"{uri}: {error}") from error
+    with closing(connection):
+        yield Database(connection, uri)
