@@ -204,8 +204,8 @@ def _require_two_classes(labels: dict[str, Tensor], settings: ExitParams, exit: 
             higher = "lower" if values.max() else "higher"
             remedy = f"give a {higher} exits.easy_loss (now {settings.easy_loss} nats)"
         raise UserError(
-            f"train_exits: label {settings.label} of exit {exit} is {'yes' if values.max() else 'no'} for all "
-            f"{len(values)} tokens of part {part}, so there is nothing to tell apart; {remedy}"
+            f"train_exits: label {settings.label} of exit {exit} is {'yes' if values.max() else 'no'} for "
+            f"all {len(values)} tokens of part {part}, so there is nothing to tell apart; {remedy}"
         )
 
 
