@@ -15,7 +15,7 @@ from offramp.artifacts.files import write_json
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.checkpoints.configuration import check_cut, read_config
 from offramp.checkpoints.tokenizers import load_tokenizer
-from offramp.checkpoints.weights import check_weights, weights_fingerprint
+from offramp.checkpoints.weights import check_shapes, check_weights, weights_fingerprint
 from offramp.corpus.fingerprint import fingerprint
 from offramp.lineage.code import write_code
 from offramp.params import Declared
@@ -54,6 +54,7 @@ def _checked(params: Declared) -> Checkpoint:
     check_cut(config, checkpoint, params.model.exits_after, params.window)
     load_tokenizer(checkpoint, config)
     check_weights(checkpoint)
+    check_shapes(checkpoint, config)
     return checkpoint
 
 

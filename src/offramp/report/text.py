@@ -14,6 +14,23 @@ from tokenizers import Tokenizer
 
 from offramp.corpus.tokenizer import token_texts
 
+NUMBERED = (*range(0x80, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+"""Later control characters, line separators, and what turns the direction of text."""
+SIGNS: dict[int, int | str] = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"},
+    0x7F: 0x2421,
+    **{code: f"[U+{code:04X}]" for code in NUMBERED},
+}
+"""What control characters are shown as: the pictures of Unicode for them, or their number where it has none.
+
+Raw ones would move a terminal's cursor, turn the direction of what follows, or make a page no valid one.
+"""
+
+
+def visible(text: str) -> str:
+    """The text with signs for its control characters; tabs and line ends stay."""
+    return text.translate(SIGNS)
+
 
 @dataclass(frozen=True)
 class Token:
@@ -44,12 +61,13 @@ def passages(rows: pd.DataFrame, tokenizer: Tokenizer, kind: str, end_id: int, l
     targets = shown["target"].tolist()
     opening, *texts = token_texts(tokenizer, kind, [int(shown["token"].iloc[0]), *targets])
     predictions = {
-        int(token): token_texts(tokenizer, kind, [int(token)])[0] for token in shown["argmax"].unique()
+        int(token): visible(token_texts(tokenizer, kind, [int(token)])[0])
+        for token in shown["argmax"].unique()
     }
     # a target is read at the next row, whose document it therefore belongs to
     documents = rows["document"].tolist()[1 : len(shown) + 1]
     documents += documents[-1:] or rows["document"].tolist()
-    out = [Passage(int(rows["document"].iloc[0]), opening)]
+    out = [Passage(int(rows["document"].iloc[0]), visible(opening))]
     for row, text, target, document in zip(shown.itertuples(), texts, targets, documents):
         if document != out[-1].document:
             out.append(Passage(int(document)))
@@ -57,6 +75,8 @@ def passages(rows: pd.DataFrame, tokenizer: Tokenizer, kind: str, end_id: int, l
             if not out[-1].tokens and not out[-1].opening:
                 text = text.lstrip(" ")  # the word tokenizer's space belongs between words
             confidence = "" if math.isnan(row.confidence) else f"{row.confidence:.2f}"
-            token = Token(text, int(row.exit), f"{row.loss:.2f}", confidence, predictions[int(row.argmax)])
+            token = Token(
+                visible(text), int(row.exit), f"{row.loss:.2f}", confidence, predictions[int(row.argmax)]
+            )
             out[-1].tokens.append(token)
     return [passage for passage in out if passage.tokens]
