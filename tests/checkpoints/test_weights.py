@@ -129,7 +129,7 @@ def test_only_weights_that_are_read_are_hashed(folder, shards):
         (
             {"num_key_value_heads": 4},
             r"self_attn\.k_proj\.weight is 16 x 32 in model\.safetensors and 32 x 32 by its config\.json "
-            r"\(num_key_value_heads = 4\); they do not belong together",
+            r"\(num_key_value_heads = 4\): they do not belong together",
         ),
         ({"intermediate_size": 50}, r"mlp\.\w+\.weight is [\dx ]*48[\dx ]* in .* and [\dx ]*50"),
         ({"vocab_size": 320}, r"weight is 300 x 32 in model\.safetensors and 320 x 32"),

@@ -99,7 +99,7 @@ def check_shapes(checkpoint: Checkpoint, config: PreTrainedConfig) -> None:
                 if have != expected:
                     raise UserError(
                         f"{checkpoint}: {name} is {_times(have)} in {file.name} and {_times(expected)} by "
-                        f"its config.json{_sizes(config, name)}; they do not belong together: fetch both again"
+                        f"its config.json{_sizes(config, name)}: they do not belong together; fetch both"
                     )
 
 
