@@ -62,8 +62,10 @@ def _load(corpus: Corpus, root: Path) -> dict[str, Dataset]:
             name, revision = named(corpus)
             return datasets.load_dataset(name, corpus.hub_config, revision=revision)
         if local.is_file():
-            options = {"sep": "\t"} if local.suffix == ".tsv" else {}
-            return datasets.load_dataset(FORMATS[local.suffix], data_files={"train": str(local)}, **options)
+            options = {"sep": "\t"} if local.suffix.lower() == ".tsv" else {}
+            return datasets.load_dataset(
+                FORMATS[local.suffix.lower()], data_files={"train": str(local)}, **options
+            )
         if (local / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(local))
         if (local / "state.json").is_file():
@@ -105,7 +107,7 @@ def local_dataset(corpus: Corpus, root: Path) -> Path | None:
     """Where ``hub_name`` is a folder, or a file of rows, on this machine; None where it is a name."""
     assert corpus.hub_name is not None  # the schema of the parameters demands it of source hub
     path = root / corpus.hub_name
-    return path if path.is_dir() or (path.is_file() and path.suffix in FORMATS) else None
+    return path if path.is_dir() or (path.is_file() and path.suffix.lower() in FORMATS) else None
 
 
 def named(corpus: Corpus) -> tuple[str, str | None]:
