@@ -7,6 +7,7 @@ of them are as they were, it makes no other stage run.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -15,15 +16,21 @@ from offramp.artifacts.files import write_json
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.checkpoints.configuration import check_cut, read_config
 from offramp.checkpoints.tokenizers import load_tokenizer
-from offramp.checkpoints.weights import check_weights, weights_fingerprint
+from offramp.checkpoints.weights import check_shapes, check_weights, weights_fingerprint
 from offramp.corpus.fingerprint import fingerprint
 from offramp.lineage.code import write_code
-from offramp.params import Declared
+from offramp.params import Declared, read_params
+from offramp.report.settings import cautions, flatten
 from pipeline._stage import stage
+
+log = logging.getLogger(__name__)
 
 
 def run(params: Declared, root: Path) -> None:
     _check_precision(params)
+    # of all parameters, none of which this stage's outputs hang on through them
+    for caution in cautions(flatten(read_params(root / "params.yaml").model_dump())):
+        log.warning("%s", caution)
     checkpoint = _checked(params) if params.model.source == "hf" else None
     write_json(root / "build/corpus.json", fingerprint(params.corpus, root, checkpoint))
     write_json(root / "build/checkpoint.json", weights_fingerprint(checkpoint) if checkpoint else {})
@@ -54,6 +61,7 @@ def _checked(params: Declared) -> Checkpoint:
     check_cut(config, checkpoint, params.model.exits_after, params.window)
     load_tokenizer(checkpoint, config)
     check_weights(checkpoint)
+    check_shapes(checkpoint, config)
     return checkpoint
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from offramp.artifacts.artifact import open_artifact
 from offramp.params import Declared
 from offramp.report.page import build_report
+from offramp.report.settings import cautions, flatten
 from pipeline._stage import stage
 
 
@@ -17,6 +18,8 @@ def run(params: Declared, root: Path) -> None:
     for path, kind in made.items():
         settings |= open_artifact(root / path, kind, verify=False).params
     print(f"report: {build_report(root, settings)}")
+    for caution in cautions(flatten(settings)):
+        print(f"caution: {caution}")
 
 
 main = stage("report", run)

@@ -12,16 +12,38 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML, YAMLError
 
 from offramp.errors import UserError
 from offramp.vocabulary import BENEFITS, LEARNED, ORACLES, SIGNALS, JointLabel, Label
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(gt=0)]
+LEAST = 1e-12
+"""The smallest number but 0: nearer to 0 a value would turn off what it is of, and not by its name."""
+
+
+def _no_hidden_zero(value: float) -> float:
+    if 0 < abs(value) < LEAST:
+        raise PydanticCustomError("hidden_zero", f"so near to 0 it has no effect; give at least {LEAST:g}")
+    return value
+
+
+# Every number is finite and has both bounds. The upper ones are far beyond what makes sense and below what
+# breaks: an integer that no library takes, a product that overflows.
+NoHiddenZero = AfterValidator(_no_hidden_zero)
+Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), NoHiddenZero]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NoHiddenZero]
+Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), NoHiddenZero]
+Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), NoHiddenZero]
+"""A number of at least 0."""
+Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False), NoHiddenZero]
+"""A learning rate of AdamW, whose updates are about that large."""
+Nats = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False), NoHiddenZero]
+Count = Annotated[int, Field(gt=0, le=10**9)]
+Batch = Annotated[int, Field(gt=0, le=10**6)]
+Layers = Annotated[int, Field(gt=0, le=10_000)]
+Width = Annotated[int, Field(gt=0, le=10**6)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -58,7 +80,7 @@ class Corpus(Section):
 
 class TokenizerParams(Section):
     kind: Literal["bpe", "word", "char", "pretrained"]
-    vocab_size: Annotated[int, Field(ge=260)]
+    vocab_size: Annotated[int, Field(ge=260, le=2**24)]
     min_count: Count
 
 
@@ -67,13 +89,13 @@ class Model(Section):
     name_or_path: str | None
     gguf_file: str | None
     revision: str | None
-    exits_after: list[Count]
+    exits_after: list[Layers]
     """Layers after which an exit stands, full depth not among them."""
-    width: Count
-    heads: Count
-    key_value_heads: Count | None
-    ffn_width: Count
-    block_layers: Annotated[list[Count], Field(min_length=2)]
+    width: Width
+    heads: Width
+    key_value_heads: Width | None
+    ffn_width: Width
+    block_layers: Annotated[list[Layers], Field(min_length=2)]
     """Layers per block; at least two blocks, or there is no exit to take."""
     norm: Literal["pre", "post"]
     tied: bool
@@ -115,7 +137,7 @@ class Blockwise(Section):
     hard_signal: Literal["max_prob", "correct_prob", "classifier"]
     exited_state: Literal["output", "input"]
     embedding: Literal["trained", "frozen"]
-    later_rate: Annotated[float, Field(gt=0)]
+    later_rate: Positive
 
     @model_validator(mode="after")
     def _repack_needs_hard(self) -> Blockwise:
@@ -128,39 +150,40 @@ class Blockwise(Section):
 
 class JointClassifier(Section):
     label: JointLabel
-    weight: Annotated[float, Field(gt=0)]
+    weight: Positive
 
 
 class Frozen(Section):
     translator: Literal["identity", "affine", "low_rank", "mlp", "block"]
-    rank: Count
+    rank: Width
     init: Literal["least_squares", "identity"]
-    tokens: Count
+    tokens: Annotated[int, Field(gt=0, le=10**12)]
 
 
 class Lora(Section):
-    rank: Count
-    alpha: Annotated[float, Field(gt=0)]
+    rank: Width
+    alpha: Positive
 
 
 class Pretrain(Section):
     method: Literal["blockwise", "joint", "final", "frozen"]
     head: Literal["shared", "frozen", "per_block"]
     blockwise: Blockwise
-    exit_weights: list[Annotated[float, Field(ge=0)]]
+    exit_weights: list[Amount]
     joint_classifier: JointClassifier | None
     frozen: Frozen
     lora: Lora | None
-    layer_dropout: Annotated[float, Field(ge=0, lt=1)]
+    layer_dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NoHiddenZero]
     curriculum: Literal["rotational", "gradual"] | None
     steps: Count
-    batch_size: Count
+    batch_size: Batch
     gradient_checkpointing: bool
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Rate
     schedule: Literal["cosine", "constant"]
-    warmup_steps: Annotated[int, Field(ge=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    clip_norm: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)]
+    weight_decay: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), NoHiddenZero]
+    clip_norm: Positive | None
+    """Null: gradients stay as long as they are."""
     evaluate_every: Count
     evaluate_windows: Count
     patience: Count
@@ -172,7 +195,7 @@ class Collect(Section):
     precision: Literal["fp32", "bf16"]
     dtype: Literal["float16", "float32"]
     shard_tokens: Count
-    batch_size: Count
+    batch_size: Batch
 
 
 class Risk(Section):
@@ -185,14 +208,14 @@ class Exits(Section):
     confidence: str
     mode: Literal["post", "joint"]
     label: Label
-    easy_loss: Annotated[float, Field(gt=0)]
+    easy_loss: Nats
     inputs: Literal["state", "statistics", "both"]
     calibration: Literal["isotonic", "temperature"]
     risk: Risk
-    hidden: list[Count]
-    learning_rate: Annotated[float, Field(gt=0)]
+    hidden: list[Width]
+    learning_rate: Rate
     batch_size: Count
-    max_epochs: Count
+    max_epochs: Batch
     patience: Count
     seed: Seed
 
@@ -210,35 +233,35 @@ class Exits(Section):
 
 class Routing(Section):
     kv: Literal["propagate", "recompute", "drop"]
-    first_exit: Annotated[int, Field(ge=0)]
-    decay: Annotated[float, Field(gt=0)] | None
-    keep_first: Annotated[int, Field(ge=0)]
+    first_exit: Annotated[int, Field(ge=0, le=10_000)]
+    decay: Positive | None
+    keep_first: Annotated[int, Field(ge=0, le=10**6)]
     auto_exit_ratio: Fraction
     budget: Fraction
-    price: Annotated[float, Field(ge=0)]
+    price: Amount
     curve_fractions: Annotated[list[Fraction], Field(min_length=1)]
     control_windows: Count
-    timing_batches: Annotated[int, Field(ge=4)]
-    batch_size: Count
-    bootstrap: Annotated[int, Field(ge=100)]
+    timing_batches: Annotated[int, Field(ge=4, le=10**5)]
+    batch_size: Batch
+    bootstrap: Annotated[int, Field(ge=100, le=10**6)]
     seed: Seed
 
 
 class Report(Section):
-    text_tokens: Count
+    text_tokens: Batch
 
 
 class Runtime(Section):
     launcher: Annotated[str, Field(min_length=1)]
     """What runs ``-m pipeline.<stage>`` for the stages that touch the model."""
     device: str
-    threads: Count
-    snapshot_seconds: Annotated[float, Field(ge=0)]
+    threads: Annotated[int, Field(gt=0, le=1024)]
+    snapshot_seconds: Amount
 
 
 class Params(Section):
     threshold: Share | list[Share] | Literal["auto", "risk", "budget", "price"]
-    window: Annotated[int, Field(ge=2)]
+    window: Annotated[int, Field(ge=2, le=10**6)]
     corpus: Corpus
     tokenizer: TokenizerParams
     model: Model
@@ -476,7 +499,7 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run from the root of the project") from None
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: of numbers and dates that are none
         raise UserError(f"{path} is not valid YAML: {error}") from None
     return parse_params(values, path.name)
 
@@ -484,7 +507,11 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
 def parse_params(values: Any, source: str = "params.yaml") -> Params:
     """Validate what a YAML file held; UserError names ``source``, wrong keys, their values and the remedy."""
     try:
-        return Params.model_validate_json(json.dumps(values))
+        text = json.dumps(values, default=str)  # dates are the text that they were
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{source}: {error}; give plain sections, lists, numbers and texts") from None
+    try:
+        return Params.model_validate_json(text)
     except ValidationError as error:
         problems = dict.fromkeys(_explain(problem, source) for problem in error.errors())
         raise UserError("\n".join(problems)) from None
@@ -498,6 +525,10 @@ def load_params(stage: str, root: Path = Path(".")) -> Declared:
     return Declared(stage, params, declared)
 
 
+OFF = {"pretrain.clip_norm": ", or null to clip nothing", "routing.decay": ", or null for no decay"}
+"""How to say that a number has no limit, or is not wanted, by its parameter."""
+
+
 def _explain(problem: ErrorDetails, source: str) -> str:
     """What pydantic found wrong, as one line for whoever wrote the file."""
     keys = [str(part) for part in problem["loc"]]
@@ -509,5 +540,6 @@ def _explain(problem: ErrorDetails, source: str) -> str:
     message = {
         "extra_forbidden": "unknown key; remove it or correct its name (params.yaml lists every key)",
         "missing": "missing; params.yaml in the repository lists every key with its default",
+        "finite_number": f"give a finite number{OFF.get(where, '')}",
     }.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     return f"{source}: {where}{value}: {message}" if where else f"{source}: {message}"

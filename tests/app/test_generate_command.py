@@ -161,3 +161,18 @@ def test_it_is_said_what_cannot_be_done(project, capsys):
     ):
         assert main(["generate", "--prompt", PROMPT, *options]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_where_nothing_was_drafted_it_says_so(project, capsys):
+    assert main(["generate", "--prompt", PROMPT, "--tokens", "1", "--speculate", "0", "--stats"]) == 0
+    out = capsys.readouterr().out
+    assert "nothing was drafted: too few tokens" in out and "drafted tokens were right" not in out
+
+
+def test_control_characters_never_reach_the_terminal(project):
+    """Text that was learnt from the log of a terminal could move its cursor, or rename its window."""
+    tokens, out = project.encode("a\x1b]0;title\x07\x00b\r\x7f\u202ec"), io.StringIO()
+    console = Console(file=out, highlight=False, width=80)
+    steps = (Step([0], [token], [0]) for token in tokens)
+    stream(console, steps, project.tokenizer, project.kind, 1, False)
+    assert out.getvalue() == "a␛]0;title␇␀b␍␡[U+202E]c\n"

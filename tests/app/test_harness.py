@@ -21,10 +21,13 @@ from lm_eval.tasks import TaskManager
 from offramp.app.cli import main
 from offramp.app.harness import RoutedLM
 from offramp.app.project import open_project
+from offramp.checkpoints.checkpoint import Checkpoint
+from offramp.checkpoints.tokenizers import chat_tokenizer
 from offramp.errors import UserError
 from offramp.routing.executor import Executor
 from offramp.routing.generate import decode, generate
 from tests.conftest import REPOSITORY
+from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.small_project import make_project
 
 PAIRS = [
@@ -319,3 +322,49 @@ def test_lm_eval_finds_the_model_as_a_plugin():
         "lm_eval.models"
     ]
     assert EntryPoint("offramp", declared["offramp"], "lm_eval.models").load() is RoutedLM
+
+
+def test_it_is_said_how_many_requests_lost_how_many_tokens(routed, caplog):
+    """A score of three examples in a window that holds half of one is no score of three examples."""
+    shot = "Fellow citizens of the Senate and House of Representatives. " * 3
+    size, window = len(routed.tok_encode(shot * 3 + "Congress")), routed.max_length
+    routed.loglikelihood(
+        requests("loglikelihood", [(shot * 3, "Congress"), ("We", " the")]), disable_tqdm=True
+    )
+    beyond = size - window - 1
+    said = f"1 of 2 requests do not fit the window of {window} tokens and lost {beyond} tokens from the"
+    assert said in caplog.text
+    caplog.clear()
+    routed.loglikelihood(requests("loglikelihood", PAIRS[:1]), disable_tqdm=True)
+    assert "do not fit" not in caplog.text
+    settings = {"until": ["\n"], "max_gen_toks": 4}
+    routed.generate_until(requests("generate_until", [(shot * 3, settings)]), disable_tqdm=True)
+    lost = len(routed.tok_encode(shot * 3)) + 4 - window
+    assert f"1 of 1 requests do not fit the window of {window} tokens and lost {lost} tokens" in caplog.text
+
+
+def test_a_model_without_a_chat_template_says_so_in_one_line(project, tasks, offline, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["offramp"])
+    arguments = ["--tasks", "choices", "--include_path", str(tasks[0]), "--model_args", f"root={project}"]
+    assert main(["lm-eval", *arguments, "--apply_chat_template"]) == 2
+    assert "error: --apply_chat_template: a native model has no chat template" in capsys.readouterr().err
+
+
+def test_chats_are_those_of_the_checkpoint_with_its_special_tokens(project, tmp_path):
+    """A special token in a text is plain text elsewhere."""
+    folder = save_checkpoint(tmp_path / "tiny")
+    checkpoint = Checkpoint(str(folder))
+    with pytest.raises(UserError, match=r"its tokenizer has no chat template \(chat_template\.jinja"):
+        chat_tokenizer(checkpoint)
+    each = "{% for m in messages %}{{ m.content }}<eos>{% endfor %}"
+    template = each + "{% if add_generation_prompt %}A:{% endif %}"
+    (folder / "chat_template.jinja").write_text(template)
+    lm = RoutedLM(str(project))
+    plain = lm.tok_encode("Fellow<eos>")
+    assert lm.eot_token_id not in plain
+    vars(lm)["_chat_tokenizer"] = chat_tokenizer(checkpoint)
+    assert lm.chat_template(False) is None and lm.chat_template(True) == template
+    text = lm.apply_chat_template([{"role": "user", "content": "Fellow"}])
+    assert text == "Fellow<eos>A:"
+    assert lm.tok_encode(text)[-3:].count(lm.eot_token_id) == 1
+    assert lm.tok_encode("Fellow<eos>") == [*lm.project.encode("Fellow"), lm.eot_token_id]

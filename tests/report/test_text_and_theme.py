@@ -11,7 +11,7 @@ import pytest
 
 from offramp.corpus.tokenizer import Encoder, train_tokenizer
 from offramp.params import TokenizerParams
-from offramp.report.text import Passage, passages
+from offramp.report.text import Passage, passages, visible
 from offramp.report.theme import INK, PAPER, TINT, exit_colours, palette
 from tests.fixtures.report_run import TEXT
 
@@ -111,3 +111,15 @@ def test_colours_have_names_and_drawing_values_of_their_own(exits):
     colours = palette(exits)
     assert len({colour.name for colour in colours}) == len(colours)
     assert len({colour.light for colour in colours}) == len(colours)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_control_characters_are_shown_as_signs(kind):
+    """A raw escape or zero byte is no HTML, and what turns the direction of text would turn the page's."""
+    raw = "log \x1b[31mred\x1b[0m\x00 end\r\nשל \u202eabc\u202c <script>\tnew line\n"
+    shown = "log ␛[31mred␛[0m␀ end␍\nשל [U+202E]abc[U+202C] <script>\tnew line\n"
+    tokenizer = train_tokenizer(TokenizerParams(kind=kind, vocab_size=400, min_count=1), [raw])
+    ids = [*Encoder(tokenizer, kind)(raw).tolist(), 0]
+    (passage,) = passages(routed(ids, [0] * len(ids)), tokenizer, kind, end_id=0, limit=len(ids))
+    assert joined(passage) == shown == visible(raw)
+    assert all(token.prediction == token.text for token in passage.tokens)

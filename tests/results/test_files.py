@@ -116,7 +116,7 @@ def test_numbers_that_are_not_finite_stay_in_tables_and_are_refused_in_metrics(t
     row = PositionShare(position=0, exit=0, share=float("inf"))
     PositionShare.write(tmp_path, [row])
     assert PositionShare.read(tmp_path) == [row]
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(UserError, match=r"metrics/timing\.json: wall_saving = inf is no finite number"):
         Timing(**TIMING | {"wall_saving": float("inf")}).write(tmp_path)
 
 

@@ -13,7 +13,14 @@ from offramp.errors import UserError
 from offramp.exits.store import Exits
 from offramp.states.statistics import SATURATION, Readout, token_statistics
 from offramp.states.store import States, StatesWriter
-from offramp.training.exits import PARTS, split_calibration, train_exits
+from offramp.training.exits import (
+    PARTS,
+    _require_numbers,
+    signal_quality,
+    split_calibration,
+    train_exits,
+)
+from offramp.vocabulary import LEARNED
 from tests.conftest import repository_params
 
 
@@ -122,3 +129,31 @@ def test_what_is_no_benefit_has_no_slopes(tmp_path):
     assert "gain_slopes" not in artifact.meta
     with pytest.raises(UserError, match=r"train_exits` with exits\.label gain or divergence"):
         Exits(artifact).gain_slopes(0)
+
+
+@pytest.mark.parametrize(
+    ("easy_loss", "message"),
+    [
+        (1e-9, r"is no for all 6000 tokens of part fit.*give a higher exits\.easy_loss \(now 1e-09 nats\)"),
+        (100.0, r"is yes for all 6000 tokens of part fit.*give a lower exits\.easy_loss \(now 100\.0 nats\)"),
+    ],
+)
+def test_a_label_that_is_the_same_for_all_tokens_is_named_where_it_arises(tmp_path, easy_loss, message):
+    states, _ = states_of_known_gain(tmp_path, 1.0)
+    settings = repository_params(exits__label="easy", exits__easy_loss=easy_loss).exits
+    with pytest.raises(UserError, match=f"train_exits: label easy of exit 0 {message}"):
+        train_exits(states, settings, tmp_path / "exits", {})
+    assert not (tmp_path / "exits").exists()
+
+
+def test_a_signal_that_is_no_number_is_named_with_its_exit():
+    signals = {"entropy": np.zeros(4), LEARNED: np.array([0, np.nan, np.inf, 1])}
+    with pytest.raises(UserError, match=r"signal learned of exit 1 is not a finite .* at 2 of 4 .*exits\."):
+        _require_numbers(signals, exit=1)
+    with pytest.raises(UserError, match=r"signal entropy of exit 0 .*pretrain\.learning_rate"):
+        _require_numbers({"entropy": np.full(4, np.nan)}, exit=0)
+
+
+def test_losses_that_are_all_alike_rank_nothing():
+    with pytest.raises(UserError, match="none is easier than another"):
+        signal_quality(np.linspace(0, 0.9, 10), np.ones(10, bool), np.full(10, 2.5))

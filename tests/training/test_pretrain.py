@@ -323,3 +323,24 @@ def test_confidence_signals_rank_by_their_definition(data, tmp_path):
         torch.testing.assert_close(make_confidence("max_prob", model, matrices)(0, x, targets), p.amax(-1))
         wanted = p.gather(-1, targets[..., None])[..., 0]
         torch.testing.assert_close(make_confidence("correct_prob", model, matrices)(0, x, targets), wanted)
+
+
+@pytest.mark.parametrize("loss", [float("inf"), float("nan"), 1e3])
+def test_a_calibration_loss_that_is_no_number_is_named_with_its_phase(data, tmp_path, loss):
+    """It would stand in metrics/pretrain.json otherwise."""
+    trainer = make_trainer(data, tmp_path, pretrain__method="final", pretrain__head="shared")
+    trainer._exit_nlls = lambda exits: dict.fromkeys(exits, loss)
+    with pytest.raises(UserError, match=r"pretrain: .*calibration loss.*lower pretrain\.learning_rate"):
+        trainer.run()
+
+
+def test_without_a_clip_norm_gradients_stay_as_they_are(data, tmp_path):
+    """As with one that no gradient reaches."""
+    curves = [
+        make_trainer(data, tmp_path / str(norm), pretrain__clip_norm=norm, steps=4).run().curve
+        for norm in (None, 1e6)
+    ]
+    assert curves[0] == curves[1]
+    assert (
+        curves[0] != make_trainer(data, tmp_path / "clipped", pretrain__clip_norm=1e-3, steps=4).run().curve
+    )

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -31,9 +32,14 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from offramp.app.project import open_project
+from offramp.checkpoints.checkpoint import Checkpoint
+from offramp.checkpoints.tokenizers import chat_tokenizer
 from offramp.errors import UserError
 from offramp.routing.executor import Executor
 from offramp.routing.generate import Sampling, decode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +72,7 @@ class RoutedLM(TemplateLM):
         self.batch_size = _batch_size(batch_size, self.project.params.routing.batch_size)
         self.executor = Executor(self.model, self.kv, self.project.params.collect.precision)
         self.exits_taken = np.zeros(self.model.config.num_blocks, np.int64)
+        self._chats = False  # whether texts are those of a chat template, with its special tokens in them
 
     @property
     def max_length(self) -> int:
@@ -89,8 +96,52 @@ class RoutedLM(TemplateLM):
         return self.project.end_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """The tokens of a text, without any before or after it."""
+        """The tokens of a text, without any before or after it.
+
+        Special tokens are those of a chat template, or plain text where none is applied.
+        """
+        if self._chats:
+            return self.project.tokenizer.encode(string, add_special_tokens=False).ids
         return self.project.encode(string)
+
+    @cached_property
+    def _chat_tokenizer(self) -> PreTrainedTokenizerBase:
+        model = self.project.params.model
+        if model.source == "native":
+            raise UserError(
+                "--apply_chat_template: a native model has no chat template; leave the option out, or route "
+                "a checkpoint that has one"
+            )
+        return chat_tokenizer(Checkpoint.of(model).under(self.project.root))
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The checkpoint's chat template, or that of the given name; None where none is to be applied.
+
+        UserError where it has none.
+        """
+        if not chat_template:
+            return None
+        return self._chat_tokenizer.get_chat_template(None if chat_template is True else chat_template)
+
+    @property
+    def apply_chat_template(self) -> Callable[..., str]:
+        """What turns a list of messages into a text: from its call on, texts may have special tokens in them.
+
+        lm_eval asks for it where a chat template is applied and only there, also where it then takes requests
+        from its cache. UserError where the checkpoint has no template.
+        """
+        template, self._chats = self._chat_tokenizer, True
+
+        def apply(chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            text = template.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+            return cast(str, text)
+
+        return apply
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
@@ -120,6 +171,9 @@ class RoutedLM(TemplateLM):
                 "choose "
                 "another task, or a model with a longer window"
             )
+        self._warn_of_lost(
+            [len(context) + len(continuation) - self.max_length - 1 for _, context, continuation in requests]
+        )
         texts = [
             torch.tensor((context + continuation)[-self.max_length - 1 :])
             for _, context, continuation in requests
@@ -163,6 +217,9 @@ class RoutedLM(TemplateLM):
             normalize_gen_kwargs(request.args[1], min(256, self.max_length // 2)) for request in requests
         ]
         prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
+        self._warn_of_lost(
+            [len(prompt) + how["max_gen_toks"] - self.max_length for prompt, how in zip(prompts, settings)]
+        )
         groups: dict[str, list[int]] = {}  # only requests with the same settings share a batch
         for place in sorted(range(len(requests)), key=lambda place: -len(prompts[place])):
             groups.setdefault(repr(sorted(settings[place].items())), []).append(place)
@@ -212,6 +269,20 @@ class RoutedLM(TemplateLM):
             if len(texts) == len(prompts):
                 break
         return [texts[row] for row in range(len(prompts))]
+
+    def _warn_of_lost(self, beyond: Sequence[int]) -> None:
+        """Say how many requests are longer than the window, from the tokens that each is beyond it."""
+        lost = [tokens for tokens in beyond if tokens > 0]
+        if lost:
+            log.warning(
+                "%d of %d requests do not fit the window of %d tokens and lost %d tokens from the beginning "
+                "of their contexts, %d at most: fewer few-shot examples are seen than the score's name says",
+                len(lost),
+                len(beyond),
+                self.max_length,
+                sum(lost),
+                max(lost),
+            )
 
     def _count(self, exits: Sequence[int]) -> None:
         self.exits_taken += np.bincount(exits, minlength=len(self.exits_taken))

@@ -12,7 +12,7 @@ from offramp.errors import UserError, out_of_memory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 def load_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> Tokenizer:
@@ -65,6 +65,27 @@ def gguf_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast:
             f"{checkpoint}: {checkpoint.gguf_file} has no tokenizer that can be read "
             f"({first_line(error) or type(error).__name__}); give a GGUF file with its tokenizer in it"
         ) from None
+
+
+def chat_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer as Transformers makes it, with a chat template; UserError where it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.name_or_path, **checkpoint.options)
+    except Exception as error:  # damaged and missing files lead to errors of many types
+        if out_of_memory(error):
+            raise
+        raise UserError(
+            f"{checkpoint}: its tokenizer cannot be read by Transformers ({first_line(error)}), so there is "
+            "no chat template; save it with save_pretrained"
+        ) from None
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"{checkpoint}: its tokenizer has no chat template (chat_template.jinja, or chat_template in "
+            "tokenizer_config.json); leave the option out, or choose a checkpoint that was trained on chats"
+        )
+    return tokenizer
 
 
 def _without_unknown_specials(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:

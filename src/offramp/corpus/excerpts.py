@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.corpus.encodings import check_zeros
 from offramp.errors import UserError
 
 Encode = Callable[[str], np.ndarray]
@@ -67,6 +68,7 @@ class Stretch:
     def text(self, start: int, stop: int) -> str:
         """The whole characters between two bytes; UserError where it is no UTF-8."""
         data = self.read(start, stop)
+        check_zeros(data, f"--text: {self.name}", start)
         begins = next((place for place, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)
         try:
             text, _ = codecs.utf_8_decode(data[begins:], "strict", False)

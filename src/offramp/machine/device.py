@@ -6,12 +6,16 @@ import contextlib
 import ctypes
 import platform
 import random
+import re
 
 import numpy as np
 import torch
 
 from offramp.errors import UserError
 from offramp.machine.versions import set_device
+
+NAME = re.compile(r"\w+(:\d{1,4})?", re.ASCII)
+"""A kind of device, perhaps with the number of one."""
 
 
 def setup(device: str, threads: int, spare_memory: bool = False) -> torch.device:
@@ -34,8 +38,15 @@ def setup(device: str, threads: int, spare_memory: bool = False) -> torch.device
         raise UserError(
             f"runtime.device = {device!r} is not available here; found: {names}. Use one of them, or auto"
         )
-    set_device(_in_words(torch.device(device)))
-    return torch.device(device)
+    chosen = torch.device(device) if NAME.fullmatch(device) else None
+    count = torch.cuda.device_count() if device.startswith("cuda") else 1
+    if chosen is None or (chosen.index or 0) >= count:
+        raise UserError(
+            f"runtime.device = {device!r}: there is no such one among the {count} of its kind, which are "
+            f"counted from 0; use {device.partition(':')[0]}"
+        )
+    set_device(_in_words(chosen))
+    return chosen
 
 
 def _in_words(device: torch.device) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from offramp.checkpoints.checkpoint import Checkpoint, first_line
 from offramp.checkpoints.configuration import check_cut, read_config
-from offramp.checkpoints.weights import check_weights
+from offramp.checkpoints.weights import check_shapes, check_weights
 from offramp.errors import UserError, out_of_memory
 from offramp.models.blockwise import Blockwise
 from offramp.nn.layers import Layer
@@ -168,6 +168,8 @@ def load_pretrained(
     config = make_config(
         hf_config, checkpoint, exits_after=exits_after, window=window, translator=translator, rank=rank
     )
+    check_weights(checkpoint)
+    check_shapes(checkpoint, hf_config)
     return PretrainedLM(load_weights(checkpoint), config).eval()
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from offramp.corpus.tokenizer import token_texts
 from offramp.models.blockwise import Blockwise
+from offramp.report.text import visible
 from offramp.routing.executor import Work
 from offramp.routing.generate import Step
 
@@ -38,7 +39,9 @@ def stream(
                 "\ufffd"
             )  # the rest of a character is yet to come
             console.print(
-                Text(text[shown:], style=_style(exit, last) if colour else ""), end="", soft_wrap=True
+                Text(visible(text[shown:]), style=_style(exit, last) if colour else ""),
+                end="",
+                soft_wrap=True,
             )
             shown = max(shown, len(text))
     console.print()

@@ -17,7 +17,8 @@ from offramp.report.figures import Figure, draw_figures
 from offramp.report.findings import COLUMNS, headline, percent, result_table, sentences, standing
 from offramp.report.html import inline, page_of
 from offramp.report.inputs import Measurements, read_measurements
-from offramp.report.text import Passage, passages
+from offramp.report.settings import cautions, flatten
+from offramp.report.text import Passage, passages, visible
 from offramp.report.theme import exit_name, palette
 from offramp.results.shape import by_exit
 
@@ -50,14 +51,6 @@ def build_report(root: Path, settings: dict[str, Any]) -> Path:
     return report / "index.html"
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one level of dotted names, in their own order."""
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        out |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return out
-
-
 def _render(
     measured: Measurements, settings: dict[str, Any], figures: list[Figure], texts: list[Passage]
 ) -> str:
@@ -83,6 +76,7 @@ def _render(
         columns=list(COLUMNS),
         groups=result_table(measured),
         sentences=sentences(measured),
+        cautions=cautions(settings),
         suitability=suitability.section(measured.suitability),
         figures=[(figure, Markup(inline(figure, colours))) for figure in figures],
         passages=texts,
@@ -90,7 +84,7 @@ def _render(
         machine=measured.timing.machine,
         pairs=measured.timing.pairs,
         digests=measured.routing.inputs | {"routed": measured.routed.digest},
-        settings={name: _setting(value) for name, value in settings.items()},
+        settings={name: visible(_setting(value)) for name, value in settings.items()},
     )
 
 
@@ -119,7 +113,10 @@ def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
     """What was run, in a line each."""
     corpus, routing, kind = measured.corpus, measured.routing, settings["tokenizer.kind"]
     source = settings["corpus.source"]
-    names = {"hub": settings["corpus.hub_name"], "files": ", ".join(settings["corpus.paths"])}
+    names = {
+        "hub": visible(settings["corpus.hub_name"] or ""),
+        "files": visible(", ".join(settings["corpus.paths"])),
+    }
     splits = (corpus.train, corpus.calibration, corpus.test)
     documents = " / ".join(f"{split.documents:,}" for split in splits)
     tokens = " / ".join(f"{split.tokens:,}" for split in splits)
@@ -134,7 +131,7 @@ def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
         for exit, share in enumerate(by_exit(routing.exit_fraction))
     )
     return {
-        "Corpus": f"{names.get(source, source)}: {documents} documents, {tokens} tokens "
+        "Corpus": f"{visible(names.get(source, source))}: {documents} documents, {tokens} tokens "
         "(train / calibration / test)",
         "Tokens": f"{kind}, vocabulary {corpus.vocab_size:,}, windows of {corpus.window}"
         + (f", {percent(unknown)} unknown in test" if unknown else ""),

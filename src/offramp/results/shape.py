@@ -13,6 +13,7 @@ else.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
@@ -69,8 +70,14 @@ class MetricsFile(Record):
         return cls.read(root) if (root / cls.path).is_file() else None
 
     def write(self, root: Path) -> None:
-        """Write the file of the project in ``root``; ValueError for a number that is not finite."""
-        write_json(root / self.path, self.to_json())
+        """Write the file of the project in ``root``; UserError for a number that is not finite."""
+        values = self.to_json()
+        if field := _not_finite(values):
+            raise UserError(
+                f"{self.path}: {field} is no finite number, so nothing was written: what it was computed of "
+                "is too large, too small or all alike; give more text, or train with a lower learning rate"
+            )
+        write_json(root / self.path, values)
 
 
 class TableRow(Record):
@@ -129,6 +136,17 @@ class TableRow(Record):
 def _may_be_none(row: type[TableRow], column: str) -> bool:
     field = row.model_fields.get(column)
     return field is not None and NoneType in get_args(field.annotation)
+
+
+def _not_finite(values: Any, name: str = "") -> str | None:
+    """The dotted name and value of the first number that is not finite; None where all are."""
+    if isinstance(values, float):
+        return None if math.isfinite(values) else f"{name} = {values}"
+    if isinstance(values, dict | list):
+        items = values.items() if isinstance(values, dict) else enumerate(values)
+        fields = (_not_finite(value, f"{name}.{key}" if name else str(key)) for key, value in items)
+        return next(filter(None, fields), None)
+    return None
 
 
 def file_text(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,7 @@ from offramp.exits.signals import SIGNALS, raw_signal
 from offramp.exits.store import Exits
 from offramp.models.blockwise import Blockwise
 from offramp.routing.executor import Arrivals, Decision, Policy
+from offramp.routing.thresholds import NOBODY
 from offramp.states.statistics import SATURATION, STATISTICS, Readout, saturation, token_statistics
 from offramp.states.store import States
 from offramp.vocabulary import BENEFITS, LEARNED
@@ -228,14 +230,26 @@ class GivenExits(Policy):
 def auto_thresholds(confidences: np.ndarray, ratio: float) -> list[float]:
     """Per exit, the threshold at which a share ``ratio`` of arriving tokens leaves (report exit-labels).
 
-    confidences (K-1, tokens).
+    confidences (K-1, tokens). Where some tie, so that more than that would leave, the threshold is the next
+    higher confidence, and 1 where there is none: then nobody leaves.
     """
     thresholds, arriving = [], np.ones(confidences.shape[1], dtype=bool)
     for row in confidences:
-        threshold = float(np.quantile(row[arriving], 1 - ratio)) if arriving.any() else 1.0
+        threshold = _ratio_threshold(row[arriving], ratio) if arriving.any() else NOBODY
         thresholds.append(threshold)
         arriving &= row < threshold
     return thresholds
+
+
+def _ratio_threshold(confidence: np.ndarray, ratio: float) -> float:
+    """The threshold at which at most ``ratio`` of the tokens leave, rounded up to a whole one."""
+    threshold = float(np.quantile(confidence, 1 - ratio))
+    most = math.ceil(ratio * len(confidence) - 1e-9)
+    if (confidence >= threshold).sum() <= most:
+        return threshold
+    falling = np.sort(confidence)[::-1]
+    higher = falling[falling > falling[most]]
+    return float(higher[-1]) if len(higher) else NOBODY
 
 
 def exits_by_share(scores: np.ndarray, counts: list[int], free: np.ndarray | None = None) -> np.ndarray:

@@ -12,8 +12,9 @@ measures it instead, on the test split: ``propagation_risk`` beside ``leavers_ri
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -165,35 +166,72 @@ def _above(reached: np.ndarray, weights: np.ndarray | None, count: int) -> np.nd
     return np.cumsum(histogram[::-1])[::-1][1:]
 
 
+class Move(NamedTuple):
+    """Some more tokens leave at an exit."""
+
+    rate: float
+    """Risk that it adds per compute that it saves."""
+    exit: int
+    leaving: np.ndarray
+    """Which tokens, by falling confidence."""
+
+
+class Descent:
+    """The way from "nobody leaves" to "all leave at exit 0", each step lowering the threshold of one exit.
+
+    costs (K,) rising: compute of a token that leaves at exit k, 1 = a full-depth token without routing; risk
+    (K, N). Every move lets ceil(N / steps) more tokens leave at one exit, the most confident that still pass
+    it, and all that tie with the last of them.
+    """
+
+    def __init__(self, held: HeldOut, costs: np.ndarray, risk: np.ndarray, steps: int):
+        self.held, self.costs, self.risk = held, np.asarray(costs, dtype=np.float64), risk
+        last, tokens = held.confidence.shape
+        self.size = math.ceil(tokens / steps)
+        """Of a move without ties, in tokens."""
+        self.exits = np.full(tokens, last)
+        """Taken so far, (N,)."""
+        self.thresholds = [NOBODY] * last
+        self._passing = [np.argsort(-row, kind="stable") for row in held.confidence]
+
+    def moves(self) -> list[Move]:
+        """The next ones, one at each exit that tokens still pass."""
+        moves = []
+        for exit, row in enumerate(self.held.confidence):
+            passing = self._passing[exit]
+            self._passing[exit] = passing = passing[self.exits[passing] > exit]
+            leaving = _most_confident(passing, row, self.size)
+            if len(leaving):
+                now = self.exits[leaving]
+                added = (self.risk[exit, leaving] - self.risk[now, leaving]).sum()
+                saved = (self.costs[now] - self.costs[exit]).sum()
+                moves.append(Move(added / saved, exit, leaving))
+        return moves
+
+    def after(self, move: Move) -> tuple[list[float], np.ndarray]:
+        """The thresholds and the exits taken (N,) after a move."""
+        thresholds, exits = list(self.thresholds), self.exits.copy()
+        exits[move.leaving] = move.exit
+        thresholds[move.exit] = float(self.held.confidence[move.exit, move.leaving[-1]])
+        return thresholds, exits
+
+    def take(self, move: Move) -> None:
+        self.thresholds, self.exits = self.after(move)
+
+
 def threshold_path(held: HeldOut, costs: np.ndarray, risk: np.ndarray, steps: int = 100) -> list[list[float]]:
     """Threshold vectors from "nobody leaves" to "all leave at exit 0", each lower than the last in one exit.
 
-    costs (K,) rising: compute of a token that leaves at exit k, 1 = a full-depth token without routing; risk
-    (K, N). Every step lets ceil(N / steps) more tokens leave at one exit, the most confident that still pass
-    it, and takes the exit where that adds least risk per compute saved on these tokens. Greedy, in the spirit
-    of Pareto testing (arXiv 2210.07913); with two exits it is the plain path through the quantiles.
+    For the arguments see ``Descent``. Every step is taken at the exit where it adds least risk per compute
+    saved. Greedy, in the spirit of Pareto testing (arXiv 2210.07913); with two exits it is the plain path
+    through the quantiles.
     """
-    last, tokens = held.confidence.shape
-    size = math.ceil(tokens / steps)
-    costs, exits = np.asarray(costs, dtype=np.float64), np.full(tokens, last)
-    passing = [np.argsort(-row, kind="stable") for row in held.confidence]
-    thresholds = [NOBODY] * last
-    path = [list(thresholds)]
-    while True:
-        moves = []
-        for exit, row in enumerate(held.confidence):
-            passing[exit] = passing[exit][exits[passing[exit]] > exit]
-            leaving = _most_confident(passing[exit], row, size)
-            if len(leaving):
-                now = exits[leaving]
-                added = (risk[exit, leaving] - risk[now, leaving]).sum()
-                moves.append((added / (costs[now] - costs[exit]).sum(), exit, leaving))
-        if not moves:
-            return path
-        _, exit, leaving = min(moves, key=lambda move: move[:2])
-        exits[leaving] = exit
-        thresholds[exit] = float(held.confidence[exit, leaving[-1]])
-        path.append(list(thresholds))
+    descent = Descent(held, costs, risk, steps)
+    path = [descent.thresholds]
+    while moves := descent.moves():
+        descent.take(min(moves, key=lambda move: move[:2]))
+        path.append(descent.thresholds)
+    return path
 
 
 def _most_confident(passing: np.ndarray, confidence: np.ndarray, size: int) -> np.ndarray:
@@ -251,7 +289,9 @@ def risk_thresholds(
 def budget_thresholds(
     select: HeldOut, costs: np.ndarray, budget: float, kept: float = 0.0, steps: int = 100
 ) -> list[float]:
-    """The first point of the path of least added loss whose expected compute is within ``budget``.
+    """Thresholds of least added loss whose expected compute is within ``budget``.
+
+    They are the first such point of the path; see ``_within`` for confidences that tie.
 
     costs (K,) as for ``threshold_path``; budget: share of the compute of full depth; kept: share of tokens
     that are not in ``select`` and go to full depth whatever the thresholds. Raises UserError if the budget is
@@ -269,9 +309,32 @@ def budget_thresholds(
             f"fraction is {least:.4f}; give at least {math.ceil(least * 1e4) / 1e4:.4f}, or make the first "
             "block or its readout smaller"
         )
-    path = threshold_path(select, costs, select.risk("nll_increase"), steps)
-    return next(
-        point
-        for point in path
-        if kept + (1 - kept) * costs[exits_taken(select.confidence, point)].mean() <= budget + 1e-9
+    risk = select.risk("nll_increase")
+    return _within(
+        Descent(select, costs, risk, steps),
+        lambda exits: bool(kept + (1 - kept) * costs[exits].mean() <= budget + 1e-9),
     )
+
+
+def _within(descent: Descent, affordable: Callable[[np.ndarray], bool]) -> list[float]:
+    """The thresholds at which a descent becomes affordable, as the exits taken (N,) say.
+
+    Where confidences tie, a move may let out far more than is still needed. Such a move is put aside and the
+    descent goes on at the other exits; of the ends found, the one that adds least risk is it.
+    """
+    if affordable(descent.exits):
+        return descent.thresholds
+    ends: list[tuple[float, list[float]]] = []
+    aside: set[int] = set()
+    while moves := [move for move in descent.moves() if move.exit not in aside]:
+        move = min(moves, key=lambda move: move[:2])
+        thresholds, exits = descent.after(move)
+        if not affordable(exits):
+            descent.take(move)
+            continue
+        risk = float(np.take_along_axis(descent.risk, exits[None], axis=0).sum())
+        ends.append((risk, thresholds))
+        if len(move.leaving) < 2 * descent.size:
+            break
+        aside.add(move.exit)
+    return min(ends)[1]

@@ -156,6 +156,7 @@ def _calibrate(
     with torch.no_grad():
         outputs = torch.cat([learned.classifier.outputs(rows) for rows in learned.inputs.split(SCORED)])
     raw[LEARNED] = outputs[:, -1].numpy()
+    _require_numbers(raw, exit)
     tensors |= {f"classifier_{exit}.{name}": value for name, value in learned.classifier.state_dict().items()}
     quality = {}
     for name, values in raw.items():
@@ -176,6 +177,36 @@ def _calibrate(
         slopes = _gain_slopes(states, exit, select, predicted, settings)
         return fitted.model_copy(update={"gain_slopes": slopes})
     return fitted
+
+
+def _require_numbers(signals: dict[str, np.ndarray], exit: int) -> None:
+    """UserError where a signal (N,) of an exit, by name, is not finite at some token."""
+    for name, values in signals.items():
+        if bad := int((~np.isfinite(values)).sum()):
+            raise UserError(
+                f"train_exits: signal {name} of exit {exit} is not a finite number at {bad} of {len(values)} "
+                "tokens; lower "
+                + (
+                    "exits.learning_rate"
+                    if name == LEARNED
+                    else "pretrain.learning_rate: the model's readouts overflow"
+                )
+            )
+
+
+def _require_two_classes(labels: dict[str, Tensor], settings: ExitParams, exit: int) -> None:
+    """UserError where a label that is yes or no is the same for all tokens of a part, (N, 1) by its name."""
+    for part, values in labels.items():
+        if values.min() < values.max():
+            continue
+        remedy = "choose another exits.label"
+        if settings.label == "easy":
+            higher = "lower" if values.max() else "higher"
+            remedy = f"give a {higher} exits.easy_loss (now {settings.easy_loss} nats)"
+        raise UserError(
+            f"train_exits: label {settings.label} of exit {exit} is {'yes' if values.max() else 'no'} for "
+            f"all {len(values)} tokens of part {part}, so there is nothing to tell apart; {remedy}"
+        )
 
 
 def _gain_slopes(
@@ -201,6 +232,8 @@ def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams) -> L
     inputs = classifier_inputs(settings.inputs, hidden, statistics)
     labels = torch.from_numpy(label(states, exit, settings.label, settings.easy_loss))
     fit, select = (torch.from_numpy(part == PARTS.index(name)) for name in ("fit", "select"))
+    if KINDS[settings.label] == "binary":
+        _require_two_classes({"fit": labels[fit], "select": labels[select]}, settings, exit)
     fitted = fit_classifier(
         (inputs[fit], labels[fit]),
         (inputs[select], labels[select]),
@@ -216,6 +249,7 @@ def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams) -> L
     with torch.no_grad():
         score, fit_score = (fitted.classifier(inputs[rows]).numpy() for rows in (select, fit))
     wanted = labels[select, -1].numpy() * (-1 if KINDS[settings.label] == "cost" else 1)
+    ranks = bool(np.ptp(score) and np.ptp(wanted))  # what is all alike has no correlation
     tokens_of = {name: int((part == place).sum()) for place, name in enumerate(PARTS)}
     quality = ClassifierFit(
         label=settings.label,
@@ -223,8 +257,8 @@ def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams) -> L
         best_epoch=fitted.best_epoch,
         converged=fitted.converged,
         select_loss=min(row["select_loss"] for row in fitted.curve),
-        pearson_label=float(np.corrcoef(score, wanted)[0, 1]),
-        spearman_label=float(spearmanr(score, wanted).statistic),
+        pearson_label=float(np.corrcoef(score, wanted)[0, 1]) if ranks else None,
+        spearman_label=float(spearmanr(score, wanted).statistic) if ranks else None,
         fit_tokens=tokens_of["fit"],
         select_tokens=tokens_of["select"],
         guarantee_tokens=tokens_of["guarantee"],
@@ -264,11 +298,16 @@ def signal_quality(confidence: np.ndarray, agrees: np.ndarray, loss: np.ndarray)
     easy = most_confident(confidence, len(confidence) // 2)
     oracle = most_confident(-loss, len(confidence) // 2)
     ranking = auroc(confidence, agrees)
-    gap = loss_gap(easy, loss)
+    gap, widest = loss_gap(easy, loss), loss_gap(oracle, loss)
+    if not widest > 0:
+        raise UserError(
+            f"train_exits: the losses of all {len(loss)} tokens that select a signal are {loss[0]}, so none "
+            "is easier than another; train the model longer, or give more calibration text"
+        )
     return SignalQuality(
         auroc=None if np.isnan(ranking) else ranking,
         aurc=aurc(confidence, ~agrees),
         loss_gap=gap,
-        oracle_share=gap / loss_gap(oracle, loss),
+        oracle_share=gap / widest,
         spearman_loss=float(spearmanr(-confidence, loss).statistic) if np.ptp(confidence) else None,
     )

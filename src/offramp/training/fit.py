@@ -26,7 +26,8 @@ class FitConfig:
     """cosine (to zero) or constant, after a linear warm-up."""
     warmup_steps: int
     weight_decay: float
-    clip_norm: float
+    clip_norm: float | None
+    """Longer gradients are scaled down to it; None leaves them as they are."""
     evaluate_every: int
     patience: int
     """The phase stops after this many evaluations in a row without a better calibration loss."""
@@ -250,7 +251,8 @@ def _updates(
                     f"pretrain: the loss of {phase.name}, {name}, is {loss} at step {number}; lower "
                     f"pretrain.learning_rate (now {config.learning_rate}) or raise pretrain.warmup_steps"
                 )
-        nn.utils.clip_grad_norm_(phase.parameters, config.clip_norm)
+        if config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(phase.parameters, config.clip_norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         for name, loss in losses.items():
@@ -289,6 +291,12 @@ def _look(phase: Phase, config: FitConfig, progress: PhaseProgress) -> tuple[lis
     """The points of the learning curve, one per exit, and the means over exits; training losses are counted
     afresh from here."""
     looks = phase.evaluate()
+    for exit, look in looks.items():
+        if not (math.isfinite(look.nll) and math.isfinite(look.minimised)):
+            raise UserError(
+                f"pretrain: the calibration loss of {phase.name}, exit {exit}, is {look.nll} after step "
+                f"{progress.step}; lower pretrain.learning_rate (now {config.learning_rate})"
+            )
     rows = [
         {
             "phase": phase.name,

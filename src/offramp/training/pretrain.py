@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.corpus.windows import TokenWindows
+from offramp.errors import UserError
 from offramp.machine.device import autocast, require_precision
 from offramp.machine.processes import ALONE, Processes
 from offramp.models.blockwise import Blockwise
@@ -113,7 +115,7 @@ class Pretrainer:
             best[phase.name] = {
                 "best_step": progress.best_step,
                 "steps": progress.step,
-                "calibration_ppl": float(torch.tensor(progress.best_nll).exp()),
+                "calibration_ppl": self._perplexity(phase, progress.best_nll),
             }
             if self.params.method == "frozen":
                 best[phase.name]["calibration_kl"] = progress.best_loss
@@ -123,6 +125,16 @@ class Pretrainer:
         if merge:
             merge()
         return Pretrained(progress.curve, best, self.thresholds)
+
+    def _perplexity(self, phase: Phase, nll: float) -> float:
+        """Of ``nll`` nats per token; UserError where that is no finite number."""
+        perplexity = float(torch.tensor(nll).exp())
+        if not isfinite(perplexity):
+            raise UserError(
+                f"pretrain: {phase.name} ends with a calibration loss of {nll} nats, whose perplexity is no "
+                f"number; lower pretrain.learning_rate (now {self.params.learning_rate})"
+            )
+        return perplexity
 
     def _phase(self, index: int, fresh: bool) -> Phase:
         if self.params.method == "blockwise":

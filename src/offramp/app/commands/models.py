@@ -12,7 +12,7 @@ from offramp.errors import UserError
 
 if TYPE_CHECKING:
     from offramp.routing.executor import Work
-    from offramp.routing.generate import Step
+    from offramp.routing.generate import Speculation, Step
 
 
 def generate(options: argparse.Namespace) -> int:
@@ -65,11 +65,16 @@ def generate(options: argparse.Namespace) -> int:
     if options.stats:
         console.print(compare(model, len(prompts[0]), early, full))
         if drafting:
-            console.print(
-                f"{drafting[0].accepted} of {drafting[0].drafted} drafted tokens were right; "
-                f"drafting {'paid and stayed on' if drafting[0].pays else 'did not pay and was given up'}"
-            )
+            console.print(_drafts(drafting[0]))
     return 0
+
+
+def _drafts(drafting: Speculation) -> str:
+    """What became of drafted tokens."""
+    if not drafting.drafted:
+        return "nothing was drafted: too few tokens were made, and the first ones come from full depth"
+    kept = "paid and stayed on" if drafting.pays else "did not pay and was given up"
+    return f"{drafting.accepted} of {drafting.drafted} drafted tokens were right; drafting {kept}"
 
 
 def _threshold(options: argparse.Namespace) -> float | list[float] | None:
