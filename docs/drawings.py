@@ -110,7 +110,9 @@ def early_exit(figures: Figures) -> Canvas:
             + [(out + 40 + gone, 62), (out + 40, 62)],
             colour,
         )
-        canvas.text(out + 40 + gone / 2, 34, f"{written(share, '.0%')} leave here", colour, 14, "middle", True)
+        canvas.text(
+            out + 40 + gone / 2, 34, f"{written(share, '.0%')} leave here", colour, 14, "middle", True
+        )
         canvas.text(out + 40 + gone / 2, 52, "predicted from this state", MUTED, 12, "middle")
         canvas.text(out + 72, top + width / 2 + 22, "exit: would depth", MUTED, 12, "middle")
         canvas.text(out + 72, top + width / 2 + 38, "change much?", MUTED, 12, "middle")
@@ -158,7 +160,13 @@ def who_decides(figures: Figures, rows: tuple[Signal, ...]) -> Canvas:
         (EASY, CHANGE, CEILING),
     )
     canvas.text(16, 26, "Who decides that a token leaves?", bold=True, size=14)
-    canvas.text(16, 46, "0: no better than chance. 1: the ceiling, who knows what full depth would predict.", MUTED, 12)
+    canvas.text(
+        16,
+        46,
+        "0: no better than chance. 1: the ceiling, who knows what full depth would predict.",
+        MUTED,
+        12,
+    )
     for place, row in enumerate(rows):
         canvas.text(left - 14, top + row_height * (place + 0.5) + 4, row.label, row.colour, 12, "end")
     for place, (title, values) in enumerate(panels):
@@ -167,7 +175,9 @@ def who_decides(figures: Figures, rows: tuple[Signal, ...]) -> Canvas:
         for index, row in enumerate(rows):
             y = top + row_height * (index + 0.5)
             _interval(canvas, x0, width, y, values[f"{row.key}.attained.{SHARE}"], row.colour)
-    seeds = {figures.seeds("exit_signals", text) for text, _ in TEXTS if _attained(figures.root, text, "joint")}
+    seeds = {
+        figures.seeds("exit_signals", text) for text, _ in TEXTS if _attained(figures.root, text, "joint")
+    }
     canvas.text(
         left,
         bottom + 46,
@@ -245,7 +255,9 @@ def trade_off(figures: Figures) -> Canvas:
         canvas.text(x, bottom + 18, written(share, ".0%"), MUTED, 11, "middle")
     for ppl in (low, (low + high) / 2, high):
         canvas.text(left - 8, place(0, ppl)[1] + 4, f"{ppl:.1f}", MUTED, 11, "end")
-    canvas.text((left + right) / 2, bottom + 40, "share of the tokens that leave after block 0", anchor="middle")
+    canvas.text(
+        (left + right) / 2, bottom + 40, "share of the tokens that leave after block 0", anchor="middle"
+    )
     canvas.text(left - 54, top - 12, "test perplexity (lower is better)")
     labels = []
     for name, label, colour, dashes in CURVES:

@@ -56,7 +56,7 @@ from studies.common.results import Interval, over_seeds, read_results, read_seed
 SCALES = {"%": (100, " %"), "M": (1e-6, " M")}
 """By the last character of a form: what a figure is multiplied by, and what follows it."""
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-WIDTH = 110
+WIDTH = 120
 """Columns of what is quoted from a console."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +85,9 @@ def _below(prefix: str, values: dict[str, Any], words: dict[str, str]) -> list[P
 
 
 def _parameter(name: str, value: Any, words: dict[str, str]) -> Parameter:
-    return Parameter(name, json.dumps(value), " or ".join(_allowed(name)), words.get(name) or PLAIN.get(name, ""))
+    return Parameter(
+        name, json.dumps(value), " or ".join(_allowed(name)), words.get(name) or PLAIN.get(name, "")
+    )
 
 
 def _comments(text: str) -> dict[str, str]:
@@ -102,7 +105,12 @@ def _comments(text: str) -> dict[str, str]:
             path = [*(entry for entry in path if entry[0] < len(key[1])), (len(key[1]), key[2])]
             said[_dotted(path)] = above + ([key[4].strip()] if key[4] else [])
             above = []
-    return {name: " ".join(lines) for name, lines in said.items()}
+    return {name: " ".join(_choice(line) for line in lines) for name, lines in said.items()}
+
+
+def _choice(line: str) -> str:
+    """``auto   the quantile`` on a line of its own, as ``auto: the quantile``."""
+    return re.sub(r"^(\w+) {2,}", r"\n\1: ", line)
 
 
 def _dotted(path: list[tuple[int, str]]) -> str:
@@ -116,11 +124,16 @@ def _allowed(name: str) -> list[str]:
     """What the schema lets a key be, in words."""
     if name in NAMED_ELSEWHERE:
         return [f"`{value}`" for value in NAMED_ELSEWHERE[name]]
-    schema = Params.model_json_schema()
+    schema = _schema()
     place: dict[str, Any] = schema
     for part in name.split("."):
         place = _section(schema, place)["properties"][part]
     return _kinds(schema, place)
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return Params.model_json_schema()
 
 
 def _section(schema: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
@@ -158,5 +171,5 @@ def _kinds(schema: dict[str, Any], place: dict[str, Any]) -> list[str]:
 
 def _bounds(place: dict[str, Any]) -> str:
     names = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
-    bounds = [f"{sign} {place[name]:g}" for name, sign in names.items() if name in place]
+    bounds = [f"{sign} {place[name]}" for name, sign in names.items() if name in place]
     return f" {' and '.join(bounds)}" if bounds else ""
