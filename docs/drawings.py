@@ -1,4 +1,4 @@
-"""The pictures of README.md and the pages, drawn from params.yaml, dvc.yaml, metrics/ and studies/metrics/."""
+"""Pictures of README.md and the pages, drawn from params.yaml, dvc.yaml, metrics/ and studies/metrics/."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def drawings(figures: Figures, shown: Iterable[str]) -> dict[str, str]:
     return pictures
 
 
-# What early exit is -------------------------------------------------------------------------------------------
+# What early exit is -------------------------------------------------------------------------------------
 
 
 def early_exit(figures: Figures) -> Canvas:
@@ -104,11 +104,9 @@ def early_exit(figures: Figures) -> Canvas:
             canvas.text(out + 80, top + 14, "go to full depth", MUTED)
             break
         _stream(canvas, out, x + step - 20, top, width)
-        gone = widest * share
+        gone, high = widest * share, top - width / 2
         canvas.area(
-            [(out + 40, top - width / 2), (out + 40 + gone, top - width / 2)]
-            + [(out + 40 + gone, 62), (out + 40, 62)],
-            colour,
+            [(out + 40, high), (out + 40 + gone, high), (out + 40 + gone, 62), (out + 40, 62)], colour
         )
         canvas.text(
             out + 40 + gone / 2, 34, f"{written(share, '.0%')} leave here", colour, 14, "middle", True
@@ -138,7 +136,7 @@ def _stream(
     canvas.area([(start, high), (end, high), (end, low), (start, low)], colour)
 
 
-# Who should decide ---------------------------------------------------------------------------------------------
+# Who should decide --------------------------------------------------------------------------------------
 
 
 def who_decides(figures: Figures, rows: tuple[Signal, ...]) -> Canvas:
@@ -228,7 +226,7 @@ def _x(left: float, width: float, value: float) -> float:
     return left + 8 + (width - 16) * (value - LEAST) / (MOST - LEAST)
 
 
-# What it costs --------------------------------------------------------------------------------------------------
+# What it costs ------------------------------------------------------------------------------------------
 
 CURVES = (
     ("random", "random exits (chance)", MUTED, "2 4"),
@@ -274,7 +272,7 @@ def trade_off(figures: Figures) -> Canvas:
     return canvas
 
 
-# The stages -----------------------------------------------------------------------------------------------------
+# The stages ---------------------------------------------------------------------------------------------
 
 DOES = {
     "check": "is all in order?",

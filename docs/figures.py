@@ -14,7 +14,7 @@
     told(name, pattern, form)           figures that a record tells in words: the groups of a pattern
     measured(entry, value, form)        a value of docs/measurements.yaml
     measurement(entry)                  the whole entry, for its date, machine, command, n
-    headline(part)                      what `dvc repro` prints at its end: "all", its "table" or its "sentence"
+    headline(part)                      what `dvc repro` prints at its end: "all", its "table", its "sentence"
     stage_map()                         the stages of dvc.yaml as a mermaid flowchart
     parameters()                        every knob with default, bounds and words (docs/parameters.py)
     constant(value, why)                a constant of definition, and why it is no figure

@@ -84,7 +84,10 @@ def _shown(pages: Mapping[str, str]) -> list[str]:
 
 
 def write_pages(root: Path) -> list[str]:
-    """Write all pages and pictures, or none where something is wrong with one; returns their names below ``root``."""
+    """Write all pages and pictures, or none where something is wrong with one.
+
+    Returns their names below ``root``.
+    """
     pages = rendered(root)
     for page, text in pages.items():
         write_text(root / page, text)

@@ -1,4 +1,4 @@
-"""The table of all parameters: names, defaults and words from params.yaml, bounds from the schema of params.py."""
+"""The table of all parameters: names, defaults, words of params.yaml, bounds of the schema in params.py."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _dotted(path: list[tuple[int, str]]) -> str:
     return ".".join(name for _, name in path)
 
 
-# Bounds -------------------------------------------------------------------------------------------------------
+# Bounds -------------------------------------------------------------------------------------------------
 
 
 def _allowed(name: str) -> list[str]:

@@ -55,7 +55,7 @@ def test_the_site_is_built_and_loads_nothing_from_the_network(tmp_path):
             "build",
             "--strict",
             "--quiet",
-            "--site-dir",
+            "-d",
             str(tmp_path / "site"),
         ],
         cwd=REPOSITORY,

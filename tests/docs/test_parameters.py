@@ -34,9 +34,7 @@ def test_defaults_and_words_come_from_the_file(tmp_path):
     text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
     assert "keep_first: 0" in text
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
-    changed = text.replace("keep_first: 0   ", "keep_first: 3   ").replace(
-        "tokens at a sequence's", "words at a"
-    )
+    changed = text.replace("keep_first: 0   ", "keep_first: 3   ").replace("tokens at a", "words at a")
     (tmp_path / "params.yaml").write_text(changed, encoding="utf-8")
     knobs = {knob.name: knob for section in parameter_sections(tmp_path) for knob in section.parameters}
     assert knobs["routing.keep_first"].default == "3" and "words at a" in knobs["routing.keep_first"].words
