@@ -67,7 +67,7 @@ bench: .venv/bench smollm2 repro
 # pages as a site in build/site, which needs no network. CHECK=1 only compares.
 docs: .venv/installed
 	python -m docs $(if $(CHECK),--check)
-	$(if $(CHECK),,mkdocs build --quiet --strict)
+	$(if $(CHECK),,NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict && echo "site: build/site/index.html")
 
 lint: .venv/installed
 	ruff check .
