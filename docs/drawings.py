@@ -49,7 +49,7 @@ SHARE = "0.5"
 """Of the tokens, that leave after the first block in the figure."""
 
 MODELS = (("block-wise", "a block at a time"), ("joint", "all exits at once"))
-TEXTS = (("sotu", "addresses"), ("wikitext", "WikiText-2"))
+TEXTS = (("sotu", "State of the Union"), ("wikitext", "WikiText-2"))
 LEAST, MOST = -1.0, 1.75
 """The axis of what is attained; an interval that goes beyond it ends in an arrow."""
 
