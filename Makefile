@@ -1,10 +1,24 @@
-# Two commands do everything on a fresh machine: `make repro` and `make test`.
+# Three commands do everything on a fresh machine: `make quick` for a first look, `make repro` and `make test`.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test test-fast ui bench gpu-check studies studies-wikitext relock smollm2 docs lint
+.PHONY: quick repro test test-fast ui bench gpu-check studies studies-wikitext relock smollm2 docs lint
+
+# A first look: the whole pipeline on a small slice. In a clone of what is committed, so that no result of this project is touched.
+QUICK := -S corpus.calibration_fraction=0.04 -S corpus.test_fraction=0.02 -S pretrain.steps=240 -S pretrain.batch_size=16 \
+  -S pretrain.evaluate_every=60 -S pretrain.evaluate_windows=60 -S exits.max_epochs=30 -S exits.patience=1 \
+  -S routing.control_windows=60 -S routing.bootstrap=200 -S routing.timing_batches=4 -S report.text_tokens=600
+
+quick: .venv/installed
+	rm -rf build/quick
+	git clone --quiet . build/quick
+	cd build/quick && git config user.name quick && git config user.email quick@localhost
+	cd build/quick && PYTHONPATH=src dvc exp run --name quick $(QUICK)
+	@echo
+	@echo "A first look at a small slice: its model has hardly learned, so its numbers mean little. \`make repro\` is the real run."
+	@echo "Report: $(CURDIR)/build/quick/report/index.html"
 
 repro: .venv/installed
 	dvc repro
@@ -54,9 +68,11 @@ gpu-check: .venv/installed
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.[bench]'
 	@touch $@
 
-# README.md and docs/*.md from docs/templates/, with figures from metrics/, studies/ and docs/measurements.yaml; CHECK=1 only compares.
+# README.md, docs/*.md and pictures from docs/templates/, with figures from metrics/, studies/ and docs/measurements.yaml; then all
+# pages as a site in build/site, which needs no network. CHECK=1 only compares.
 docs: .venv/installed
 	python -m docs $(if $(CHECK),--check)
+	$(if $(CHECK),,NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict && echo "site: build/site/index.html")
 
 lint: .venv/installed
 	ruff check .

@@ -1,7 +1,7 @@
 """Run all benchmarks, or those named, and print them.
 
 Their rows replace those of the same name in metrics/benchmarks.json, from which `make docs` writes the tables
-of README.md.
+of docs/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables of README.md, of the records in metrics/benchmarks.json: nobody copies a figure."""
+"""The tables of docs/benchmarks.md, of the records in metrics/benchmarks.json: nobody copies a figure."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ TABLES: dict[str, tuple[Line, ...]] = {
 
 
 def table(name: str, records: Mapping[str, Benchmark]) -> str:
-    """A table of README.md as Markdown; what could not be measured (``Skipped``) has no line.
+    """A table of docs/benchmarks.md as Markdown; what could not be measured (``Skipped``) has no line.
 
     KeyError for a name that TABLES does not have.
     """

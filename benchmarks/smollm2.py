@@ -1,8 +1,8 @@
-"""The pipeline on SmolLM2 with the overrides that README.md documents: minutes, and the memory of its largest
+"""The pipeline on SmolLM2 with the overrides of docs/checkpoints.md: minutes, and the memory of its largest
 process.
 
-It runs as README.md says it, in a new clone with an empty cache, so that every stage runs. Joint training of
-all weights, which README.md mentions beside it, runs for a few steps in the same clone for its memory alone.
+It runs as that page says it, in a new clone with an empty cache, so that every stage runs. Joint training of
+all weights, which it mentions beside it, runs for a few steps in the same clone for its memory alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks.inputs import SMOLLM2
 from benchmarks.measure import ROOT, Row, Skipped
 from benchmarks.projects import FOLDER, cloned, environment, set_params
 
+PAGE = "docs/checkpoints.md"
 OVERRIDES = "dvc exp run -S model.source=hf "
 JOINT = {
     "pretrain.method": "joint",
@@ -42,11 +43,11 @@ The program is small itself, for Linux counts a parent's memory as its child's.
 
 
 def documented() -> list[str]:
-    """The command of README.md, split into words. LookupError where README.md has none."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The command of docs/checkpoints.md, split into words. LookupError where it has none."""
+    text = (ROOT / PAGE).read_text(encoding="utf-8")
     _, overrides, rest = text.partition(OVERRIDES)
     if not overrides:
-        raise LookupError(f"README.md has no command that begins with {OVERRIDES!r}")
+        raise LookupError(f"{PAGE} has no command that begins with {OVERRIDES!r}")
     return shlex.split((overrides + rest.partition("```")[0]).replace("\\\n", " "))
 
 
@@ -58,7 +59,7 @@ def run() -> Iterator[Row]:
     (clone / "build").mkdir()
     (clone / "build/smollm2").symlink_to(SMOLLM2)
     seconds, most = used(clone, documented())
-    held = "every stage of README.md's run on SmolLM2, nothing cached"
+    held = "every stage of the documented run on SmolLM2, nothing cached"
     yield Row("smollm2_pipeline", seconds / 60, "minutes", "<= 30", held, 1)
     yield Row("smollm2_memory", most, "GB", "<= 3", f"{held}: the largest process", 1)
     set_params(clone / "params.yaml", JOINT)

@@ -14,7 +14,9 @@
     told(name, pattern, form)           figures that a record tells in words: the groups of a pattern
     measured(entry, value, form)        a value of docs/measurements.yaml
     measurement(entry)                  the whole entry, for its date, machine, command, n
-    headline()                          what `dvc repro` prints at its end
+    headline(part)                      what `dvc repro` prints at its end: "all", its "table", its "sentence"
+    stage_map()                         the stages of dvc.yaml as a mermaid flowchart
+    parameters()                        every knob with default, bounds and words (docs/parameters.py)
     constant(value, why)                a constant of definition, and why it is no figure
     given(condition, words)             words that stand only while files bear them out
 
@@ -43,6 +45,8 @@ from ruamel.yaml import YAML
 from benchmarks.readme import table
 from docs.measurements import PATH as MEASUREMENTS
 from docs.measurements import Measured, Measurement, read_measurements
+from docs.parameters import ParameterSection, parameter_sections
+from docs.stages import mermaid
 from offramp.errors import UserError
 from offramp.report.headline import headline_sentence, headline_table
 from offramp.results.benchmarks import PATH as BENCHMARKS
@@ -52,7 +56,7 @@ from studies.common.results import Interval, over_seeds, read_results, read_seed
 SCALES = {"%": (100, " %"), "M": (1e-6, " M")}
 """By the last character of a form: what a figure is multiplied by, and what follows it."""
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-WIDTH = 110
+WIDTH = 120
 """Columns of what is quoted from a console."""
 
 
@@ -108,6 +112,8 @@ class Figures:
                 self.measured,
                 self.measurement,
                 self.headline,
+                self.stage_map,
+                self.parameters,
                 self.constant,
                 self.given,
             ),
@@ -243,14 +249,22 @@ class Figures:
 
     # Words ------------------------------------------------------------------------------------------------
 
-    def headline(self) -> str:
+    def headline(self, part: str = "all") -> str:
         headline, sentence = headline_table(self.root), headline_sentence(self.root)
         if headline is None or sentence is None:
             raise UserError("metrics/routing.json is missing; run `dvc repro` to make it")
         out = StringIO()
         console = Console(file=out, width=WIDTH, color_system=None, highlight=False)
         console.print(headline, "", sentence, sep="\n")
-        return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+        lines = "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+        table, _, words = lines.rpartition("\n\n")
+        return {"all": lines, "table": table.partition("\n\n")[0], "sentence": words}[part]
+
+    def stage_map(self) -> str:
+        return mermaid(self.root)
+
+    def parameters(self) -> list[ParameterSection]:
+        return parameter_sections(self.root)
 
     def constant(self, value: Any, why: str) -> str:
         if not why.strip():

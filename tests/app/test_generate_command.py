@@ -138,6 +138,8 @@ def test_options_that_would_have_no_effect_are_refused(project, capsys, options,
 
 
 def test_figures_follow_the_text_on_request(project, capsys):
+    for options in (["--threshold", "0.3"], ["--full"]):
+        assert "the speed of full depth by the clock" in run(capsys, *options, "--stats").replace("\n", " ")
     out = run(capsys, "--speculate", "0", "--stats")
     assert re.search(r"[\d.]+x the speed of full depth by the clock", out.replace("\n", " "))
     assert re.search(

@@ -1,4 +1,4 @@
-"""The tables of README.md say what metrics/benchmarks.json holds."""
+"""The tables of docs/benchmarks.md say what metrics/benchmarks.json holds."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_line_says_how_sure_it_is_and_what_was_missed():
 
 
 def test_the_documented_run_on_smollm2_sets_parameters_that_exist(tmp_path):
-    """The benchmark runs the command as README.md has it."""
+    """The benchmark runs the command as docs/checkpoints.md has it."""
     program, *words = documented()
     assert (program, words[:2]) == ("dvc", ["exp", "run"]) and words[2::2] == ["-S"] * (len(words) // 2 - 1)
     params = tmp_path / "params.yaml"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 from offramp.app.commands.options import refuse_idle
@@ -48,17 +47,22 @@ def generate(options: argparse.Namespace) -> int:
     elif options.full:
         early = full
     else:
-        early = partial(
-            decode,
-            model,
-            prompts,
-            options.tokens,
-            policy=project.policy(_threshold(options)),
-            kv=project.params.routing.kv,
-            sampling=sampling,
-            stop=stop,
-            route_prompt=options.route_prompt,
-        )
+        policy = project.policy(_threshold(options))
+
+        def routed(work: Work | None = None) -> Iterator[Step]:
+            return decode(
+                model,
+                prompts,
+                options.tokens,
+                policy,
+                kv=project.params.routing.kv,
+                sampling=sampling,
+                stop=stop,
+                route_prompt=options.route_prompt,
+                work=work,
+            )
+
+        early = routed
 
     console = Console(highlight=False)
     stream(console, early(), project.tokenizer, project.kind, model.config.num_blocks - 1, options.colour)
