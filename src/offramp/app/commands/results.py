@@ -35,6 +35,16 @@ def track(options: argparse.Namespace) -> int:
     return 0 if track(root, headline_sentence(root)) else 1
 
 
+def compare(options: argparse.Namespace) -> int:
+    """Print the few numbers to compare of every DVC experiment; UserError where DVC has none to list."""
+    from offramp.report.compare import comparison, experiments
+    from offramp.report.headline import console
+    from offramp.tracking.recorded import find_root
+
+    console().print(comparison(experiments(find_root())))
+    return 0
+
+
 def ui(options: argparse.Namespace) -> int:
     """Become the MLflow server of the project's runs; return 0 where they are on a server already.
 
