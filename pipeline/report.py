@@ -1,4 +1,4 @@
-"""Stage report: results and routed tokens -> metrics/headline.json, report/index.html and report/figures/*.svg."""
+"""Stage report: results and routed tokens -> metrics/headline.json, report/index.html, report/figures."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
+from offramp.artifacts.paths import in_project
 from offramp.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def list_files(paths: list[str], root: Path) -> dict[str, Path]:
     """
     names: dict[Path, str] = {}
     for entry in paths:
-        path = root / entry
+        path = in_project(entry, root)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*.txt") if file.is_file())
             if not files:
@@ -222,7 +223,7 @@ def _load_hub(corpus: Corpus, root: Path) -> dict[str, Dataset]:
     import datasets
 
     assert corpus.hub_name is not None  # the schema of the parameters demands it of source hub
-    local = root / corpus.hub_name
+    local = in_project(corpus.hub_name, root)
     try:
         dataset = datasets.load_dataset(str(local) if local.is_dir() else corpus.hub_name, corpus.hub_config)
     except Exception as error:  # many kinds, from network to parser, and all about its input

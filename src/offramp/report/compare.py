@@ -1,4 +1,4 @@
-"""All DVC experiments of a project beside each other: what was changed for each, and the few numbers to compare."""
+"""All DVC experiments of a project: what was changed for each, and the few numbers to compare."""
 
 from __future__ import annotations
 
