@@ -242,7 +242,7 @@ class Sender:
         if not self.warned:
             _warn(
                 f"not reached: {error}\nThe stage goes on and writes its results to metrics/. MLflow is "
-                f"tried again every {self.about['pause_seconds']:.0f} s, and what it misses `offramp track` adds."
+                f"tried again every {self.about['pause_seconds']:g} s; what it misses, `offramp track` adds."
             )
         self.warned = True
 
