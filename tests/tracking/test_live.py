@@ -1,4 +1,4 @@
-"""A stage's run in MLflow while the stage runs: true whatever becomes of the stage, of the server, of both."""
+"""A stage's run in MLflow while the stage runs: true whatever becomes of the stage and of the server."""
 
 from __future__ import annotations
 
