@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks.projects import set_params
 from offramp.tracking.live import Live
+from offramp.tracking.sender import Sender
 from tests.fixtures.live_project import LiveProject, wait_for
 from tests.fixtures.pipeline_run import command
 
@@ -34,15 +36,14 @@ def assert_the_curve_is_the_files(project: LiveProject) -> None:
 
 
 def test_a_killed_training_goes_on_in_its_run(live_project, untracked_project):
-    killed = live_project.start("pretrain", step_seconds=0.15)
+    killed = live_project.start("pretrain", step_seconds=0.1)
     wait_for(lambda: live_project.shows(3))
     run = live_project.run()
     assert run.info.status == "RUNNING" and run.data.params["pretrain.steps"] == "60"
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     wait_for(lambda: live_project.run().info.status == "KILLED")
-    resumed = live_project.start("pretrain", step_seconds=0.05)
-    wait_for(lambda: live_project.run().info.status == "RUNNING" or resumed.poll() is not None)
+    resumed = live_project.start("pretrain")
     out, err = resumed.communicate()
     assert (out, resumed.returncode) == ("False\n", 0), err  # mlflow is not imported by what trains
     again = live_project.run()
@@ -58,12 +59,15 @@ def test_a_killed_training_goes_on_in_its_run(live_project, untracked_project):
 
 def test_a_server_that_goes_and_comes_back_leaves_no_gap(server, live_project, untracked_project):
     project = LiveProject(live_project.root, server.uri.replace("//", "//bob:s3cret@"))
-    training = project.start("pretrain", step_seconds=0.4)
+    training = project.start("pretrain", step_seconds=0.2)
     wait_for(lambda: project.shows(2))
     server.kill()
-    time.sleep(3)  # several looks, and a try to reach the server
+    time.sleep(3)  # looks are missed, and the server is tried
+    hold = project.root / "hold"
+    hold.touch()
     assert training.poll() is None
     server.start()
+    hold.unlink()
     err = training.communicate()[1]
     assert training.returncode == 0, err
     assert err.count("warning:") == 1 and "offramp track" in err and "s3cret" not in err and "bob" not in err
@@ -189,3 +193,37 @@ def test_experiments_side_by_side_have_their_runs_and_a_cached_one_has_none(live
     done = command(root, "dvc", "exp", "run", "--temp", "-S", "pretrain.seed=2", "pretrain").stdout
     assert "Running stage 'pretrain'" not in done
     assert len(live_project.runs()) == 2
+
+
+def test_other_values_than_before_begin_the_run_anew(live_project):
+    """A training that was taken up on a GPU need not come to the values that the run shows already."""
+
+    def training(end, *rows):
+        messages: queue.SimpleQueue = queue.SimpleQueue()
+        for step, loss in rows:
+            row = {"phase": "final", "exit": 1, "step": step, "tokens": 1, "train_loss": loss}
+            messages.put({"at": step, "rows": [row | {"calibration_ppl": 9.0}]})
+        messages.put({"at": 100, "part": "final", "step": 7, "values": {"tokens_per_second": 3.0}})
+        messages.put({"at": 101, "end": end})
+        Sender(
+            {
+                "stage": "pretrain",
+                "root": str(live_project.root),
+                "key": "same",
+                "params": {"pretrain": {"steps": 30}},
+                "begun": 1,
+                "system_metrics": False,
+                "send_seconds": 0.0,
+                "pause_seconds": 1.0,
+            }
+        ).run(messages)
+
+    training("KILLED", (5, 2.0), (10, 1.5), (15, 1.25))
+    first = live_project.run()
+    training("KILLED", (5, 2.0), (10, 1.5))
+    assert live_project.run().info.run_id == first.info.run_id
+    training("FINISHED", (5, 2.0), (10, 1.5000001))
+    run = live_project.run()  # the other one is in the bin
+    assert run.info.run_id != first.info.run_id and run.info.status == "FINISHED"
+    assert live_project.history(run, "final/train_loss") == [(5, 2.0), (10, 1.5000001)]
+    assert live_project.history(run, "final/tokens_per_second") == [(7, 3.0)]
