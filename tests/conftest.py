@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.fixtures.tracked_project",
     "tests.fixtures.pipeline_run",
     "tests.fixtures.study_results",
+    "tests.fixtures.live_project",
 ]
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Tests use no network. A name that no folder has would be looked up on the hub otherwise, for half a minute

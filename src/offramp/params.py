@@ -24,9 +24,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
-
-FREE = ("runtime", "tracking")
-"""Sections that any stage may read without declaring it: no result depends on them."""
+OF_NO_RESULT = ("runtime", "tracking")
+"""Sections that every stage may read, since no result hangs on them."""
 
 
 class Section(BaseModel):
@@ -241,6 +240,9 @@ class Runtime(Section):
 
 
 class Tracking(Section):
+    live: bool
+    """Whether stages that take long log to MLflow while they run."""
+    system_metrics: bool
     log_model: bool
     """Whether `track` gives the routed model to MLflow as a model."""
 
@@ -438,7 +440,7 @@ class Declared:
 
     def __getattr__(self, section: str) -> Any:
         value = getattr(self._params, section)
-        if section in (*self._declared, *FREE):
+        if section in (*self._declared, *OF_NO_RESULT):
             return value
         if any(path.startswith(section + ".") for path in self._declared):
             return _declared_part(value, self._stage, self._declared, section + ".")

@@ -6,6 +6,7 @@ import getpass
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -76,13 +77,17 @@ class Store:
     def __init__(self, client: Any, experiment_id: str, uri: str):
         self.client, self.experiment_id, self.uri = client, experiment_id, uri
 
-    def find(self, tags: Mapping[str, str | None], finished: bool = True, limit: int = 1) -> list[Any]:
-        """The newest MLflow runs that carry ``tags`` (None: any value) and have, or have not, finished."""
+    def find(self, tags: Mapping[str, str | None], finished: bool | None = True, limit: int = 1) -> list[Any]:
+        """The newest MLflow runs that carry ``tags`` (None: any value) and have, or have not, finished.
+
+        With ``finished`` None: whatever their status is.
+        """
         terms = [
             f"tags.`{key}` LIKE '%'" if value is None else f"tags.`{key}` = '{value}'"
             for key, value in tags.items()
         ]
-        terms.append(f"attributes.status {'=' if finished else '!='} 'FINISHED'")
+        if finished is not None:
+            terms.append(f"attributes.status {'=' if finished else '!='} 'FINISHED'")
         with store_errors(self.uri):
             return self.client.search_runs([self.experiment_id], " and ".join(terms), max_results=limit)
 
@@ -92,10 +97,10 @@ class Store:
             return self.client.get_run(run_id)
 
     @contextmanager
-    def run(self, record: RunRecord, reopen: str | None = None) -> Iterator[str]:
+    def run(self, record: RunRecord, reopen: str | None = None, ended: int | None = None) -> Iterator[str]:
         """Log ``record``, yield the run's id, and close the run FINISHED, or FAILED on an exception.
 
-        ``reopen`` continues an unfinished run of that id.
+        ``reopen`` continues the run of that id; ``ended`` (ms) is when it ended, if not now.
         """
         with store_errors(self.uri):
             if reopen is None:
@@ -109,11 +114,46 @@ class Store:
                 self._log(run_id, record, logged=run.data.params)
             yield run_id
             with store_errors(self.uri):
-                self.client.set_terminated(run_id, "FINISHED")
+                self.client.set_terminated(run_id, "FINISHED", ended)
         except BaseException:
             with suppress(Exception):  # the store may be what failed
                 self.client.set_terminated(run_id, "FAILED")
             raise
+
+    def begin(self, record: RunRecord, begun: int) -> str:
+        """Open a run that began at ``begun`` (ms), with the tags and params of ``record``; its id."""
+        from mlflow.entities import Param
+
+        params = [Param(key, text(value)) for key, value in record.params.items()]
+        with store_errors(self.uri):
+            run = self.client.create_run(self.experiment_id, begun, record.tags, record.name)
+            for start in range(0, len(params), 100):
+                self.client.log_batch(run.info.run_id, params=params[start : start + 100])
+        return run.info.run_id
+
+    def begin_again(self, run_id: str) -> None:
+        """Say that a run goes on."""
+        with store_errors(self.uri):
+            self.client.update_run(run_id, status="RUNNING")
+
+    def log(self, run_id: str, points: list[tuple[str, float, int, int]]) -> None:
+        """Add points to a run: key, value, step, and when it was measured (ms)."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(key, value, at, step) for key, value, step, at in points]
+        with store_errors(self.uri):
+            for start in range(0, len(metrics), 1000):
+                self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+    def history(self, run_id: str, key: str) -> list[tuple[float, int]]:
+        """What a run holds of one key: values and steps."""
+        with store_errors(self.uri):
+            return [(point.value, point.step) for point in self.client.get_metric_history(run_id, key)]
+
+    def end(self, run_id: str, status: str, ended: int | None = None) -> None:
+        """Close a run that ended at ``ended`` (ms), now if it is None."""
+        with store_errors(self.uri):
+            self.client.set_terminated(run_id, status, ended)
 
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
         """Add tags to a run."""
@@ -196,6 +236,11 @@ def store_errors(uri: str) -> Iterator[None]:
         raise StoreError(
             f"{uri}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
+
+
+def without_secrets(message: str) -> str:
+    """The message without names and passwords of addresses (``http://user:password@host``)."""
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", message)
 
 
 def text(value: Any) -> str:

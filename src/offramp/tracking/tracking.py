@@ -4,7 +4,8 @@ Everything is read from files (metrics, manifests, dvc.lock) after the stages ha
 took from its cache still has its run, and no trouble with tracking can reach a training. The pipeline's run
 carries all parameters and headline metrics, because those runs are what MLflow's compare pages show. A stage
 run is made once for each entry of dvc.lock; later pipeline runs that reuse the stage name it in their tag
-``offramp.stage_run.<stage>``.
+``offramp.stage_run.<stage>``. A stage that logged while it ran (``tracking.live``) keeps that run, which is
+only completed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from offramp.results.routing import Routing, Timing
 from offramp.results.shape import exit_key
 from offramp.results.states import Collected
 from offramp.tracking.git import changed_files, last_commit
+from offramp.tracking.live_runs import close_left_runs, live_run_of
 from offramp.tracking.recorded import (
     Stage,
     artifact_name,
@@ -70,6 +72,7 @@ def track(root: Path, note: str | None = None) -> bool:
     pipeline = pipeline_record(root, stages, note)
     try:
         with open_store(root) as store:
+            close_left_runs(store, root)
             run_id, new = _log(store, root, pipeline, stages)
             page = f"/#/experiments/{store.experiment_id}/runs"
             where = (
@@ -101,7 +104,7 @@ def pipeline_record(root: Path, stages: list[Stage], note: str | None) -> RunRec
     key = digest([{stage.name: stage.hash for stage in stages}, experiment])
     points, dropped = read_points(root, HEADLINE)
     points += _perplexities(root)
-    tags = {ROLE: PIPELINE, "offramp.key": key, **_common_tags(root)}
+    tags = {ROLE: PIPELINE, "offramp.key": key, **common_tags(root)}
     tags |= {f"dvc.stage.{stage.name}": stage.hash for stage in stages}
     artifacts = _manifests(root, [out for stage in stages for out in stage.outs])
     for path, manifest in artifacts.items():
@@ -127,7 +130,7 @@ def stage_record(root: Path, stage: Stage) -> RunRecord:
         ROLE: STAGE,
         "offramp.stage": stage.name,
         f"dvc.stage.{stage.name}": stage.hash,
-        **_common_tags(root),
+        **common_tags(root),
     }
     for role, manifests in (("input", inputs), ("output", outputs)):
         for path, manifest in manifests.items():
@@ -170,12 +173,16 @@ def _stage_run(store: Store, root: Path, stage: Stage, parent: str) -> str:
     for broken in store.find(key, finished=False, limit=100):  # a half-logged curve cannot be continued
         store.delete(broken.info.run_id)
     record = stage_record(root, stage)
+    live = live_run_of(store, record)
     record.tags["mlflow.parentRunId"] = parent
-    with store.run(record) as run_id:
+    with store.run(
+        record, reopen=live.info.run_id if live else None, ended=live and live.info.end_time
+    ) as run_id:
         return run_id
 
 
-def _common_tags(root: Path) -> dict[str, str]:
+def common_tags(root: Path) -> dict[str, str]:
+    """Who runs this from which commit, and for which of DVC's experiments: tags that every run has."""
     tags = {
         "mlflow.user": user_name(),
         "mlflow.source.type": "LOCAL",
