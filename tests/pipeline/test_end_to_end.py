@@ -24,7 +24,7 @@ def parent_runs(folder):
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("offramp")
+    experiment = client.get_experiment_by_name(folder.name)
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
     return [run for run in runs if "mlflow.parentRunId" not in run.data.tags], [
         run for run in runs if "mlflow.parentRunId" in run.data.tags

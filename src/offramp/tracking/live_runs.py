@@ -19,9 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from offramp.artifacts.files import write_json
+from offramp.tracking.address import store_root
 from offramp.tracking.recorded import artifact_name, read_manifest
 from offramp.tracking.series import Point
-from offramp.tracking.store import ROLE, STAGE, RunRecord, Store, StoreError, store_root, user_name
+from offramp.tracking.store import ROLE, STAGE, RunRecord, Store, StoreError, user_name
 
 KEY = "offramp.snapshot_key"
 MADE = "made."

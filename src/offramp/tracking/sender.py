@@ -31,6 +31,7 @@ from ruamel.yaml import YAML
 
 from offramp.results.exits import FitEpoch
 from offramp.results.pretraining import LearningCurve
+from offramp.tracking.address import store_uri, without_secrets
 from offramp.tracking.live_runs import (
     KEY,
     Logged,
@@ -50,8 +51,6 @@ from offramp.tracking.store import (
     Store,
     StoreError,
     open_store,
-    store_uri,
-    without_secrets,
 )
 from offramp.tracking.tracking import common_tags
 
