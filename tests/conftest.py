@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # where there is none.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-ON_ONE_RUN = ("test_end_to_end", "test_bad_input", "test_dependencies", "test_launcher")
+ON_ONE_RUN = ("test_end_to_end", "test_bad_input", "test_dependencies", "test_experiments", "test_launcher")
 """Files of tests/pipeline whose tests share one run of the pipeline, the longest wait of all."""
 SLOW_FIXTURES = {"reduced_run", "made_project", "store_being_born"}
 """Fixtures that run DVC or make an MLflow store; tests that need one are slow."""
