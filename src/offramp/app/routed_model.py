@@ -10,13 +10,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from mlflow.pyfunc.model import PythonModel
 
 from offramp.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from offramp.app.project import Project
 
 TASKS = ("continue", "score")
@@ -25,11 +24,11 @@ TASKS = ("continue", "score")
 class RoutedModel(PythonModel):
     """Early exit as params.yaml of its pipeline says, on the device that it names.
 
-    ``predict`` takes rows with a ``text`` and, as params: ``task``, ``continue`` (the default) or ``score``;
-    ``tokens``, the most that are added to a text (64); ``temperature``, above 0 to sample (0); ``full``, to
-    let nobody leave early. It gives a row for each: of ``continue`` the ``text`` that follows; of ``score``
-    the ``loss`` in nats per token and the ``ppl``; of both the ``tokens`` that were predicted and the share
-    of them that left ``early``.
+    ``predict`` takes texts, a list or the first column of a table, and as params: ``task``, ``continue`` (the
+    default) or ``score``; ``tokens``, the most that are added to a text (64); ``temperature``, above 0 to
+    sample (0); ``full``, to let nobody leave early. It gives a row for each: of ``continue`` the ``text``
+    that follows; of ``score`` the ``loss`` in nats per token and the ``ppl``; of both the ``tokens`` that
+    were predicted and the share of them that left ``early``.
     """
 
     def load_context(self, context: Any) -> None:
@@ -37,14 +36,14 @@ class RoutedModel(PythonModel):
         self.project = _open(Path(context.artifacts["project"]))
         self.policy = self.project.policy()
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """One row for each text; UserError for an unknown task and for texts that cannot be run."""
-        import pandas as pd
-
         given = {"task": "continue", "tokens": 64, "temperature": 0.0, "full": False, **(params or {})}
         if given["task"] not in TASKS:
             raise UserError(f"task = {given['task']!r} is not known; give {' or '.join(TASKS)}")
-        texts = model_input["text"] if hasattr(model_input, "columns") else model_input
+        texts = model_input.iloc[:, 0]
         policy = None if given["full"] else self.policy
         if given["task"] == "score":
             return pd.DataFrame([_score(self.project, policy, text) for text in texts])

@@ -71,7 +71,6 @@ def log_model(store: Store, root: Path, run_id: str, record: RunRecord) -> tuple
 def _save(root: Path, packed: Path, folder: Path) -> None:
     """Write the model's folder as MLflow wants it."""
     import mlflow.pyfunc
-    import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
@@ -92,12 +91,12 @@ def _save(root: Path, packed: Path, folder: Path) -> None:
         python_model=str(code),
         artifacts={"project": str(project)},
         signature=ModelSignature(
-            inputs=Schema([ColSpec("string", "text")]),
+            inputs=Schema([ColSpec("string")]),
             outputs=Schema(
                 [ColSpec("string", "text"), ColSpec("double", "early"), ColSpec("long", "tokens")]
             ),
             params=ParamSchema([ParamSpec(*default) for default in defaults]),
         ),
-        input_example=(pd.DataFrame({"text": ["The state of the union is"]}), {"tokens": 16}),
+        input_example=(["The state of the union is"], {"tokens": 16}),
         pip_requirements=[f"offramp=={version('offramp')}"],
     )
