@@ -45,11 +45,13 @@ def _line(uuid: str, title: str, keys: list[str]) -> dict[str, Any]:
     return _chart(uuid, "LINE", title, metricKey=keys[0], selectedMetricKeys=keys, **axes)
 
 
+NAME = "tags.`mlflow.runName`"
+CHOSEN = [*(f"params.`{name}`" for name in PARAMS), *(f"metrics.`{name}`" for name in METRICS)]
 VIEW = {
-    "selectedColumns": [
-        *(f"params.`{name}`" for name in PARAMS),
-        *(f"metrics.`{name}`" for name in METRICS),
-    ],
+    "selectedColumns": CHOSEN,
+    # MLflow sorts columns by the alphabet, unless a view says otherwise
+    "columnOrder": [NAME, *CHOSEN],
+    "columnWidths": {NAME: 280, **dict.fromkeys(CHOSEN, 110)},
     "compareRunCharts": [
         _chart(
             "ppl-by-saving",
