@@ -45,13 +45,13 @@ def _line(uuid: str, title: str, keys: list[str]) -> dict[str, Any]:
     return _chart(uuid, "LINE", title, metricKey=keys[0], selectedMetricKeys=keys, **axes)
 
 
-NAME = "tags.`mlflow.runName`"
+NAME = "attributes.`Run Name`"
 CHOSEN = [*(f"params.`{name}`" for name in PARAMS), *(f"metrics.`{name}`" for name in METRICS)]
 VIEW = {
     "selectedColumns": CHOSEN,
     # MLflow sorts columns by the alphabet, unless a view says otherwise
     "columnOrder": [NAME, *CHOSEN],
-    "columnWidths": {NAME: 280, **dict.fromkeys(CHOSEN, 110)},
+    "columnWidths": {NAME: 280, **dict.fromkeys(CHOSEN, 95)},
     "compareRunCharts": [
         _chart(
             "ppl-by-saving",
