@@ -258,7 +258,7 @@ def test_tracking_uri_is_followed(project, tmp_path, empty_database, monkeypatch
     shutil.copy(empty_database, tmp_path / "elsewhere" / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere/mlflow.db")
     assert track(project)
-    assert len(runs_of(tmp_path / "elsewhere").pipelines()) == 1
+    assert len(runs_of(tmp_path / "elsewhere", experiment="project").pipelines()) == 1
 
 
 def test_without_dvc_lock_the_metrics_identify_the_stages(project, capsys, runs_of):

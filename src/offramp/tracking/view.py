@@ -78,11 +78,12 @@ VIEW = {
             "uuid": SECTION,
             "name": "Headline",
             "display": True,
-            "isReordered": False,
+            "isReordered": True,
             "deleted": False,
             "isGenerated": False,
         }
     ],
+    "isAccordionReordered": True,  # else sections are sorted by the alphabet
     "runsHiddenMode": "SHOW_ALL",
 }
 STATE = json.dumps(VIEW, sort_keys=True)
