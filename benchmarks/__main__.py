@@ -30,6 +30,7 @@ NAMES = (
     "ensemble",
     "context_vectors",
     "key_values",
+    "live_tracking",
     "suitability",
     "translators",
     "smollm2",

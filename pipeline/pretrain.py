@@ -17,6 +17,7 @@ from offramp.models.build import build_model
 from offramp.models.store import save_model
 from offramp.params import Declared
 from offramp.results.pretraining import LearningCurve, Pretraining
+from offramp.tracking.live import live_run
 from offramp.training.pretrain import Pretrainer, num_parameters
 from offramp.training.snapshots import Snapshots, snapshot_key
 from pipeline._stage import stage
@@ -32,32 +33,35 @@ def run(params: Declared, root: Path) -> None:
     train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")
     seed_all(params.pretrain.seed)
     settings, model = params.pretrain, build_model(params.model, params.pretrain, data.meta)
-    snapshots = _snapshots(params, root, data, processes)
+    key = _key(params, root, data, processes)
+    # in the project itself, also where DVC runs an experiment in a copy of it
+    snapshots = Snapshots(
+        Path(os.environ.get("DVC_ROOT", root)) / ".resume" / key, params.runtime.snapshot_seconds
+    )
+    with live_run("pretrain", params, root, key, processes.main) as watch:
+        result = Pretrainer(
+            model, train, calibration, settings, snapshots, processes.device, processes, watch
+        ).run()
+        processes.leave()
+        if not processes.main:
+            return
 
-    result = Pretrainer(model, train, calibration, settings, snapshots, processes.device, processes).run()
-    processes.leave()
-    if not processes.main:
-        return
-
-    curve = [LearningCurve(**row) for row in result.curve]
-    with create_artifact(root / "models/lm", "lm", params.to_json(), {"data": data}) as out:
-        save_model(model, out.path, base_trained=settings.method != "frozen")
-        LearningCurve.write_to(out.path / "learning_curves.csv", curve)
-        out.meta.update(parameters=num_parameters(model), hardness_thresholds=result.thresholds)
-    LearningCurve.write(root, curve)
-    tokens = sum(int(phase["steps"]) for phase in result.best.values()) * settings.batch_size * train.window
-    Pretraining(parameters=num_parameters(model), tokens_seen=tokens, **result.best).write(root)
-    snapshots.delete()
+        curve = [LearningCurve(**row) for row in result.curve]
+        with create_artifact(root / "models/lm", "lm", params.to_json(), {"data": data}) as out:
+            save_model(model, out.path, base_trained=settings.method != "frozen")
+            LearningCurve.write_to(out.path / "learning_curves.csv", curve)
+            out.meta.update(parameters=num_parameters(model), hardness_thresholds=result.thresholds)
+        LearningCurve.write(root, curve)
+        steps = sum(int(phase["steps"]) for phase in result.best.values())
+        tokens = steps * settings.batch_size * train.window
+        Pretraining(parameters=num_parameters(model), tokens_seen=tokens, **result.best).write(root)
+        snapshots.delete()
 
 
-def _snapshots(params: Declared, root: Path, data: Artifact, processes: Processes) -> Snapshots:
-    """The snapshots of this very training, under a key of everything that its outcome hangs on.
-
-    They lie in the project itself, also where DVC runs an experiment in a copy of it; the code is that of the
-    copy.
-    """
+def _key(params: Declared, root: Path, data: Artifact, processes: Processes) -> str:
+    """The name of this very training: everything that its outcome hangs on, the code in ``root`` among it."""
     weights = weight_digests(Checkpoint.of(params.model)) if params.model.source == "hf" else {}
-    key = snapshot_key(
+    return snapshot_key(
         {
             "checkpoint": weights,
             "params": params.to_json(),
@@ -68,8 +72,6 @@ def _snapshots(params: Declared, root: Path, data: Artifact, processes: Processe
             "code": code_digest("pipeline.pretrain", root),
         }
     )
-    project = Path(os.environ.get("DVC_ROOT", root))
-    return Snapshots(project / ".resume" / key, params.runtime.snapshot_seconds)
 
 
 main = stage(

@@ -1,4 +1,4 @@
-"""Stage report: metrics, plot tables and routed tokens -> report/index.html and report/figures/*.svg."""
+"""Stage report: results and routed tokens -> metrics/headline.json, report/index.html, report/figures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from offramp.artifacts.artifact import open_artifact
 from offramp.params import Declared
 from offramp.report.page import build_report
 from offramp.report.settings import cautions, flatten
+from offramp.results.headline import Headline
+from offramp.results.routing import Routing, Timing
 from pipeline._stage import stage
 
 
@@ -17,6 +19,7 @@ def run(params: Declared, root: Path) -> None:
     settings = params.to_json()
     for path, kind in made.items():
         settings |= open_artifact(root / path, kind, verify=False).params
+    Headline.of(Routing.read(root), Timing.read(root)).write(root)
     print(f"report: {build_report(root, settings)}")
     for caution in cautions(flatten(settings)):
         print(f"caution: {caution}")

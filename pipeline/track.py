@@ -14,7 +14,7 @@ from pipeline._stage import stage
 
 def run(params: Declared, root: Path) -> None:
     print_headline(root)
-    track(root, headline_sentence(root))
+    track(root, headline_sentence(root), params.tracking.log_model)
 
 
 main = stage("track", run)

@@ -15,13 +15,14 @@ pytest_plugins = [
     "tests.fixtures.tracked_project",
     "tests.fixtures.pipeline_run",
     "tests.fixtures.study_results",
+    "tests.fixtures.live_project",
 ]
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Tests use no network. A name that no folder has would be looked up on the hub otherwise, for half a minute
 # where there is none.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-ON_ONE_RUN = ("test_end_to_end", "test_bad_input", "test_dependencies", "test_launcher")
+ON_ONE_RUN = ("test_end_to_end", "test_bad_input", "test_dependencies", "test_experiments", "test_launcher")
 """Files of tests/pipeline whose tests share one run of the pipeline, the longest wait of all."""
 SLOW_FIXTURES = {"reduced_run", "made_project", "store_being_born"}
 """Fixtures that run DVC or make an MLflow store; tests that need one are slow."""

@@ -1,8 +1,8 @@
 """The schema of params.yaml: every knob, its bounds, and the rules between knobs.
 
 A stage calls ``load_params(stage)``: the whole file is validated first, then the stage sees only the
-parameters that dvc.yaml declares for it (and ``runtime``, which never changes a result's meaning), so
-an undeclared dependency cannot arise.
+parameters that dvc.yaml declares for it (and ``runtime`` and ``tracking``, which never change a result's
+meaning), so an undeclared dependency cannot arise.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ Batch = Annotated[int, Field(gt=0, le=10**6)]
 Layers = Annotated[int, Field(gt=0, le=10_000)]
 Width = Annotated[int, Field(gt=0, le=10**6)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+OF_NO_RESULT = ("runtime", "tracking")
+"""Sections that every stage may read, since no result hangs on them."""
 
 
 class Section(BaseModel):
@@ -259,6 +262,14 @@ class Runtime(Section):
     snapshot_seconds: Amount
 
 
+class Tracking(Section):
+    live: bool
+    """Whether stages that take long log to MLflow while they run."""
+    system_metrics: bool
+    log_model: bool
+    """Whether `track` gives the routed model to MLflow as a model."""
+
+
 class Params(Section):
     threshold: Share | list[Share] | Literal["auto", "risk", "budget", "price"]
     window: Annotated[int, Field(ge=2, le=10**6)]
@@ -271,6 +282,7 @@ class Params(Section):
     routing: Routing
     report: Report
     runtime: Runtime
+    tracking: Tracking
 
     @model_validator(mode="after")
     def _method_suits_model(self) -> Params:
@@ -451,7 +463,7 @@ class Declared:
 
     def __getattr__(self, section: str) -> Any:
         value = getattr(self._params, section)
-        if section in (*self._declared, "runtime"):
+        if section in (*self._declared, *OF_NO_RESULT):
             return value
         if any(path.startswith(section + ".") for path in self._declared):
             return _declared_part(value, self._stage, self._declared, section + ".")
@@ -460,7 +472,7 @@ class Declared:
     def to_json(self) -> dict[str, Any]:
         """The declared parameters as plain values, by dotted name: what goes into an artifact's manifest.
 
-        Not ``runtime``, which is no part of a result's identity.
+        Not ``runtime`` and ``tracking``, which are no part of a result's identity.
         """
         out = {}
         for path in self._declared:

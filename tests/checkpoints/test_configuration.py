@@ -10,7 +10,7 @@ from offramp.checkpoints.configuration import ARCHITECTURES, check_cut, read_con
 from offramp.errors import UserError
 from offramp.models.pretrained import load_pretrained
 from offramp.nn.pretrained_layers import LAYERS
-from tests.fixtures.checkpoints import edit_json, save_gguf
+from tests.fixtures.checkpoints import edit_json, save_checkpoint, save_gguf
 
 
 @pytest.mark.parametrize(
@@ -125,3 +125,19 @@ def test_a_gguf_file_cut_short_is_named_before_its_weights_are_read(folder, tmp_
 
 def test_every_supported_architecture_has_an_adapter_for_its_layers():
     assert LAYERS.keys() == set(ARCHITECTURES)
+
+
+def test_a_path_starts_at_the_project_also_where_dvc_runs_a_copy_of_it(tmp_path, monkeypatch):
+    """Git ignores build/, so the copy has none: the checkpoint is the project's, and no name on the hub."""
+    save_checkpoint(tmp_path / "project/build/tiny")
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    assert Checkpoint("build/tiny").may_be_on_hub
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
+    checkpoint = Checkpoint("build/tiny")
+    assert checkpoint.folder == tmp_path / "project/build/tiny" and not checkpoint.may_be_on_hub
+    assert read_config(checkpoint).num_hidden_layers == 4
+    mistyped = Checkpoint("build/tyni")
+    assert not mistyped.may_be_on_hub
+    with pytest.raises(UserError, match="no such folder, and no name on the hub either"):
+        read_config(mistyped)

@@ -14,6 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from offramp.params import Declared, Exits, load_params
+from offramp.results.headline import Headline
 from tests.conftest import REPOSITORY
 from tests.fixtures.pipeline_run import command, copy_repository, stages_run
 
@@ -185,13 +186,26 @@ def test_dvc_remembers_the_runs_of_every_stage():
         ]
 
 
+def test_the_headline_is_the_only_metric():
+    assert [metric for stage in STAGES.values() for metric in names(stage.get("metrics"))] == [Headline.path]
+
+
 def test_plots_and_metrics_of_dvc_exist_after_a_run(reduced_run):
     for stage in STAGES.values():
-        for metric in names(stage.get("metrics")):
-            assert json.loads((reduced_run / metric).read_text())
         for plot in stage.get("plots", []):
-            ((table, settings),) = plot.items()
-            rows = list(csv.DictReader((reduced_run / table).open()))
+            ((file, settings),) = plot.items()
+            if file.endswith(".json"):  # results that git keeps; DVC draws nothing of them
+                assert json.loads((reduced_run / file).read_text())
+                continue
+            rows = list(csv.DictReader((reduced_run / file).open()))
             assert rows and {settings["x"], settings["y"]} <= rows[0].keys()
     (figures,) = YAML(typ="safe").load((reduced_run / "dvc.yaml").read_text())["plots"]
     assert list((reduced_run / figures).glob("*.svg"))
+
+
+def test_the_headline_is_what_the_other_results_say(reduced_run):
+    shown = json.loads(command(reduced_run, "dvc", "metrics", "show", "--json").stdout)
+    assert shown[""]["data"] == {
+        Headline.path: {"data": json.loads((reduced_run / Headline.path).read_text())}
+    }
+    assert Headline.read(reduced_run) == Headline.of_project(reduced_run)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from offramp.errors import UserError
 from tests.fixtures.pipeline_run import command, copy_repository, run_stages, stages_run
 from tests.fixtures.reduce_params import reduce_params
 
@@ -20,11 +22,11 @@ def digests(folder):
     return {name: json.loads((folder / name / "manifest.json").read_text())["digest"] for name in ARTIFACTS}
 
 
-def parent_runs(folder):
+def parent_runs(folder, project=None):
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("offramp")
+    experiment = client.get_experiment_by_name(project or folder.name)
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
     return [run for run in runs if "mlflow.parentRunId" not in run.data.tags], [
         run for run in runs if "mlflow.parentRunId" in run.data.tags
@@ -167,3 +169,41 @@ def test_separation_and_low_rank_read_any_states_artifact(reduced_run):
     assert {row["rank"] for row in found} == {1, 8}
     done = command(reduced_run, "offramp", "separation", "states/test", "--exit", "7", check=False)
     assert done.returncode == 2 and "exits 0 to 1" in done.stdout
+
+
+def test_the_model_in_mlflow_runs_as_the_project_does(reduced_run, tmp_path, monkeypatch):
+    import mlflow
+
+    shutil.copy(reduced_run / "mlflow.db", tmp_path)  # registering writes into it
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    whole = parent_runs(tmp_path, reduced_run.name)[0][0]
+    logged = mlflow.get_logged_model(whole.data.tags["offramp.model"])
+    assert logged.source_run_id == whole.info.run_id and float(logged.tags["offramp.megabytes"]) > 0
+    assert {metric.key: metric.value for metric in logged.metrics}["ppl"] == whole.data.metrics["ppl"]
+    assert [output.model_id for output in whole.outputs.model_outputs] == [logged.model_id]
+    files = [file.name for file in Path(logged.artifact_location.removeprefix("file://")).rglob("*")]
+    assert "weights.safetensors" in files and not [name for name in files if name.endswith((".pkl", ".pt"))]
+    mlflow.register_model(f"models:/{logged.model_id}", "tiny")
+    model = mlflow.pyfunc.load_model("models:/tiny/1")
+    assert model.metadata.signature is not None
+    prompt = "The state of the union"
+    (continued,) = model.predict([prompt], params={"tokens": 12}).to_dict("records")
+    said = command(reduced_run, "offramp", "generate", "--prompt", prompt, "--tokens", "12").stdout
+    assert continued["text"].strip() in said.replace("\n", " ") and continued["tokens"] == 12
+    text = "Gentlemen of the Senate and of the House of Representatives: " * 12
+    scores = {
+        full: model.predict([text], params={"task": "score", "full": full}).to_dict("records")[0]
+        for full in (False, True)
+    }
+    assert scores[True]["early"] == 0.0 < scores[False]["early"] < 1.0
+    assert scores[True]["ppl"] > 1 and scores[True]["tokens"] == scores[False]["tokens"] > 64
+    with pytest.raises(UserError, match="task = 'sing' is not known"):
+        model.predict([text], params={"task": "sing"})
+
+
+def test_tracking_imports_no_torch(reduced_run):
+    code = "import sys, pipeline.track; pipeline.track.main(); print('torch' in sys.modules)"
+    assert command(reduced_run, "python", "-c", code).stdout.splitlines()[-1] == "False"

@@ -13,6 +13,7 @@ from offramp.errors import UserError
 from offramp.results.benchmarks import PATH, ParetoPoint, read_benchmarks, write_benchmarks
 from offramp.results.corpus import Corpus
 from offramp.results.files import METRICS_FILES, TABLES
+from offramp.results.headline import Headline
 from offramp.results.pretraining import LearningCurve, Pretraining
 from offramp.results.routing import PositionShare, ReliabilityBin, Routing, Timing
 from offramp.results.shape import MetricsFile, TableRow, by_exit
@@ -66,12 +67,12 @@ def test_every_file_that_dvc_shows_has_a_class_and_axes_that_are_its_columns():
         kind: [entry for stage in stages.values() for entry in stage.get(kind, ())]
         for kind in ("metrics", "plots")
     }
-    assert {path for entry in shown["metrics"] for path in entry} == {kind.path for kind in METRICS_FILES}
+    metrics, plots = ({path: plot for entry in shown[kind] for path, plot in entry.items()} for kind in shown)
     tables = {kind.path: kind for kind in TABLES}
-    assert {path for entry in shown["plots"] for path in entry} == set(tables)
-    for entry in shown["plots"]:
-        for path, plot in entry.items():
-            assert {plot["x"], plot["y"]} <= set(tables[path].columns()), path
+    assert metrics.keys() == {Headline.path}
+    assert metrics.keys() | plots.keys() == {kind.path for kind in METRICS_FILES} | set(tables)
+    for path in tables:
+        assert {plots[path]["x"], plots[path]["y"]} <= set(tables[path].columns()), path
 
 
 def test_no_two_results_share_a_file():

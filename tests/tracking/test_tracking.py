@@ -1,5 +1,7 @@
 """What MLflow holds after `track`: queried back from a real store."""
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -8,14 +10,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from offramp.artifacts.artifact import open_artifact
 from offramp.errors import UserError
+from offramp.results.headline import Headline
+from offramp.tracking.address import without_secrets
 from offramp.tracking.recorded import dvc_md5, read_stages
+from offramp.tracking.store import StoreError, open_store
 from offramp.tracking.tracking import track
+from offramp.tracking.view import KEY, address
 from tests.fixtures.tracked_project import NOTE, dvc_repro, set_param
 
 STAGES = ["prepare", "pretrain", "collect", "sweep", "evaluate", "report"]
+WRITTEN_LAST = ("metrics/routing.json", "metrics/timing.json")
 
 
 def test_one_run_for_the_whole_and_one_for_each_stage(tracked):
@@ -25,7 +33,7 @@ def test_one_run_for_the_whole_and_one_for_each_stage(tracked):
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=tracked.root, capture_output=True, text=True
     ).stdout.strip()
-    assert whole.info.run_name == commit[:7]
+    assert whole.info.run_name == f"threshold=0.75 ({commit[:7]})"
     for run in (whole, *stages.values()):
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.source.git.commit"] == commit
@@ -40,7 +48,7 @@ def test_one_run_for_the_whole_and_one_for_each_stage(tracked):
             == stage.hash
         )
     assert str(tracked.root) in tracked.experiment.artifact_location
-    assert whole.info.run_id in tracked.out and "Model training" in tracked.out
+    assert whole.info.run_id in tracked.out and "workflowType=machine_learning" in tracked.out
 
 
 def test_the_run_of_the_whole_can_be_compared_with_others(tracked):
@@ -51,15 +59,50 @@ def test_the_run_of_the_whole_can_be_compared_with_others(tracked):
     assert len(params) > 60
     expected = {
         "ppl": 20.75,
-        "threshold/exit_0": 0.75,
-        "controls/random/ppl": 22.5,
-        "interval/ppl_low": 19.5,
-        "interval/ppl_high": 22.5,
+        "full_ppl": 20.0,
         "wall_saving": 0.12,
-        "block_1/calibration_ppl": 150.0,
-        "exit_0/test_ppl": 28.5,
+        "diagnostics/threshold/exit_0": 0.75,
+        "diagnostics/controls/random/ppl": 22.5,
+        "diagnostics/interval/ppl_low": 19.5,
+        "diagnostics/interval/ppl_high": 22.5,
+        "diagnostics/block_1/calibration_ppl": 150.0,
+        "diagnostics/exit_0/test_ppl": 28.5,
     }
     assert expected.items() <= metrics.items()
+    assert {key for key in metrics if "/" not in key} == set(Headline.model_fields)
+
+
+def test_curves_stand_on_the_run_that_is_compared(tracked):
+    (whole,) = tracked.pipelines()
+    assert tracked.history(whole, "train/block_0/train_loss") == [(10, 5.5), (20, 5.0), (30, 4.5)]
+    assert tracked.history(whole, "curve/ppl/learned") == [(10, 20.5), (29, 21.0)]
+
+
+def test_a_run_lasts_as_long_as_its_stages(tracked):
+    (whole,), stages = tracked.pipelines(), tracked.stages()
+    ended = max((tracked.root / out).stat().st_mtime_ns // 10**6 for out in WRITTEN_LAST)
+    assert whole.info.end_time == stages["evaluate"].info.end_time == ended
+    assert whole.info.start_time < stages["pretrain"].info.end_time < ended
+    assert stages["pretrain"].info.start_time == stages["prepare"].info.end_time
+
+
+def test_the_text_is_a_dataset_of_the_run(tracked):
+    (whole,) = tracked.pipelines()
+    (dataset,) = whole.inputs.dataset_inputs
+    data = open_artifact(tracked.root / "data", "data")
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("sotu", data.digest[:36])
+
+
+def test_the_experiment_is_described_and_has_a_view_of_few_columns(tracked):
+    tags = tracked.experiment.tags
+    assert "project" in tags["mlflow.note.content"] and KEY in tags["mlflow.note.content"]
+    view = json.loads(tags[f"mlflow.sharedViewState.{KEY}"])
+    assert hashlib.sha256(tags[f"mlflow.sharedViewState.{KEY}"].encode()).hexdigest() == KEY
+    columns = [column.partition(".`")[2].rstrip("`") for column in view["selectedColumns"]]
+    (whole,) = tracked.pipelines()
+    assert columns[0] == "threshold" and set(columns) <= whole.data.params.keys() | whole.data.metrics.keys()
+    assert f"#/experiments/{tracked.experiment.experiment_id}/runs" in tracked.out
+    assert f"viewStateShareKey={KEY}" in tracked.out
 
 
 def test_stage_runs_hold_what_the_stage_declares_and_made(tracked):
@@ -140,7 +183,8 @@ def test_an_experiment_links_the_stages_it_shares(project, experiment, monkeypat
     track(experiment)
     logged = runs_of(project)
     second, first = logged.pipelines()
-    assert second.info.run_name == second.data.tags["dvc.exp_name"] == "gaudy-moose"
+    assert second.info.run_name == "threshold=0.9 (gaudy-moose)"
+    assert second.data.tags["dvc.exp_name"] == "gaudy-moose"
     assert second.data.tags["dvc.baseline_rev"] == "0123456789"
     assert (first.data.params["threshold"], second.data.params["threshold"]) == ("0.75", "0.9")
     own = {
@@ -151,13 +195,13 @@ def test_an_experiment_links_the_stages_it_shares(project, experiment, monkeypat
     for name in ("prepare", "pretrain", "collect", "sweep"):
         assert second.data.tags[f"offramp.stage_run.{name}"] == shared[name].info.run_id
     assert not (experiment / "mlartifacts").exists()  # the store is the project's, not the copy's
-    # cached stages of a repeated experiment have their run too
+    # one result is one run, whichever way it was reached
     monkeypatch.setenv("DVC_EXP_NAME", "calm-heron")
     track(experiment)
-    third = runs_of(project).pipelines()[0]
-    assert third.info.run_name == "calm-heron"
-    links = [f"offramp.stage_run.{name}" for name in STAGES]
-    assert [third.data.tags[link] for link in links] == [second.data.tags[link] for link in links]
+    again = runs_of(project).pipelines()
+    assert {run.info.run_id for run in again} == {second.info.run_id, first.info.run_id}
+    names = {run.data.tags.get("dvc.exp_name") for run in again}
+    assert names == {None, "gaudy-moose, calm-heron"}
 
 
 def test_an_interrupted_logging_is_continued(project, capsys, runs_of):
@@ -214,7 +258,7 @@ def test_tracking_uri_is_followed(project, tmp_path, empty_database, monkeypatch
     shutil.copy(empty_database, tmp_path / "elsewhere" / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere/mlflow.db")
     assert track(project)
-    assert len(runs_of(tmp_path / "elsewhere").pipelines()) == 1
+    assert len(runs_of(tmp_path / "elsewhere", experiment="project").pipelines()) == 1
 
 
 def test_without_dvc_lock_the_metrics_identify_the_stages(project, capsys, runs_of):
@@ -256,7 +300,9 @@ def test_nothing_to_track_is_an_error(project):
 
 def test_the_run_of_the_whole_is_described_by_the_note(tracked):
     (whole,) = tracked.pipelines()
-    assert whole.data.tags["mlflow.note.content"] == NOTE
+    note = whole.data.tags["mlflow.note.content"]
+    assert note.startswith(NOTE)
+    assert f"/runs/{whole.info.run_id}/artifacts/report/index.html" in note
 
 
 def test_md5_of_a_folder_is_dvcs(tracked):
@@ -282,10 +328,80 @@ def test_two_experiments_at_once_log_what_they_share_once(project, runs_of):
     assert track(project)
     assert other.wait() == 0
     logged = runs_of(project)
-    assert sorted(run.data.tags.get("dvc.exp_name", "") for run in logged.pipelines()) == ["", "other"]
-    assert len(logged.runs()) == 2 + len(STAGES)
+    (whole,) = logged.pipelines()
+    assert whole.data.tags["dvc.exp_name"] == "other"
+    assert len(logged.runs()) == 1 + len(STAGES)
 
 
 def test_the_store_of_a_project_that_moved_is_not_used_for_writing(tracked_copy, capsys):
     assert not track(tracked_copy.root)
     assert "made for a project elsewhere" in capsys.readouterr().err
+
+
+def test_a_run_that_was_deleted_is_logged_again(project, runs_of):
+    track(project)
+    logged = runs_of(project)
+    gone = logged.stages()["pretrain"].info.run_id
+    logged.client.delete_run(gone)
+    assert track(project)
+    (whole,) = logged.pipelines()
+    again = logged.stages()["pretrain"]
+    assert again.info.run_id != gone and again.data.tags["mlflow.parentRunId"] == whole.info.run_id
+    assert whole.data.tags["offramp.stage_run.pretrain"] == again.info.run_id
+
+
+def test_a_deleted_experiment_is_restored_and_said(project, runs_of, capsys):
+    track(project)
+    logged = runs_of(project)
+    logged.client.delete_experiment(logged.experiment.experiment_id)
+    with pytest.raises(StoreError, match="was deleted"), open_store(project, write=False):
+        pass
+    capsys.readouterr()
+    assert track(project)
+    assert "had been deleted in MLflow; it is restored" in capsys.readouterr().err
+    assert len(logged.pipelines()) == 1
+
+
+def test_the_name_of_the_experiment_can_be_given(project, monkeypatch, capsys, runs_of):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0123")
+    assert track(project)
+    logged = runs_of(project)
+    assert logged.experiment is None and logged.client.get_experiment_by_name("mine")
+    assert "MLFLOW_RUN_ID is set and not used" in capsys.readouterr().err
+
+
+def test_a_relative_store_starts_at_the_project(project, experiment, monkeypatch, empty_database):
+    """Not at the copy in which DVC runs an experiment, which it deletes."""
+    shutil.copy(empty_database, project / "rel.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///rel.db")
+    monkeypatch.chdir(experiment)
+    assert track(experiment)
+    assert not (experiment / "rel.db").exists()
+    client = MlflowClient(f"sqlite:///{project}/rel.db")
+    assert client.get_experiment_by_name("project")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://bob:s3cret@127.0.0.1:9",
+        "postgresql://bob:s3cret@127.0.0.1:9/mlflow",
+        "mssql+pymssql://bob:s3cret@h/d",
+    ],
+)
+def test_no_secret_is_printed(project, monkeypatch, capfd, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert track(project) is False
+    out = "".join(capfd.readouterr())
+    assert "not logged to MLflow" in out and "s3cret" not in out
+
+
+def test_secrets_are_taken_out_of_addresses():
+    assert without_secrets("http://bob:pw@h:1/x failed") == "http://***@h:1/x failed"
+    assert (
+        without_secrets("postgresql://h/d?user=a&password=pw&x=1")
+        == "postgresql://h/d?user=a&password=***&x=1"
+    )
+    assert address("https://bob:pw@h", "#/") == "https://h/#/"

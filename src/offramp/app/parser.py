@@ -36,6 +36,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         return command
 
     _add_lineage(add)
+    add("compare", results.compare, "every DVC experiment: what was changed for it, perplexity, savings")
     add("track", results.track, "log the results on disk to MLflow, if they are not there yet")
     _add_separation(add)
     _add_low_rank(add)

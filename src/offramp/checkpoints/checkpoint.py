@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from offramp.artifacts.paths import in_project
 from offramp.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,13 +54,25 @@ class Checkpoint(NamedTuple):
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the checkpoint; None where ``name_or_path`` is no folder."""
-        return Path(self.name_or_path) if Path(self.name_or_path).is_dir() else None
+        """The folder of the checkpoint, in the project; None where ``name_or_path`` is no folder."""
+        folder = in_project(self.name_or_path)
+        return folder if folder.is_dir() else None
+
+    @property
+    def place(self) -> str:
+        """What the ``from_pretrained`` functions of Transformers take: the folder, or else the name."""
+        return str(self.folder or self.name_or_path)
 
     @property
     def may_be_on_hub(self) -> bool:
-        """Whether it is no folder and its name could be one on the hub, which is not asked."""
-        return self.folder is None and HUB_NAME.fullmatch(self.name_or_path) is not None
+        """Whether it is no folder and its name could be one on the hub, which is not asked.
+
+        ``build/tiny`` is a path where there is a folder ``build``: a mistyped one must not fetch the weights
+        of a stranger.
+        """
+        owner, slash, _ = self.name_or_path.partition("/")
+        in_a_folder = bool(slash) and in_project(owner).is_dir()
+        return self.folder is None and not in_a_folder and HUB_NAME.fullmatch(self.name_or_path) is not None
 
     def under(self, root: Path) -> Checkpoint:
         """The same checkpoint with its path, where it is a relative one, starting at ``root``."""

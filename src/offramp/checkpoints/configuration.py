@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.artifacts.paths import in_project
 from offramp.checkpoints.checkpoint import Checkpoint, find_file, first_line, read_json
 from offramp.errors import UserError, out_of_memory
 
@@ -49,7 +49,7 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     if file := None if checkpoint.gguf_file else find_file(checkpoint, "config.json"):
         _check_sizes(checkpoint, read_json(checkpoint, file))
     try:
-        config = AutoConfig.from_pretrained(checkpoint.name_or_path, **checkpoint.options)
+        config = AutoConfig.from_pretrained(checkpoint.place, **checkpoint.options)
     except StrictDataclassError as error:
         raise UserError(
             f"{checkpoint}: its config.json is not valid: {' '.join(str(error).split())}"
@@ -80,14 +80,14 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 def _check_place(checkpoint: Checkpoint) -> None:
     """UserError unless a whole checkpoint can be where the parameters say."""
     folder, gguf = checkpoint.folder, checkpoint.gguf_file
-    if folder is None and Path(checkpoint.name_or_path).is_file():
+    if folder is None and in_project(checkpoint.name_or_path).is_file():
         raise UserError(
             f"{checkpoint} is a file; give its folder, and for a GGUF file its name as model.gguf_file"
         )
     if folder is None and not checkpoint.may_be_on_hub:
         raise UserError(
             f"{checkpoint}: no such folder, and no name on the hub either; give the path of a saved "
-            "checkpoint"
+            "checkpoint (relative paths start at the project's root)"
         )
     if find_file(checkpoint, "adapter_config.json"):  # Transformers would add its weights to the model
         raise UserError(

@@ -56,7 +56,7 @@ def gguf_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.name_or_path, **checkpoint.options)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.place, **checkpoint.options)
         return cast("PreTrainedTokenizerFast", tokenizer)
     except Exception as error:  # missing keys lead to errors of any type
         if out_of_memory(error):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.artifacts.files import hash_file
+from offramp.artifacts.paths import in_project
 from offramp.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _check_column(corpus: Corpus, split: str, rows: Dataset) -> None:
 def local_dataset(corpus: Corpus, root: Path) -> Path | None:
     """Where ``hub_name`` is a folder, or a file of rows, on this machine; None where it is a name."""
     assert corpus.hub_name is not None  # the schema of the parameters demands it of source hub
-    path = root / corpus.hub_name
+    path = in_project(corpus.hub_name, root)
     return path if path.is_dir() or (path.is_file() and path.suffix.lower() in FORMATS) else None
 
 

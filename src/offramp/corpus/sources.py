@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
+from offramp.artifacts.paths import in_project
 from offramp.corpus.encodings import check_file, check_row
 from offramp.corpus.hub import FORMATS, HUB_SPLITS, load_splits, loaded_revision
 from offramp.errors import UserError
@@ -144,7 +145,7 @@ def list_files(paths: list[str], root: Path) -> dict[str, Path]:
     """
     names: dict[Path, str] = {}
     for entry in paths:
-        path = root / entry
+        path = in_project(entry, root)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*.txt") if file.is_file())
             if not files:

@@ -227,7 +227,7 @@ def load_weights(checkpoint: Checkpoint) -> PreTrainedModel:
     try:
         check_weights(checkpoint)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.name_or_path,
+            checkpoint.place,
             dtype=torch.float32,
             output_loading_info=True,
             **formats,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from offramp.results.corpus import Corpus
 from offramp.results.exits import FitEpoch, FittedExits, ThresholdEffect
+from offramp.results.headline import Headline
 from offramp.results.pretraining import LearningCurve, Pretraining
 from offramp.results.routing import CurvePoint, PositionShare, ReliabilityBin, Routing, Timing
 from offramp.results.shape import MetricsFile, TableRow
@@ -18,6 +19,7 @@ METRICS_FILES: tuple[type[MetricsFile], ...] = (
     Routing,
     Timing,
     Suitability,
+    Headline,
 )
 TABLES: tuple[type[TableRow], ...] = (
     LearningCurve,

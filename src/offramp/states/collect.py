@@ -17,6 +17,7 @@ from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
 from offramp.corpus.windows import TokenWindows
 from offramp.machine.device import autocast, require_precision
 from offramp.machine.processes import ALONE, Processes
+from offramp.machine.watch import NOBODY, Watch
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM
 from offramp.params import Collect
@@ -36,6 +37,7 @@ def collect_states(
     inputs: dict[str, Artifact],
     device: torch.device,
     processes: Processes = ALONE,
+    watch: Watch = NOBODY,
 ) -> Artifact:
     """Write the ``states`` artifact of a split to ``path``, shard by shard.
 
@@ -53,10 +55,13 @@ def collect_states(
     with create_artifact(path, "states", params, inputs) if processes.main else nullcontext() as out:
         folder = processes.broadcast(out.path if out else None)
         writer = StatesWriter(folder, exits, settings.dtype, settings.shard_tokens, first_shard=shards.start)
-        for columns, hidden in iterate_states(
+        iterated = iterate_states(
             model, windows, batches[first:last], device, no_bar=processes.no_bar, precision=settings.precision
-        ):
+        )
+        for number, (columns, hidden) in enumerate(iterated, 1):
             writer.add(columns, hidden)
+            tokens = len(columns["token"]) * processes.count  # the others are about as far
+            watch.step(path.name, number, tokens, share_collected=number / (last - first))
         writer.close()
         processes.wait()
         if out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,17 @@ def changed_files(root: Path, *paths: str) -> list[str]:
     """Files under ``paths`` (all, if none is given) that differ from HEAD or are not in git at all."""
     answer = _git(root, "status", "--porcelain", "--no-renames", "--", *(paths or ["."]))
     return [line[3:] for line in (answer or "").splitlines()]
+
+
+def file_at(root: Path, revision: str, path: str) -> str | None:
+    """What a commit holds under ``path``."""
+    return _git(root, "show", f"{revision}:./{path}")
+
+
+def remote(root: Path) -> str | None:
+    """The address of the repository that this one was cloned from, without user and password."""
+    url = _git(root, "remote", "get-url", "origin")
+    return None if url is None else re.sub(r"(?<=://)[^/\s]*@", "", url)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

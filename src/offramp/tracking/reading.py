@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from offramp.tracking.store import EXPERIMENT, StoreError, open_store, store_uri
+from offramp.tracking.address import SQLITE, experiment_name, store_uri
+from offramp.tracking.store import StoreError, open_store
 
-SQLITE = "sqlite:///"
 LOCKED_SECONDS = 20
 
 
@@ -27,8 +27,13 @@ class Runs(Protocol):
 
     experiment_id: str
 
-    def find(self, tags: Mapping[str, str | None], finished: bool = True, limit: int = 1) -> Sequence[Any]:
-        """The newest MLflow runs that carry ``tags`` (None: any value) and have, or have not, finished."""
+    def find(
+        self, tags: Mapping[str, str | None], finished: bool | None = True, limit: int = 1
+    ) -> Sequence[Any]:
+        """The newest MLflow runs that carry ``tags`` (None: any value) and have, or have not, finished.
+
+        With ``finished`` None: whatever their status is.
+        """
 
     def get(self, run_id: str) -> Any:
         """The MLflow run of that id."""
@@ -54,31 +59,32 @@ class LoggedRun:
 
 
 class Database:
-    """The runs of the experiment ``offramp`` in MLflow's SQLite database.
+    """The runs of one experiment in MLflow's SQLite database.
 
     StoreError where it cannot be read.
     """
 
-    def __init__(self, connection: sqlite3.Connection, uri: str):
+    def __init__(self, connection: sqlite3.Connection, uri: str, experiment: str):
         self._connection, self._uri = connection, uri
-        known = self._rows("SELECT experiment_id FROM experiments WHERE name = ?", [EXPERIMENT])
+        known = self._rows("SELECT experiment_id FROM experiments WHERE name = ?", [experiment])
         if not known:
-            raise StoreError(f"{uri} has no experiment named {EXPERIMENT} yet")
+            raise StoreError(f"{uri} has no experiment named {experiment} yet")
         self.experiment_id = str(known[0][0])
 
     def find(
-        self, tags: Mapping[str, str | None], finished: bool = True, limit: int = 1
+        self, tags: Mapping[str, str | None], finished: bool | None = True, limit: int = 1
     ) -> Sequence[LoggedRun]:
         """See ``Runs``."""
         has_tag = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value {})"
-        conditions, values = [], [self.experiment_id, "FINISHED"]
+        conditions, values = ["experiment_id = ?", "lifecycle_stage = 'active'"], [self.experiment_id]
+        if finished is not None:
+            conditions.append(f"status {'=' if finished else '!='} 'FINISHED'")
         for key, value in tags.items():
             conditions.append(has_tag.format("IS NOT NULL" if value is None else "= ?"))
             values += [key] if value is None else [key, value]
         rows = self._rows(
-            "SELECT run_uuid FROM runs WHERE experiment_id = ? AND lifecycle_stage = 'active' AND "
-            + " AND ".join([f"status {'=' if finished else '!='} ?", *conditions])
-            + " ORDER BY start_time DESC, run_uuid LIMIT ?",
+            f"SELECT run_uuid FROM runs WHERE {' AND '.join(conditions)} "
+            "ORDER BY start_time DESC, run_uuid LIMIT ?",
             [*values, limit],
         )
         return [self.get(run_id) for (run_id,) in rows]
@@ -114,4 +120,4 @@ def read_runs(root: Path) -> Iterator[Runs]:
     except sqlite3.Error as error:
         raise StoreError(f"{uri}: {error}") from error
     with closing(connection):
-        yield Database(connection, uri)
+        yield Database(connection, uri, experiment_name(root))

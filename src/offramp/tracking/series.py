@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -48,16 +48,17 @@ class Series(Generic[Row]):
             for column in self.values:
                 value = getattr(row, column)
                 if value is not None:
-                    yield _key(self.key(row, column)), value, round(self.step(row) * self.scale)
+                    yield metric_key(self.key(row, column)), value, round(self.step(row) * self.scale)
 
 
+FIT = Series(
+    FitEpoch,
+    key=lambda row, column: f"exit_{row.exit}/{column}",
+    step=lambda row: row.epoch,
+    values=("fit_loss", "select_loss"),
+)
 SERIES: tuple[Series, ...] = (
-    Series(
-        FitEpoch,
-        key=lambda row, column: f"exit_{row.exit}/{column}",
-        step=lambda row: row.epoch,
-        values=("fit_loss", "select_loss"),
-    ),
+    FIT,
     Series(
         ThresholdEffect,
         key=lambda row, column: f"thresholds/{column}/{row.signal}",
@@ -144,10 +145,16 @@ def learning_curves(rows: list[LearningCurve]) -> Series[LearningCurve]:
     )
 
 
+def curve_points(rows: Sequence[LearningCurve | FitEpoch]) -> list[Point]:
+    """The points of a training's looks, which may be some of its curve, but all rows of each look."""
+    looks = [row for row in rows if isinstance(row, LearningCurve)]
+    fits = [row for row in rows if isinstance(row, FitEpoch)]
+    return [*learning_curves(looks).points(looks), *FIT.points(fits)]
+
+
 def _table_points(root: Path, path: str) -> Iterator[Point]:
     if path == LearningCurve.path:
-        looks = LearningCurve.read(root)
-        yield from learning_curves(looks).points(looks)
+        yield from curve_points(LearningCurve.read(root))
     for series in SERIES:
         if series.table.path == path:
             yield from series.points(series.table.read(root))
@@ -162,8 +169,9 @@ def _numbers(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, float]]:
         for suffix, inner in zip(("low", "high"), value):
             yield from _numbers(inner, (*parents, f"{name}_{suffix}"))
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield _key("/".join(path)), float(value)
+        yield metric_key("/".join(path)), float(value)
 
 
-def _key(text: str) -> str:
+def metric_key(text: str) -> str:
+    """A name as MLflow allows it."""
     return re.sub(r"[^\w./-]", "_", text, flags=re.ASCII)

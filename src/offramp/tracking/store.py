@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -14,14 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-EXPERIMENT = "offramp"
+from offramp.tracking.address import experiment_name, is_server, store_root, store_uri, without_secrets
+
 ROLE = "offramp.role"
 PIPELINE, STAGE = "pipeline", "stage"
 LOCK_SECONDS = 120
 
 
 class StoreError(Exception):
-    """The tracking store cannot be reached, read or written; the message says which and why."""
+    """The tracking store cannot be reached, read or written; the message says why, and no secret."""
+
+    def __init__(self, message: str):
+        super().__init__(without_secrets(message))
 
 
 @dataclass(frozen=True)
@@ -45,16 +50,9 @@ class RunRecord:
     datasets: list[Dataset] = field(default_factory=list)
     files: list[tuple[Path, str]] = field(default_factory=list)
     """Files or folders to attach, with the folder they go to inside the run (``""``: its top)."""
-
-
-def store_root(root: Path) -> Path:
-    """Where the default store lives: in the project, also from an experiment's temporary copy (DVC_ROOT)."""
-    return Path(os.environ.get("DVC_ROOT") or root).resolve()
-
-
-def store_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, or mlflow.db in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store_root(root)}/mlflow.db"
+    begun: int | None = None
+    """When what it tells of began and ended, in ms; None: now."""
+    ended: int | None = None
 
 
 def user_name() -> str:
@@ -65,24 +63,23 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def is_server(uri: str) -> bool:
-    """Whether the store is reached over a network."""
-    return uri.startswith(("http:", "https:", "databricks"))
-
-
 class Store:
-    """The ``offramp`` experiment of an open tracking store."""
+    """The project's experiment in an open tracking store."""
 
     def __init__(self, client: Any, experiment_id: str, uri: str):
         self.client, self.experiment_id, self.uri = client, experiment_id, uri
 
-    def find(self, tags: Mapping[str, str | None], finished: bool = True, limit: int = 1) -> list[Any]:
-        """The newest MLflow runs that carry ``tags`` (None: any value) and have, or have not, finished."""
+    def find(self, tags: Mapping[str, str | None], finished: bool | None = True, limit: int = 1) -> list[Any]:
+        """The newest MLflow runs that carry ``tags`` (None: any value) and have, or have not, finished.
+
+        With ``finished`` None: whatever their status is.
+        """
         terms = [
             f"tags.`{key}` LIKE '%'" if value is None else f"tags.`{key}` = '{value}'"
             for key, value in tags.items()
         ]
-        terms.append(f"attributes.status {'=' if finished else '!='} 'FINISHED'")
+        if finished is not None:
+            terms.append(f"attributes.status {'=' if finished else '!='} 'FINISHED'")
         with store_errors(self.uri):
             return self.client.search_runs([self.experiment_id], " and ".join(terms), max_results=limit)
 
@@ -92,14 +89,16 @@ class Store:
             return self.client.get_run(run_id)
 
     @contextmanager
-    def run(self, record: RunRecord, reopen: str | None = None) -> Iterator[str]:
+    def run(self, record: RunRecord, reopen: str | None = None, ended: int | None = None) -> Iterator[str]:
         """Log ``record``, yield the run's id, and close the run FINISHED, or FAILED on an exception.
 
-        ``reopen`` continues an unfinished run of that id.
+        ``reopen`` continues the run of that id; ``ended`` (ms) is when it ended, if not now.
         """
         with store_errors(self.uri):
             if reopen is None:
-                run = self.client.create_run(self.experiment_id, tags=record.tags, run_name=record.name)
+                run = self.client.create_run(
+                    self.experiment_id, record.begun, tags=record.tags, run_name=record.name
+                )
             else:
                 run = self.client.get_run(reopen)
                 self.client.update_run(reopen, status="RUNNING")
@@ -109,11 +108,59 @@ class Store:
                 self._log(run_id, record, logged=run.data.params)
             yield run_id
             with store_errors(self.uri):
-                self.client.set_terminated(run_id, "FINISHED")
+                self.client.set_terminated(run_id, "FINISHED", ended or record.ended)
         except BaseException:
             with suppress(Exception):  # the store may be what failed
                 self.client.set_terminated(run_id, "FAILED")
             raise
+
+    def begin(self, record: RunRecord, begun: int) -> str:
+        """Open a run that began at ``begun`` (ms), with the tags and params of ``record``; its id."""
+        from mlflow.entities import Param
+
+        params = [Param(key, text(value)) for key, value in record.params.items()]
+        with store_errors(self.uri):
+            run = self.client.create_run(self.experiment_id, begun, record.tags, record.name)
+            for start in range(0, len(params), 100):
+                self.client.log_batch(run.info.run_id, params=params[start : start + 100])
+        return run.info.run_id
+
+    def begin_again(self, run_id: str) -> None:
+        """Say that a run goes on."""
+        with store_errors(self.uri):
+            self.client.update_run(run_id, status="RUNNING")
+
+    def log(self, run_id: str, points: list[tuple[str, float, int, int]]) -> None:
+        """Add points to a run: key, value, step, and when it was measured (ms)."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(key, value, at, step) for key, value, step, at in points]
+        with store_errors(self.uri):
+            for start in range(0, len(metrics), 1000):
+                self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+    def history(self, run_id: str, key: str) -> list[tuple[float, int]]:
+        """What a run holds of one key: values and steps."""
+        with store_errors(self.uri):
+            return [(point.value, point.step) for point in self.client.get_metric_history(run_id, key)]
+
+    def end(self, run_id: str, status: str, ended: int | None = None) -> None:
+        """Close a run that ended at ``ended`` (ms), now if it is None."""
+        with store_errors(self.uri):
+            self.client.set_terminated(run_id, status, ended)
+
+    def tags(self) -> dict[str, str]:
+        """The tags of the experiment."""
+        with store_errors(self.uri):
+            return dict(self.client.get_experiment(self.experiment_id).tags)
+
+    def describe(self, tags: Mapping[str, str]) -> None:
+        """Add those tags to the experiment that it has not yet: what people changed stays."""
+        known = self.tags()
+        with store_errors(self.uri):
+            for key, value in tags.items():
+                if key not in known:
+                    self.client.set_experiment_tag(self.experiment_id, key, value)
 
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
         """Add tags to a run."""
@@ -131,7 +178,7 @@ class Store:
         from mlflow.entities import DatasetInput, InputTag, Metric, Param
         from mlflow.utils.time import get_current_time_millis
 
-        now = get_current_time_millis()
+        now = record.ended or get_current_time_millis()
         self.set_tags(run_id, record.tags)
         params = [Param(key, text(value)) for key, value in record.params.items() if key not in logged]
         metrics = [Metric(key, value, now, step) for key, value, step in record.points]
@@ -170,9 +217,12 @@ def open_store(root: Path, write: bool = True) -> Iterator[Store]:
             name = f"offramp-{user_name()}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
             lock = stack.enter_context(FileLock(Path(tempfile.gettempdir()) / name, timeout=LOCK_SECONDS))
             client = MlflowClient(tracking_uri=uri)
-            experiment = client.get_experiment_by_name(EXPERIMENT)
+            name = experiment_name(root)
+            experiment = client.get_experiment_by_name(name)
             if experiment is None and not write:
-                raise StoreError(f"{uri} has no experiment named {EXPERIMENT} yet")
+                raise StoreError(f"{uri} has no experiment named {name} yet")
+            if experiment and experiment.lifecycle_stage == "deleted":
+                _restore(client, experiment, uri, write)
             experiment_id = experiment.experiment_id if experiment else _create_experiment(client, root, uri)
             if write and experiment:
                 _check_not_moved(experiment.artifact_location, root, uri)
@@ -192,6 +242,8 @@ def store_errors(uri: str) -> Iterator[None]:
         yield
     except Timeout:
         raise StoreError(f"{uri} was in use by another process for {LOCK_SECONDS} seconds") from None
+    except ImportError as error:  # SQLAlchemy knows the database, and its driver is not installed
+        raise StoreError(f"{uri}: {error}; install that package") from error
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise StoreError(
             f"{uri}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
@@ -207,7 +259,22 @@ def _create_experiment(client: Any, root: Path, uri: str) -> str:
     # MLflow would resolve its default ./mlruns from the current folder and keep it for good: in an experiment
     # that DVC runs in a temporary copy, a folder about to be deleted
     return client.create_experiment(
-        EXPERIMENT, artifact_location=None if is_server(uri) else _artifact_location(root)
+        experiment_name(root), artifact_location=None if is_server(uri) else _artifact_location(root)
+    )
+
+
+def _restore(client: Any, experiment: Any, uri: str, write: bool) -> None:
+    """Take an experiment out of MLflow's bin to write into it, for its name stays taken there."""
+    if not write:
+        raise StoreError(
+            f"the experiment {experiment.name} was deleted in {uri}; `offramp track` restores it"
+        )
+    client.restore_experiment(experiment.experiment_id)
+    print(
+        f"warning: the experiment {experiment.name} had been deleted in MLflow; it is restored, with its "
+        "runs. To begin a new one, set MLFLOW_EXPERIMENT_NAME",
+        file=sys.stderr,
+        flush=True,
     )
 
 

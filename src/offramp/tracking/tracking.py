@@ -4,7 +4,8 @@ Everything is read from files (metrics, manifests, dvc.lock) after the stages ha
 took from its cache still has its run, and no trouble with tracking can reach a training. The pipeline's run
 carries all parameters and headline metrics, because those runs are what MLflow's compare pages show. A stage
 run is made once for each entry of dvc.lock; later pipeline runs that reuse the stage name it in their tag
-``offramp.stage_run.<stage>``.
+``offramp.stage_run.<stage>``. A stage that logged while it ran (``tracking.live``) keeps that run, which is
+only completed.
 """
 
 from __future__ import annotations
@@ -16,22 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import UserError
-from offramp.params import read_params
-from offramp.results.pretraining import Pretraining
-from offramp.results.routing import Routing, Timing
-from offramp.results.shape import exit_key
-from offramp.results.states import Collected
-from offramp.tracking.git import changed_files, last_commit
+from offramp.tracking.address import experiment_name, is_server, store_root
+from offramp.tracking.git import changed_files, last_commit, remote
+from offramp.tracking.live_runs import close_left_runs, live_run_of
+from offramp.tracking.logged_model import TAG as TAG_OF_MODEL
+from offramp.tracking.logged_model import log_model
 from offramp.tracking.recorded import (
     Stage,
     artifact_name,
-    digest,
-    flatten,
     made_with_tags,
     read_manifest,
     read_stages,
 )
-from offramp.tracking.series import Point, numbers, read_points
+from offramp.tracking.series import read_points
 from offramp.tracking.store import (
     PIPELINE,
     ROLE,
@@ -40,20 +38,25 @@ from offramp.tracking.store import (
     RunRecord,
     Store,
     StoreError,
-    is_server,
     open_store,
     user_name,
 )
+from offramp.tracking.view import LOCAL, STATE, TAG, address, page, report_page
+from offramp.tracking.whole import stage_times, whole_record
 
 CODE = ("src", "pipeline", "dvc.yaml")
 CONTEXT = {"pretrain": "training", "train_exits": "training"}
 """What a stage uses its inputs for, in MLflow's words; the others only evaluate."""
-HEADLINE = (Routing.path, Timing.path)
-"""Files whose numbers stand on the run of the whole, too."""
+EXPERIMENTS = "dvc.exp_name"
+"""The tag with the names of DVC's experiments."""
+UNUSED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
+"""Variables of MLflow's that have no effect on what is logged."""
 
 
-def track(root: Path, note: str | None = None) -> bool:
+def track(root: Path, note: str | None = None, with_model: bool = False) -> bool:
     """Log the pipeline as it lies under ``root``, described by ``note``; whether MLflow has it now.
+
+    With its model, if ``with_model``, which is then as an MLflow model in the store.
 
     A store that cannot be reached or written is a warning on stderr and False; nothing on disk depends on it.
     Raises UserError if no stage has run yet.
@@ -67,55 +70,46 @@ def track(root: Path, note: str | None = None) -> bool:
             f"dvc.lock does not describe the results of {', '.join(unrecorded)} (run without DVC?); their "
             "runs are identified by the metrics on disk. `dvc repro` records parameters, code and inputs too."
         )
-    pipeline = pipeline_record(root, stages, note)
+    for variable in UNUSED:
+        if os.environ.get(variable):
+            _warn(
+                f"{variable} is set and not used: a result has a run of its own, in {experiment_name(root)}"
+            )
+    pipeline = pipeline_record(root, stages)
     try:
         with open_store(root) as store:
-            run_id, new = _log(store, root, pipeline, stages)
-            page = f"/#/experiments/{store.experiment_id}/runs"
-            where = (
-                store.uri + page
-                if is_server(store.uri)
-                else f"`offramp ui`, then http://127.0.0.1:5000{page}"
-            )
+            close_left_runs(store, root)
+            _describe(store, root)
+            run_id, new = _log(store, root, pipeline, stages, note)
+            model = _model(store, root, run_id, pipeline) if with_model else None
+            name = pipeline.name if new else store.get(run_id).info.run_name
     except StoreError as error:
-        run_id = None
         _warn(
             f"not logged to MLflow: {error}\n"
             "Nothing is lost: every metric is on disk, in metrics/. To log them once the store works, or in "
             "another one (MLFLOW_TRACKING_URI): `offramp track`"
         )
-    if run_id is None:
         return False
-    print(
-        f'MLflow run "{pipeline.name}" '
-        f"{run_id}{'' if new else ' already has these results; nothing was logged'}"
-    )
-    print(f"To compare runs: {where}\n(choose Model training at the top left, tick runs, Compare)")
+    print(f'MLflow run "{name}" {run_id}{"" if new else " already has these results; nothing was logged"}')
+    if model:
+        print(f"its model, {model[1] / 1e6:.1f} MB in the store (tracking.log_model): models:/{model[0]}")
+    server = store.uri if is_server(store.uri) else LOCAL
+    start = "" if is_server(store.uri) else " (`offramp ui` starts it)"
+    print(f"Compare runs{start}: {address(server, page(store.experiment_id))}")
+    print(f"as charts: {address(server, page(store.experiment_id, charts=True))}")
     return True
 
 
-def pipeline_record(root: Path, stages: list[Stage], note: str | None) -> RunRecord:
-    """The run of the whole: all of params.yaml, the headline metrics, every artifact's digest, the report."""
-    experiment = os.environ.get("DVC_EXP_NAME")
-    head = last_commit(root)
-    key = digest([{stage.name: stage.hash for stage in stages}, experiment])
-    points, dropped = read_points(root, HEADLINE)
-    points += _perplexities(root)
-    tags = {ROLE: PIPELINE, "offramp.key": key, **_common_tags(root)}
-    tags |= {f"dvc.stage.{stage.name}": stage.hash for stage in stages}
+def pipeline_record(root: Path, stages: list[Stage]) -> RunRecord:
+    """The run of the whole (``offramp.tracking.whole``), with the digests of all artifacts."""
+    record, dropped = whole_record(root, stages)
     artifacts = _manifests(root, [out for stage in stages for out in stage.outs])
     for path, manifest in artifacts.items():
-        tags[f"artifact.{artifact_name(manifest['kind'], Path(path))}.digest"] = manifest["digest"]
-    tags |= made_with_tags(artifacts.values())
-    if note:
-        tags["mlflow.note.content"] = note
-    return RunRecord(
-        name=experiment or (head.hash[:7] if head else "no commit"),
-        tags=tags | _dropped_tag(dropped),
-        params=flatten(read_params(root / "params.yaml").model_dump(mode="json")),
-        points=points,
-        files=[(root / "report", "report")] if (root / "report" / "index.html").is_file() else [],
-    )
+        record.tags[f"artifact.{artifact_name(manifest['kind'], Path(path))}.digest"] = manifest["digest"]
+    record.tags |= common_tags(root) | made_with_tags(artifacts.values())
+    if dropped:  # the runs of the stages say so
+        record.tags |= _not_finite(dropped)
+    return record
 
 
 def stage_record(root: Path, stage: Stage) -> RunRecord:
@@ -127,7 +121,7 @@ def stage_record(root: Path, stage: Stage) -> RunRecord:
         ROLE: STAGE,
         "offramp.stage": stage.name,
         f"dvc.stage.{stage.name}": stage.hash,
-        **_common_tags(root),
+        **common_tags(root),
     }
     for role, manifests in (("input", inputs), ("output", outputs)):
         for path, manifest in manifests.items():
@@ -149,33 +143,86 @@ def stage_record(root: Path, stage: Stage) -> RunRecord:
     return RunRecord(stage.name, tags | _dropped_tag(dropped), stage.params, points, datasets, files)
 
 
-def _log(store: Store, root: Path, pipeline: RunRecord, stages: list[Stage]) -> tuple[str, bool]:
+def _log(
+    store: Store, root: Path, pipeline: RunRecord, stages: list[Stage], note: str | None
+) -> tuple[str, bool]:
     """Log what the store does not have yet; the pipeline run's id and whether it is new."""
     key = {ROLE: PIPELINE, "offramp.key": pipeline.tags["offramp.key"]}
     if done := store.find(key):
-        return done[0].info.run_id, False
+        run_id = done[0].info.run_id
+        store.set_tags(run_id, _experiments(done[0], pipeline) | _links(store, root, stages, run_id))
+        return run_id, False
     unfinished = store.find(key, finished=False)
     with store.run(pipeline, reopen=unfinished[0].info.run_id if unfinished else None) as run_id:
-        links = {}
-        for stage in stages:
-            links[f"offramp.stage_run.{stage.name}"] = _stage_run(store, root, stage, run_id)
-        store.set_tags(run_id, links)
+        tags = _links(store, root, stages, run_id)
+        if note:
+            report = report_page(store.experiment_id, run_id)
+            tags["mlflow.note.content"] = f"{note}\n\n[The report]({report})" if pipeline.files else note
+        store.set_tags(run_id, tags)
     return run_id, True
 
 
-def _stage_run(store: Store, root: Path, stage: Stage, parent: str) -> str:
+def _model(store: Store, root: Path, run_id: str, pipeline: RunRecord) -> tuple[str, int] | None:
+    """Give the run its model, unless it has it already; the model's id and bytes if it was given now."""
+    if TAG_OF_MODEL in store.get(run_id).data.tags:
+        return None
+    logged = log_model(store, root, run_id, pipeline)
+    if logged:
+        store.set_tags(run_id, {TAG_OF_MODEL: logged[0]})
+    return logged
+
+
+def _links(store: Store, root: Path, stages: list[Stage], run_id: str) -> dict[str, str]:
+    """The tags that name the stages' runs; one that MLflow does not have, or not any more, is logged."""
+    times = stage_times(root, stages)
+    return {
+        f"offramp.stage_run.{stage.name}": _stage_run(store, root, stage, run_id, times.get(stage.name))
+        for stage in stages
+    }
+
+
+def _experiments(run: Any, pipeline: RunRecord) -> dict[str, str]:
+    """The tag with the names of all of DVC's experiments that came to this result."""
+    names = [name for name in run.data.tags.get(EXPERIMENTS, "").split(", ") if name]
+    name = pipeline.tags.get(EXPERIMENTS)
+    return {EXPERIMENTS: ", ".join([*names, name])} if name and name not in names else {}
+
+
+def _describe(store: Store, root: Path) -> None:
+    """Say what the experiment is, and leave the view in which its runs are shown."""
+    store.describe(
+        {
+            "mlflow.note.content": (
+                f"Early-exit language models of the project {store_root(root).name}. A run is one result of "
+                "its pipeline: what is compared has plain names, the rest stands under diagnostics/, train/ "
+                "and curve/. The runs below a run are the pipeline's stages.\n\n"
+                f"[Table]({page(store.experiment_id)}) | [Charts]({page(store.experiment_id, charts=True)})"
+            ),
+            "mlflow.experimentKind": "custom_model_development",
+            TAG: STATE,
+        }
+    )
+
+
+def _stage_run(store: Store, root: Path, stage: Stage, parent: str, times: tuple[int, int] | None) -> str:
     key = {ROLE: STAGE, f"dvc.stage.{stage.name}": stage.hash}
     if done := store.find(key):
         return done[0].info.run_id
     for broken in store.find(key, finished=False, limit=100):  # a half-logged curve cannot be continued
         store.delete(broken.info.run_id)
     record = stage_record(root, stage)
+    if times:
+        record.begun, record.ended = times
+    live = live_run_of(store, record)
     record.tags["mlflow.parentRunId"] = parent
-    with store.run(record) as run_id:
+    with store.run(
+        record, reopen=live.info.run_id if live else None, ended=live and live.info.end_time
+    ) as run_id:
         return run_id
 
 
-def _common_tags(root: Path) -> dict[str, str]:
+def common_tags(root: Path) -> dict[str, str]:
+    """Who runs this from which commit, and for which of DVC's experiments: tags that every run has."""
     tags = {
         "mlflow.user": user_name(),
         "mlflow.source.type": "LOCAL",
@@ -183,6 +230,8 @@ def _common_tags(root: Path) -> dict[str, str]:
     }
     if head := last_commit(root):
         tags["mlflow.source.git.commit"] = head.hash
+        if repository := remote(root):  # with it, the UI makes the commit a link
+            tags["mlflow.source.git.repoURL"] = repository
         tags["git.dirty"] = "true" if changed_files(root, *CODE) else "false"
     for tag, variable in (("dvc.exp_name", "DVC_EXP_NAME"), ("dvc.baseline_rev", "DVC_EXP_BASELINE_REV")):
         if os.environ.get(variable):
@@ -196,22 +245,14 @@ def _manifests(root: Path, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {path: manifest for path, manifest in manifests.items() if manifest is not None}
 
 
-def _perplexities(root: Path) -> list[Point]:
-    """Perplexity of every block and exit: ``block_0/calibration_ppl``, ``exit_0/test_ppl``."""
-    values: dict[str, Any] = {}
-    if pretraining := Pretraining.read_if_there(root):
-        values |= {
-            name: {"calibration_ppl": phase.calibration_ppl} for name, phase in pretraining.phases.items()
-        }
-    if collected := Collected.read_if_there(root):
-        values |= {exit_key(exit): {"test_ppl": loss.ppl} for exit, loss in enumerate(collected.test.exits)}
-    return [(key, value, 0) for key, value in numbers(values).items()]
-
-
 def _dropped_tag(dropped: list[str]) -> dict[str, str]:
     if not dropped:
         return {}
     _warn(f"values that are not finite are not logged to MLflow: {', '.join(dropped)}")
+    return _not_finite(dropped)
+
+
+def _not_finite(dropped: list[str]) -> dict[str, str]:
     return {"offramp.not_finite": ", ".join(dropped)[:5000]}
 
 

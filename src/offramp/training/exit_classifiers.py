@@ -13,6 +13,7 @@ from torch import Tensor
 from offramp.errors import UserError
 from offramp.exits.classifier import ExitClassifier
 from offramp.exits.labels import KINDS
+from offramp.machine.watch import NOBODY, Watch
 from offramp.training.loop import Bar, Best, Progress, Row, Training
 
 MATERIAL = 1e-3
@@ -80,6 +81,7 @@ def fit_classifier(
     patience: int,
     seed: int,
     name: str = "exit classifier",
+    watch: Watch = NOBODY,
 ) -> ClassifierFit:
     """Fit a classifier on inputs (N, I) and labels (N, L) until the loss on ``select`` stops falling.
 
@@ -109,6 +111,7 @@ def fit_classifier(
             optimiser.step()
             total += batch_loss.item() * len(rows)
         fit_loss = total / len(inputs)
+        watch.step(name, number + 1, len(inputs), learning_rate=optimiser.param_groups[0]["lr"])
 
     def look(epochs: int) -> tuple[list[Row], float]:
         with torch.no_grad():
@@ -127,6 +130,7 @@ def fit_classifier(
         looks=range(1, max_epochs + 1),
         selection=selection,
         bar=Bar(name, unit="epoch"),
+        watch=watch,
     ).run()
     return ClassifierFit(classifier.eval(), progress.curve, progress.best_step, selection.converged)
 

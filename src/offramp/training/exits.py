@@ -29,6 +29,7 @@ from offramp.exits.labels import KINDS, agreement, label
 from offramp.exits.ranking import aurc, auroc, classification_quality, loss_gap, most_confident
 from offramp.exits.signals import known_signals, raw_signal
 from offramp.exits.store import HELD_OUT
+from offramp.machine.watch import NOBODY, Part, Watch
 from offramp.params import Exits as ExitParams
 from offramp.results.exits import (
     Classification,
@@ -73,7 +74,7 @@ def split_calibration(documents: np.ndarray, seed: int) -> np.ndarray:
 
 
 def train_exits(
-    states: States, settings: ExitParams, path: Path, params: dict[str, Any]
+    states: States, settings: ExitParams, path: Path, params: dict[str, Any], watch: Watch = NOBODY
 ) -> tuple[Artifact, FittedExits, list[FitEpoch]]:
     """Write the ``exits`` artifact; returns it with the measures of the fit and its epochs.
 
@@ -91,7 +92,7 @@ def train_exits(
         if joint:
             learned = LearnedExit(joint[exit], states.hidden(exit), ClassifierFit(label="joint"), [])
         else:
-            learned = _fit(states, exit, part, settings)
+            learned = _fit(states, exit, part, settings, Part(watch, exit_key(exit), exit=exit))
         fitted[exit_key(exit)] = _calibrate(states, exit, part, learned, settings, tensors, confidences)
         curve += [FitEpoch(exit=exit, **row) for row in learned.curve]
     for exit in range(states.num_exits):
@@ -225,7 +226,7 @@ def _gain_slopes(
     return slopes
 
 
-def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams) -> LearnedExit:
+def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams, watch: Watch) -> LearnedExit:
     """Fit the classifier of an exit on the part ``fit``, stopped early on the part ``select``."""
     hidden = states.hidden(exit) if settings.inputs != "statistics" else None
     statistics = torch.from_numpy(states.statistics(exit)) if settings.inputs != "state" else None
@@ -245,6 +246,7 @@ def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams) -> L
         patience=settings.patience,
         seed=settings.seed,
         name=f"exit classifier {exit}",
+        watch=watch,
     )
     with torch.no_grad():
         score, fit_score = (fitted.classifier(inputs[rows]).numpy() for rows in (select, fit))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UserError
 from offramp.machine.processes import ALONE, Processes
+from offramp.machine.watch import NOBODY, Watch
 from offramp.training.loop import Bar, Progress, Row, Selection, Training, every
 from offramp.training.snapshots import Snapshots
 
@@ -184,6 +185,7 @@ def fit_phase(
     resumed: dict[str, Any] | None,
     extra: dict[str, Any],
     processes: Processes = ALONE,
+    watch: Watch = NOBODY,
 ) -> None:
     """Train one phase and leave the best weights in the model.
 
@@ -204,7 +206,7 @@ def fit_phase(
     if resumed:
         optimiser.load_state_dict(resumed.pop("optimiser"))
     Training(
-        step=_updates(phase, optimiser, config=config, progress=progress, processes=processes),
+        step=_updates(phase, optimiser, config=config, progress=progress, processes=processes, watch=watch),
         look=lambda number: _look(phase, config, progress),
         steps=phase.steps,
         looks=every(config.evaluate_every, phase.steps),
@@ -224,6 +226,7 @@ def fit_phase(
             disable=processes.no_bar,
             shows=lambda so_far: {"calibration_ppl": f"{math.exp(min(progress.best_nll, 50)):.2f}"},
         ),
+        watch=watch,
     ).run(progress)
 
 
@@ -234,6 +237,7 @@ def _updates(
     config: FitConfig,
     progress: PhaseProgress,
     processes: Processes,
+    watch: Watch,
 ) -> Callable[[int], None]:
     """What a step does: one update from the next batch, by all processes together."""
     batches = sequence_order(
@@ -244,20 +248,23 @@ def _updates(
         rate = config.learning_rate * phase.rate * learning_rate(config, number, phase.steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        losses = losses_and_gradients(phase, processes.share(next(batches)), number, processes)
+        batch = next(batches)
+        losses = losses_and_gradients(phase, processes.share(batch), number, processes)
         for name, loss in losses.items():
             if not math.isfinite(loss):
                 raise UserError(
                     f"pretrain: the loss of {phase.name}, {name}, is {loss} at step {number}; lower "
                     f"pretrain.learning_rate (now {config.learning_rate}) or raise pretrain.warmup_steps"
                 )
-        if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(phase.parameters, config.clip_norm)
+        limit = math.inf if config.clip_norm is None else config.clip_norm
+        norm = nn.utils.clip_grad_norm_(phase.parameters, limit)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         for name, loss in losses.items():
             progress.running[name] = progress.running.get(name, 0.0) + loss
             progress.summed[name] = progress.summed.get(name, 0) + 1
+        tokens = len(batch) * phase.window
+        watch.step(phase.name, number + 1, tokens, learning_rate=rate, gradient_norm=norm)
 
     return step
 

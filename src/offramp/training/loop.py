@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from offramp.machine.watch import NOBODY, Watch
 from offramp.training.snapshots import Snapshots
 
 Row = dict[str, Any]
@@ -212,6 +213,8 @@ class Training(Generic[Measured]):
     state: Callable[[], dict[str, Any]] = dict
     """What a snapshot holds besides the progress: weights, the optimiser's state, and all that goes on."""
     bar: Bar = NO_BAR
+    watch: Watch = NOBODY
+    """Who is told of every new point of the learning curve."""
 
     def run(self, progress: Progress | None = None) -> Progress:
         """Train to the end, and leave the weights that the selection chose in the model.
@@ -247,5 +250,6 @@ class Training(Generic[Measured]):
     def _look(self, progress: Progress) -> None:
         rows, measured = self.look(progress.step)
         progress.append(rows)
+        self.watch.curve(rows)
         progress.looks += 1
         self.selection.judge(progress, measured)

@@ -19,6 +19,7 @@ from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
 from offramp.machine.device import autocast, require_precision
 from offramp.machine.processes import ALONE, Processes
+from offramp.machine.watch import NOBODY, Watch
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM
 from offramp.models.pretrained import PretrainedLM
@@ -68,12 +69,13 @@ class Pretrainer:
         snapshots: Snapshots,
         device: torch.device,
         processes: Processes = ALONE,
+        watch: Watch = NOBODY,
     ):
         require_precision(device, params.precision, "pretrain.precision")
         self.processes = processes
         self.model, self.train, self.calibration = model.to(device), train, calibration
         self.model.gradient_checkpointing = params.gradient_checkpointing
-        self.params, self.snapshots, self.device = params, snapshots, device
+        self.params, self.snapshots, self.device, self.watch = params, snapshots, device, watch
         self.judged_by: list[Tensor] = []
         self.confidence = make_confidence(params.blockwise.hard_signal, self.model, self.judged_by)
         self.thresholds: list[float] = []
@@ -93,6 +95,7 @@ class Pretrainer:
             self.finished = dict(resumed["finished"])
             self.thresholds = list(resumed["thresholds"])
             self.judged_by += [matrix.to(self.device) for matrix in resumed["judged_by"]]
+            self.watch.curve(progress.curve)
         blocks = range(self.model.config.num_blocks) if self.params.method == "blockwise" else range(1)
         for index in blocks[progress.phase :]:
             phase = self._phase(index, fresh=progress.step == 0)
@@ -111,6 +114,7 @@ class Pretrainer:
                 resumed=resumed if progress.step else None,
                 extra=extra,
                 processes=self.processes,
+                watch=self.watch,
             )
             best[phase.name] = {
                 "best_step": progress.best_step,

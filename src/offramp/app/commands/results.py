@@ -26,13 +26,25 @@ def lineage(options: argparse.Namespace) -> int:
 
 def track(options: argparse.Namespace) -> int:
     """Log the results on disk to MLflow; 0 if it has them now, 1 if its store could not be used."""
+    from offramp.params import read_params
     from offramp.report.headline import headline_sentence, print_headline
     from offramp.tracking.recorded import find_root
     from offramp.tracking.tracking import track
 
     root = find_root()
     print_headline(root)
-    return 0 if track(root, headline_sentence(root)) else 1
+    with_model = read_params(root / "params.yaml").tracking.log_model
+    return 0 if track(root, headline_sentence(root), with_model) else 1
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print the few numbers to compare of every DVC experiment; UserError where DVC has none to list."""
+    from offramp.report.compare import comparison, experiments
+    from offramp.report.headline import console
+    from offramp.tracking.recorded import find_root
+
+    console().print(comparison(experiments(find_root())))
+    return 0
 
 
 def ui(options: argparse.Namespace) -> int:
@@ -40,19 +52,20 @@ def ui(options: argparse.Namespace) -> int:
 
     UserError where no run is logged yet, or the port cannot be used.
     """
-    from offramp.tracking.reading import read_runs
+    from offramp.tracking.address import is_server, store_uri
     from offramp.tracking.recorded import find_root
-    from offramp.tracking.store import StoreError, is_server, store_uri
+    from offramp.tracking.store import StoreError, open_store
+    from offramp.tracking.view import TAG, address, page
 
     root = find_root()
     uri = store_uri(root)
     try:
-        with read_runs(root) as store:
-            page = f"#/experiments/{store.experiment_id}/runs"
+        with open_store(root, write=False) as store:
+            pages = [page(store.experiment_id, TAG in store.tags(), charts) for charts in (False, True)]
     except StoreError as error:
         raise UserError(f"{error}; `dvc repro` or `offramp track` logs the first run") from None
     if is_server(uri):
-        print(f"The runs are on {uri}/{page} (choose Model training at the top left)")
+        print(f"The runs: {address(uri, pages[0])}\nas charts: {address(uri, pages[1])}")
         return 0
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,22 +75,15 @@ def ui(options: argparse.Namespace) -> int:
             raise UserError(
                 f"port {options.port} cannot be used ({error.strerror}); choose another with --port"
             ) from None
-    print(f"MLflow UI, ready in about ten seconds: http://127.0.0.1:{options.port}/{page}")
-    print("It opens in GenAI mode: choose Model training at the top left. Ctrl-C ends it.", flush=True)
+    server = f"http://127.0.0.1:{options.port}"
+    print(f"MLflow UI, ready in about ten seconds; Ctrl-C ends it: {address(server, pages[0])}")
+    print(f"as charts: {address(server, pages[1])}", flush=True)
     # one worker and no job queue: one person looks at it, and each worker takes 250 MB
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    server = [
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(options.port),
-        "--workers",
-        "1",
-    ]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line, with a password in it, is seen by everyone
+    command = ["--host", "127.0.0.1", "--port", str(options.port), "--workers", "1"]
     os.chdir(root)
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *server])
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *command])
 
 
 def params(options: argparse.Namespace) -> int:
