@@ -203,7 +203,7 @@ def test_other_values_than_before_begin_the_run_anew(live_project):
             row = {"phase": "final", "exit": 1, "step": step, "tokens": 1, "train_loss": loss}
             messages.put({"at": step, "rows": [row | {"calibration_ppl": 9.0}]})
         messages.put({"at": 100, "part": "final", "step": 7, "values": {"tokens_per_second": 3.0}})
-        messages.put({"at": 101, "end": end})
+        messages.put({"at": 101, "end": end, "made": {}})
         Sender(
             {
                 "stage": "pretrain",

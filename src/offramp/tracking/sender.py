@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
-from ruamel.yaml import YAML
 
 from offramp.results.exits import FitEpoch
 from offramp.results.pretraining import LearningCurve
@@ -38,7 +37,6 @@ from offramp.tracking.live_runs import (
     adopted,
     lock_of,
     logged_points,
-    made_tags,
     same,
 )
 from offramp.tracking.recorded import flatten
@@ -114,7 +112,7 @@ class Sender:
 
     def run(self, messages: queue.SimpleQueue[dict[str, Any] | None]) -> None:
         """Send what comes, until the stage has ended."""
-        status, ended = "", 0
+        status, ended, made = "", 0, {}
         self.deliver()  # the run is there before there is anything to show
         send_at = time.monotonic() + self.about["send_seconds"]
         while not status:
@@ -127,10 +125,10 @@ class Sender:
             if message is None:
                 status, ended = "KILLED", _now()
             elif "end" in message:
-                status, ended = message["end"], message["at"]
+                status, ended, made = message["end"], message["at"], message["made"]
             else:
                 self.take_in(message)
-        self.close(status, ended)
+        self.close(status, ended, made)
 
     def take_in(self, message: dict[str, Any]) -> None:
         """Note what the stage tells: rows of a learning curve, or rates of a step."""
@@ -158,10 +156,9 @@ class Sender:
             return False
         return True
 
-    def close(self, status: str, ended: int) -> None:
+    def close(self, status: str, ended: int, tags: dict[str, str]) -> None:
         """Give the run its end; where that fails, leave a note of it for ``track``."""
         self._stop_monitor()
-        tags = self._made() if status == "FINISHED" else {}
         delivered = self.deliver(last=True)
         if self.run_id:
             self.note.write(store_uri(self.root), self.run_id, status=status, ended=ended, tags=tags)
@@ -230,11 +227,6 @@ class Sender:
             self.store.delete(old)
         self.taken_up = None
         self._start_monitor()
-
-    def _made(self) -> dict[str, str]:
-        declared = YAML(typ="safe").load((self.root / "dvc.yaml").read_text(encoding="utf-8"))
-        outs = declared["stages"][self.about["stage"]].get("outs", [])
-        return made_tags(self.root, [out if isinstance(out, str) else next(iter(out)) for out in outs])
 
     def _leave_alone(self, error: StoreError) -> None:
         self._stop_monitor()
