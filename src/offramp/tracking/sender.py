@@ -14,6 +14,7 @@ order), the run is begun anew and the old one removed.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import queue
@@ -66,6 +67,7 @@ def main() -> None:
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # the end is the end of the pipe
     os.nice(5)
+    logging.disable()  # MLflow's own messages have whole addresses in them, passwords too
     messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(messages,), daemon=True).start()
     about = messages.get()
