@@ -22,7 +22,6 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,6 @@ LOCK_SECONDS = 10
 def main() -> None:
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # the end is the end of the pipe
-    os.nice(5)
     logging.disable()  # MLflow's own messages have whole addresses in them, passwords too
     messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(messages,), daemon=True).start()
@@ -84,10 +82,12 @@ def main() -> None:
 
 def _read(messages: queue.SimpleQueue[dict[str, Any] | None]) -> None:
     """Empty the pipe at once, so that it never fills up."""
-    for line in sys.stdin.buffer:
-        with suppress(ValueError):  # half a line: the stage was killed while it wrote
+    rest = b""
+    while part := os.read(0, 65536):  # not by sys.stdin, whose lock would be held when the process ends
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
             messages.put(json.loads(line))
-    messages.put(None)
+    messages.put(None)  # half a line in ``rest``: the stage was killed while it wrote
 
 
 @dataclass
