@@ -167,13 +167,15 @@ class Live(Watch):
 def _start(about: dict[str, Any]) -> Live:
     """Start the process that talks to MLflow, in a session of its own: Ctrl-C in a terminal goes to all
     processes of one, and this one is to report it."""
+    # the same code as here, which in DVC's copy of a project is not the installed one
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     sender = subprocess.Popen(
         [sys.executable, "-m", "offramp.tracking.sender"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         bufsize=0,
         start_new_session=True,
-        env={**BRIEF, **os.environ},
+        env={**BRIEF, **os.environ, "PYTHONPATH": path},
     )
     live = Live(sender)
     live._tell(about)
