@@ -104,6 +104,7 @@ class Live(Watch):
     def step(self, part: str, number: int, tokens: int, **values: SupportsFloat) -> None:
         now = time.perf_counter()
         if part != self.part:  # what lies between two parts takes no time of the steps' either
+            self._rates()
             self.part = part
             self._count_from(now)
             return
