@@ -23,10 +23,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, SupportsFloat
 
 from offramp.machine.watch import NOBODY, Watch
 from offramp.params import Declared
+from offramp.tracking.recorded import made_tags
 
 SEND_SECONDS = 5.0
 """How often a batch goes to MLflow, and how often the rates of a step are among it."""
@@ -66,17 +68,16 @@ def live_run(stage: str, params: Declared, root: Path, key: str, main: bool = Tr
             "pause_seconds": PAUSE_SECONDS,
         }
     )
-    status = "FINISHED"
     try:
         yield live
     except KeyboardInterrupt:
-        status = "KILLED"
+        live.end("KILLED")
         raise
     except BaseException:
-        status = "FAILED"
+        live.end("FAILED")
         raise
-    finally:
-        live.end(status)
+    # read now: the folder of an experiment may be gone when MLflow is told
+    live.end("FINISHED", made_tags(stage, root))
 
 
 class Live(Watch):
@@ -103,6 +104,7 @@ class Live(Watch):
     def step(self, part: str, number: int, tokens: int, **values: SupportsFloat) -> None:
         now = time.perf_counter()
         if part != self.part:  # what lies between two parts takes no time of the steps' either
+            self._rates()
             self.part = part
             self._count_from(now)
             return
@@ -112,10 +114,10 @@ class Live(Watch):
             self._rates()
             self._count_from(now)
 
-    def end(self, status: str) -> None:
-        """Tell how the stage ended, and wait a while for MLflow to know everything."""
+    def end(self, status: str, made: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Tell how the stage ended and the tags of what it ``made``, and wait a while for MLflow to know."""
         self._rates()
-        self._tell({"at": _now(), "end": status})
+        self._tell({"at": _now(), "end": status, "made": dict(made)})
         deadline = time.monotonic() + END_SECONDS
         while self.waiting and time.monotonic() < deadline:
             select.select([], [self.pipe], [], 0.1)
@@ -166,13 +168,15 @@ class Live(Watch):
 def _start(about: dict[str, Any]) -> Live:
     """Start the process that talks to MLflow, in a session of its own: Ctrl-C in a terminal goes to all
     processes of one, and this one is to report it."""
+    # the same code as here, which in DVC's copy of a project is not the installed one
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     sender = subprocess.Popen(
         [sys.executable, "-m", "offramp.tracking.sender"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         bufsize=0,
         start_new_session=True,
-        env={**BRIEF, **os.environ},
+        env={**BRIEF, **os.environ, "PYTHONPATH": path},
     )
     live = Live(sender)
     live._tell(about)

@@ -20,13 +20,11 @@ from filelock import FileLock, Timeout
 
 from offramp.artifacts.files import write_json
 from offramp.tracking.address import store_root
-from offramp.tracking.recorded import artifact_name, read_manifest
+from offramp.tracking.recorded import MADE
 from offramp.tracking.series import Point
 from offramp.tracking.store import ROLE, STAGE, RunRecord, Store, StoreError, user_name
 
 KEY = "offramp.snapshot_key"
-MADE = "made."
-"""Beginning of the tags by which a run is known by the digest of what it made."""
 ADOPTED = "dvc.stage."
 """Beginning of the tag that ties a run to an entry of dvc.lock."""
 SAME = 1e-12
@@ -50,16 +48,6 @@ def logged_points(store: Store, run: Any) -> Logged:
         if not key.startswith("system/"):
             points |= {(key, step): value for value, step in store.history(run.info.run_id, key)}
     return points
-
-
-def made_tags(root: Path, outs: list[str]) -> dict[str, str]:
-    """The tags of a run that made those of the paths that are artifacts."""
-    manifests = {path: read_manifest(root / path) for path in outs}
-    return {
-        f"{MADE}{manifest['digest']}": artifact_name(manifest["kind"], Path(path))
-        for path, manifest in manifests.items()
-        if manifest
-    }
 
 
 def live_run_of(store: Store, record: RunRecord) -> Any | None:

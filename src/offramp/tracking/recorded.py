@@ -24,6 +24,10 @@ RESULTLESS = ("check", "track")
 """Stages without results of their own: one looks at parameters and text first, one logs the others."""
 
 
+MADE = "made."
+"""Beginning of the tags by which a run is known by the digest of what it made, in any folder."""
+
+
 def code_file(stage: str) -> str:
     """The file in which stage check writes down the code of another: a path below the project's root."""
     return f"build/code/{stage}.json"
@@ -104,6 +108,17 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def made_tags(stage: str, root: Path) -> dict[str, str]:
+    """The tags by which the run that made the artifacts on disk is known: those of a stage of dvc.yaml."""
+    outs = _outs((_yaml(root / "dvc.yaml"))["stages"][stage])
+    manifests = {out: read_manifest(root / out) for out in outs}
+    return {
+        f"{MADE}{manifest['digest']}": artifact_name(manifest["kind"], Path(out))
+        for out, manifest in manifests.items()
+        if manifest
+    }
+
+
 def made_with_tags(manifests: Iterable[dict[str, Any]]) -> dict[str, str]:
     """What computed these artifacts, as tags of a run: ``made_with.torch`` and so on."""
     values: dict[str, set[str]] = {}
@@ -141,11 +156,7 @@ def _from_lock(name: str, entry: dict[str, Any]) -> Stage:
 
 
 def _from_disk(root: Path, name: str, declared: dict[str, Any]) -> Stage | None:
-    keys = ("outs", "metrics", "plots")
-    # an out is "path" or {"path": {cache: false, ...}}
-    outs = [
-        path if isinstance(path, str) else next(iter(path)) for key in keys for path in declared.get(key, [])
-    ]
+    outs = _outs(declared)
     if not any(_has_content(root / out) for out in outs):
         return None
     params = flatten(load_params(name, root).to_json())
@@ -160,6 +171,14 @@ def _from_disk(root: Path, name: str, declared: dict[str, Any]) -> Stage | None:
         dict.fromkeys(declared.get("deps", [])),
         dict.fromkeys(outs),
     )
+
+
+def _outs(declared: dict[str, Any]) -> list[str]:
+    """The paths that a stage writes: an out is "path" or {"path": {cache: false, ...}}."""
+    keys = ("outs", "metrics", "plots")
+    return [
+        path if isinstance(path, str) else next(iter(path)) for key in keys for path in declared.get(key, [])
+    ]
 
 
 def _files_match(root: Path, stage: Stage) -> bool:

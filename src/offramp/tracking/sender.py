@@ -14,6 +14,7 @@ order), the run is begun anew and the old one removed.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import queue
@@ -21,13 +22,11 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
-from ruamel.yaml import YAML
 
 from offramp.results.exits import FitEpoch
 from offramp.results.pretraining import LearningCurve
@@ -39,7 +38,6 @@ from offramp.tracking.live_runs import (
     adopted,
     lock_of,
     logged_points,
-    made_tags,
     same,
 )
 from offramp.tracking.recorded import flatten
@@ -66,7 +64,7 @@ LOCK_SECONDS = 10
 def main() -> None:
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # the end is the end of the pipe
-    os.nice(5)
+    logging.disable()  # MLflow's own messages have whole addresses in them, passwords too
     messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(messages,), daemon=True).start()
     about = messages.get()
@@ -83,10 +81,12 @@ def main() -> None:
 
 def _read(messages: queue.SimpleQueue[dict[str, Any] | None]) -> None:
     """Empty the pipe at once, so that it never fills up."""
-    for line in sys.stdin.buffer:
-        with suppress(ValueError):  # half a line: the stage was killed while it wrote
+    rest = b""
+    while part := os.read(0, 65536):  # not by sys.stdin, whose lock would be held when the process ends
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
             messages.put(json.loads(line))
-    messages.put(None)
+    messages.put(None)  # half a line in ``rest``: the stage was killed while it wrote
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Sender:
 
     def run(self, messages: queue.SimpleQueue[dict[str, Any] | None]) -> None:
         """Send what comes, until the stage has ended."""
-        status, ended = "", 0
+        status, ended, made = "", 0, {}
         self.deliver()  # the run is there before there is anything to show
         send_at = time.monotonic() + self.about["send_seconds"]
         while not status:
@@ -126,10 +126,10 @@ class Sender:
             if message is None:
                 status, ended = "KILLED", _now()
             elif "end" in message:
-                status, ended = message["end"], message["at"]
+                status, ended, made = message["end"], message["at"], message["made"]
             else:
                 self.take_in(message)
-        self.close(status, ended)
+        self.close(status, ended, made)
 
     def take_in(self, message: dict[str, Any]) -> None:
         """Note what the stage tells: rows of a learning curve, or rates of a step."""
@@ -157,10 +157,9 @@ class Sender:
             return False
         return True
 
-    def close(self, status: str, ended: int) -> None:
+    def close(self, status: str, ended: int, tags: dict[str, str]) -> None:
         """Give the run its end; where that fails, leave a note of it for ``track``."""
         self._stop_monitor()
-        tags = self._made() if status == "FINISHED" else {}
         delivered = self.deliver(last=True)
         if self.run_id:
             self.note.write(store_uri(self.root), self.run_id, status=status, ended=ended, tags=tags)
@@ -229,11 +228,6 @@ class Sender:
             self.store.delete(old)
         self.taken_up = None
         self._start_monitor()
-
-    def _made(self) -> dict[str, str]:
-        declared = YAML(typ="safe").load((self.root / "dvc.yaml").read_text(encoding="utf-8"))
-        outs = declared["stages"][self.about["stage"]].get("outs", [])
-        return made_tags(self.root, [out if isinstance(out, str) else next(iter(out)) for out in outs])
 
     def _leave_alone(self, error: StoreError) -> None:
         self._stop_monitor()

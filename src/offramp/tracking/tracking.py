@@ -23,6 +23,7 @@ from offramp.tracking.live_runs import close_left_runs, live_run_of
 from offramp.tracking.logged_model import TAG as TAG_OF_MODEL
 from offramp.tracking.logged_model import log_model
 from offramp.tracking.recorded import (
+    MADE,
     Stage,
     artifact_name,
     made_with_tags,
@@ -127,8 +128,8 @@ def stage_record(root: Path, stage: Stage) -> RunRecord:
         for path, manifest in manifests.items():
             name = artifact_name(manifest["kind"], Path(path))
             tags[f"artifact.{name}.digest"] = tags[f"{role}.{name}.digest"] = manifest["digest"]
-            if role == "output":  # found by digest alone, whatever the folder is called
-                tags[f"made.{manifest['digest']}"] = name
+            if role == "output":
+                tags[f"{MADE}{manifest['digest']}"] = name
     tags |= made_with_tags(outputs.values())
     datasets = [
         Dataset(
