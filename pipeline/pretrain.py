@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
@@ -11,6 +13,7 @@ from offramp.checkpoints.weights import weight_digests
 from offramp.corpus.windows import TokenWindows
 from offramp.lineage.code import code_digest
 from offramp.machine.device import seed_all, setup
+from offramp.machine.lock import in_turn
 from offramp.machine.processes import Processes, join
 from offramp.machine.versions import computing_versions
 from offramp.models.build import build_model
@@ -32,26 +35,49 @@ def run(params: Declared, root: Path) -> None:
     train, calibration = TokenWindows(data, "train"), TokenWindows(data, "calibration")
     seed_all(params.pretrain.seed)
     settings, model = params.pretrain, build_model(params.model, params.pretrain, data.meta)
-    snapshots = _snapshots(params, root, data, processes)
+    folder = _snapshot_folder(params, root, data, processes)
 
-    result = Pretrainer(model, train, calibration, settings, snapshots, processes.device, processes).run()
-    processes.leave()
-    if not processes.main:
-        return
+    with _in_turn(folder, processes):
+        snapshots = Snapshots(folder, params.runtime.snapshot_seconds)
+        try:
+            result = Pretrainer(
+                model, train, calibration, settings, snapshots, processes.device, processes
+            ).run()
+            processes.leave()
+            if not processes.main:
+                return
+            curve = [LearningCurve(**row) for row in result.curve]
+            with create_artifact(root / "models/lm", "lm", params.to_json(), {"data": data}) as out:
+                save_model(model, out.path, base_trained=settings.method != "frozen")
+                LearningCurve.write_to(out.path / "learning_curves.csv", curve)
+                out.meta.update(parameters=num_parameters(model), hardness_thresholds=result.thresholds)
+            LearningCurve.write(root, curve)
+            steps = sum(int(phase["steps"]) for phase in result.best.values())
+            tokens = steps * settings.batch_size * train.window
+            Pretraining(parameters=num_parameters(model), tokens_seen=tokens, **result.best).write(root)
+        except BaseException as error:
+            if snapshots.goes_on:
+                error.add_note(f"`dvc repro` goes on from {snapshots.goes_on}")
+            raise
+        snapshots.delete()
 
-    curve = [LearningCurve(**row) for row in result.curve]
-    with create_artifact(root / "models/lm", "lm", params.to_json(), {"data": data}) as out:
-        save_model(model, out.path, base_trained=settings.method != "frozen")
-        LearningCurve.write_to(out.path / "learning_curves.csv", curve)
-        out.meta.update(parameters=num_parameters(model), hardness_thresholds=result.thresholds)
-    LearningCurve.write(root, curve)
-    tokens = sum(int(phase["steps"]) for phase in result.best.values()) * settings.batch_size * train.window
-    Pretraining(parameters=num_parameters(model), tokens_seen=tokens, **result.best).write(root)
-    snapshots.delete()
+
+@contextmanager
+def _in_turn(folder: Path, processes: Processes) -> Iterator[None]:
+    """Wait for another training that takes snapshots in the same folder.
+
+    Experiments that DVC runs side by side may share one, and so may a stage that outlived its dvc and the
+    next one; each would overwrite the other's snapshots, or tear them.
+    """
+    with ExitStack() as stack:
+        if processes.main:
+            stack.enter_context(in_turn(folder.with_suffix(".lock"), "stage pretrain"))
+        processes.wait()
+        yield
 
 
-def _snapshots(params: Declared, root: Path, data: Artifact, processes: Processes) -> Snapshots:
-    """The snapshots of this very training, under a key of everything that its outcome hangs on.
+def _snapshot_folder(params: Declared, root: Path, data: Artifact, processes: Processes) -> Path:
+    """The folder for snapshots of this very training, under a key of everything that its outcome hangs on.
 
     They lie in the project itself, also where DVC runs an experiment in a copy of it; the code is that of the
     copy.
@@ -68,8 +94,7 @@ def _snapshots(params: Declared, root: Path, data: Artifact, processes: Processe
             "code": code_digest("pipeline.pretrain", root),
         }
     )
-    project = Path(os.environ.get("DVC_ROOT", root))
-    return Snapshots(project / ".resume" / key, params.runtime.snapshot_seconds)
+    return Path(os.environ.get("DVC_ROOT", root)) / ".resume" / key
 
 
 main = stage(

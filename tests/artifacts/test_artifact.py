@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.artifacts.artifact import MANIFEST, create_artifact, open_artifact
+from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.artifacts.files import write_json
+from offramp.artifacts.manifest import MANIFEST
 from offramp.errors import UserError
 from offramp.machine import versions
 from offramp.machine.device import setup
@@ -103,7 +104,7 @@ def test_a_new_one_replaces_the_old_one_whole(tmp_path):
 def test_leftovers_of_a_killed_process_do_not_get_in(tmp_path):
     (tmp_path / ".lm.partial").mkdir()
     (tmp_path / ".lm.partial" / "stale.bin").write_bytes(b"stale")
-    assert not make(tmp_path / "lm").file("stale.bin").exists()
+    assert not make(tmp_path / "lm").has("stale.bin")
 
 
 def refused(path, *words, kind="lm", **options):

@@ -21,8 +21,14 @@ from offramp.artifacts.files import hash_file, write_json
 from offramp.machine.versions import LIBRARIES
 
 LIBRARY = "offramp"
-NOT_CODE_OF_A_RESULT = ("offramp.params", "offramp.errors", "offramp.lineage.code")
-"""Schema, errors and this module: they decide whether a run starts or goes on, never what it computes."""
+NOT_CODE_OF_A_RESULT = (
+    "offramp.params",
+    "offramp.errors",
+    "offramp.lineage.code",
+    "offramp.machine.entry",
+    "offramp.machine.lock",
+)
+"""Schema, errors and the like: they decide whether a run starts or goes on, never what it computes."""
 
 DATA_FILES = (".html", ".j2", ".tsv")
 """Files beside modules that are code in all but name: templates, and the pairs of the reversal test."""

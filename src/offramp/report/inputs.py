@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from offramp.artifacts.artifact import Artifact, open_artifact
+from offramp.artifacts.files import readable
+from offramp.corpus.tokenizer import FILE as TOKENIZER
 from offramp.errors import UserError
 from offramp.results.corpus import Corpus
 from offramp.results.pretraining import LearningCurve, Pretraining
@@ -46,8 +48,8 @@ def read_measurements(root: Path, text_tokens: int) -> Measurements:
 
     UserError if a file is missing, of another shape, or of another run.
     """
-    # only tokenizer.json is read of the data; hashing all text is not needed
-    data = open_artifact(root / "data", "data", verify=False)
+    # only the tokenizer is read of the data; hashing all text is not needed
+    data = open_artifact(root / "data", "data", verify=(TOKENIZER,))
     routed = open_artifact(root / "routed", "routed", inputs={"data": data})
     routing = Routing.read(root)
     for name, digest in routing.inputs.items():
@@ -56,10 +58,10 @@ def read_measurements(root: Path, text_tokens: int) -> Measurements:
                 f"{Routing.path} was made from another {name} (digest {digest[:12]}) than routed/ "
                 f"(digest {str(routed.inputs.get(name))[:12]}); run `dvc repro` to make them match"
             )
-    tokens = pd.read_parquet(
-        routed.file("tokens.parquet"),
-        columns=["document", "token", "target", "exit", "confidence", "loss", "argmax"],
-    )
+    with readable(routed.file("tokens.parquet")) as file:
+        tokens = pd.read_parquet(
+            file, columns=["document", "token", "target", "exit", "confidence", "loss", "argmax"]
+        )
     return Measurements(
         corpus=Corpus.read(root),
         pretraining=Pretraining.read(root),

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.errors import UserError
+from offramp.errors import UserError, writing
 
 TINY = 1e-30
 """Root mean square of a state that is zero."""
@@ -41,9 +41,10 @@ class _Table:
         return prod(self.shape) * self.dtype.itemsize
 
     def write(self, first: int, values: Tensor) -> None:
-        with open(self.file, "r+b") as file:
+        rows = values.cpu().numpy().astype(self.dtype).tobytes()  # tofile() hides what the system says
+        with writing(self.file, len(rows)), open(self.file, "r+b") as file:
             file.seek(first * self.bytes_per_window)
-            values.cpu().numpy().astype(self.dtype).tofile(file)
+            file.write(rows)
 
     def read(self, windows: list[int]) -> Tensor:
         out = np.empty((len(windows), *self.shape), self.dtype)
@@ -93,7 +94,7 @@ class StateCache:
                 "lower it or make room"
             )
         for file, size in missing.items():
-            with open(file, "wb") as out:
+            with writing(file, size), open(file, "wb") as out:
                 os.truncate(out.fileno(), size)
 
     def write(self, first: int, states: list[Tensor], entries: Tensor) -> None:
