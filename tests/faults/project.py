@@ -11,10 +11,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from offramp.artifacts.files import clear
 from offramp.lineage.code import code_digest
 from tests.conftest import REPOSITORY
 from tests.fixtures.reduce_params import reduce_params
@@ -39,8 +41,8 @@ TIMES = (
     "report/figures/savings.svg",
 )
 """Files that hold measured seconds, so that no two runs have the same bytes."""
-HANGS_AFTER = 60.0
-"""Seconds after which a stage that takes one has hung."""
+HANGS_AFTER = 150.0
+"""Seconds after which what takes one or two, and ten on a busy machine, has hung."""
 TINY = {
     "corpus__source": "files",
     "corpus__paths": ["texts"],
@@ -148,6 +150,11 @@ class Child:
                 return Outcome(None, self._said())
             time.sleep(0.002)
 
+    def send(self, number: int) -> None:
+        """Send a signal, if it still lives."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
     def _said(self) -> str:
         said = self.output.read_text(encoding="utf-8", errors="replace")
         self.output.unlink()
@@ -180,14 +187,56 @@ def fork(root: Path, run: Callable[[], object], **environment: str) -> Child:
         os._exit(code)
 
 
-def start(root: Path, stage: str, **environment: str) -> Child:
-    """Start a stage in a forked process, as DVC would start it."""
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree")
+"""Audit events of what changes files, besides opening one to write."""
+
+
+def die_at(change: int) -> None:
+    """Kill this process when it is about to make the change of that number, from 1, to any file."""
+    left = [change]
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        opens = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if opens or event in CHANGES:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def start(root: Path, stage: str, dies_at: int | None = None, **environment: str) -> Child:
+    """Start a stage in a forked process, as DVC would start it; it may have to die at a change to a file."""
 
     def run() -> None:
         sys.argv = ["-m"]
+        if dies_at is not None:
+            die_at(dies_at)
         import_module(f"pipeline.{stage}").main()
 
     return fork(root, run, **environment)
+
+
+def command(root: Path, *arguments: str, **environment: str) -> Child:
+    """Start the ``offramp`` command in a forked process."""
+
+    def run() -> int:
+        from offramp.app.cli import main
+
+        return main(list(arguments))
+
+    return fork(root, run, **environment)
+
+
+def restore(base: Path, root: Path) -> None:
+    """Put everything that the pipeline makes in ``root`` as it is in ``base``."""
+    for name in (*RESULTS, "build", ".resume", "mlflow.db"):
+        clear(root / name)
+        source = base / name
+        if source.is_dir():
+            shutil.copytree(source, root / name)
+        elif source.exists():
+            shutil.copy(source, root / name)
 
 
 def run_all(root: Path, stages: tuple[str, ...] = STAGES) -> None:

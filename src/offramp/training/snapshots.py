@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
 
 from offramp.artifacts.files import written_whole
 from offramp.errors import writing
+
+GONE = ".gone"
+"""How the name of a folder ends that is being removed."""
+RETURNS_TO = "returns_to"
 
 
 def snapshot_key(identity: dict[str, Any]) -> str:
@@ -31,6 +39,8 @@ class Snapshots:
 
     def __init__(self, folder: Path, every_seconds: float):
         self.folder, self.every_seconds = folder, every_seconds
+        for left in folder.parent.glob(f"*{GONE}"):  # by a kill in the midst of ``delete``
+            shutil.rmtree(left, ignore_errors=True)
         with writing(folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._goes_on: str | None = None
@@ -51,17 +61,28 @@ class Snapshots:
 
         ``returns_to`` is the name of the kept weights that the snapshot needs.
         """
-        _write(self._file, state)
+        _write(self._file, {**state, RETURNS_TO: returns_to})
         self._goes_on = _place(state)
         self._needed = {self._kept(returns_to)} if returns_to else set()
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
+        """The newest snapshot; None where there is none, or where it or what it returns to is damaged."""
         if not self._file.exists():
             return None
-        state = _read(self._file)
+        if (state := self._whole()) is None:
+            logging.warning("the snapshot %s is damaged: the training begins again", self._file)
+            self._file.unlink(missing_ok=True)  # several processes may see it
+            return None
         self._goes_on = _place(state)
         return state
+
+    def _whole(self) -> dict[str, Any] | None:
+        if not _is_whole(self._file):
+            return None
+        state = _read(self._file)
+        returns_to = state.pop(RETURNS_TO)
+        return state if returns_to is None or _is_whole(self._kept(returns_to)) else None
 
     def keep(self, name: str, weights: dict[str, Tensor]) -> None:
         """Write weights to return to: on disk they cost no memory.
@@ -83,9 +104,11 @@ class Snapshots:
         return self.folder / name
 
     def delete(self) -> None:
-        """Remove everything; the snapshot goes first, as it is of no use without what it returns to."""
-        self._file.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove everything, as if at once: of a part of it a training would go on with what is missing."""
+        gone = self.folder.with_name(f"{self.folder.name}{GONE}")
+        with suppress(FileNotFoundError):
+            os.replace(self.folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _write(file: Path, state: dict[str, Any]) -> None:
@@ -108,6 +131,15 @@ def _place(state: dict[str, Any]) -> str | None:
         return None
     phase = f" of phase {progress['phase'] + 1}" if progress.get("phase") else ""
     return f"step {progress['step']}{phase}"
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether every record of a file has the checksum that was written with it; torch.load does not ask."""
+    try:
+        with ZipFile(file) as records:
+            return records.testzip() is None
+    except (BadZipFile, FileNotFoundError):
+        return False
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -55,6 +55,11 @@ class _Table:
         return torch.from_numpy(out)
 
 
+def _has(file: Path, size: int) -> bool:
+    """Whether a file is there and was not left by a kill before it had its size."""
+    return file.is_file() and file.stat().st_size == size
+
+
 @dataclass(frozen=True)
 class StateCache:
     """States of ``windows`` windows at ``exits`` exits, and ``entries`` entries of the vocabulary per token.
@@ -81,12 +86,14 @@ class StateCache:
             for name, (shape, dtype) in shapes.items()
         }
 
-    def make(self, field: str) -> None:
-        """Make the files, or keep those that are there. UserError, naming the ``field`` that says how many
-        tokens, where the disk has no room."""
+    def make(self, field: str) -> bool:
+        """Make the files, or keep those that are there; whether all of them were.
+
+        UserError, naming the ``field`` that says how many tokens, where the disk has no room.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         sizes = {table.file: self.windows * table.bytes_per_window for table in self._tables.values()}
-        missing = {file: size for file, size in sizes.items() if not file.exists()}
+        missing = {file: size for file, size in sizes.items() if not _has(file, size)}
         if sum(missing.values()) > (free := shutil.disk_usage(self.folder).free):
             raise UserError(
                 f"{field}: the states of {self.windows * self.window} tokens take "
@@ -96,6 +103,7 @@ class StateCache:
         for file, size in missing.items():
             with writing(file, size), open(file, "wb") as out:
                 os.truncate(out.fileno(), size)
+        return not missing
 
     def write(self, first: int, states: list[Tensor], entries: Tensor) -> None:
         """Write B windows from number ``first`` on: states (B, T, D) of every exit, entries (B, T, M).
