@@ -96,8 +96,6 @@ def main(words: list[str] | None = None) -> int:
         tallies = _all(options, Path(folder))
     seconds = time.monotonic() - began
     failures = [failure for tally in tallies.values() for failure in tally.failures]
-    for failure in failures:
-        print(f"FAILED {failure}", file=sys.stderr)
     trials = sum(tally.trials for tally in tallies.values())
     print(f"{trials} faults in {seconds:.0f} s, {len(failures)} of them broke a promise")
     if not (options.sample or options.only or options.trials):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,10 +43,7 @@ class Tally:
             return
         said = " | ".join(outcome.said[-700:] for outcome in outcomes)
         self.failures.append(f"{name}: {problem}: {said}")
+        print(f"FAILED {self.failures[-1]}", file=sys.stderr, flush=True)
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "failures"}
-
-
-Trial = Callable[[], None]
-Trials = Iterator[tuple[Tally, Trial]]
