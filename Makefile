@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test test-fast ui bench studies studies-wikitext relock smollm2 docs lint
+.PHONY: repro test test-fast faults ui bench studies studies-wikitext relock smollm2 docs lint
 
 repro: .venv/installed
 	dvc repro
@@ -17,6 +17,10 @@ test: .venv/installed
 # Without the tests that run the pipeline, DVC, a server or another process, or train for seconds: for those who change one thing.
 test-fast: .venv/installed
 	python -m pytest -n 2 -m "not slow"
+
+# Faults injected into the tiniest pipeline, counted in metrics/faults.json: kills, full disks, damaged artifacts, dead servers.
+faults: .venv/installed
+	python -m tests.faults
 
 ui: .venv/installed
 	offramp ui
