@@ -11,7 +11,7 @@ from offramp.machine.entry import run
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand and return its exit code: 2, and one line on stderr, for what a user can mend."""
     options = make_parser(__doc__).parse_args(arguments)
-    return run(lambda: options.run(options), "offramp", options.memory, "nothing was changed")
+    return run(lambda: options.run(options), "offramp", options.memory, "run the same command again")
 
 
 if __name__ == "__main__":
