@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: quick repro test test-fast ui bench gpu-check studies studies-wikitext relock smollm2 docs lint
+.PHONY: quick repro test test-fast faults ui bench gpu-check studies studies-wikitext relock smollm2 docs lint
 
 # A first look: the whole pipeline on a small slice. In a clone of what is committed, so that no result of this project is touched.
 QUICK := -S corpus.calibration_fraction=0.04 -S corpus.test_fraction=0.02 -S pretrain.steps=240 -S pretrain.batch_size=16 \
@@ -31,6 +31,10 @@ test: .venv/installed
 # Without the tests that run the pipeline, DVC, a server or another process, or train for seconds: for those who change one thing.
 test-fast: .venv/installed
 	python -m pytest -n 2 -m "not slow"
+
+# Faults injected into the tiniest pipeline, counted in metrics/faults.json: kills, full disks, damaged artifacts, dead servers.
+faults: .venv/installed
+	python -m tests.faults
 
 ui: .venv/installed
 	offramp ui

@@ -15,3 +15,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read where torch is imported, so before that
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+if sys.argv[0] == "-m":  # a stage is being started: torch's import takes seconds, in which Ctrl-C may come
+    from offramp.machine.entry import quit_while_importing
+
+    quit_while_importing("stage")

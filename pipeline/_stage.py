@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from offramp.errors import UserError, memory_for
+from offramp.machine.entry import run as run_to_exit_code
+from offramp.machine.lock import alone
 from offramp.params import Declared, load_params
 
 MEMORY = "window or corpus"
 """What the memory of a stage that runs no model grows with."""
+LOCK = Path("build/stage.lock")
+"""Held while a stage of the project runs: dvc may be killed and its stage live on."""
 
 
 def stage(
@@ -21,20 +24,27 @@ def stage(
     """The ``main`` of a stage: ``run(params, root)`` with the parameters dvc.yaml declares for it.
 
     Where ``runtime.launcher`` starts several processes, all of them run a ``shared`` stage and the first
-    alone any other. ``memory`` names the parameters to lower where it runs out of memory.
+    alone any other. ``memory`` names the parameters to lower where it runs out of memory. No two stages of a
+    project run at once.
     """
 
     def main() -> None:
-        if not shared and os.environ.get("RANK", "0") != "0":
+        first = os.environ.get("RANK", "0") == "0"
+        if not shared and not first:
             return
         logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
         root = Path(".")
-        try:
+
+        def work() -> None:
             params = load_params(name, root)
-            with memory_for(f"stage {name}", memory):
+            if not first:
                 run(params, root)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+                return
+            with alone(root / LOCK, f"stage {name}"):
+                run(params, root)
+
+        code = run_to_exit_code(work, f"stage {name}", memory, "`dvc repro` begins this stage again")
+        if code:
+            sys.exit(code)
 
     return main

@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from offramp.errors import UserError
+from offramp.machine.entry import run as run_to_exit_code
 from studies.common import run
 from studies.common.study import HOME, studies, study_of
 
@@ -45,8 +45,5 @@ def overview() -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    again = "the same command begins again what was not finished"
+    sys.exit(run_to_exit_code(lambda: main(sys.argv[1:]), "studies", "the study's settings", again))

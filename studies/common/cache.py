@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from offramp.artifacts.artifact import MANIFEST, Artifact, open_artifact
+from offramp.artifacts.artifact import Artifact, open_artifact
+from offramp.artifacts.manifest import MANIFEST
 from offramp.errors import UserError
 from offramp.lineage.code import code_digest
 

@@ -1,6 +1,7 @@
 """Artifacts are whole or absent, and nothing that was changed since they were written can be opened."""
 
 import json
+import os
 import shutil
 from importlib.metadata import version
 
@@ -10,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.artifacts.artifact import MANIFEST, create_artifact, open_artifact
-from offramp.artifacts.files import write_json
+from offramp.artifacts.artifact import create_artifact, open_artifact
+from offramp.artifacts.files import readable, write_json
+from offramp.artifacts.manifest import MANIFEST, digest_of
 from offramp.errors import UserError
 from offramp.machine import versions
 from offramp.machine.device import setup
@@ -103,7 +105,7 @@ def test_a_new_one_replaces_the_old_one_whole(tmp_path):
 def test_leftovers_of_a_killed_process_do_not_get_in(tmp_path):
     (tmp_path / ".lm.partial").mkdir()
     (tmp_path / ".lm.partial" / "stale.bin").write_bytes(b"stale")
-    assert not make(tmp_path / "lm").file("stale.bin").exists()
+    assert not make(tmp_path / "lm").has("stale.bin")
 
 
 def refused(path, *words, kind="lm", **options):
@@ -144,6 +146,106 @@ def test_an_edited_manifest(tmp_path, change):
     manifest = make(tmp_path / "lm").file(MANIFEST)
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
     refused(tmp_path / "lm", "was edited")
+
+
+def edited(path, **changes):
+    """Change a manifest; None takes a key away. Its digest is made to fit."""
+    values = json.loads((path / MANIFEST).read_text())
+    values = {name: value for name, value in (values | changes).items() if value is not None}
+    values.pop("digest")
+    (path / MANIFEST).write_text(json.dumps(values | {"digest": digest_of(values)}))
+
+
+@pytest.mark.parametrize("key", ["meta", "files", "inputs", "params", "made_with"])
+def test_a_manifest_without_a_key_or_with_another_type(tmp_path, key):
+    make(tmp_path / "lm")
+    edited(tmp_path / "lm", **{key: [1]})
+    refused(tmp_path / "lm", "manifest.json is corrupt", key, "valid dictionary")
+    edited(tmp_path / "lm", **{key: None})
+    refused(tmp_path / "lm", "manifest.json is corrupt", key, "Field required")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"../elsewhere": {"bytes": 1, "sha256": "0" * 64}}},
+        {"files": {"/etc/passwd": {"bytes": 1, "sha256": "0" * 64}}},
+        {"files": {"a": {"bytes": -1, "sha256": "0" * 64}}},
+        {"files": {"a": {"bytes": 1, "sha256": "0"}}},
+        {"more": 1},
+        {"meta": {"parameters": "many"}},
+    ],
+)
+def test_a_manifest_of_another_shape(tmp_path, change):
+    make(tmp_path / "lm")
+    edited(tmp_path / "lm", **change)
+    refused(tmp_path / "lm", "manifest.json is corrupt")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[1]", "no mapping"),
+        ('{"meta":' * 100_000 + "1" + "}" * 100_000, "JSON"),
+        ('{"meta":' * 40 + "1" + "}" * 40, "nested deeper"),
+        ('{"meta": NaN}', "JSON"),
+        ('{"schema": ' + "9" * 5000 + "}", "JSON"),
+    ],
+    ids=["list", "deep", "nested", "nan", "digits"],
+)
+def test_a_manifest_that_is_something_else(tmp_path, content, words):
+    make(tmp_path / "lm").file(MANIFEST).write_text(content)
+    refused(tmp_path / "lm", "manifest.json is corrupt", words)
+
+
+def test_what_stands_in_a_manifests_place(tmp_path):
+    """A pipe, which would be waited for for ever, a folder, a device, a loop of links, and far too much."""
+    manifest = make(tmp_path / "lm").file(MANIFEST)
+    os.truncate(manifest, 2**30)
+    refused(tmp_path / "lm", "manifest.json is corrupt", "bytes")
+    manifest.unlink()
+    os.mkfifo(manifest)
+    refused(tmp_path / "lm", "manifest.json is no regular file")
+    manifest.unlink()
+    manifest.mkdir()
+    refused(tmp_path / "lm", "manifest.json is a folder")
+    for target, words in (("/dev/zero", "no regular file"), (manifest.name, "cannot be read")):
+        shutil.rmtree(manifest, ignore_errors=True)
+        manifest.unlink(missing_ok=True)
+        manifest.symlink_to(target)
+        refused(tmp_path / "lm", words)
+    shutil.rmtree(tmp_path / "lm")
+    (tmp_path / "lm").write_text("a file in a folder's place")
+    refused(tmp_path / "lm", "manifest.json is missing")
+
+
+def test_links_are_what_they_link_to_and_other_files_are_refused(tmp_path):
+    """DVC can link outputs to its cache; what a manifest does not name was never written by us."""
+    lm = make(tmp_path / "lm")
+    shutil.move(lm.file("weights.bin"), tmp_path / "cached")
+    lm.file("weights.bin").symlink_to(tmp_path / "cached")
+    assert open_artifact(tmp_path / "lm", "lm") == lm
+    shutil.move(tmp_path / "lm", tmp_path / "elsewhere")
+    (tmp_path / "lm").symlink_to(tmp_path / "elsewhere")
+    assert open_artifact(tmp_path / "lm", "lm") == lm
+    (tmp_path / "lm/deep/more.bin").write_bytes(b"")
+    refused(tmp_path / "lm", "deep/more.bin", "was made without it", "move it elsewhere")
+    make(tmp_path / "lm")  # takes the link's place
+    assert not (tmp_path / "lm").is_symlink() and (tmp_path / "elsewhere/deep/more.bin").exists()
+    lm.file("weights.bin").unlink()
+    os.mkfifo(lm.file("weights.bin"))
+    refused(tmp_path / "lm", "weights.bin is no regular file")
+
+
+def test_what_an_artifact_does_not_say_or_have_is_named(tmp_path):
+    lm = make(tmp_path / "lm")
+    with pytest.raises(UserError, match=r"manifest\.json does not say meta\.window; .*dvc repro"):
+        lm.meta["window"]
+    with pytest.raises(UserError, match=r"lm/config\.json is missing: .*dvc repro"):
+        lm.file("config.json")
+    message = r"weights\.bin does not hold what it should \(ValueError: no number"
+    with pytest.raises(UserError, match=message), readable(lm.file("weights.bin")):
+        raise ValueError("no number")
 
 
 def test_a_missing_file(tmp_path):

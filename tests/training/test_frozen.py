@@ -3,6 +3,8 @@ them."""
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -355,3 +357,20 @@ def test_precision_is_that_of_autocast(data, tmp_path):
     assert losses["bf16"] != losses["fp32"] and losses["bf16"].item() == pytest.approx(
         losses["fp32"].item(), rel=0.05
     )
+
+
+def test_states_that_are_gone_are_computed_again(data, tmp_path):
+    """A kill in the midst of removing them left how far the pass over the text had come, but no states.
+
+    Once the next run took them for zeros, and the learning curve for what they gave.
+    """
+
+    def run(folder):
+        trainer = make_trainer(data, folder, "affine", method="frozen", frozen__tokens=4096)
+        trainer.snapshots.every_seconds = 1e9
+        return trainer.run().curve
+
+    expected = run(tmp_path)
+    for name in ("states_train", "states_calibration"):
+        shutil.rmtree(tmp_path / "resume" / name)
+    assert run(tmp_path) == expected

@@ -4,6 +4,7 @@ does."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,6 +302,40 @@ def test_weights_to_return_to_stay_as_long_as_a_snapshot_needs_them(tmp_path):
     resumed.save({"step": 4}, "4")
     resumed.keep("6", {"w": torch.full((2,), 6)})
     assert names() == {"kept_4.pt", "kept_6.pt", "snapshot.pt"}
+
+
+def test_a_torn_snapshot_is_not_used(tmp_path):
+    """Two processes that wrote one file, as a stage and one that outlived its dvc did: torch reads such."""
+
+    def snapshot(step):
+        Snapshots(tmp_path, 0.0).save({"progress": {"step": step}, "w": torch.full((5000,), float(step))})
+        return (tmp_path / "snapshot.pt").read_bytes()
+
+    one, other = snapshot(1), snapshot(2)
+    (tmp_path / "snapshot.pt").write_bytes(one[:10_000] + other[10_000:])
+    torn = torch.load(tmp_path / "snapshot.pt", weights_only=True)["w"]
+    assert set(torn.tolist()) == {1, 2}
+    assert Snapshots(tmp_path, 0.0).load() is None
+    snapshot(3)
+    snapshots = Snapshots(tmp_path, 0.0)
+    assert snapshots.load()["w"][0] == 3 and snapshots.goes_on == "step 3"
+    snapshots.keep("3", {"w": torch.ones(1)})
+    snapshots.save({"progress": {"step": 4, "phase": 1}}, "3")
+    assert snapshots.goes_on == "step 4 of phase 2"
+    (tmp_path / "kept_3.pt").unlink()  # which it would return to
+    assert Snapshots(tmp_path, 0.0).load() is None
+
+
+def test_snapshots_go_as_a_whole(tmp_path, monkeypatch):
+    """A kill while they are removed leaves nothing that the next run would go on from."""
+    snapshots = Snapshots(tmp_path / "key", 0.0)
+    snapshots.save({"step": 1})
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        snapshots.delete()
+    assert [path.name for path in tmp_path.iterdir()] == ["key.gone"]
+    assert Snapshots(tmp_path / "key", 0.0).load() is None
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
 def test_bf16_is_refused_where_the_device_has_none(data, tmp_path):

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from offramp.analysis.readings import BATCH, Normed, read_windows
 from offramp.analysis.suitability import Subject, in_batches
-from offramp.artifacts.artifact import MANIFEST, open_artifact
+from offramp.artifacts.artifact import open_artifact
+from offramp.artifacts.manifest import MANIFEST
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.checkpoints.configuration import read_config
 from offramp.checkpoints.tokenizers import load_tokenizer

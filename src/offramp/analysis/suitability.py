@@ -202,7 +202,7 @@ def _read(
 
 def _trained(model: Blockwise, lm: Artifact) -> bool:
     """Whether anything was trained for the exits: all but a checkpoint as it is, read out as it is."""
-    return not _shares_readout(model) or lm.file(HF_CONFIG).exists()
+    return not _shares_readout(model) or lm.has(HF_CONFIG)
 
 
 def _shares_readout(model: Blockwise) -> bool:

@@ -5,21 +5,13 @@ from __future__ import annotations
 import sys
 
 from offramp.app.parser import make_parser
-from offramp.errors import UserError, memory_for
+from offramp.machine.entry import run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand and return its exit code.
-
-    A UserError becomes a message on stderr, without a traceback, and the code 2.
-    """
+    """Run one subcommand and return its exit code: 2, and one line on stderr, for what a user can mend."""
     options = make_parser(__doc__).parse_args(arguments)
-    try:
-        with memory_for("offramp", options.memory):
-            return options.run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(lambda: options.run(options), "offramp", options.memory, "run the same command again")
 
 
 if __name__ == "__main__":

@@ -9,22 +9,19 @@ same inputs, seed and machine give the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offramp.artifacts.files import hash_file
+from offramp.artifacts.files import hash_file, written_whole
+from offramp.artifacts.manifest import MANIFEST, SCHEMA, Meta, digest_of, read_manifest, remedy
 from offramp.errors import UserError
 from offramp.machine.versions import computing_versions, text_versions
 
-SCHEMA = 2
-MANIFEST = "manifest.json"
 TEXT_KIND = "data"
 """The kind that is made from text alone, so that no instruction set and no torch has a part in it."""
 
@@ -43,8 +40,18 @@ class Artifact:
     made_with: dict[str, str]
     """Versions of libraries and, for all but text, instruction set and device (``machine.versions``)."""
 
+    files: frozenset[Path] = frozenset()
+    """All that belongs to it, with the manifest."""
+
     def file(self, name: str) -> Path:
+        """The path of one of its files; UserError where the manifest does not name it."""
+        if not self.has(name):
+            raise UserError(f"{self.path / name} is missing: no file of {self.path}; {remedy(self.path)}")
         return self.path / name
+
+    def has(self, name: str) -> bool:
+        """Whether it has a file of that name."""
+        return self.path / name in self.files
 
 
 @dataclass
@@ -63,12 +70,9 @@ def create_artifact(
 
     On an exception nothing at ``path`` changes.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    writer = ArtifactWriter(partial)
-    try:
+    with written_whole(Path(path)) as partial:
+        partial.mkdir()
+        writer = ArtifactWriter(partial)
         yield writer
         manifest = {
             "schema": SCHEMA,
@@ -83,54 +87,51 @@ def create_artifact(
                 if file.is_file()
             },
         }
-        manifest["digest"] = _digest(manifest)
+        manifest["digest"] = digest_of(manifest)
         (partial / MANIFEST).write_text(
             json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def open_artifact(
-    path: Path, kind: str, inputs: dict[str, Artifact] | None = None, verify: bool = True
+    path: Path,
+    kind: str,
+    inputs: dict[str, Artifact] | None = None,
+    verify: bool | Collection[str] = True,
 ) -> Artifact:
     """Open the artifact at ``path``; its kind, schema, files and ``inputs`` must be what its manifest says.
 
-    Unless ``verify`` is false, the files' digests are checked as well as their sizes. Raises UserError that
-    names the file and the remedy.
+    Sizes of files are checked, and their digests too: all of them, none, or those of the files that
+    ``verify`` names. A symbolic link is as
+    good as what it points to, since DVC can link outputs to its cache; files that the manifest does not name
+    are refused. Raises UserError that names the file and the remedy.
     """
     path = Path(path)
-    remedy = f"delete {path} and run `dvc repro` to make it again"
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path / MANIFEST} is missing: {path} is not a complete artifact; run `dvc repro`"
-        ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise UserError(f"{path / MANIFEST} is corrupt; {remedy}") from None
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path / MANIFEST} is corrupt; {remedy}")
-    if manifest.get("schema") != SCHEMA or manifest.get("kind") != kind:
-        content = f"kind {manifest.get('kind')!r}, schema {manifest.get('schema')!r}"
-        raise UserError(f"{path} holds {content}, expected kind {kind!r}, schema {SCHEMA}; {remedy}")
-    recorded = manifest.pop("digest", None)
-    if recorded != _digest(manifest):
-        raise UserError(f"{path / MANIFEST} was edited: its digest does not match its contents; {remedy}")
-    for name, entry in manifest["files"].items():
+    manifest = read_manifest(path)
+    if manifest["kind"] != kind:
+        content = f"kind {manifest['kind']!r}, schema {SCHEMA}"
+        raise UserError(f"{path} holds {content}, expected kind {kind!r}, schema {SCHEMA}; {remedy(path)}")
+    files = manifest["files"]
+    for name, entry in files.items():
         file = path / name
         if not file.is_file():
-            raise UserError(f"{file} is missing; {remedy}")
+            state = "is no regular file" if os.path.lexists(file) else "is missing"
+            raise UserError(f"{file} {state}; {remedy(path)}")
         if file.stat().st_size != entry["bytes"]:
             raise UserError(
-                f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}; {remedy}"
+                f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}; {remedy(path)}"
             )
-        if verify and hash_file(file) != entry["sha256"]:
+        if (name in verify if isinstance(verify, Collection) else verify) and hash_file(file) != entry[
+            "sha256"
+        ]:
             raise UserError(
-                f"{file} was changed after it was written (SHA-256 differs from its manifest); {remedy}"
+                f"{file} was changed after it was written (SHA-256 differs from its manifest); {remedy(path)}"
             )
+    if extra := sorted(_names(path) - files.keys() - {MANIFEST}):
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise UserError(
+            f"{path / extra[0]}{more}: {path} was made without it; move it elsewhere, or {remedy(path)}"
+        )
     for name, artifact in (inputs or {}).items():
         made_from = manifest["inputs"].get(name)
         if made_from != artifact.digest:
@@ -141,13 +142,19 @@ def open_artifact(
     return Artifact(
         path,
         kind,
-        digest=recorded,
+        digest=manifest["digest"],
         params=manifest["params"],
         inputs=manifest["inputs"],
-        meta=manifest["meta"],
+        meta=Meta(manifest["meta"], path),
         made_with=manifest["made_with"],
+        files=frozenset(path / name for name in (*files, MANIFEST)),
     )
 
 
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def _names(path: Path) -> set[str]:
+    """Everything below a folder but folders, and links to such."""
+    return {
+        str((Path(folder) / name).relative_to(path))
+        for folder, folders, files in os.walk(path)
+        for name in (*files, *(link for link in folders if (Path(folder) / link).is_symlink()))
+    }

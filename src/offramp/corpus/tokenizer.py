@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from offramp.artifacts.artifact import Artifact
+from offramp.artifacts.files import readable
 from offramp.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def train_tokenizer(params: TokenizerParams, texts: Iterable[str]) -> Tokenizer:
 
 def open_tokenizer(data: Artifact) -> Tokenizer:
     """The tokenizer of a data artifact, whose kind ``data.meta["kind"]`` says."""
-    return Tokenizer.from_file(str(data.file(FILE)))
+    with readable(data.file(FILE)) as file:
+        return Tokenizer.from_file(str(file))
 
 
 class Encoder:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from offramp.artifacts.artifact import Artifact
+from offramp.artifacts.files import readable
 from offramp.corpus.split import SPLITS
 from offramp.corpus.store import DOCUMENTS, stream_file
 
@@ -30,9 +31,13 @@ class TokenWindows:
         self.window: int = data.meta["window"]
         self.vocab_size: int = data.meta["vocab_size"]
         dtype = np.dtype(data.meta["dtype"]).newbyteorder("<")
-        self._stream = np.memmap(data.file(stream_file(split)), dtype=dtype, mode="r")
-        table = pq.read_table(data.file(DOCUMENTS), columns=["start"], filters=[("split", "=", split)])
-        self._starts = table["start"].to_numpy()
+        with readable(data.file(stream_file(split))) as file:
+            self._stream = np.memmap(file, dtype=dtype, mode="r")
+            if len(self) < 1:
+                raise ValueError(f"it has no window of {self.window} tokens")
+        with readable(data.file(DOCUMENTS)) as file:
+            table = pq.read_table(file, columns=["start"], filters=[("split", "=", split)])
+            self._starts = table["start"].to_numpy()
 
     def __len__(self) -> int:
         return (len(self._stream) - 1) // self.window

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from offramp.artifacts.artifact import Artifact
+from offramp.artifacts.files import readable
 from offramp.errors import UserError
 from offramp.exits.calibration import Calibrator
 from offramp.exits.classifier import ExitClassifier
@@ -23,8 +24,12 @@ class Exits:
 
     def __init__(self, artifact: Artifact):
         self.artifact = artifact
-        self.config = json.loads(artifact.file("config.json").read_text())
-        self._tensors = load_file(artifact.file("exits.safetensors"))
+        with readable(artifact.file("config.json")) as file:
+            self.config = json.loads(file.read_text())
+            if missing := {"exits", "hidden", "signals"} - self.config.keys():
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        with readable(artifact.file("exits.safetensors")) as file:
+            self._tensors = load_file(file)
 
     def classifier(self, exit: int) -> ExitClassifier:
         """The trained classifier of an exit, in evaluation mode."""
@@ -67,11 +72,12 @@ class Exits:
             **{name: [f"{name}_{exit}" for exit in range(exits)] for name in ("loss", "argmax")},
         }
         read = [column for columns in names.values() for column in columns]
-        table = pq.read_table(
-            self.artifact.file(HELD_OUT),
-            columns=[*read, "target", "sequence"],
-            filters=[("part", "=", part), ("position", ">=", keep_first)],
-        )
+        with readable(self.artifact.file(HELD_OUT)) as file:
+            table = pq.read_table(
+                file,
+                columns=[*read, "target", "sequence"],
+                filters=[("part", "=", part), ("position", ">=", keep_first)],
+            )
         stacked = {
             name: np.stack([table[column].to_numpy() for column in columns])
             for name, columns in names.items()

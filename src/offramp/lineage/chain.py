@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offramp.artifacts.artifact import MANIFEST, open_artifact
+from offramp.artifacts.artifact import open_artifact
+from offramp.artifacts.manifest import MANIFEST
 from offramp.errors import UserError
 from offramp.params import read_params
 from offramp.results.routing import Routing

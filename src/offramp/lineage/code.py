@@ -21,9 +21,16 @@ from offramp.artifacts.files import hash_file, write_json
 from offramp.machine.versions import LIBRARIES
 
 LIBRARY = "offramp"
-NOT_CODE_OF_A_RESULT = ("offramp.params", "offramp.errors", "offramp.lineage.code", "offramp.tracking.live")
-"""Schema, errors and this module decide whether a run starts or goes on, never what it computes; and what is
-shown of a run while it goes on is told by the stage, which is told nothing back."""
+NOT_CODE_OF_A_RESULT = (
+    "offramp.params",
+    "offramp.errors",
+    "offramp.lineage.code",
+    "offramp.machine.entry",
+    "offramp.machine.lock",
+    "offramp.tracking.live",
+)
+"""Schema, errors and the like: they decide whether a run starts or goes on, never what it computes; and what
+is shown of a run while it goes on is told by the stage, which is told nothing back."""
 
 DATA_FILES = (".html", ".j2", ".tsv")
 """Files beside modules that are code in all but name: templates, and the pairs of the reversal test."""

@@ -6,12 +6,11 @@ the result.
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import torch
 
+from offramp.artifacts.files import written_whole
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.checkpoints.configuration import read_config
 from offramp.checkpoints.tokenizers import gguf_tokenizer
@@ -42,11 +41,6 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = loaded.generation_config
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with written_whole(out) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

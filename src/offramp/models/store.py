@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from offramp.artifacts.artifact import Artifact
+from offramp.artifacts.files import readable
 from offramp.checkpoints.configuration import read_config
 from offramp.checkpoints.weights import weight_digests
-from offramp.errors import UserError
+from offramp.errors import UserError, writing
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.models.pretrained import PretrainedConfig, PretrainedLM, empty_model, load_weights
@@ -40,10 +41,9 @@ def save_model(model: Blockwise, folder: Path, base_trained: bool = True) -> Non
         else:
             config["checkpoint"] = weight_digests(model.config.checkpoint)
     kept = model.translators if isinstance(model, PretrainedLM) and not base_trained else model
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in kept.state_dict().items()},
-        folder / WEIGHTS,
-    )
+    weights = {name: value.detach().cpu().contiguous() for name, value in kept.state_dict().items()}
+    with writing(folder / WEIGHTS, sum(weight.nbytes for weight in weights.values())):
+        save_file(weights, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
@@ -53,12 +53,16 @@ def load_model(lm: Artifact, root: Path = Path()) -> Blockwise:
     A relative path of its checkpoint starts at ``root``. UserError where weights do not fit the
     configuration, or where the checkpoint is not the one that the artifact was made from.
     """
-    config = json.loads(lm.file(CONFIG).read_text())
+    with readable(lm.file(CONFIG)) as file:
+        config = json.loads(file.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("it holds no mapping")
     return (_pretrained(lm, config, root) if "name_or_path" in config else _native(lm, config)).eval()
 
 
 def _native(lm: Artifact, config: dict[str, Any]) -> BlockwiseLM:
-    model = BlockwiseLM(ModelConfig.from_json(config))
+    with readable(lm.file(CONFIG)):
+        model = BlockwiseLM(ModelConfig.from_json(config))
     _fill(model, lm)
     return model
 
@@ -66,12 +70,14 @@ def _native(lm: Artifact, config: dict[str, Any]) -> BlockwiseLM:
 def _pretrained(lm: Artifact, values: dict[str, Any], root: Path) -> PretrainedLM:
     """A pretrained model; UserError where its checkpoint is not the one that ``lm`` was made from."""
     digests = values.pop("checkpoint", None)
-    config = PretrainedConfig.from_json(values)
+    with readable(lm.file(CONFIG)):
+        config = PretrainedConfig.from_json(values)
     if digests is None:
         from transformers import CONFIG_MAPPING
 
-        hf_values = json.loads(lm.file(HF_CONFIG).read_text())
-        model = empty_model(CONFIG_MAPPING[hf_values["model_type"]].from_dict(hf_values), config)
+        with readable(lm.file(HF_CONFIG)) as file:
+            hf_values = json.loads(file.read_text())
+            model = empty_model(CONFIG_MAPPING[hf_values["model_type"]].from_dict(hf_values), config)
         _fill(model, lm, assign=True)
         return model
     checkpoint = config.checkpoint.under(root)
@@ -86,7 +92,9 @@ def _pretrained(lm: Artifact, values: dict[str, Any], root: Path) -> PretrainedL
 
 
 def _fill(module: nn.Module, lm: Artifact, assign: bool = False) -> None:
+    with readable(lm.file(WEIGHTS)) as file:
+        weights = load_file(file)
     try:
-        module.load_state_dict(load_file(lm.file(WEIGHTS)), assign=assign)
+        module.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
         raise UserError(f"{lm.file(WEIGHTS)} does not fit {lm.file(CONFIG)}: {error}") from None

@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from offramp.artifacts.artifact import Artifact, open_artifact
+from offramp.artifacts.files import readable
+from offramp.corpus.tokenizer import FILE as TOKENIZER
 from offramp.errors import UserError
 from offramp.results.corpus import Corpus
 from offramp.results.pretraining import LearningCurve, Pretraining
@@ -47,8 +49,8 @@ def read_measurements(root: Path, text_tokens: int) -> Measurements:
 
     UserError if a file is missing, of another shape, or of another run.
     """
-    # only tokenizer.json is read of the data; hashing all text is not needed
-    data = open_artifact(root / "data", "data", verify=False)
+    # only the tokenizer is read of the data; hashing all text is not needed
+    data = open_artifact(root / "data", "data", verify=(TOKENIZER,))
     routed = open_artifact(root / "routed", "routed", inputs={"data": data})
     routing = Routing.read(root)
     for name, digest in routing.inputs.items():
@@ -58,7 +60,7 @@ def read_measurements(root: Path, text_tokens: int) -> Measurements:
                 f"(digest {str(routed.inputs.get(name))[:12]}); run `dvc repro` to make them match"
             )
     # opened as a file, since as a data set it would import pandas
-    with pq.ParquetFile(routed.file("tokens.parquet")) as file:
+    with readable(routed.file("tokens.parquet")) as path, pq.ParquetFile(path) as file:
         tokens = file.read(["document", "token", "target", "exit", "confidence", "loss", "argmax"])
     return Measurements(
         corpus=Corpus.read(root),

@@ -6,11 +6,10 @@ rename. The same inputs give the same bytes.
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
+from offramp.artifacts.files import written_whole
 from offramp.corpus.tokenizer import open_tokenizer
 from offramp.report import suitability
 from offramp.report.figures import Figure, draw_figures
@@ -40,15 +39,12 @@ def build_report(root: Path, settings: dict[str, Any]) -> Path:
     texts = passages(measured.tokens, open_tokenizer(measured.data), meta["kind"], meta["end_id"], limit)
     page = _render(measured, settings, figures, texts)
 
-    report, partial = root / "report", root / ".report.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "figures").mkdir(parents=True)
-    for figure in figures:
-        (partial / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
-    (partial / "index.html").write_text(page, encoding="utf-8")
-    shutil.rmtree(report, ignore_errors=True)
-    os.replace(partial, report)
-    return report / "index.html"
+    with written_whole(root / "report") as partial:
+        (partial / "figures").mkdir(parents=True)
+        for figure in figures:
+            (partial / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
+        (partial / "index.html").write_text(page, encoding="utf-8")
+    return root / "report/index.html"
 
 
 def _render(

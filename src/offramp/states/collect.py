@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
 from offramp.corpus.windows import TokenWindows
+from offramp.errors import writing
 from offramp.machine.device import autocast, require_precision
 from offramp.machine.processes import ALONE, Processes
 from offramp.machine.watch import NOBODY, Watch
@@ -136,7 +137,8 @@ def save_readouts(model: BlockwiseLM, file: Path) -> None:
         if model.config.norm == "pre":
             norm = cast(nn.RMSNorm, model.norms[exit])
             tensors[f"norm_{exit}"] = norm.weight.detach().cpu().clone()
-    save_file(tensors, file)
+    with writing(file, sum(tensor.nbytes for tensor in tensors.values())):
+        save_file(tensors, file)
 
 
 def summarise(states: States) -> CollectedSplit:

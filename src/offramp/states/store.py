@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from offramp.artifacts.artifact import Artifact
-from offramp.errors import UserError
+from offramp.artifacts.files import readable
+from offramp.errors import UserError, writing
 from offramp.states.statistics import SATURATION, STATISTICS
 
 TABLE, READOUT = "tokens.parquet", "readout.safetensors"
@@ -81,10 +82,12 @@ class StatesWriter:
     def _flush(self, hidden: Tensor) -> None:
         number = self.first_shard + self.shards
         for exit in range(self.num_exits):
-            save_file(
-                {"hidden": hidden[exit, : self._pending]},
+            states, file = (
+                hidden[exit, : self._pending],
                 self.folder / f"hidden_{exit}-{number:05d}.safetensors",
             )
+            with writing(file, states.nbytes):
+                save_file({"hidden": states}, file)
         table = pa.table({name: values[: self._pending] for name, values in self._columns.items()})
         if self._table is None:
             self._table = _open_table(
@@ -134,7 +137,8 @@ class States:
         self.num_exits: int = artifact.meta["exits"]
         self.num_tokens: int = artifact.meta["tokens"]
         self.window: int = artifact.meta["window"]
-        self._known = pq.read_schema(artifact.file(TABLE)).names
+        with readable(artifact.file(TABLE)) as file:
+            self._known = pq.read_schema(file).names
 
     @property
     def precision(self) -> str:
@@ -153,7 +157,8 @@ class States:
         """One column of the token table, (num_tokens,); UserError where there is no such column."""
         if name not in self._known:
             raise UserError(f"{self.artifact.path} has no column {name!r}; it has {', '.join(self._known)}")
-        return pq.read_table(self.artifact.file(TABLE), columns=[name])[name].to_numpy()
+        with readable(self.artifact.file(TABLE)) as file:
+            return pq.read_table(file, columns=[name])[name].to_numpy()
 
     def divergence(self, exit: int) -> np.ndarray:
         """KL(full depth || exit) of every token, (num_tokens,) in nats: 0 at full depth itself."""
@@ -181,18 +186,20 @@ class States:
 
     def readouts(self) -> dict[str, Tensor]:
         """The tensors of ``readout.safetensors`` by name; UserError where the states are a checkpoint's."""
-        file = self.artifact.file(READOUT)
-        if not file.exists():
+        if not self.artifact.has(READOUT):
             raise UserError(
                 f"{self.artifact.path} holds states of a checkpoint, whose readouts are not kept with them; "
                 "give states of a native model"
             )
-        return load_file(file)
+        with readable(self.artifact.file(READOUT)) as file:
+            return load_file(file)
 
     def hidden_shards(self, exit: int) -> Iterator[Tensor]:
         """Hidden states after block ``exit`` as stored, shard by shard: each (tokens of the shard, D)."""
         for shard in range(self.artifact.meta["shards"]):
-            yield load_file(self.artifact.file(f"hidden_{exit}-{shard:05d}.safetensors"))["hidden"]
+            with readable(self.artifact.file(f"hidden_{exit}-{shard:05d}.safetensors")) as file:
+                hidden = load_file(file)["hidden"]
+            yield hidden
 
     def hidden(self, exit: int, rows: np.ndarray | None = None) -> Tensor:
         """Hidden states (N, D), float32, after block ``exit``: of tokens in the mask ``rows``, or of all."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from offramp.artifacts.artifact import MANIFEST
+from offramp.artifacts import manifest
 from offramp.errors import UserError
 from offramp.params import load_params
 
@@ -101,10 +101,10 @@ def dvc_md5(path: Path) -> str | None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest in ``folder``, unchecked; None if there is none that can be read."""
+    """The manifest in ``folder``; None if there is none that is in order."""
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return manifest.read_manifest(folder)
+    except UserError:
         return None
 
 
@@ -122,8 +122,8 @@ def made_tags(stage: str, root: Path) -> dict[str, str]:
 def made_with_tags(manifests: Iterable[dict[str, Any]]) -> dict[str, str]:
     """What computed these artifacts, as tags of a run: ``made_with.torch`` and so on."""
     values: dict[str, set[str]] = {}
-    for manifest in manifests:
-        for name, value in manifest.get("made_with", {}).items():
+    for written in manifests:
+        for name, value in written.get("made_with", {}).items():
             values.setdefault(f"made_with.{name}", set()).add(value)
     return {tag: ", ".join(sorted(several)) for tag, several in sorted(values.items())}
 
@@ -162,8 +162,8 @@ def _from_disk(root: Path, name: str, declared: dict[str, Any]) -> Stage | None:
     params = flatten(load_params(name, root).to_json())
     contents = {}
     for out in outs:
-        manifest = read_manifest(root / out)
-        contents[out] = manifest["digest"] if manifest else dvc_md5(root / out)
+        written = read_manifest(root / out)
+        contents[out] = written["digest"] if written else dvc_md5(root / out)
     return Stage(
         name,
         "files-" + digest([params, contents]),

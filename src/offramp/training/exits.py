@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
-from offramp.errors import UserError
+from offramp.errors import UserError, writing
 from offramp.exits.calibration import fit_calibrator, gain_slope
 from offramp.exits.classifier import ExitClassifier, classifier_inputs
 from offramp.exits.labels import KINDS, agreement, label
@@ -112,9 +112,10 @@ def train_exits(
         config["gain_slopes"] = slopes
     known = {name: states.column(name)[held_out] for name in ("document", "sequence", "position", "target")}
     with create_artifact(path, "exits", params, {"states/calibration": states.artifact}) as out:
-        save_file(
-            {name: value.contiguous() for name, value in tensors.items()}, out.path / "exits.safetensors"
-        )
+        with writing(out.path / "exits.safetensors", sum(value.nbytes for value in tensors.values())):
+            save_file(
+                {name: value.contiguous() for name, value in tensors.items()}, out.path / "exits.safetensors"
+            )
         (out.path / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         table = {
             "part": pa.array(PARTS).take(pa.array(part[held_out])).dictionary_encode(),

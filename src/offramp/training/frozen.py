@@ -157,15 +157,13 @@ class Translators:
             width=model.config.width,
             entries=min(LIKELY, len(self.matrix)) if learned else 0,
         )
-        if processes.main:
-            cache.make(TOKENS)
-        processes.wait()
+        kept = processes.broadcast(cache.make(TOKENS) if processes.main else None)
         exits = len(model.translators) if fits else 0
         equations = NormalEquations(exits, model.config.width, sums_device(self.device))
         progress = Snapshots(
             self.snapshots.scratch(f"progress_{name}_{processes.rank}"), self.snapshots.every_seconds
         )
-        if saved := progress.load():
+        if saved := progress.load() if kept else None:
             equations.load_state_dict(saved["sums"])
         batches = processes.share(torch.arange(len(windows)).split(self.params.batch_size))
         finished = saved["batches"] if saved else 0

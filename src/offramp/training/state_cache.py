@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.errors import UserError
+from offramp.errors import UserError, writing
 
 TINY = 1e-30
 """Root mean square of a state that is zero."""
@@ -41,9 +41,10 @@ class _Table:
         return prod(self.shape) * self.dtype.itemsize
 
     def write(self, first: int, values: Tensor) -> None:
-        with open(self.file, "r+b") as file:
+        rows = values.cpu().numpy().astype(self.dtype).tobytes()  # tofile() hides what the system says
+        with writing(self.file, len(rows)), open(self.file, "r+b") as file:
             file.seek(first * self.bytes_per_window)
-            values.cpu().numpy().astype(self.dtype).tofile(file)
+            file.write(rows)
 
     def read(self, windows: list[int]) -> Tensor:
         out = np.empty((len(windows), *self.shape), self.dtype)
@@ -52,6 +53,11 @@ class _Table:
                 file.seek(window * self.bytes_per_window)
                 out[place] = np.fromfile(file, self.dtype, prod(self.shape)).reshape(self.shape)
         return torch.from_numpy(out)
+
+
+def _has(file: Path, size: int) -> bool:
+    """Whether a file is there and was not left by a kill before it had its size."""
+    return file.is_file() and file.stat().st_size == size
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,14 @@ class StateCache:
             for name, (shape, dtype) in shapes.items()
         }
 
-    def make(self, field: str) -> None:
-        """Make the files, or keep those that are there. UserError, naming the ``field`` that says how many
-        tokens, where the disk has no room."""
+    def make(self, field: str) -> bool:
+        """Make the files, or keep those that are there; whether all of them were.
+
+        UserError, naming the ``field`` that says how many tokens, where the disk has no room.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         sizes = {table.file: self.windows * table.bytes_per_window for table in self._tables.values()}
-        missing = {file: size for file, size in sizes.items() if not file.exists()}
+        missing = {file: size for file, size in sizes.items() if not _has(file, size)}
         if sum(missing.values()) > (free := shutil.disk_usage(self.folder).free):
             raise UserError(
                 f"{field}: the states of {self.windows * self.window} tokens take "
@@ -93,8 +101,9 @@ class StateCache:
                 "lower it or make room"
             )
         for file, size in missing.items():
-            with open(file, "wb") as out:
+            with writing(file, size), open(file, "wb") as out:
                 os.truncate(out.fileno(), size)
+        return not missing
 
     def write(self, first: int, states: list[Tensor], entries: Tensor) -> None:
         """Write B windows from number ``first`` on: states (B, T, D) of every exit, entries (B, T, M).
