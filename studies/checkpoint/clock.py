@@ -1,0 +1,150 @@
+"""By the clock: routed scoring and decoding against another model's full depth, and self-speculation.
+
+Both models run the same text in turn, changing who begins. Nothing is counted before each has run once.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.models.blockwise import Blockwise
+from offramp.routing.executor import Executor, Policy, Routed
+from offramp.routing.generate import Speculation, decode, generate, speculate
+from offramp.states.resampling import interval
+from studies.checkpoint.results import Clocked, Drafted
+
+FEWEST, DRAWS = 5, 2000
+"""Pairs from which on an interval is given, and its bootstrap draws."""
+TRIALS = 3
+"""Prompts on which an exit is chosen to draft."""
+
+Prompt = Sequence[int]
+
+
+def in_turn(pairs: Sequence[tuple[Callable[[], Any], Callable[[], Any]]], device: torch.device) -> np.ndarray:
+    """Seconds (pairs, 2) of pairs of works."""
+    times = np.empty((len(pairs), 2))
+    for number, pair in enumerate(pairs):
+        for which in (0, 1) if number % 2 else (1, 0):
+            times[number, which] = seconds(pair[which], device)
+    return times
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that a work takes."""
+    _wait_for(device)
+    begun = time.perf_counter()
+    work()
+    _wait_for(device)
+    return time.perf_counter() - begun
+
+
+def median(ratios: np.ndarray) -> tuple[float, list[float] | None]:
+    """The median of paired ratios with its 95 % bootstrap interval; None for few of them."""
+    draws = np.median(np.random.default_rng(0).choice(ratios, (DRAWS, len(ratios))), axis=1)
+    return float(np.median(ratios)), interval(draws) if len(ratios) >= FEWEST else None
+
+
+def clocked(times: np.ndarray, shallow_ratio: float) -> Clocked:
+    """``times`` (pairs, 2) of reference and arm."""
+    speed, bounds = median(times[:, 0] / times[:, 1])
+    return Clocked(
+        speed=speed,
+        interval=bounds,
+        pairs=len(times),
+        seconds=float(np.median(times[:, 0])),
+        shallow_ratio=shallow_ratio,
+    )
+
+
+def scoring(
+    control: Executor, arm: Executor, policy: Policy, batches: Sequence[tuple[Tensor, Tensor]]
+) -> Clocked:
+    """Routed passes of an arm against plain ones of the control, over batches of tokens and targets (B, T)."""
+    control.run(*batches[0], None), arm.run(*batches[0], policy)
+    routed: list[Routed] = []
+    pairs = [
+        (
+            partial(control.run, *batch, None),
+            lambda batch=batch: routed.append(arm.run(*batch, policy)),  # type: ignore[misc]
+        )
+        for batch in batches
+    ]
+    times = in_turn(pairs, arm.device)
+    last = arm.model.config.num_blocks - 1
+    return clocked(times, float(torch.cat([part.exit.flatten() for part in routed]).lt(last).float().mean()))
+
+
+def decoding(
+    control: Blockwise, arm: Blockwise, policy: Policy, prompts: Sequence[Prompt], new: int, kv: str
+) -> Clocked:
+    """Greedy decoding at batch 1 with early exit against the control's at full depth; prompts are timed, too."""
+    exits: list[int] = []
+
+    def routed(prompt: Prompt) -> None:
+        (made,) = generate(decode(arm, [prompt], new, policy, kv=kv), 1)
+        exits.extend(made.exits)
+
+    def plain(prompt: Prompt) -> None:
+        list(decode(control, [prompt], new))
+
+    plain(prompts[0]), routed(prompts[0])
+    exits.clear()
+    times = in_turn([(partial(plain, prompt), partial(routed, prompt)) for prompt in prompts], arm.cos.device)
+    return clocked(times, float(np.mean(np.array(exits) < arm.config.num_blocks - 1)))
+
+
+def drafting(
+    arm: Blockwise, trial: Sequence[Prompt], prompts: Sequence[Prompt], new: int, length: int
+) -> Drafted:
+    """Self-speculation from the exit that is fastest on the ``trial`` prompts, against plain decoding of the arm.
+
+    One ``Speculation`` is kept over all prompts, as a program would that goes on.
+    """
+    device = arm.cos.device
+    list(decode(arm, [trial[0]], new))
+    plain = statistics.median(
+        seconds(lambda: list(decode(arm, [prompt], new)), device) for prompt in trial[:TRIALS]
+    )
+    speeds = {}
+    for exit in range(arm.config.num_blocks - 1):
+        kept = Speculation(exit, length)
+        speeds[exit] = plain / statistics.median(
+            seconds(lambda: list(speculate(arm, [prompt], new, kept)), device) for prompt in trial[:TRIALS]
+        )
+    best = max(speeds, key=lambda exit: speeds[exit])
+    kept, tokens = Speculation(best, length), {"plain": [], "drafted": []}  # type: ignore[var-annotated]
+
+    def run(name: str, prompt: Prompt) -> None:
+        steps = decode(arm, [prompt], new) if name == "plain" else speculate(arm, [prompt], new, kept)
+        tokens[name].append((tuple(prompt), tuple(generate(steps, 1)[0].tokens)))
+
+    times = in_turn(
+        [(partial(run, "plain", prompt), partial(run, "drafted", prompt)) for prompt in prompts], device
+    )
+    speed, bounds = median(times[:, 0] / times[:, 1])
+    return Drafted(
+        exit=best,
+        layers=sum(arm.config.block_layers[: best + 1]),
+        length=length,
+        speed=speed,
+        interval=bounds,
+        pairs=len(times),
+        accepted=kept.accepted,
+        drafted=kept.drafted,
+        pays=kept.pays,
+        same=tokens["plain"] == tokens["drafted"],
+    )
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
