@@ -4,8 +4,9 @@
     python -m studies.checkpoint --status             say what is done
     python -m studies.checkpoint --arm joint          the control and that arm alone
 
-It can be stopped at any time and started again: a training goes on from its last snapshot. After every arm the
-results so far are in studies/metrics/checkpoint.<device>.json; `python -m docs` makes docs/checkpoint.md of it.
+It can be stopped at any time and started again: a training goes on from its last snapshot. After every arm
+the results so far are in studies/metrics/checkpoint.<device>.json; `python -m docs` makes docs/checkpoint.md
+of it. With other settings, tokens or models than the study's own they stay in the folder of the models.
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ from filelock import FileLock, Timeout
 
 from offramp.artifacts.files import write_json
 from offramp.errors import UserError
+from studies.checkpoint.gather import benchmarks, gathered, write_rows
 from studies.checkpoint.plan import Plan
 from studies.checkpoint.projects import Unit
+from studies.checkpoint.results import results_path
 from studies.checkpoint.settings import FILE, read_settings
 from studies.common.study import HOME
+
+RESULTS = "results.json"
+"""In the folder of models: the results, also where they are not published."""
 
 
 def main(arguments: Sequence[str], home: Path = HOME) -> None:
     """The command line. UserError for what cannot be run, and where a unit of work fails."""
     given = _parser().parse_args(arguments)
+    changed = given.settings != FILE or given.folder or given.tokens or given.checkpoint
     settings = read_settings(given.settings)
     changes = {"checkpoint": given.checkpoint} if given.checkpoint else {}
     if given.device not in settings.devices:
@@ -55,33 +62,36 @@ def main(arguments: Sequence[str], home: Path = HOME) -> None:
         return
     try:
         with FileLock(plan.folder / "lock", timeout=0):
-            run(plan, home)
+            run(plan, home, publish=not changed)
     except Timeout:
         raise UserError(f"{plan.folder} is being worked on; see --status, or give another --folder") from None
 
 
-def run(plan: Plan, home: Path) -> None:
-    """Run every unit that is not done, and write the results after every arm."""
-    from studies.checkpoint.gather import benchmarks, gathered, write_rows
-    from studies.checkpoint.results import results_path
+def run(plan: Plan, home: Path, publish: bool) -> None:
+    """Run every unit that is not done, and write the results after every arm.
 
+    They go to the plan's folder and, where they are to be published, to the files that the docs read.
+    """
     while True:
         units = plan.units()
         waiting = [unit for unit in units if unit.done is None]
-        if not waiting and plan.choice:
+        if not waiting:
             break
         unit = waiting[0]
         logging.info("%d of %d: %s ...", len(units) - len(waiting) + 1, len(units), unit.label)
         done = unit.run()
         logging.info("%s took %.0f s, %.2f GB", unit.label, done.seconds, done.memory_gb)
         if unit.name == "measure":
-            results = gathered(plan, plan.units())
-            write_json(results_path(home, plan.device), results.to_json())
-            if home == HOME:
-                write_rows(benchmarks(results))
-    results = gathered(plan, units)
-    write_json(results_path(home, plan.device), results.to_json())
-    logging.info("wrote %s", results_path(home, plan.device))
+            _write(plan, home, publish)
+    _write(plan, home, publish)
+
+
+def _write(plan: Plan, home: Path, publish: bool) -> None:
+    results = gathered(plan)
+    write_json(plan.folder / RESULTS, results.to_json())
+    if publish:
+        write_json(results_path(home, plan.device), results.to_json())
+        write_rows(benchmarks(results), home.parent)
 
 
 def status(plan: Plan) -> list[str]:

@@ -24,8 +24,8 @@ def attainable_against(
     """What the divergence oracle saves at each of RISES over the mean loss of ``reference`` (N,).
 
     divergence and loss (K, N) are the model's own, at its own exits. What a rise leaves to exits is what the
-    model's full depth has not used up: log(1 + rise) + mean reference loss - mean full-depth loss. Intervals are
-    from ``draws`` resamples of ``groups`` (N,), the same for both models.
+    model's full depth has not used up: log(1 + rise) + mean reference loss - mean full-depth loss. Intervals
+    are from ``draws`` resamples of ``groups`` (N,), the same for both models.
     """
     way, allowed = Way.of(divergence, loss, costs), np.log1p(list(RISES.values()))
     spare = reference.astype(np.float64) - loss[-1]

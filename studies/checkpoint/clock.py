@@ -5,10 +5,12 @@ Both models run the same text in turn, changing who begins. Nothing is counted b
 
 from __future__ import annotations
 
-import statistics
+import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,21 @@ TRIALS = 3
 """Prompts on which an exit is chosen to draft."""
 
 Prompt = Sequence[int]
+
+
+def described(device: torch.device) -> str:
+    """What this runs on: system, processor or accelerator, cores, threads, version of torch, load."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)}, {name}"
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{platform.system()} {platform.machine()}, {name} ({torch.backends.cpu.get_cpu_capability()}), "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}{load}"
+    )
 
 
 def in_turn(pairs: Sequence[tuple[Callable[[], Any], Callable[[], Any]]], device: torch.device) -> np.ndarray:
@@ -68,7 +85,7 @@ def clocked(times: np.ndarray, shallow_ratio: float) -> Clocked:
 def scoring(
     control: Executor, arm: Executor, policy: Policy, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> Clocked:
-    """Routed passes of an arm against plain ones of the control, over batches of tokens and targets (B, T)."""
+    """Routed passes of an arm against plain ones of the control; batches are tokens and targets (B, T)."""
     control.run(*batches[0], None), arm.run(*batches[0], policy)
     routed: list[Routed] = []
     pairs = [
@@ -86,7 +103,7 @@ def scoring(
 def decoding(
     control: Blockwise, arm: Blockwise, policy: Policy, prompts: Sequence[Prompt], new: int, kv: str
 ) -> Clocked:
-    """Greedy decoding at batch 1 with early exit against the control's at full depth; prompts are timed, too."""
+    """Greedy decoding at batch 1 with early exit against the control's at full depth, prompts included."""
     exits: list[int] = []
 
     def routed(prompt: Prompt) -> None:
@@ -105,27 +122,23 @@ def decoding(
 def drafting(
     arm: Blockwise, trial: Sequence[Prompt], prompts: Sequence[Prompt], new: int, length: int
 ) -> Drafted:
-    """Self-speculation from the exit that is fastest on the ``trial`` prompts, against plain decoding of the arm.
+    """Self-speculation against plain decoding of the arm; the exit is that which is fastest on ``trial``.
 
     One ``Speculation`` is kept over all prompts, as a program would that goes on.
     """
     device = arm.cos.device
     list(decode(arm, [trial[0]], new))
-    plain = statistics.median(
-        seconds(lambda: list(decode(arm, [prompt], new)), device) for prompt in trial[:TRIALS]
-    )
-    speeds = {}
-    for exit in range(arm.config.num_blocks - 1):
-        kept = Speculation(exit, length)
-        speeds[exit] = plain / statistics.median(
-            seconds(lambda: list(speculate(arm, [prompt], new, kept)), device) for prompt in trial[:TRIALS]
-        )
-    best = max(speeds, key=lambda exit: speeds[exit])
+    kinds = {exit: Speculation(exit, length) for exit in range(arm.config.num_blocks - 1)}
+    spent = {
+        exit: sum(seconds(partial(_drafted, arm, prompt, new, kept), device) for prompt in trial)
+        for exit, kept in kinds.items()
+    }
+    best = min(spent, key=lambda exit: spent[exit])
     kept, tokens = Speculation(best, length), {"plain": [], "drafted": []}  # type: ignore[var-annotated]
 
     def run(name: str, prompt: Prompt) -> None:
-        steps = decode(arm, [prompt], new) if name == "plain" else speculate(arm, [prompt], new, kept)
-        tokens[name].append((tuple(prompt), tuple(generate(steps, 1)[0].tokens)))
+        made = generate(decode(arm, [prompt], new), 1)[0].tokens if name == "plain" else None
+        tokens[name].append((tuple(prompt), made or _drafted(arm, prompt, new, kept)))
 
     times = in_turn(
         [(partial(run, "plain", prompt), partial(run, "drafted", prompt)) for prompt in prompts], device
@@ -143,6 +156,10 @@ def drafting(
         pays=kept.pays,
         same=tokens["plain"] == tokens["drafted"],
     )
+
+
+def _drafted(arm: Blockwise, prompt: Prompt, new: int, kept: Speculation) -> list[int]:
+    return generate(speculate(arm, [prompt], new, kept), 1)[0].tokens
 
 
 def _wait_for(device: torch.device) -> None:

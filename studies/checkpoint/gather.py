@@ -7,7 +7,9 @@ import math
 import subprocess
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 from offramp.analysis.oracle import RISES
 from offramp.machine.versions import LIBRARIES
@@ -23,8 +25,10 @@ SPEED, SPEED_BAR = "checkpoint_speed_at_1_percent", 1.15
 SPECULATION, SPECULATION_BAR = "checkpoint_speculation", 1.1
 
 
-def gathered(plan: Plan, units: list[Unit]) -> Results:
-    """The results so far: of the arms that are measured."""
+def gathered(plan: Plan) -> Results:
+    """The results so far: of all arms that are measured, also where fewer were wanted now."""
+    plan = replace(plan, wanted=())
+    units = plan.units()
     measured = {
         unit.project.folder.name for unit in units if unit.name == "measure" and unit.done is not None
     }
@@ -114,7 +118,7 @@ def _held_against(arm: ArmResults, what: str) -> str:
     assert chosen is not None
     return (
         f"{what} of the control at full depth; the arm {arm.name} by {chosen.signal}, thresholds chosen on "
-        f"calibration text for 1 % more perplexity: {chosen.ppl_rise:.2%} more on {chosen.tokens} test tokens, "
+        f"calibration text for 1 % more perplexity: {chosen.ppl_rise:.2%} on {chosen.tokens} test tokens, "
         f"{chosen.shallow_ratio:.1%} leave, {chosen.executed_saving:.1%} of the FLOPs saved"
     )
 
@@ -140,8 +144,8 @@ def _row(
     )
 
 
-def write_rows(rows: list[Benchmark]) -> None:
-    """Put rows into metrics/benchmarks.json, in place of those of the same name."""
-    file = ROOT / PATH
+def write_rows(rows: list[Benchmark], root: Path) -> None:
+    """Put rows into metrics/benchmarks.json below ``root``, in place of those of the same name."""
+    file = root / PATH
     kept = read_benchmarks(file) if file.exists() else {}
     write_benchmarks(file, (kept | {row.name: row for row in rows}).values())

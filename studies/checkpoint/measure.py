@@ -24,7 +24,6 @@ from offramp.results.routing import CurvePoint
 from offramp.routing.cost import exit_costs
 from offramp.routing.executor import Executor
 from offramp.routing.split import CachedSplit, spread_windows, token_rows
-from offramp.routing.timing import machine
 from offramp.states.resampling import GroupSums, interval
 from offramp.states.store import States
 from studies.checkpoint import clock
@@ -86,7 +85,7 @@ class _Measurement:
             scoring=scoring,
             decoding=decoding,
             drafting=drafting,
-            machine=machine(self.device),
+            machine=clock.described(self.device),
         )
 
     def _exits(self) -> list[ExitQuality]:

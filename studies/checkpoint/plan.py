@@ -78,7 +78,8 @@ class Plan:
             raise UserError(
                 f"checkpoint = {checkpoint} is no checkpoint; run `make smollm2`, or give --checkpoint"
             )
-        self.base.make(self.shared)
+        least = len(self.settings.candidates) + 1  # of steps, with an exit at every candidate
+        self.base.make(self.shared | {"pretrain.steps": max(least, self.shared["pretrain.steps"])})
         write_json(self.folder / "settings.json", self.settings.model_dump() | {"device": self.device})
 
     @property

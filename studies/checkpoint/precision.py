@@ -1,4 +1,4 @@
-"""In which precision to train? A few steps of joint training in each, in turn: the fastest trains all arms."""
+"""In which precision to train? A few steps of joint training in each, in turn: the fastest is taken."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The folders of the study, each a project of the product, and the units of work in them, run one at a time.
 
 A unit is a stage of the product (``python -m pipeline.<stage>`` in the arm's folder) or a step of the study
-(``python -m studies.checkpoint.work``), always in a process of its own, whose memory goes when it ends. A unit
-that is done is not run again while its key is the same: its parameters, its code, the checkpoint, and the keys
-of what it reads. An interrupted training goes on from the product's own snapshots.
+(``python -m studies.checkpoint.work``), always in a process of its own, whose memory goes when it ends. A
+unit that is done is not run again while its key is the same: its parameters, its code, the checkpoint, and
+the keys of what it reads. An interrupted training goes on from the product's own snapshots.
 """
 
 from __future__ import annotations
@@ -119,32 +119,37 @@ class Unit:
         log.parent.mkdir(exist_ok=True)
         resumed = self.name == "pretrain" and any((folder / ".resume").glob("*/snapshot.pt"))
         begun = time.monotonic()
-        with log.open("a", encoding="utf-8") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *self.command],
-                cwd=folder,
-                env=_environment(),
-                stdout=output,
-                stderr=output,
-            )
-            try:
-                _, status, usage = os.wait4(process.pid, 0)
-            except BaseException:  # an interruption is the child's, too: it must not go on by itself
-                process.terminate()
-                process.wait()
-                raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        code, memory = started(self.command, folder, log)
+        if code:
             raise UserError(f"{self.label} failed; see {log}:\n{log.read_text(encoding='utf-8')[-2000:]}")
         record = Done(
             key=self.key,
             seconds=round(time.monotonic() - begun, 1),
-            memory_gb=round(usage.ru_maxrss * (1024 if sys.platform == "linux" else 1) / 1e9, 2),
+            memory_gb=round(memory / 1e9, 2),
             resumed=resumed,
             ended=time.strftime("%Y-%m-%d %H:%M"),
         )
         write_json(self._record, vars(record))
         return record
+
+
+def started(command: Sequence[str], folder: Path, log: Path) -> tuple[int, int]:
+    """Run ``python -m`` with a command in a folder to its end: its exit status, and its memory in bytes.
+
+    Where this process is interrupted, so is that one.
+    """
+    with log.open("a", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=folder, env=_environment(), stdout=output, stderr=output
+        )
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss * (1024 if sys.platform == "linux" else 1)
 
 
 def key_of(*parts: Any) -> str:

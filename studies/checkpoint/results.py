@@ -31,7 +31,7 @@ class Reached(Record):
 
 
 class Attained(Record):
-    """What a signal saves by thresholds that calibration text chose for one rise in perplexity, on test text."""
+    """What a signal saves on test text by thresholds that calibration text chose for one rise."""
 
     signal: str
     rise: str
@@ -155,9 +155,8 @@ def results_path(home: Path, device: str) -> Path:
     return home / "metrics" / f"checkpoint.{device}.json"
 
 
-def read(home: Path, device: str) -> Results | None:
-    """The results on a kind of device; None where it was not run. UserError for a damaged file."""
-    file = results_path(home, device)
+def read(file: Path) -> Results | None:
+    """The results in a file; None where there are none. UserError for a damaged one."""
     if not file.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Thresholds for a rise in perplexity, found by running them on calibration text that no signal was fitted on.
+"""Thresholds for a rise in perplexity, searched by running them on calibration text.
 
 Candidates lie on the path of least added loss per FLOP (``routing.thresholds.threshold_path``), which knows
 what every exit says as if no token had left. What leavers change in the tokens after them shows only when a
@@ -60,8 +60,8 @@ class Search:
         return self.tried[place]
 
     def furthest(self, rise: float, probes: int) -> int:
-        """The furthest place, of those that ``probes`` runs find, where executed perplexity is at most a share
-        of ``rise`` above the reference. At place 0 nobody leaves, whether or not that stays within the rise.
+        """The furthest place, of those that ``probes`` runs find, where executed perplexity is at most a
+        share of ``rise`` above the reference. At place 0 nobody leaves, within the rise or not.
         """
         limit = float(np.log1p(rise) + self.reference.mean(dtype=np.float64))
         low, high = 0, int(np.append(np.flatnonzero(self.predicted <= limit), 0).max())
@@ -85,7 +85,7 @@ def searches(
     windows: int,
     keep_first: int,
 ) -> dict[str, Search]:
-    """A search for every signal. ``states`` and ``reference`` are the calibration states of arm and control."""
+    """A search for every signal; ``states`` and ``reference`` are calibration states of arm and control."""
     document = states.column("document")
     held_out = split_calibration(document, exits.artifact.params["exits.seed"]) > 0
     whole = np.flatnonzero(held_out.reshape(-1, states.window).all(1))

@@ -1,4 +1,4 @@
-"""The settings of the study of a checkpoint, and the arms: what each overrides in the product's parameters."""
+"""Settings of the study of a checkpoint, and its arms: what each overrides in the product's parameters."""
 
 from __future__ import annotations
 

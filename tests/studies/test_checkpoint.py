@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,15 @@ from safetensors.torch import load_file
 from offramp.analysis.oracle import RISES, attainable
 from offramp.analysis.oracle import Path as Way
 from offramp.errors import UserError
+from offramp.params import load_params
+from studies.checkpoint import projects, work
 from studies.checkpoint.__main__ import main
 from studies.checkpoint.ceilings import attainable_against
 from studies.checkpoint.clock import in_turn, median
 from studies.checkpoint.gather import benchmarks
+from studies.checkpoint.page import NOT_RUN, page
+from studies.checkpoint.plan import WORK
+from studies.checkpoint.projects import Project, Unit
 from studies.checkpoint.results import read
 from studies.checkpoint.search import Search
 from studies.checkpoint.settings import FILE, arms, read_settings
@@ -154,7 +161,7 @@ def tiny(addresses, tmp_path_factory) -> list[str]:
             "corpus.test_fraction": 0.2,
             "pretrain.frozen.tokens": 2048,
             "routing.curve_fractions": [0.3],
-            "routing.bootstrap": 50,
+            "routing.bootstrap": 100,
             "exits.hidden": [8],
             "exits.max_epochs": 2,
         }
@@ -166,17 +173,42 @@ def tiny(addresses, tmp_path_factory) -> list[str]:
     ]
 
 
+def here(command, folder, log) -> tuple[int, int]:
+    """Stands in for a process of a unit's own, which takes seconds to begin: the same in this one."""
+    module, *arguments = command
+    with contextlib.chdir(folder):
+        if module == WORK:
+            work.main(arguments)
+        else:
+            stage = module.removeprefix("pipeline.")
+            import_module(module).run(load_params(stage), Path("."))
+    return 0, 0
+
+
 @pytest.fixture(scope="module")
 def studied(tiny, tmp_path_factory) -> Path:
-    """The home of a study of the control, joint exits and exits fitted to the control."""
+    """The folder of a study of the control, joint exits and exits fitted to the control."""
     home = tmp_path_factory.mktemp("home")
-    main([*tiny, "--arm", "joint", "--arm", "fitted"], home)
-    return home
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projects, "started", here)
+        main([*tiny, "--arm", "joint", "--arm", "fitted"], home)
+    assert not any(home.iterdir())  # other settings than the study's own are not published
+    return Path(tiny[-1])
+
+
+@pytest.mark.slow
+def test_a_unit_runs_in_a_process_of_its_own_and_says_what_it_printed_where_it_fails(tmp_path):
+    unit = Unit(Project(tmp_path), "look", ["json.tool", "--help"], "key")
+    assert unit.done is None
+    assert unit.run().memory_gb > 0
+    assert unit.done.key == "key" and Unit(unit.project, "look", unit.command, "another").done is None
+    with pytest.raises(UserError, match=r"step 'guess': not one of look, precision"):
+        Unit(Project(tmp_path), "guess", [WORK, "guess", str(tmp_path)], "key").run()
 
 
 @pytest.mark.slow
 def test_the_whole_study_measures_every_arm_against_the_control(studied):
-    results = read(studied, "cpu")
+    results = read(studied / "results.json")
     control, joint, fitted = results.arms
     assert [arm.name for arm in results.arms] == ["final", "joint", "fitted"]
     assert control.trained_tokens == joint.trained_tokens == 8 * 32 * 6
@@ -198,22 +230,38 @@ def test_the_whole_study_measures_every_arm_against_the_control(studied):
 
 @pytest.mark.slow
 def test_a_study_that_is_done_runs_nothing_again_and_says_so(studied, tiny, capsys):
-    main([*tiny, "--arm", "joint", "--arm", "fitted", "--status"], studied)
+    main([*tiny, "--arm", "joint", "--arm", "fitted", "--status"])
     lines = capsys.readouterr().out.splitlines()
-    assert "15 of 15 units are done" in lines[0]
+    assert "17 of 17 units are done" in lines[0]
     assert all("done 20" in line for line in lines[1:])
-    before = json.loads((studied / "metrics/checkpoint.cpu.json").read_text())
-    main([*tiny, "--arm", "joint", "--arm", "fitted"], studied)
-    assert json.loads((studied / "metrics/checkpoint.cpu.json").read_text()) == before
+    before = json.loads((studied / "results.json").read_text())
+    main([*tiny, "--arm", "joint"])  # fewer are wanted, and all that is done is shown
+    assert json.loads((studied / "results.json").read_text()) == before
 
 
 @pytest.mark.slow
-def test_the_exported_control_is_its_model_as_transformers_loads_it(studied, tiny):
-    folder = Path(tiny[-1])
+def test_the_exported_control_is_its_model_as_transformers_loads_it(studied):
+    folder = studied
     theirs = load_file(folder / "exported/model.safetensors")
     ours = load_file(folder / "final/models/lm/weights.safetensors")
     assert torch.equal(theirs["model.norm.weight"], ours["norm.weight"])
     assert torch.equal(theirs["model.embed_tokens.weight"], ours["embedding.weight"])
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_was_run_and_says_what_was_not(studied):
+    assert page(None) == NOT_RUN
+    text = page(read(studied / "results.json"))
+    assert "Not run yet: frozen, layerskip, lora." in text
+    for table in (
+        "**Which exits.**",
+        "**Attainable**",
+        "**Attained**",
+        "**By the clock**",
+        "**Which signal**",
+    ):
+        assert table in text
+    assert text.count("| joint |") > 6
 
 
 def test_what_cannot_be_run_is_named_before_anything_is(tmp_path):
@@ -223,8 +271,9 @@ def test_what_cannot_be_run_is_named_before_anything_is(tmp_path):
         main(["--device", "tpu"], tmp_path)
 
 
+@pytest.mark.slow
 def test_rows_of_benchmarks_come_from_arms_within_the_rise_where_there_are_any(studied):
-    results = read(studied, "cpu")
+    results = read(studied / "results.json")
     row = benchmarks(results)[0]
     far = [
         replace_rise(arm, 0.5) if arm.measures.chosen and arm.name == "joint" else replace_rise(arm, 0.001)

@@ -1,7 +1,8 @@
 """Pretraining of a block-wise language model: block by block, all exits jointly, or by its last exit alone.
 
 Block by block is the method of the report ``exit-labels``; ``pretrain.blockwise`` says where ours departs. A
-pretrained model is fine-tuned, jointly or by its last exit, or stays frozen while its exits' translators learn.
+pretrained model is fine-tuned, jointly or by its last exit, or stays frozen while its exits' translators
+learn.
 """
 
 from __future__ import annotations
