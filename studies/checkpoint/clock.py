@@ -19,7 +19,8 @@ from torch import Tensor
 
 from offramp.models.blockwise import Blockwise
 from offramp.routing.executor import Executor, Policy, Routed
-from offramp.routing.generate import Speculation, decode, generate, speculate
+from offramp.routing.generate import decode, generate, speculate
+from offramp.routing.speculation import Speculation
 from offramp.states.resampling import interval
 from studies.checkpoint.results import Clocked, Drafted
 
@@ -120,41 +121,47 @@ def decoding(
 
 
 def drafting(
-    arm: Blockwise, trial: Sequence[Prompt], prompts: Sequence[Prompt], new: int, length: int
+    arm: Blockwise,
+    trial: Sequence[Prompt],
+    prompts: Sequence[Prompt],
+    new: int,
+    length: int,
+    vocabulary: Tensor,
 ) -> Drafted:
-    """Self-speculation against plain decoding of the arm; the exit is that which is fastest on ``trial``.
+    """Self-speculation against plain decoding of the arm.
 
-    One ``Speculation`` is kept over all prompts, as a program would that goes on.
+    Exit and length are chosen as it goes. One ``Speculation`` is kept over all prompts, as a program would
+    that goes on; it has made up its mind on ``trial``, which is not timed. Drafts are from ``vocabulary``.
     """
-    device = arm.cos.device
-    list(decode(arm, [trial[0]], new))
-    kinds = {exit: Speculation(exit, length) for exit in range(arm.config.num_blocks - 1)}
-    spent = {
-        exit: sum(seconds(partial(_drafted, arm, prompt, new, kept), device) for prompt in trial)
-        for exit, kept in kinds.items()
-    }
-    best = min(spent, key=lambda exit: spent[exit])
-    kept, tokens = Speculation(best, length), {"plain": [], "drafted": []}  # type: ignore[var-annotated]
+    kept = Speculation(None, length, vocabulary=vocabulary)
+    for prompt in trial:
+        _drafted(arm, prompt, new, kept)
+    before = {exit: (of.drafted, of.accepted, len(of.cycle_seconds)) for exit, of in kept.by_exit.items()}
+    plain, drafted = [], []
 
-    def run(name: str, prompt: Prompt) -> None:
-        made = generate(decode(arm, [prompt], new), 1)[0].tokens if name == "plain" else None
-        tokens[name].append((tuple(prompt), made or _drafted(arm, prompt, new, kept)))
+    def run_plain(prompt: Prompt) -> None:
+        plain.append((tuple(prompt), generate(decode(arm, [prompt], new), 1)[0].tokens))
 
-    times = in_turn(
-        [(partial(run, "plain", prompt), partial(run, "drafted", prompt)) for prompt in prompts], device
-    )
+    def run_drafted(prompt: Prompt) -> None:
+        drafted.append((tuple(prompt), _drafted(arm, prompt, new, kept)))
+
+    pairs = [(partial(run_plain, prompt), partial(run_drafted, prompt)) for prompt in prompts]
+    times = in_turn(pairs, arm.cos.device)
     speed, bounds = median(times[:, 0] / times[:, 1])
+    cycles = {exit: len(of.cycle_seconds) - before[exit][2] for exit, of in kept.by_exit.items()}
+    most = max(cycles, key=lambda exit: cycles[exit])
     return Drafted(
-        exit=best,
-        layers=sum(arm.config.block_layers[: best + 1]),
-        length=length,
+        exit=most,
+        layers=sum(arm.config.block_layers[: most + 1]),
+        length=kept.by_exit[most].best_length,
+        vocabulary=len(vocabulary),
         speed=speed,
         interval=bounds,
         pairs=len(times),
-        accepted=kept.accepted,
-        drafted=kept.drafted,
+        accepted=kept.accepted - sum(accepted for _, accepted, _ in before.values()),
+        drafted=kept.drafted - sum(count for count, _, _ in before.values()),
         pays=kept.pays,
-        same=tokens["plain"] == tokens["drafted"],
+        same=plain == drafted,
     )
 
 

@@ -105,7 +105,8 @@ def benchmarks(results: Results) -> list[Benchmark]:
             SPECULATION,
             drafted,
             SPECULATION_BAR,
-            f"plain decoding of the same model at batch 1, drafting after {drafted.layers} layers; "
+            f"plain decoding of the same model at batch 1, drafting after {drafted.layers} layers from "
+            f"{drafted.vocabulary} tokens; "
             f"{drafted.accepted} of {drafted.drafted} drafted tokens accepted, "
             f"{'the same tokens' if drafted.same else 'OTHER TOKENS'}",
             results,

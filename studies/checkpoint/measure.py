@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from offramp.analysis.oracle import RISES
 from offramp.artifacts.artifact import open_artifact
@@ -23,6 +24,7 @@ from offramp.params import read_params
 from offramp.results.routing import CurvePoint
 from offramp.routing.cost import exit_costs
 from offramp.routing.executor import Executor
+from offramp.routing.speculation import most_frequent
 from offramp.routing.split import CachedSplit, spread_windows, token_rows
 from offramp.states.resampling import GroupSums, interval
 from offramp.states.store import States
@@ -51,8 +53,8 @@ class _Measurement:
         self.params = read_params(self.project / "params.yaml")
         self.model = self._load(self.project)
         self.executor = Executor(self.model, self.params.routing.kv, self.params.collect.precision)
-        data = open_artifact(folder / "base/data", "data")
-        self.windows = {split: TokenWindows(data, split) for split in ("calibration", "test")}
+        self.data = open_artifact(folder / "base/data", "data")
+        self.windows = {split: TokenWindows(self.data, split) for split in ("calibration", "test")}
         self.states = {split: _states(self.project, split) for split in self.windows}
         self.reference = {split: _states(self.control, split) for split in self.windows}
         self.test = CachedSplit.of(self.states["test"])
@@ -161,13 +163,22 @@ class _Measurement:
         return (
             clock.scoring(plain, self.executor, policy, batches),  # type: ignore[arg-type]
             clock.decoding(control, self.model, policy, prompts, new, self.params.routing.kv),
-            clock.drafting(self.model, trial, prompts, new, self.settings.draft_length),
+            clock.drafting(
+                self.model, trial, prompts, new, self.settings.draft_length, self._draft_vocabulary()
+            ),
         )
 
     def _prompts(self, split: str, count: int) -> list[list[int]]:
         windows = self.windows[split]
         tokens, _ = windows.batch(spread_windows(len(windows), count))
         return tokens[:, : self.settings.prompt].tolist()
+
+    def _draft_vocabulary(self) -> Tensor:
+        """The tokens that occur most in training text."""
+        train, counts = TokenWindows(self.data, "train"), torch.zeros(self.model.config.vocab_size)
+        for rows in torch.arange(len(train)).split(4096):
+            counts += torch.bincount(train.batch(rows)[0].flatten(), minlength=len(counts))
+        return most_frequent(counts, self.settings.draft_vocabulary)
 
     def _at_shares(self) -> list[AtShare]:
         return [

@@ -36,7 +36,7 @@ READS = {
     "precision": ("batch_size", "gradient_checkpointing", "precisions", "timed_steps", "threads"),
     "export": (),
     "measure": (
-        *("signals", "probes", "prompt", "new_tokens", "draft_length", "bootstrap"),
+        *("signals", "probes", "prompt", "new_tokens", "draft_length", "draft_vocabulary", "bootstrap"),
         *("routed_windows", "measured_batch", "pairs", "prompts", "threads"),
     ),
 }

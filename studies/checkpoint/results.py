@@ -81,12 +81,17 @@ class Drafted(Record):
     """Self-speculation against plain decoding of the same model, at batch 1."""
 
     exit: int
+    """That drafted most."""
     layers: int
     length: int
+    """Of its drafts that promised most at the end."""
+    vocabulary: int
+    """Tokens that could be drafted."""
     speed: float
     interval: Interval | None
     pairs: int
     accepted: int
+    """While timed."""
     drafted: int
     pays: bool
     """Whether it went on drafting to the end."""

@@ -61,6 +61,7 @@ class StudySettings(Settings):
     prompt: int
     new_tokens: int
     draft_length: int
+    draft_vocabulary: int
     bootstrap: int
     params: dict[str, Any]
     exit_weights: float

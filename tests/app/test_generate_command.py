@@ -12,8 +12,9 @@ from rich.console import Console
 from offramp.app.cli import main
 from offramp.app.project import open_project
 from offramp.report.console import compare, stream
-from offramp.routing.generate import Sampling, Speculation, Step, decode, generate, speculate
+from offramp.routing.generate import Sampling, Step, decode, generate, speculate
 from offramp.routing.policies import FixedExit
+from offramp.routing.speculation import Speculation
 from tests.fixtures.small_project import make_project
 
 PROMPT = "Fellow citizens of the Senate"

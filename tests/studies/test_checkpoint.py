@@ -121,6 +121,7 @@ TINY = {
     "prompt": 8,
     "new_tokens": 6,
     "draft_length": 2,
+    "draft_vocabulary": 100,
     "bootstrap": 50,
     "frozen_steps": 4,
     "lora": {"rank": 2, "alpha": 4},

@@ -21,7 +21,8 @@ def generate(options: argparse.Namespace) -> int:
 
     from offramp.app.project import open_project
     from offramp.report.console import compare, stream
-    from offramp.routing.generate import Sampling, Speculation, decode, speculate
+    from offramp.routing.generate import Sampling, decode, speculate
+    from offramp.routing.speculation import Speculation
 
     _check_generate(options)
     project = open_project()
