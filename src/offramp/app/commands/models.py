@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from offramp.routing.executor import Work
     from offramp.routing.generate import Step
 
+BEST = "best"
+"""The exit of ``generate --speculate`` without a number: the one that turns out to be."""
+
 
 def generate(options: argparse.Namespace) -> int:
     """Continue a prompt with the routed model, as params.yaml says who may leave."""
@@ -40,7 +43,7 @@ def generate(options: argparse.Namespace) -> int:
     def drafted(work: Work | None = None) -> Iterator[Step]:
         length = {} if options.draft is None else {"length": options.draft}
         # each run finds out anew whether drafts pay
-        drafting.append(Speculation(options.speculate, **length))
+        drafting.append(Speculation(None if options.speculate == BEST else options.speculate, **length))
         return speculate(model, prompts, options.tokens, drafting[-1], stop=stop, work=work)
 
     early: Callable[..., Iterator[Step]]
