@@ -12,22 +12,23 @@ of it. With other settings, tokens or models than the study's own they stay in t
 from __future__ import annotations
 
 import argparse
+import fcntl
+import json
 import logging
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from offramp.artifacts.files import write_json
 from offramp.errors import UserError
 from studies.checkpoint.gather import benchmarks, gathered, write_rows
-from studies.checkpoint.plan import Plan
+from studies.checkpoint.plan import SETTINGS, Plan
 from studies.checkpoint.projects import Unit
 from studies.checkpoint.results import results_path
-from studies.checkpoint.settings import FILE, read_settings
+from studies.checkpoint.settings import FILE, StudySettings, read_settings
 from studies.common.study import HOME
 
 RESULTS = "results.json"
@@ -55,19 +56,22 @@ def main(arguments: Sequence[str], home: Path = HOME) -> None:
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
     signal.signal(signal.SIGTERM, _stop)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    plan.make()
     if given.status:
         print("\n".join(status(plan)))
         return
-    try:
-        with FileLock(plan.folder / "lock", timeout=0):
-            run(plan, home, publish=not changed)
-    except Timeout:
-        raise UserError(f"{plan.folder} is being worked on; see --status, or give another --folder") from None
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with open(plan.folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{plan.folder} is being worked on; see --status, or give another --folder"
+            ) from None
+        plan.make()
+        run(plan, home, lock.fileno(), publish=not changed)
 
 
-def run(plan: Plan, home: Path, publish: bool) -> None:
+def run(plan: Plan, home: Path, lock: int, publish: bool) -> None:
     """Run every unit that is not done, and write the results after every arm.
 
     They go to the plan's folder and, where they are to be published, to the files that the docs read.
@@ -79,7 +83,7 @@ def run(plan: Plan, home: Path, publish: bool) -> None:
             break
         unit = waiting[0]
         logging.info("%d of %d: %s ...", len(units) - len(waiting) + 1, len(units), unit.label)
-        done = unit.run()
+        done = unit.run(lock)
         logging.info("%s took %.0f s, %.2f GB", unit.label, done.seconds, done.memory_gb)
         if unit.name == "measure":
             _write(plan, home, publish)
@@ -95,7 +99,15 @@ def _write(plan: Plan, home: Path, publish: bool) -> None:
 
 
 def status(plan: Plan) -> list[str]:
-    """A line per unit: what is done, what it took, and how far a training has come."""
+    """A line per unit: what is done, what it took, and how far a training has come.
+
+    The settings are those that the folder was last run with.
+    """
+    if not (plan.folder / SETTINGS).exists():
+        return [f"{plan.folder}: nothing is done"]
+    values = json.loads((plan.folder / SETTINGS).read_text())
+    values.pop("device")
+    plan = replace(plan, settings=StudySettings.of(values))
     units = plan.units()
     lines = [f"{plan.folder}: {sum(unit.done is not None for unit in units)} of {len(units)} units are done"]
     if plan.choice is None:

@@ -15,10 +15,11 @@ from offramp.analysis.oracle import RISES
 from offramp.machine.versions import LIBRARIES
 from offramp.results.benchmarks import PATH, Benchmark, read_benchmarks, write_benchmarks
 from offramp.results.pretraining import Pretraining
+from studies.checkpoint.arms import Arm
 from studies.checkpoint.plan import Plan
 from studies.checkpoint.projects import Unit
 from studies.checkpoint.results import ArmResults, Clocked, Drafted, Measures, Ran, Results
-from studies.checkpoint.settings import TIMED_RISE, Arm
+from studies.checkpoint.settings import TIMED_RISE
 from studies.common.cache import ROOT
 
 SPEED, SPEED_BAR = "checkpoint_speed_at_1_percent", 1.15

@@ -29,10 +29,11 @@ from offramp.routing.split import CachedSplit, spread_windows, token_rows
 from offramp.states.resampling import GroupSums, interval
 from offramp.states.store import States
 from studies.checkpoint import clock
+from studies.checkpoint.arms import arms
 from studies.checkpoint.ceilings import attainable_against
 from studies.checkpoint.results import AtShare, Attained, ExitQuality, Measures
 from studies.checkpoint.search import Search, costs_of, saving_of, searches
-from studies.checkpoint.settings import CONTROL, LM, TIMED_RISE, StudySettings, arms
+from studies.checkpoint.settings import CONTROL, LM, TIMED_RISE, StudySettings
 from studies.checkpoint.text import Text
 
 

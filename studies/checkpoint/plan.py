@@ -16,20 +16,15 @@ from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.checkpoints.weights import weight_digests
 from offramp.errors import UserError
 from offramp.lineage.code import code_digest
+from studies.checkpoint.arms import Arm, arms, shared_params
 from studies.checkpoint.projects import Project, Unit, key_of
-from studies.checkpoint.settings import (
-    CONTROL,
-    Arm,
-    Choice,
-    StudySettings,
-    arms,
-    checkpoint_of,
-    shared_params,
-)
+from studies.checkpoint.settings import CONTROL, Choice, StudySettings, checkpoint_of
 from studies.common.cache import ROOT
 
 BASE, EXPORTED = "base", "exported"
 """The project in which exits and precision are chosen, and the control's model as a checkpoint."""
+SETTINGS = "settings.json"
+"""In the folder: what steps of the study read."""
 WORK = "studies.checkpoint.work"
 READS = {
     "look": ("candidates", "exits", "look_tokens", "looked_at", "threads"),
@@ -80,7 +75,7 @@ class Plan:
             )
         least = len(self.settings.candidates) + 1  # of steps, with an exit at every candidate
         self.base.make(self.shared | {"pretrain.steps": max(least, self.shared["pretrain.steps"])})
-        write_json(self.folder / "settings.json", self.settings.model_dump() | {"device": self.device})
+        write_json(self.folder / SETTINGS, self.settings.model_dump() | {"device": self.device})
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -16,12 +16,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from offramp.artifacts.files import write_json
+from offramp.artifacts.files import write_json, write_text
 from offramp.errors import UserError
 from offramp.lineage.code import code_digest
 from offramp.params import load_params
@@ -55,7 +56,10 @@ class Project:
             for section in sections:
                 place = place[section]
             place[key] = value
-        yaml.dump(values, self.folder / "params.yaml")
+        text, file = StringIO(), self.folder / "params.yaml"
+        yaml.dump(values, text)
+        if not file.exists() or file.read_text(encoding="utf-8") != text.getvalue():
+            write_text(file, text.getvalue())
         load_params("pretrain", self.folder)
 
     def link(self, name: str, to: Path) -> None:
@@ -112,14 +116,17 @@ class Unit:
         record = Done(**json.loads(self._record.read_text()))
         return record if record.key == self.key else None
 
-    def run(self) -> Done:
-        """Run it to its end. UserError with the last of what it printed where it fails."""
+    def run(self, lock: int | None = None) -> Done:
+        """Run it to its end. UserError with the last of what it printed where it fails.
+
+        The process keeps the open file ``lock``, and so the lock on it, should this one be killed.
+        """
         folder = self.project.folder
         log = folder / "logs" / f"{self.name}.log"
         log.parent.mkdir(exist_ok=True)
         resumed = self.name == "pretrain" and any((folder / ".resume").glob("*/snapshot.pt"))
         begun = time.monotonic()
-        code, memory = started(self.command, folder, log)
+        code, memory = started(self.command, folder, log, lock)
         if code:
             raise UserError(f"{self.label} failed; see {log}:\n{log.read_text(encoding='utf-8')[-2000:]}")
         record = Done(
@@ -133,14 +140,19 @@ class Unit:
         return record
 
 
-def started(command: Sequence[str], folder: Path, log: Path) -> tuple[int, int]:
+def started(command: Sequence[str], folder: Path, log: Path, lock: int | None = None) -> tuple[int, int]:
     """Run ``python -m`` with a command in a folder to its end: its exit status, and its memory in bytes.
 
     Where this process is interrupted, so is that one.
     """
     with log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=folder, env=_environment(), stdout=output, stderr=output
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=_environment(),
+            stdout=output,
+            stderr=output,
+            pass_fds=() if lock is None else (lock,),
         )
         try:
             _, status, usage = os.wait4(process.pid, 0)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from offramp.errors import UserError
 from offramp.params import load_params
 from studies.checkpoint import projects, work
 from studies.checkpoint.__main__ import main
+from studies.checkpoint.arms import arms
 from studies.checkpoint.ceilings import attainable_against
 from studies.checkpoint.clock import in_turn, median
 from studies.checkpoint.gather import benchmarks
@@ -27,7 +32,8 @@ from studies.checkpoint.plan import WORK
 from studies.checkpoint.projects import Project, Unit
 from studies.checkpoint.results import read
 from studies.checkpoint.search import Search
-from studies.checkpoint.settings import FILE, arms, read_settings
+from studies.checkpoint.settings import FILE, read_settings
+from tests.conftest import REPOSITORY
 from tests.fixtures.checkpoints import save_checkpoint
 
 rng = np.random.default_rng(0)
@@ -174,7 +180,7 @@ def tiny(addresses, tmp_path_factory) -> list[str]:
     ]
 
 
-def here(command, folder, log) -> tuple[int, int]:
+def here(command, folder, log, lock) -> tuple[int, int]:
     """Stands in for a process of a unit's own, which takes seconds to begin: the same in this one."""
     module, *arguments = command
     with contextlib.chdir(folder):
@@ -263,6 +269,40 @@ def test_the_page_shows_what_was_run_and_says_what_was_not(studied):
     ):
         assert table in text
     assert text.count("| joint |") > 6
+
+
+@pytest.mark.slow
+def test_a_folder_stays_locked_while_the_process_of_a_unit_lives_though_its_parent_was_killed(tiny, tmp_path):
+    folder = tmp_path / "work"
+    arguments = [*tiny[:-1], str(folder)]
+    sleeps = "import time; time.sleep(60)"
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys\n"
+            "from studies.checkpoint import projects\n"
+            "from studies.checkpoint.__main__ import main\n"
+            "def slow(command, folder, log, lock):\n"
+            f"    child = subprocess.Popen([sys.executable, '-c', {sleeps!r}], pass_fds=(lock,))\n"
+            "    print(child.pid, flush=True)\n"
+            "    import time; time.sleep(60)\n"
+            "projects.started = slow\n"
+            f"main({arguments!r})\n",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'src'}"},
+    )
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    try:
+        with pytest.raises(UserError, match="is being worked on"):
+            main(arguments)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_what_cannot_be_run_is_named_before_anything_is(tmp_path):
