@@ -58,6 +58,9 @@ class _Measurement:
         self.windows = {split: TokenWindows(self.data, split) for split in ("calibration", "test")}
         self.states = {split: _states(self.project, split) for split in self.windows}
         self.reference = {split: _states(self.control, split) for split in self.windows}
+        for split, states in self.states.items():
+            if states.artifact.inputs["data"] != self.reference[split].artifact.inputs["data"]:
+                raise ValueError(f"{split}: the states of {name} and of the control are of other tokens")
         self.test = CachedSplit.of(self.states["test"])
         self.control_loss = _full_loss(self.reference["test"])
 

@@ -19,7 +19,7 @@ from offramp.models.blockwise import Blockwise
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
 from offramp.routing.policies import Scorer, ThresholdPolicy
 from offramp.routing.split import CachedSplit, RoutedSplit, spread_windows, token_rows
-from offramp.routing.thresholds import NOBODY, HeldOut, exits_taken, threshold_path
+from offramp.routing.thresholds import HeldOut, exits_taken, threshold_path
 from offramp.states.store import States
 from offramp.training.exits import split_calibration
 from studies.checkpoint.text import Text
@@ -39,7 +39,7 @@ class Search:
     scorer: Scorer
     path: list[list[float]]
     predicted: np.ndarray
-    """Mean loss of every candidate as if none had left."""
+    """Mean loss of every candidate on the same windows as if none had left."""
     keep_first: int
     tried: dict[int, tuple[float, float]] = field(default_factory=dict)
     """By place on the path: mean loss and saving as executed."""
@@ -91,27 +91,30 @@ def searches(
     whole = np.flatnonzero(held_out.reshape(-1, states.window).all(1))
     chosen = torch.from_numpy(whole[spread_windows(len(whole), windows).numpy()])
     model, device = text.executor.model, text.executor.device
-    rows = held_out & (states.column("position") >= keep_first)
-    cached = CachedSplit.of(states, rows)
-    loss = np.stack(cached.loss)
-    kept = states.column(f"loss_{states.num_exits - 1}")[held_out & ~rows]
+    may_leave = states.column("position") >= keep_first
+    rows, windows_rows = held_out & may_leave, token_rows(chosen, states.window)
+    cached, executed = CachedSplit.of(states, rows), CachedSplit.of(states, windows_rows)
     out = {}
     for signal in signals:
         scorer = Scorer(exits, signal, device)
+        confidence = scorer.on_cached(states)
         held = HeldOut(
-            confidence=scorer.on_cached(states)[:, rows],
-            loss=loss,
+            confidence=confidence[:, rows],
+            loss=np.stack(cached.loss),
             argmax=np.stack(cached.argmax),
             target=cached.target,
             sequence=states.column("sequence")[rows],
         )
         path = threshold_path(held, costs_of(model, scorer, states.window), held.risk("nll_increase"), STEPS)
-        predicted = [_mean_loss(held, thresholds, kept) for thresholds in path]
+        predicted = [
+            _mean_loss(confidence[:, windows_rows], executed, may_leave[windows_rows], thresholds)
+            for thresholds in path
+        ]
         out[signal] = Search(
             text.of(chosen),
-            reference.column(f"loss_{reference.num_exits - 1}")[token_rows(chosen, states.window)],
+            reference.column(f"loss_{reference.num_exits - 1}")[windows_rows],
             scorer,
-            [[min(bar, NOBODY) for bar in thresholds] for thresholds in path],
+            path,
             np.array(predicted),
             keep_first,
         )
@@ -130,7 +133,10 @@ def saving_of(text: Text, routed: RoutedSplit, scorer: Scorer) -> float:
     return float(1 - flops / full_depth_flops(model, tokens, text.windows.window))
 
 
-def _mean_loss(held: HeldOut, thresholds: list[float], kept: np.ndarray) -> float:
-    taken = exits_taken(held.confidence, thresholds)
-    losses = np.take_along_axis(held.loss, taken[None], axis=0)[0]
-    return float(np.concatenate([losses, kept]).mean(dtype=np.float64))
+def _mean_loss(
+    confidence: np.ndarray, cached: CachedSplit, may_leave: np.ndarray, thresholds: list[float]
+) -> float:
+    """As if no token had left before: tokens that may not leave count at full depth."""
+    taken = np.where(may_leave, exits_taken(confidence, thresholds), cached.last)
+    losses = np.take_along_axis(np.stack(cached.loss), taken[None], axis=0)[0]
+    return float(losses.mean(dtype=np.float64))
