@@ -24,6 +24,7 @@ from pathlib import Path
 
 from offramp.artifacts.files import write_json
 from offramp.errors import UserError
+from offramp.params import read_params
 from studies.checkpoint.gather import benchmarks, gathered, write_rows
 from studies.checkpoint.plan import SETTINGS, Plan
 from studies.checkpoint.projects import Unit
@@ -133,7 +134,8 @@ def _training(unit: Unit) -> str:
 
     step = torch.load(files[-1], weights_only=True, mmap=True)["progress"]["step"]
     minutes = (time.time() - files[-1].stat().st_mtime) / 60
-    return f"at step {step}, {minutes:.0f} minutes ago"
+    steps = read_params(unit.project.folder / "params.yaml").pretrain.steps
+    return f"at step {step} of {steps}, {minutes:.0f} minutes ago"
 
 
 def _stop(*_: object) -> None:
