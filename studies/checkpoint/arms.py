@@ -9,6 +9,10 @@ from typing import Any
 from studies.checkpoint.settings import CONTROL, Machine, StudySettings
 
 
+FROZEN_LOOKS = 4
+"""Looks at calibration text while exits are tuned, the model frozen."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to give a checkpoint exits."""
@@ -36,6 +40,7 @@ def arms(settings: StudySettings) -> list[Arm]:
         "pretrain.method": "frozen",
         "pretrain.gradient_checkpointing": False,
         "pretrain.steps": settings.frozen_steps,
+        "pretrain.evaluate_every": max(1, settings.frozen_steps // FROZEN_LOOKS),
         "pretrain.learning_rate": settings.frozen_learning_rate,
         "pretrain.patience": 3,
     }

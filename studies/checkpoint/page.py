@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from offramp.results.shape import Interval
-from studies.checkpoint.results import ArmResults, Attained, Clocked, Reached, Results
+from studies.checkpoint.results import ArmResults, Attained, Clocked, Drafted, Reached, Results
 
 NOT_RUN = "*Not run yet.*"
 RISES = {"rise_1": "1 %", "rise_3": "3 %", "rise_5": "5 %"}
@@ -127,7 +127,8 @@ def _attained(results: Results) -> str:
     head = ["arm", "signal", "allowed", "FLOPs saved", "executed", "perplexity over the control's", "leave"]
     return (
         "**Attained**: what signals save on test text by thresholds that calibration text chose, where "
-        f"candidates were executed; asking is counted:\n\n{_table(head, rows)}"
+        "candidates were executed; asking is counted, which for all but `learned` and `saturation` is a "
+        f"readout of every token at every exit:\n\n{_table(head, rows)}"
     )
 
 
@@ -160,8 +161,17 @@ def _timed(arm: ArmResults) -> list[str]:
         _speed(measures.scoring),
         _speed(measures.decoding),
         "" if drafted is None else f"{_with(drafted.speed, drafted.interval, '.2f')} ({drafted.pairs})",
-        "" if drafted is None else f"{drafted.accepted} of {drafted.drafted}, after {drafted.layers} layers",
+        _accepted(drafted),
     ]
+
+
+def _accepted(drafted: Drafted | None) -> str:
+    if drafted is None:
+        return ""
+    if not drafted.pays and not drafted.drafted:
+        return "drafting was given up while it was tried"
+    given_up = "" if drafted.pays else ", then given up"
+    return f"{drafted.accepted} of {drafted.drafted}, after {drafted.layers} layers{given_up}"
 
 
 def _speed(clocked: Clocked | None) -> str:
