@@ -8,7 +8,6 @@ from typing import Any
 
 from studies.checkpoint.settings import CONTROL, Machine, StudySettings
 
-
 FROZEN_LOOKS = 4
 """Looks at calibration text while exits are tuned, the model frozen."""
 
