@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -22,7 +21,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from offramp.artifacts.files import write_json, write_text
+from offramp.artifacts.files import write_text
 from offramp.errors import UserError
 from offramp.lineage.code import code_digest
 from offramp.params import load_params
@@ -84,7 +83,7 @@ class Done:
     seconds: float
     """Of the run that ended it; less than the whole where ``resumed``."""
     memory_gb: float
-    """Of the largest process."""
+    """Of its process."""
     resumed: bool
     ended: str
     """Date and time."""
@@ -119,35 +118,26 @@ class Unit:
     def run(self, lock: int | None = None) -> Done:
         """Run it to its end. UserError with the last of what it printed where it fails.
 
-        The process keeps the open file ``lock``, and so the lock on it, should this one be killed.
+        Its process keeps the open file ``lock``, and so the lock on it, should this one be killed.
         """
         folder = self.project.folder
         log = folder / "logs" / f"{self.name}.log"
         log.parent.mkdir(exist_ok=True)
-        resumed = self.name == "pretrain" and any((folder / ".resume").glob("*/snapshot.pt"))
-        begun = time.monotonic()
-        code, memory = started(self.command, folder, log, lock)
-        if code:
+        code = started([str(self._record.resolve()), self.key, *self.command], folder, log, lock)
+        done = self.done
+        if code or done is None:
             raise UserError(f"{self.label} failed; see {log}:\n{log.read_text(encoding='utf-8')[-2000:]}")
-        record = Done(
-            key=self.key,
-            seconds=round(time.monotonic() - begun, 1),
-            memory_gb=round(memory / 1e9, 2),
-            resumed=resumed,
-            ended=time.strftime("%Y-%m-%d %H:%M"),
-        )
-        write_json(self._record, vars(record))
-        return record
+        return done
 
 
-def started(command: Sequence[str], folder: Path, log: Path, lock: int | None = None) -> tuple[int, int]:
-    """Run ``python -m`` with a command in a folder to its end: its exit status, and its memory in bytes.
+def started(arguments: Sequence[str], folder: Path, log: Path, lock: int | None = None) -> int:
+    """Run ``studies.checkpoint.process`` in a folder to its end; its exit status.
 
     Where this process is interrupted, so is that one.
     """
     with log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [sys.executable, "-m", "studies.checkpoint.process", *arguments],
             cwd=folder,
             env=_environment(),
             stdout=output,
@@ -155,13 +145,11 @@ def started(command: Sequence[str], folder: Path, log: Path, lock: int | None = 
             pass_fds=() if lock is None else (lock,),
         )
         try:
-            _, status, usage = os.wait4(process.pid, 0)
+            return process.wait()
         except BaseException:
             process.terminate()
             process.wait()
             raise
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss * (1024 if sys.platform == "linux" else 1)
 
 
 def key_of(*parts: Any) -> str:

@@ -21,7 +21,7 @@ from offramp.analysis.oracle import RISES, attainable
 from offramp.analysis.oracle import Path as Way
 from offramp.errors import UserError
 from offramp.params import load_params
-from studies.checkpoint import projects, work
+from studies.checkpoint import process, projects, work
 from studies.checkpoint.__main__ import main
 from studies.checkpoint.arms import arms
 from studies.checkpoint.ceilings import attainable_against
@@ -180,16 +180,20 @@ def tiny(addresses, tmp_path_factory) -> list[str]:
     ]
 
 
-def here(command, folder, log, lock) -> tuple[int, int]:
+def here(arguments, folder, log, lock) -> int:
     """Stands in for a process of a unit's own, which takes seconds to begin: the same in this one."""
-    module, *arguments = command
-    with contextlib.chdir(folder):
+    record, key, module, *others = arguments
+
+    def run():
         if module == WORK:
-            work.main(arguments)
+            work.main(others)
         else:
             stage = module.removeprefix("pipeline.")
             import_module(module).run(load_params(stage), Path("."))
-    return 0, 0
+
+    with contextlib.chdir(folder):
+        process.recorded(Path(record), key, run)
+    return 0
 
 
 @pytest.fixture(scope="module")
