@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: quick repro test test-fast faults ui bench gpu-check studies studies-wikitext relock smollm2 docs lint
+.PHONY: quick repro test test-fast faults ui bench gpu-check studies studies-wikitext checkpoint-study relock smollm2 docs lint
 
 # A first look: the whole pipeline on a small slice. In a clone of what is committed, so that no result of this project is touched.
 QUICK := -S corpus.calibration_fraction=0.04 -S corpus.test_fraction=0.02 -S pretrain.steps=240 -S pretrain.batch_size=16 \
@@ -46,6 +46,11 @@ studies: .venv/installed
 # The same on WikiText-2, by name from the hub or from the folder that WIKITEXT2 names; its results are inputs of the ledger.
 studies-wikitext: .venv/installed
 	python -m studies all --corpus wikitext
+
+# What early exit gives a real checkpoint, frozen and trained for its exits: hours on two cores, minutes with DEVICE=cuda. It can be
+# stopped and started again; `python -m studies.checkpoint --status` says how far it is.
+checkpoint-study: smollm2
+	python -m studies.checkpoint --device $(or $(DEVICE),cpu)
 
 # After a change of code that should change no result: reruns two random seeds of every study that DVC calls changed, without cached
 # models, and renews its lock where the committed values come out again.

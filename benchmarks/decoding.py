@@ -24,8 +24,9 @@ from offramp.exits.classifier import ExitClassifier
 from offramp.models.blockwise import Blockwise
 from offramp.models.pretrained import PretrainedLM
 from offramp.routing.executor import Policy
-from offramp.routing.generate import Speculation, decode, speculate
+from offramp.routing.generate import decode, speculate
 from offramp.routing.policies import FixedExit
+from offramp.routing.speculation import Speculation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

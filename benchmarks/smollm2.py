@@ -24,6 +24,7 @@ OVERRIDES = "dvc exp run -S model.source=hf "
 JOINT = {
     "pretrain.method": "joint",
     "pretrain.gradient_checkpointing": True,
+    "pretrain.frozen.tokens": 4096,
     "pretrain.steps": 4,
     "pretrain.evaluate_every": 2,
     "pretrain.evaluate_windows": 2,

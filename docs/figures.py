@@ -15,6 +15,7 @@
     measured(entry, value, form)        a value of docs/measurements.yaml
     measurement(entry)                  the whole entry, for its date, machine, command, n
     headline(part)                      what `dvc repro` prints at its end: "all", its "table", its "sentence"
+    checkpoint_study(device)            the tables of the study of a checkpoint, or that it was not run
     stage_map()                         the stages of dvc.yaml as a mermaid flowchart
     parameters()                        every knob with default, bounds and words (docs/parameters.py)
     constant(value, why)                a constant of definition, and why it is no figure
@@ -51,6 +52,8 @@ from offramp.errors import UserError
 from offramp.report.headline import headline_sentence, headline_table
 from offramp.results.benchmarks import PATH as BENCHMARKS
 from offramp.results.benchmarks import Benchmark, read_benchmarks
+from studies.checkpoint.page import page
+from studies.checkpoint.results import read, results_path
 from studies.common.results import Interval, over_seeds, read_results, read_seeds, result_path, seeds_path
 
 SCALES = {"%": (100, " %"), "M": (1e-6, " M")}
@@ -111,6 +114,7 @@ class Figures:
                 self.told,
                 self.measured,
                 self.measurement,
+                self.checkpoint_study,
                 self.headline,
                 self.stage_map,
                 self.parameters,
@@ -216,6 +220,9 @@ class Figures:
 
     def benchmark_machines(self) -> list[str]:
         return sorted({self.benchmark_machine(name) for name in self._benchmarks()})
+
+    def checkpoint_study(self, device: str) -> str:
+        return page(read(results_path(self.root / "studies", device)))
 
     def told(self, name: str, pattern: str, form: str) -> str:
         """One figure, or two as an interval."""

@@ -30,7 +30,7 @@ LOOK_UP = frozenset(
     (
         *("json", "row", "rows", "param", "study", "seeds", "paired", "claims", "questions"),
         *("benchmark", "benchmark_table", "benchmark_machine", "benchmark_machines", "told"),
-        *("measured", "measurement", "headline"),
+        *("measured", "measurement", "headline", "checkpoint_study"),
     )
 )
 """Calls that look a figure up; what they are given says where, not how much."""

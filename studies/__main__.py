@@ -14,6 +14,10 @@ from studies.common.study import HOME, studies, study_of
 
 TOOLS = {
     "all": ("studies.common.every", "run every study on one text"),
+    "checkpoint": (
+        "studies.checkpoint.__main__",
+        "what early exit gives a real checkpoint: trainings of hours, or minutes on a GPU",
+    ),
     "code": ("studies.common.code", "write the digests of the code that every study depends on"),
     "ledger": ("studies.ledger.ledger", "write claims.csv and questions.csv: a verdict on every claim"),
     "findings": ("studies.findings.findings", "write docs/studies: a page per report, and an index"),

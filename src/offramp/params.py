@@ -292,10 +292,10 @@ class Params(Section):
                 f"tokenizer.kind {self.tokenizer.kind} does not go with model.source {source}: a checkpoint "
                 "reads the tokens of its own tokenizer, kind pretrained, and the native model any other"
             )
-        if source == "hf" and pretrain.method not in ("frozen", "joint"):
+        if source == "hf" and pretrain.method == "blockwise":
             raise ValueError(
-                f"pretrain.method {pretrain.method} is of model.source native; "
-                "use frozen or joint for a checkpoint"
+                "pretrain.method blockwise is of model.source native; use frozen, joint or final for a "
+                "checkpoint"
             )
         if source == "hf" and pretrain.joint_classifier:
             raise ValueError(
@@ -307,7 +307,10 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _a_window_is_run(self) -> Params:
-        if self.pretrain.method == "frozen" and self.pretrain.frozen.tokens < self.window:
+        frozen, method = self.pretrain.frozen, self.pretrain.method
+        begins = frozen.init == "least_squares" and frozen.translator in ("affine", "low_rank")
+        runs_once = method == "frozen" or (method == "joint" and self.model.source == "hf" and begins)
+        if runs_once and frozen.tokens < self.window:
             raise ValueError(
                 f"pretrain.frozen.tokens {self.pretrain.frozen.tokens} is less than one window of "
                 f"{self.window}; give more tokens, or a smaller window"
@@ -334,7 +337,9 @@ class Params(Section):
     def _heads_suit_method(self) -> Params:
         pretrain, several = self.pretrain, self._blocks > 1
         blockwise, tied = pretrain.method == "blockwise", self.model.tied
-        if not blockwise and self.model.source == "native" and pretrain.head == "frozen":
+        if self.model.source == "hf":
+            return self  # all its exits have the checkpoint's head
+        if not blockwise and pretrain.head == "frozen":
             raise ValueError("pretrain.head frozen belongs to method blockwise; use shared or per_block")
         if pretrain.method == "final" and pretrain.head == "per_block" and several:
             raise ValueError(

@@ -200,3 +200,14 @@ def test_a_resample_is_the_path_of_its_tokens():
     weighted = Path.of(value, loss, COSTS).furthest([0.01, 0.3], times)
     for one, other in zip(weighted, Path.of(*repeated, COSTS).furthest([0.01, 0.3])):
         assert one == pytest.approx(other)
+
+
+def test_a_limit_below_full_depth_is_met_where_exits_are_better_and_nowhere_else():
+    loss = np.array([[1.0, 3.0, 2.5], [2.0, 2.0, 2.0]])
+    path = Path.of(loss, loss, np.array([0.4, 1.0]))
+    better, best, too_much = path.within([-0.1, -1 / 3, -0.4])
+    # the third token takes 1/6 nats more on average, the second one 1/3: a fifth of it fits
+    assert better == (pytest.approx(0.2 + 0.2 + 0.2 / 5), pytest.approx(-0.1))
+    assert best == (pytest.approx(0.2), pytest.approx(-1 / 3))
+    assert too_much is None
+    assert path.within(np.log1p([0.01, 0.05])) == path.furthest([0.01, 0.05])

@@ -12,8 +12,9 @@ from rich.console import Console
 from offramp.app.cli import main
 from offramp.app.project import open_project
 from offramp.report.console import compare, stream
-from offramp.routing.generate import Sampling, Speculation, Step, decode, generate, speculate
+from offramp.routing.generate import Sampling, Step, decode, generate, speculate
 from offramp.routing.policies import FixedExit
+from offramp.routing.speculation import Speculation
 from tests.fixtures.small_project import make_project
 
 PROMPT = "Fellow citizens of the Senate"
@@ -51,7 +52,8 @@ def test_it_prints_what_decoding_makes(project, capsys):
     for arguments, threshold in ((["0.3"], 0.3), (["0.9"], 0.9)):
         expected = said(project, decode(model, prompt, 12, project.policy(threshold), **shared))
         assert run(capsys, "--threshold", *arguments).rstrip("\n") == expected.rstrip("\n")
-    assert run(capsys, "--speculate", "0").rstrip("\n") == run(capsys, "--full").rstrip("\n")
+    for exit in (["0"], []):
+        assert run(capsys, "--speculate", *exit).rstrip("\n") == run(capsys, "--full").rstrip("\n")
 
 
 def test_more_thresholds_than_exits_are_refused(project, capsys):

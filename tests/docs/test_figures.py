@@ -63,6 +63,10 @@ def root(tmp_path):
     return tmp_path
 
 
+def test_a_study_of_a_checkpoint_that_was_not_run_says_so(figures):
+    assert figures.functions()["checkpoint_study"]("cpu") == "*Not run yet.*"
+
+
 @pytest.fixture
 def figures(root):
     return Figures(root)

@@ -96,7 +96,7 @@ BAD_PARAMS = [
     ({"tokenizer__kind": "pretrained"}, "tokenizer.kind pretrained does not go with model.source native"),
     (
         {**CHECKPOINT, "pretrain__method": "blockwise"},
-        "pretrain.method blockwise is of model.source native; use frozen or joint",
+        "pretrain.method blockwise is of model.source native; use frozen, joint or final",
     ),
     (
         {**CHECKPOINT, "pretrain__gradient_checkpointing": True},

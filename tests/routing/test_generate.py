@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from offramp.errors import UserError
 from offramp.routing.executor import Decision, Executor, Work
-from offramp.routing.generate import Sampling, Speculation, decode, generate, speculate
+from offramp.routing.generate import Sampling, decode, generate, speculate
 from offramp.routing.policies import FixedExit
+from offramp.routing.speculation import Drafting, Speculation, most_frequent
 from tests.routing.test_executor import StatePolicy, make_model
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
@@ -145,7 +146,7 @@ def test_drafts_are_not_computed_twice():
 
 
 def test_drafts_begin_short_and_grow_while_they_are_right():
-    speculation, reached = Speculation(exit=0, length=6), []
+    drafting, reached = Drafting(length=6), []
     for drafted, accepted in (
         (1, 1),
         (2, 2),
@@ -159,24 +160,74 @@ def test_drafts_begin_short_and_grow_while_they_are_right():
         (2, 0),
         (1, 0),
     ):
-        speculation.count(drafted, accepted)
-        reached.append(speculation.reach)
-    assert reached == [2, 4, 6, 6, 5, 5, 4, 3, 2, 1, 1] and (speculation.drafted, speculation.accepted) == (
+        drafting.count(drafted, accepted, min(drafted, accepted + 1))
+        reached.append(drafting.reach)
+    assert reached == [2, 4, 6, 6, 5, 5, 4, 3, 2, 1, 1] and (drafting.drafted, drafting.accepted) == (
         34,
         18,
     )
 
 
+def cycles(speculation, exit, measured, draft=0.5, verify=1.0):
+    """Cycles of a draft of one token from an exit, with their seconds and tokens per row."""
+    for seconds, tokens in measured:
+        drafting = speculation.by_exit[exit]
+        drafting.time(draft, 1, verify)
+        drafting.count(1, int(tokens > 1), 1)
+        drafting.cycle_seconds.append(seconds)
+        drafting.cycle_tokens.append(tokens)
+        speculation.judge(exit)
+
+
+def test_every_exit_is_tried_and_then_the_one_that_promises_most_drafts():
+    speculation = Speculation(length=6, plain_seconds=[1.0])
+    speculation.begin(3, (), 50)
+    assert speculation.next_exit == 0
+    cycles(speculation, 0, [(1.5, 2.0)] * 3, draft=0.1, verify=0.9)
+    assert speculation.next_exit == 1
+    cycles(speculation, 1, [(1.5, 1.0)] * 3, draft=0.5, verify=0.5)
+    assert speculation.by_exit[1].given_up and speculation.next_exit == 2
+    cycles(speculation, 2, [(1.2, 2.0)] * 3, draft=0.6, verify=0.2)
+    assert speculation.next_exit == 0 and speculation.pays
+    cycles(speculation, 0, [(3.0, 1.0)] * 20, draft=0.1, verify=0.9)
+    assert speculation.next_exit == 2  # text changes, and what was measured last counts
+
+
+def test_drafts_are_as_long_as_their_cost_and_what_is_right_of_them_make_worth_while():
+    sure, unsure, dear = Drafting(8), Drafting(8), Drafting(8)
+    for drafting, accepted, seconds in ((sure, 98, 0.1), (unsure, 59, 0.1), (dear, 59, 1.0)):
+        drafting.count(98, accepted, 98)
+        drafting.time(seconds, 1, 1.0)
+    assert (sure.best_length, unsure.best_length, dear.best_length) == (8, 3, 1)
+    assert unsure.speed(2) == pytest.approx((1 + 0.6 + 0.36) / (3 * 0.1 + 1.0))
+
+
+@pytest.mark.parametrize("exit", [0, None])
+def test_drafts_from_part_of_the_vocabulary_change_no_token_and_hold_no_other(exit):
+    model, vocabulary = make_model((1, 1, 2), seed=2), torch.arange(0, 50, 3)
+    greedy = [row.tokens for row in generate(decode(model, PROMPTS, 16), 3)]
+    speculation = Speculation(exit, 3, confidence=0.0, vocabulary=vocabulary)
+    speculation.TRIAL = 10**9 if exit == 0 else 2
+    assert [row.tokens for row in generate(speculate(model, PROMPTS, 16, speculation), 3)] == greedy
+    assert speculation.drafted and speculation.readout(model.readout_matrix(0)).shape[0] == 17
+    if exit is None:
+        assert sorted(speculation.by_exit) == [0, 1]
+
+
+def test_the_most_frequent_tokens_are_those_and_what_is_kept_anyway():
+    counts = torch.tensor([5, 0, 9, 7, 7, 1])
+    assert most_frequent(counts, 2).tolist() == [2, 3]
+    assert most_frequent(counts, 2, kept={1}).tolist() == [1, 2, 3]
+
+
 def test_speculation_that_does_not_pay_is_given_up():
     speculation = Speculation(exit=0, plain_seconds=[1.0, 1.0])
-    for seconds, tokens in ((1.5, 1.0), (1.5, 2.0), (1.5, 1.0)):
-        speculation.cycle_seconds.append(seconds)
-        speculation.cycle_tokens.append(tokens)
-        speculation.judge()
+    speculation.begin(1, (), 50)
+    cycles(speculation, 0, ((1.5, 1.0), (1.5, 2.0), (1.5, 1.0)))
     assert not speculation.pays
     work = Work()
     generate(speculate(make_model((1, 2)), [[7]], 10, speculation, work=work), 1)
-    assert work.layer_tokens == [10] * 3 and work.readouts == [0, 10] and not speculation.drafted
+    assert work.layer_tokens == [10] * 3 and work.readouts == [0, 10] and speculation.drafted == 3
 
 
 def test_rows_end_at_a_stop_token_and_the_others_go_on():
@@ -214,6 +265,16 @@ def test_sampling_repeats_with_its_seed_and_follows_the_softmax():
         (lambda model: Sampling(temperature=0.0), r"temperature = 0\.0: give a number from 1e-06 on"),
         (lambda model: Sampling(seed=2**63), "seed = 9223372036854775808: give a whole number from 0"),
         (lambda model: Speculation(exit=0, length=0), "length = 0: a draft has at least one token"),
+        (
+            lambda model: next(
+                speculate(model, [[1]], 5, Speculation(0, vocabulary=torch.arange(9)), stop={9})
+            ),
+            "token 9, which ends a text, is not in it",
+        ),
+        (
+            lambda model: next(speculate(model, [[1]], 5, Speculation(0, vocabulary=torch.tensor([50])))),
+            "vocabulary of drafts: its 1 tokens are not some of 0 to 49",
+        ),
         (lambda model: Sampling(top_p=1.5), r"top_p = 1\.5"),
         (lambda model: next(decode(model, [[]], 5)), "prompt is empty"),
         (lambda model: next(decode(model, [[1] * 20], 6)), r"25 tokens, .* window of 24"),

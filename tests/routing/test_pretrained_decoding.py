@@ -10,8 +10,9 @@ import torch
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.models.pretrained import load_pretrained
 from offramp.routing.executor import Executor, Work
-from offramp.routing.generate import Speculation, decode, generate, speculate
+from offramp.routing.generate import decode, generate, speculate
 from offramp.routing.policies import FixedExit, GivenExits
+from offramp.routing.speculation import Speculation
 from tests.models.test_pretrained import CONFIGS, VOCAB, make_with_exit_layers, pair  # noqa: F401
 from tests.routing.test_decoder import check_pieces_equal_one_pass
 from tests.routing.test_executor import StatePolicy

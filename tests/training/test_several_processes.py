@@ -45,6 +45,7 @@ CHECKPOINTS = {
     "frozen": {"translator": "affine", "method": "frozen"},
     "frozen, a sample": {"translator": "mlp", "method": "frozen", "drawn": 8},
     "joint checkpoint": {"method": "joint"},
+    "joint checkpoint, least squares": {"translator": "affine", "method": "joint", "frozen__tokens": 2048},
 }
 """Trainings of a tiny checkpoint."""
 COLLECTIONS = {"many shards": (1000, 7), "one shard": (10**6, 64)}

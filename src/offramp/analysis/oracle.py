@@ -111,14 +111,27 @@ class Path:
         the rise is used up between two prices, a random part of the steps between them is taken.
         ``times`` (N,) says how often each token counts: once, if not given.
         """
+        return [point for point in self.within(np.log1p(rises), times) if point is not None]
+
+    def within(
+        self, limits: Sequence[float] | np.ndarray, times: np.ndarray | None = None
+    ) -> list[Point | None]:
+        """The same where the mean loss is at most each of ``limits`` (nats) above full depth's.
+
+        A limit below 0 asks for less loss than full depth has: None where no place on the path has it.
+        """
         nats, saved, tokens = self.nats, self.saved, float(self.tokens)
         if times is not None:
             weight = times[self.token]
             nats, saved, tokens = nats * weight, saved * weight, float(times.sum())
         rise, saving = (np.append(0.0, np.cumsum(part)[self.ends - 1]) / tokens for part in (nats, saved))
-        out = []
-        for limit in np.log1p(rises):
-            at = int(np.flatnonzero(rise <= limit)[-1])
+        out: list[Point | None] = []
+        for limit in limits:
+            places = np.flatnonzero(rise <= limit)
+            if not len(places):
+                out.append(None)
+                continue
+            at = int(places[-1])
             beyond = min(at + 1, len(rise) - 1)
             share = (limit - rise[at]) / (rise[beyond] - rise[at]) if beyond > at else 0.0
             out.append(

@@ -135,9 +135,11 @@ def _add_generate(add: AddCommand) -> None:
     )
     generate.add_argument(
         "--speculate",
-        type=int,
+        type=_drafting_exit,
+        nargs="?",
+        const=models.BEST,
         metavar="EXIT",
-        help="this exit drafts, full depth verifies: its greedy tokens, sooner",
+        help="this exit, or the one that turns out best, drafts, full depth verifies: its tokens, sooner",
     )
     generate.add_argument("--draft", type=_count, help="most tokens of a draft (4)")
     generate.add_argument("--temperature", type=float, help="sample instead of taking the likeliest token")
@@ -209,6 +211,10 @@ def _add_convert(add: AddCommand) -> None:
     )
     convert.add_argument("gguf", type=Path, help="the GGUF file")
     convert.add_argument("out", type=Path, help="the folder to write (model.name_or_path)")
+
+
+def _drafting_exit(value: str) -> int | str:
+    return value if value == models.BEST else int(value)
 
 
 def _count(text: str) -> int:

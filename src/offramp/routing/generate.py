@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.errors import UserError
@@ -18,6 +19,7 @@ from offramp.models.blockwise import Blockwise
 from offramp.routing.decoder import Decoder, Fed
 from offramp.routing.executor import Policy, Work
 from offramp.routing.policies import FixedExit
+from offramp.routing.speculation import Speculation
 
 COLDEST = 1e-6
 """Least temperature: logits divided by it are still finite, and all but ties are decided."""
@@ -114,55 +116,6 @@ def decode(
         fed = decoder.feed(row_numbers, token, policy, starts)
 
 
-@dataclass
-class Speculation:
-    """How drafts are made, and whether they pay: measured, and given up for good where they do not.
-
-    ``seconds`` are of plain steps and of draft-and-verify cycles; a cycle is worth the plain steps it
-    replaces. Drafts begin with one token, which needs fewest of them to be right and costs least to find out,
-    and grow while all are.
-    """
-
-    exit: int
-    """The exit that drafts."""
-    length: int = 4
-    """Most tokens of one draft."""
-    confidence: float = 0.4
-    """A draft ends at the first token with a smaller probability."""
-    reach: int = 1
-    """Most tokens of the next draft."""
-    pays: bool = True
-    drafted: int = 0
-    accepted: int = 0
-    plain_seconds: list[float] = field(default_factory=list)
-    cycle_seconds: list[float] = field(default_factory=list)
-    cycle_tokens: list[float] = field(default_factory=list)
-    """Tokens made per row and cycle."""
-
-    PLAIN_STEPS, TRIAL, RECENT = 2, 3, 8
-
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise UserError(f"length = {self.length}: a draft has at least one token")
-
-    def count(self, drafted: int, accepted: int) -> None:
-        """Twice as many tokens after a cycle whose drafts were all right, one fewer after another."""
-        self.drafted += drafted
-        self.accepted += accepted
-        if accepted < drafted:
-            self.reach = max(1, self.reach - 1)
-        elif drafted:
-            self.reach = min(self.length, 2 * self.reach)
-
-    def judge(self) -> None:
-        """Stop drafting where the recent cycles took longer than the plain steps they stand for."""
-        if len(self.cycle_seconds) >= self.TRIAL:
-            plain = sum(self.plain_seconds) / len(self.plain_seconds)
-            self.pays = sum(self.cycle_seconds[-self.RECENT :]) <= plain * sum(
-                self.cycle_tokens[-self.RECENT :]
-            )
-
-
 def speculate(
     model: Blockwise,
     prompts: Sequence[Sequence[int]],
@@ -174,15 +127,13 @@ def speculate(
 ) -> Iterator[Step]:
     """Full-depth greedy decoding, faster where a shallow exit guesses it right (arXiv 2404.16710).
 
+    Which exit drafts, and how many tokens, ``speculation`` chooses from what it measures (idea: arXiv
+    2504.05598); it may draft from part of the vocabulary (arXiv 2502.14856).
     Drafted tokens keep what they computed: verification takes their states on from the drafting exit, all at
     once. The first steps are plain, to have something to compare with. UserError as ``decode``, and for an
     exit that is not before the last.
     """
-    last = model.config.num_blocks - 1
-    if not 0 <= speculation.exit < last:
-        raise UserError(
-            f"a draft needs an exit before the last; exit {speculation.exit} is not one of 0 to {last - 1}"
-        )
+    speculation.begin(model.config.num_blocks - 1, stop, model.config.vocab_size)
     decoder = _start(model, prompts, new_tokens, "recompute", work)
     choose = _Chooser(None, decoder.lengths.device)
     fed = _feed_prompts(decoder, prompts, None, None)
@@ -204,19 +155,24 @@ def speculate(
             if speculation.pays:
                 speculation.plain_seconds.append(time.perf_counter() - begin)
         else:
-            most = min(speculation.reach, new_tokens - max(counts[row] for row in rows.tolist()) - 1)
+            exit = speculation.next_exit
+            most = min(
+                speculation.next_length(exit), new_tokens - max(counts[row] for row in rows.tolist()) - 1
+            )
             step, token = _cycle(
                 decoder,
                 rows,
                 token,
                 most,
+                exit,
                 speculation,
                 stop,
                 left=[new_tokens - counts[row] for row in rows.tolist()],
             )
-            speculation.cycle_seconds.append(time.perf_counter() - begin)
-            speculation.cycle_tokens.append(len(step.tokens) / len(rows))
-            speculation.judge()
+            drafting = speculation.by_exit[exit]
+            drafting.cycle_seconds.append(time.perf_counter() - begin)
+            drafting.cycle_tokens.append(len(step.tokens) / len(rows))
+            speculation.judge(exit)
         for row in step.rows:
             counts[row] += 1
         yield step
@@ -227,29 +183,32 @@ def _cycle(
     rows: Tensor,
     token: Tensor,
     most: int,
+    exit: int,
     speculation: Speculation,
     stop: Collection[int],
     *,
     left: list[int],
 ) -> tuple[Step, Tensor]:
-    """Draft up to ``most`` tokens after ``token`` (R,) of each row, and verify them.
+    """Draft up to ``most`` tokens at an exit after ``token`` (R,) of each row, and verify them.
 
     Returns the step, and each row's last token. left (R,): how many tokens each row may still grow by.
     """
-    start, policy = decoder.lengths.clone(), FixedExit(speculation.exit)
+    start, policy = decoder.lengths.clone(), FixedExit(exit)
+    begin, feeds = time.perf_counter(), 0
     drafts: dict[int, list[int]] = {row: [] for row in rows.tolist()}
     drafting, guess = rows, token
     for place in range(most + 1):
-        fed = decoder.feed(drafting, guess, policy)
+        fed, feeds = decoder.feed(drafting, guess, policy), feeds + 1
         if place == most:
             break
-        probability, guess = decoder.logits(fed.exit, fed.states).softmax(-1).max(-1)
+        probability, guess = _guessed(decoder, fed, exit, speculation)
         sure = (probability >= speculation.confidence) & _going(guess, stop)
         drafting, guess = drafting[sure], guess[sure]
         if not len(drafting):
             break
         for row, drafted in zip(drafting.tolist(), guess.tolist()):
             drafts[row].append(drafted)
+    drafted_at = time.perf_counter()
     numbers = torch.cat([decoder.numbers(row, int(start[row])) for row in rows.tolist()])
     states = decoder.deepen(numbers)
     full = (
@@ -257,7 +216,8 @@ def _cycle(
         .argmax(-1)
         .tolist()
     )
-    step, ends, lengths, accepted = Step([], [], []), [], start.clone(), 0
+    speculation.by_exit[exit].time(drafted_at - begin, feeds, time.perf_counter() - drafted_at)
+    step, ends, lengths, accepted, judged = Step([], [], []), [], start.clone(), 0, 0
     for row, room in zip(rows.tolist(), left):
         verified, full = full[: len(drafts[row]) + 1], full[len(drafts[row]) + 1 :]
         right = next(
@@ -265,15 +225,30 @@ def _cycle(
             len(drafts[row]),
         )
         kept = verified[: min(right + 1, room)]
-        accepted += right
+        accepted, judged = accepted + right, judged + min(right + 1, len(drafts[row]))
         step.rows += [row] * len(kept)
         step.tokens += kept
         ends.append(kept[-1])
         lengths[row] += len(kept)
     step.exits = [decoder.model.config.num_blocks - 1] * len(step.tokens)
     decoder.forget(lengths)
-    speculation.count(sum(map(len, drafts.values())), accepted)
+    speculation.by_exit[exit].count(sum(map(len, drafts.values())), accepted, judged)
     return step, torch.tensor(ends, device=rows.device)
+
+
+def _guessed(decoder: Decoder, fed: Fed, exit: int, speculation: Speculation) -> tuple[Tensor, Tensor]:
+    """The likeliest token of those that can be drafted and its probability among them, (N,) each.
+
+    A readout of part of the vocabulary is counted as a whole one.
+    """
+    if speculation.vocabulary is None:
+        probability, guess = decoder.logits(fed.exit, fed.states).softmax(-1).max(-1)
+        return probability, guess
+    decoder.work.count_readouts(exit, len(fed.states))
+    rows = speculation.readout(decoder.model.readout_matrix(exit))
+    inputs = decoder.model.readout_input(exit, fed.states).to(rows.dtype)
+    probability, place = F.linear(inputs, rows).softmax(-1).max(-1)
+    return probability, speculation.vocabulary.to(place.device)[place]
 
 
 def _start(

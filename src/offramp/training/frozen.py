@@ -66,15 +66,12 @@ class Translators:
         Runs the model, but for what an interrupted run has left; a ``fresh`` phase begins with the maps of
         least squares, where the parameters say so.
         """
-        model, settings = self.model, self.params.frozen
+        model = self.model
         model.requires_grad_(False)
         model.translators.requires_grad_(True)
         parameters = list(model.translators.parameters())
-        fits = model.config.translator in LINEAR and settings.init == "least_squares"
-        windows = evenly_spaced(len(train), settings.tokens // train.window)
-        if fits:
-            require_tokens(len(windows) * train.window, model.config.width, TOKENS)
-        held_out, held_out_sums = self._run(calibration, looks, "calibration", fits)
+        windows = self._learned_from(train)
+        held_out, held_out_sums = self._run(calibration, looks, "calibration")
         phase = Phase(
             name="frozen",
             parameters=parameters,
@@ -87,17 +84,31 @@ class Translators:
         )
         if not parameters:
             return phase
-        cache, train_sums = self._run(train, windows, "train", fits, learned=True)
-        if fresh and fits:
-            some = evenly_spaced(len(looks), max(1, SCALED_BY // train.window))
-            states = [x.flatten(0, 1).to(self.device) for x in held_out.states(some)]
-            begin(model, train_sums, held_out_sums, states)
-            self.processes.spread(parameters)
+        cache, train_sums = self._run(train, windows, "train", learned=True)
+        if fresh and self.fits:
+            self._begin(train_sums, held_out, held_out_sums)
         return replace(
             phase,
             steps=self.params.steps,
             losses=lambda indices, step: [self.losses(cache, indices, step)],
         )
+
+    @property
+    def fits(self) -> bool:
+        """Whether the translators begin with the maps of least squares."""
+        return self.model.config.translator in LINEAR and self.params.frozen.init == "least_squares"
+
+    def begin(self, train: TokenWindows, calibration: TokenWindows, looks: Tensor) -> None:
+        """Make the maps of least squares the translators, where the parameters say so, and keep no states.
+
+        This is how joint training begins. UserError where the text is too short for the features.
+        """
+        if not self.fits:
+            return
+        windows = self._learned_from(train)
+        held_out, held_out_sums = self._run(calibration, looks, "calibration")
+        _, train_sums = self._run(train, windows, "train", kept=False)
+        self._begin(train_sums, held_out, held_out_sums)
 
     def losses(self, cache: StateCache, windows: Tensor, step: int) -> dict[str, Loss]:
         """Mean KL(full depth || exit) in nats of every exit but the last, over all tokens of the cached
@@ -139,12 +150,27 @@ class Translators:
             for exit, x in enumerate(cache.states(windows))
         ]
 
+    def _learned_from(self, train: TokenWindows) -> Tensor:
+        """The windows that the parameters ask for; UserError where they are too few to fit maps by."""
+        windows = evenly_spaced(len(train), self.params.frozen.tokens // train.window)
+        if self.fits:
+            require_tokens(len(windows) * train.window, self.model.config.width, TOKENS)
+        return windows
+
+    def _begin(
+        self, train_sums: NormalEquations, held_out: StateCache, held_out_sums: NormalEquations
+    ) -> None:
+        some = evenly_spaced(held_out.windows, max(1, SCALED_BY // held_out.window))
+        states = [x.flatten(0, 1).to(self.device) for x in held_out.states(some)]
+        begin(self.model, train_sums, held_out_sums, states)
+        self.processes.spread(self.model.translators.parameters())
+
     @torch.no_grad()
     def _run(
-        self, text: TokenWindows, windows: Tensor, name: str, fits: bool, learned: bool = False
+        self, text: TokenWindows, windows: Tensor, name: str, learned: bool = False, kept: bool = True
     ) -> tuple[StateCache, NormalEquations]:
-        """Run the model over the ``windows`` of a text: their states, with what is likely at full depth where
-        they are ``learned`` from, and the normal equations where it ``fits`` maps.
+        """Run the model over the ``windows`` of a text: their states, where they are ``kept``, with what is
+        likely at full depth where they are ``learned`` from, and the normal equations where it fits maps.
 
         Every process runs a share. An interrupted run goes on where it was last saved.
         """
@@ -157,13 +183,13 @@ class Translators:
             width=model.config.width,
             entries=min(LIKELY, len(self.matrix)) if learned else 0,
         )
-        kept = processes.broadcast(cache.make(TOKENS) if processes.main else None)
-        exits = len(model.translators) if fits else 0
+        whole = not kept or processes.broadcast(cache.make(TOKENS) if processes.main else None)
+        exits = len(model.translators) if self.fits else 0
         equations = NormalEquations(exits, model.config.width, sums_device(self.device))
         progress = Snapshots(
             self.snapshots.scratch(f"progress_{name}_{processes.rank}"), self.snapshots.every_seconds
         )
-        if saved := progress.load() if kept else None:
+        if saved := progress.load() if whole else None:
             equations.load_state_dict(saved["sums"])
         batches = processes.share(torch.arange(len(windows)).split(self.params.batch_size))
         finished = saved["batches"] if saved else 0
@@ -175,8 +201,9 @@ class Translators:
             with autocast(self.device, self.params.precision):
                 states = [x.float() for x in model(tokens)]
             *inputs, last = (model.norm(x).flatten(0, 1) for x in states)
-            likely = likeliest(last, self.matrix) if learned else tokens.flatten()[:, None][:, :0]
-            cache.write(int(places[0]), states, likely.view(*tokens.shape, cache.entries))
+            if kept:
+                likely = likeliest(last, self.matrix) if learned else tokens.flatten()[:, None][:, :0]
+                cache.write(int(places[0]), states, likely.view(*tokens.shape, cache.entries))
             equations.add(inputs[:exits], last)
             if number == len(batches) or progress.due():
                 progress.save({"batches": number, "sums": equations.state_dict()})

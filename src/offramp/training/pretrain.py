@@ -1,7 +1,8 @@
 """Pretraining of a block-wise language model: block by block, all exits jointly, or by its last exit alone.
 
 Block by block is the method of the report ``exit-labels``; ``pretrain.blockwise`` says where ours departs. A
-pretrained model is fine-tuned jointly, or stays frozen while its exits' translators learn.
+pretrained model is fine-tuned, jointly or by its last exit, or stays frozen while its exits' translators
+learn.
 """
 
 from __future__ import annotations
@@ -144,10 +145,14 @@ class Pretrainer:
         if self.params.method == "blockwise":
             return self._block_phase(index, fresh)
         if self.params.method == "frozen":
-            assert isinstance(self.model, PretrainedLM)  # so say the rules of the parameters
-            translators = Translators(self.model, self.params, self.snapshots, self.device, self.processes)
-            return translators.phase(self.train, self.calibration, self.looks, fresh)
-        return self._whole_phase()
+            return self._translators().phase(self.train, self.calibration, self.looks, fresh)
+        if self.params.method == "joint" and isinstance(self.model, PretrainedLM) and fresh:
+            self._translators().begin(self.train, self.calibration, self.looks)
+        return self.whole_phase()
+
+    def _translators(self) -> Translators:
+        assert isinstance(self.model, PretrainedLM)  # so say the rules of the parameters
+        return Translators(self.model, self.params, self.snapshots, self.device, self.processes)
 
     # -- one block at a time ------------------------------------------------------------------
 
@@ -261,7 +266,8 @@ class Pretrainer:
 
     # -- all blocks at once -------------------------------------------------------------------
 
-    def _whole_phase(self) -> Phase:
+    def whole_phase(self) -> Phase:
+        """Training all blocks together, towards the losses of all exits (joint) or of the last."""
         last = self.model.config.num_blocks - 1
         exits = list(range(last + 1)) if self.params.method == "joint" else [last]
         given = self.params.exit_weights

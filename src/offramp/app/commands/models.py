@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from offramp.routing.executor import Work
     from offramp.routing.generate import Speculation, Step
 
+BEST = "best"
+"""The exit of ``generate --speculate`` without a number: the one that turns out to be."""
+
 
 def generate(options: argparse.Namespace) -> int:
     """Continue a prompt with the routed model, as params.yaml says who may leave."""
@@ -20,7 +23,8 @@ def generate(options: argparse.Namespace) -> int:
 
     from offramp.app.project import open_project
     from offramp.report.console import compare, stream
-    from offramp.routing.generate import Sampling, Speculation, decode, speculate
+    from offramp.routing.generate import Sampling, decode, speculate
+    from offramp.routing.speculation import Speculation
 
     _check_generate(options)
     project = open_project()
@@ -38,7 +42,7 @@ def generate(options: argparse.Namespace) -> int:
     def drafted(work: Work | None = None) -> Iterator[Step]:
         length = {} if options.draft is None else {"length": options.draft}
         # each run finds out anew whether drafts pay
-        drafting.append(Speculation(options.speculate, **length))
+        drafting.append(Speculation(None if options.speculate == BEST else options.speculate, **length))
         return speculate(model, prompts, options.tokens, drafting[-1], stop=stop, work=work)
 
     early: Callable[..., Iterator[Step]]

@@ -1,0 +1,153 @@
+"""All that is done, as one file of results, and as rows of metrics/benchmarks.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from offramp.analysis.oracle import RISES
+from offramp.machine.versions import LIBRARIES
+from offramp.results.benchmarks import PATH, Benchmark, read_benchmarks, write_benchmarks
+from offramp.results.pretraining import Pretraining
+from studies.checkpoint.arms import Arm
+from studies.checkpoint.plan import Plan
+from studies.checkpoint.projects import Unit
+from studies.checkpoint.results import ArmResults, Clocked, Drafted, Measures, Ran, Results
+from studies.checkpoint.settings import TIMED_RISE
+from studies.common.cache import ROOT
+
+SPEED, SPEED_BAR = "checkpoint_speed_at_1_percent", 1.15
+SPECULATION, SPECULATION_BAR = "checkpoint_speculation", 1.1
+
+
+def gathered(plan: Plan) -> Results:
+    """The results so far: of all arms that are measured, also where fewer were wanted now."""
+    plan = replace(plan, wanted=())
+    units = plan.units()
+    measured = {
+        unit.project.folder.name for unit in units if unit.name == "measure" and unit.done is not None
+    }
+    arms = [_of_arm(plan, arm, units) for arm in plan.arms if arm.name in measured]
+    look, precision = (
+        json.loads((plan.base.folder / f"{name}.json").read_text()) for name in ("look", "precision")
+    )
+    return Results(
+        device=plan.device,
+        machine=arms[0].measures.machine if arms else "",
+        date=time.strftime("%Y-%m-%d"),
+        commit=_commit(),
+        versions={name: version(LIBRARIES[name]) for name in ("numpy", "torch", "transformers")},
+        settings=plan.settings.model_dump(),
+        look=look,
+        precision=precision,
+        arms=arms,
+    )
+
+
+def _of_arm(plan: Plan, arm: Arm, units: Iterable[Unit]) -> ArmResults:
+    project = plan.project(arm)
+    records = {unit.name: unit.done for unit in units if unit.project == project}
+    fitted = Pretraining.read(project.folder)
+    (phase,) = fitted.phases.values()
+    return ArmResults(
+        name=arm.name,
+        says=arm.says,
+        trained_tokens=fitted.tokens_seen,
+        best_step=phase.best_step,
+        steps=phase.steps,
+        ran={
+            name: Ran(seconds=done.seconds, memory_gb=done.memory_gb, resumed=done.resumed, ended=done.ended)
+            for name, done in records.items()
+            if done is not None
+        },
+        measures=Measures.model_validate_json((project.folder / "measures.json").read_text()),
+    )
+
+
+def _commit() -> str | None:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def benchmarks(results: Results) -> list[Benchmark]:
+    """The rows of metrics/benchmarks.json that the results support; none where no arm was timed.
+
+    Of speed, that of the fastest arm among those whose perplexity on test text stays within the rise; where
+    none does, of the fastest of all, and the bar is missed.
+    """
+    timed = [arm for arm in results.arms if arm.measures.chosen]
+    if not timed:
+        return []
+    within = [arm for arm in timed if _rise(arm) <= RISES[TIMED_RISE]]
+    speed, arm, what = max(
+        (
+            (clocked, arm, what)
+            for arm in within or timed
+            for clocked, what in (
+                (arm.measures.scoring, "scoring"),
+                (arm.measures.decoding, "decoding at batch 1"),
+            )
+            if clocked is not None
+        ),
+        key=lambda one: one[0].speed,
+    )
+    drafted = max(
+        (arm.measures.drafting for arm in timed if arm.measures.drafting), key=lambda one: one.speed
+    )
+    return [
+        _row(SPEED, speed, SPEED_BAR, _held_against(arm, what), results, may_meet=bool(within)),
+        _row(
+            SPECULATION,
+            drafted,
+            SPECULATION_BAR,
+            f"plain decoding of the same model at batch 1, drafting after {drafted.layers} layers from "
+            f"{drafted.vocabulary} tokens; "
+            f"{drafted.accepted} of {drafted.drafted} drafted tokens accepted, "
+            f"{'the same tokens' if drafted.same else 'OTHER TOKENS'}",
+            results,
+        ),
+    ]
+
+
+def _held_against(arm: ArmResults, what: str) -> str:
+    chosen = arm.measures.chosen
+    assert chosen is not None
+    return (
+        f"{what} of the control at full depth; the arm {arm.name} by {chosen.signal}, thresholds chosen on "
+        f"calibration text for 1 % more perplexity: {chosen.ppl_rise:.2%} on {chosen.tokens} test tokens, "
+        f"{chosen.shallow_ratio:.1%} leave, {chosen.executed_saving:.1%} of the FLOPs saved"
+    )
+
+
+def _rise(arm: ArmResults) -> float:
+    chosen = arm.measures.chosen
+    return math.inf if chosen is None else chosen.ppl_rise
+
+
+def _row(
+    name: str, measured: Clocked | Drafted, bar: float, held: str, results: Results, may_meet: bool = True
+) -> Benchmark:
+    return Benchmark(
+        name=name,
+        value=measured.speed,
+        unit="x speed",
+        bar=f">= {bar}",
+        held_against=held,
+        n=measured.pairs,
+        interval=measured.interval,
+        met=may_meet and measured.speed >= bar,
+        machine=results.machine,
+    )
+
+
+def write_rows(rows: list[Benchmark], root: Path) -> None:
+    """Put rows into metrics/benchmarks.json below ``root``, in place of those of the same name."""
+    file = root / PATH
+    kept = read_benchmarks(file) if file.exists() else {}
+    write_benchmarks(file, (kept | {row.name: row for row in rows}).values())
