@@ -18,7 +18,7 @@ def knobs():
 def test_bounds_and_choices_are_those_of_the_schema(knobs):
     assert knobs["exits.risk.delta"].allowed == "number > 0 and < 1"
     assert knobs["routing.kv"].allowed == "`propagate` or `recompute` or `drop`"
-    assert knobs["model.block_layers"].allowed == "list of: whole number > 0, at least 2"
+    assert knobs["model.block_layers"].allowed == "list of: whole number > 0 and <= 10000, at least 2"
     assert "`auto`" in knobs["threshold"].allowed and "`saturation`" in knobs["exits.confidence"].allowed
 
 
