@@ -159,7 +159,8 @@ def measured(
 
 
 ATTAINABLE = (
-    r"attainable \(divergence oracle\) is a saving of 20% \[18%, 22%\] of the FLOPs at 1% more perplexity, "
+    r"attainable \(divergence oracle, if full depth is calibrated\) is a saving of 20% \[18%, 22%\] of the "
+    r"FLOPs at 1% more perplexity, "
     r"30% at 3% and 40% at 5%; at 1% random exits save 4\.0%, and one who knows the next token "
     r"\(gain oracle\) could save 55%, which no signal can"
 )

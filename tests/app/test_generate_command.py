@@ -145,7 +145,8 @@ def test_figures_follow_the_text_on_request(project, capsys):
     out = run(capsys, "--speculate", "0", "--stats")
     assert re.search(r"[\d.]+x the speed of full depth by the clock", out.replace("\n", " "))
     assert re.search(
-        r"\d+ of \d+ drafted tokens were right; drafting (paid and stayed on|did not pay and was given up)",
+        r"\d+ of \d+ drafted tokens were right; drafting (paid and stayed on|did not pay and was given up)"
+        "|nothing was drafted: no guess was likely enough",
         out,
     )
 

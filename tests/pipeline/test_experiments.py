@@ -89,7 +89,8 @@ def test_status_names_only_what_always_looks(project):
 
 
 def test_a_dry_run_says_what_would_run(project):
-    done = command(project, "dvc", "exp", "run", "--dry", "-S", "threshold=0.65", check=False)
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("threshold: 0.8", "threshold: 0.65"))
+    would = stages_run(command(project, "dvc", "repro", "--dry").stdout)
     command(project, "git", "checkout", "--", "params.yaml")
-    assert done.returncode == 0, done.stdout
-    assert "evaluate" in stages_run(done.stdout) and "pretrain" not in stages_run(done.stdout)
+    assert "evaluate" in would and "pretrain" not in would

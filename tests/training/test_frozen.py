@@ -201,7 +201,7 @@ def test_a_start_that_training_does_not_improve_on_is_kept(data, tmp_path):
         "affine",
         method="frozen",
         frozen__init="identity",
-        learning_rate=100.0,
+        learning_rate=10.0,
         patience=2,
     )
     result = trainer.run()

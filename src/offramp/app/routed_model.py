@@ -6,7 +6,6 @@ model is opened.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,16 +106,19 @@ def _open(root: Path) -> Project:
     from offramp.app.project import Project
     from offramp.artifacts.artifact import MANIFEST, Artifact, open_artifact
     from offramp.artifacts.files import hash_file
+    from offramp.artifacts.manifest import read_manifest
     from offramp.machine.device import setup
     from offramp.models.store import load_model
     from offramp.params import read_params
 
     params = read_params(root / "params.yaml")
     device = setup(params.runtime.device, params.runtime.threads)
-    manifest = json.loads((root / "data" / MANIFEST).read_text(encoding="utf-8"))
-    if hash_file(root / "data/tokenizer.json") != manifest["files"]["tokenizer.json"]["sha256"]:
-        raise UserError(f"{root / 'data/tokenizer.json'} is not the one that was logged; log the model again")
+    folder, tokenizer = root / "data", root / "data/tokenizer.json"
+    manifest = read_manifest(folder)
+    if hash_file(tokenizer) != manifest["files"][tokenizer.name]["sha256"]:
+        raise UserError(f"{tokenizer} is not the one that was logged; log the model again")
     fields = ("kind", "digest", "params", "inputs", "meta", "made_with")
-    data = Artifact(path=root / "data", **{name: manifest[name] for name in fields})
+    there = frozenset({tokenizer, folder / MANIFEST})
+    data = Artifact(path=folder, files=there, **{name: manifest[name] for name in fields})
     lm = open_artifact(root / "models/lm", "lm", inputs={"data": data})
     return Project(root, params, data, lm, load_model(lm, root).to(device), device)

@@ -114,7 +114,7 @@ def trace(path: Path | None = None) -> Chain:
     with ExitStack() as stack:
         store = None
         try:
-            store = stack.enter_context(read_runs(root or Path.cwd()))
+            store = stack.enter_context(read_runs(root))
         except StoreError as error:
             notes.append(f"MLflow runs are not shown: {error}")
         walk = _Walk(root, store)

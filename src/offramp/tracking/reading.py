@@ -25,8 +25,6 @@ LOCKED_SECONDS = 20
 class Runs(Protocol):
     """What a reader asks of a store."""
 
-    experiment_id: str
-
     def find(
         self, tags: Mapping[str, str | None], finished: bool | None = True, limit: int = 1
     ) -> Sequence[Any]:
@@ -59,24 +57,28 @@ class LoggedRun:
 
 
 class Database:
-    """The runs of one experiment in MLflow's SQLite database.
+    """The runs of one experiment in MLflow's SQLite database, or with None of all.
 
     StoreError where it cannot be read.
     """
 
-    def __init__(self, connection: sqlite3.Connection, uri: str, experiment: str):
+    def __init__(self, connection: sqlite3.Connection, uri: str, experiment: str | None):
         self._connection, self._uri = connection, uri
-        known = self._rows("SELECT experiment_id FROM experiments WHERE name = ?", [experiment])
-        if not known:
+        known = self._rows("SELECT experiment_id, name FROM experiments", [])
+        self._searched = [number for number, name in known if experiment in (name, None)]
+        if not self._searched:
             raise StoreError(f"{uri} has no experiment named {experiment} yet")
-        self.experiment_id = str(known[0][0])
 
     def find(
         self, tags: Mapping[str, str | None], finished: bool | None = True, limit: int = 1
     ) -> Sequence[LoggedRun]:
         """See ``Runs``."""
         has_tag = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value {})"
-        conditions, values = ["experiment_id = ?", "lifecycle_stage = 'active'"], [self.experiment_id]
+        conditions = [
+            f"experiment_id IN ({', '.join('?' * len(self._searched))})",
+            "lifecycle_stage = 'active'",
+        ]
+        values = list(self._searched)
         if finished is not None:
             conditions.append(f"status {'=' if finished else '!='} 'FINISHED'")
         for key, value in tags.items():
@@ -105,11 +107,12 @@ class Database:
 
 
 @contextmanager
-def read_runs(root: Path) -> Iterator[Runs]:
-    """The runs of the project at ``root``; nothing is created. StoreError where there is nothing to read."""
-    uri = store_uri(root)
+def read_runs(root: Path | None) -> Iterator[Runs]:
+    """The runs of the project at ``root``, or without a project those of all that share the store of the
+    environment; nothing is created. StoreError where there is nothing to read."""
+    uri = store_uri(root or Path.cwd())
     if not uri.startswith(SQLITE):
-        with open_store(root, write=False) as store:
+        with open_store(root or Path.cwd(), write=False, everywhere=root is None) as store:
             yield store
         return
     path = Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute()
@@ -120,4 +123,4 @@ def read_runs(root: Path) -> Iterator[Runs]:
     except sqlite3.Error as error:
         raise StoreError(f"{uri}: {error}") from error
     with closing(connection):
-        yield Database(connection, uri, experiment_name(root))
+        yield Database(connection, uri, experiment_name(root) if root else None)

@@ -9,11 +9,11 @@ import os
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from offramp.tracking.address import experiment_name, is_server, store_root, store_uri, without_secrets
 
@@ -64,10 +64,14 @@ def user_name() -> str:
 
 
 class Store:
-    """The project's experiment in an open tracking store."""
+    """The project's experiment in an open tracking store.
 
-    def __init__(self, client: Any, experiment_id: str, uri: str):
+    Runs are looked for in the experiments ``searched``, in the project's alone if none are given.
+    """
+
+    def __init__(self, client: Any, experiment_id: str, uri: str, searched: Sequence[str] = ()):
         self.client, self.experiment_id, self.uri = client, experiment_id, uri
+        self._searched = list(searched) or [experiment_id]
 
     def find(self, tags: Mapping[str, str | None], finished: bool | None = True, limit: int = 1) -> list[Any]:
         """The newest MLflow runs that carry ``tags`` (None: any value) and have, or have not, finished.
@@ -81,7 +85,7 @@ class Store:
         if finished is not None:
             terms.append(f"attributes.status {'=' if finished else '!='} 'FINISHED'")
         with store_errors(self.uri):
-            return self.client.search_runs([self.experiment_id], " and ".join(terms), max_results=limit)
+            return self.client.search_runs(self._searched, " and ".join(terms), max_results=limit)
 
     def get(self, run_id: str) -> Any:
         """The MLflow run of that id."""
@@ -198,8 +202,9 @@ class Store:
 
 
 @contextmanager
-def open_store(root: Path, write: bool = True) -> Iterator[Store]:
-    """Open the store, one process of this machine at a time: to write, or only to read.
+def open_store(root: Path, write: bool = True, everywhere: bool = False) -> Iterator[Store]:
+    """Open the store, one process of this machine at a time: to write, or only to read, ``everywhere`` what
+    projects that share it have logged.
 
     Writing creates what is missing. MLflow's own first use is a race (concurrent processes fail with "table
     experiments already exists"), and writers that did not take turns could both log a stage they share, so a
@@ -217,18 +222,26 @@ def open_store(root: Path, write: bool = True) -> Iterator[Store]:
             name = f"offramp-{user_name()}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
             lock = stack.enter_context(FileLock(Path(tempfile.gettempdir()) / name, timeout=LOCK_SECONDS))
             client = MlflowClient(tracking_uri=uri)
-            name = experiment_name(root)
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None and not write:
-                raise StoreError(f"{uri} has no experiment named {name} yet")
-            if experiment and experiment.lifecycle_stage == "deleted":
-                _restore(client, experiment, uri, write)
-            experiment_id = experiment.experiment_id if experiment else _create_experiment(client, root, uri)
-            if write and experiment:
-                _check_not_moved(experiment.artifact_location, root, uri)
+            if everywhere:
+                store = Store(client, "", uri, [one.experiment_id for one in client.search_experiments()])
+            else:
+                store = Store(client, _experiment(client, root, uri, write), uri)
             if not write:
                 lock.release()
-        yield Store(client, experiment_id, uri)
+        yield store
+
+
+def _experiment(client: Any, root: Path, uri: str, write: bool) -> str:
+    """The number of the project's experiment, made where it is missing and runs are to be written."""
+    name = experiment_name(root)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None and not write:
+        raise StoreError(f"{uri} has no experiment named {name} yet")
+    if experiment and experiment.lifecycle_stage == "deleted":
+        _restore(client, experiment, uri, write)
+    if write and experiment:
+        _check_not_moved(experiment.artifact_location, root, uri)
+    return cast(str, experiment.experiment_id if experiment else _create_experiment(client, root, uri))
 
 
 @contextmanager

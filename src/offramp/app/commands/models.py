@@ -80,6 +80,8 @@ def generate(options: argparse.Namespace) -> int:
 def _drafts(drafting: Speculation) -> str:
     """What became of drafted tokens."""
     if not drafting.drafted:
+        if any(of_exit.cycle_seconds for of_exit in drafting.by_exit.values()):
+            return "nothing was drafted: no guess was likely enough"
         return "nothing was drafted: too few tokens were made, and the first ones come from full depth"
     kept = "paid and stayed on" if drafting.pays else "did not pay and was given up"
     return f"{drafting.accepted} of {drafting.drafted} drafted tokens were right; drafting {kept}"
