@@ -46,7 +46,7 @@ def other_than(root: Path, wanted: dict[str, str]) -> str | None:
 
 def killed(base: Path, root: Path, wanted: dict[str, str], rng: random.Random, tally: Tally) -> None:
     """Kill a stage, several times in a row, each time when it is about to change a file, or at any moment."""
-    stage, lives = rng.choice(OFTEN), rng.choice((1, 1, 2, 5, LONGEST))
+    stage, (lives,) = rng.choice(OFTEN), rng.choices((1, 2, 5, LONGEST), weights=(55, 25, 17, 3))
     without_outputs(base, root, stage)
     deaths = 0
     for _ in range(lives):

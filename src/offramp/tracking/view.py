@@ -104,7 +104,8 @@ def page(experiment_id: str, shared: bool = True, charts: bool = False) -> str:
 
 def report_page(experiment_id: str, run_id: str) -> str:
     """The part of an address that shows a run's report."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/report/index.html"
+    place = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/report/index.html"
+    return f"{place}?workflowType=machine_learning"
 
 
 def address(server: str, page: str) -> str:
