@@ -37,6 +37,7 @@ RESULTS = ("data", "models", "states", "routed", "metrics", "report")
 TIMES = (
     "metrics/timing.json",
     "metrics/suitability.json",
+    "metrics/headline.json",
     "report/index.html",
     "report/figures/savings.svg",
 )

@@ -147,6 +147,7 @@ def _whole(artifact: Path, rng: random.Random) -> None:
     _instead(artifact, rng)
 
 
+FITTING = "garbage in a file, manifest fitting"
 CHANGES: dict[str, Change] = {
     "manifest missing": lambda artifact, rng: (artifact / MANIFEST).unlink(),
     "manifest empty": _written(""),
@@ -161,7 +162,7 @@ CHANGES: dict[str, Change] = {
     "manifest with another type, digest fitting": _other_type,
     "meta with another type, digest fitting": _other_meta,
     "file named outside, digest fitting": _outside,
-    "garbage in a file, manifest fitting": _garbage_that_fits,
+    FITTING: _garbage_that_fits,
     "byte flipped": _flipped,
     "file cut": lambda artifact, rng: os.truncate(_file(artifact, rng), 1),
     "file missing": lambda artifact, rng: _file(artifact, rng).unlink(),
@@ -175,6 +176,15 @@ def _read(root: Path, reader: str) -> Child:
     return command(root, *reader.split()[1:]) if reader.startswith("offramp") else start(root, reader)
 
 
+def _owns_up(root: Path, edited: str, now: dict[str, str], wanted: dict[str, str]) -> bool:
+    """Whether results of numbers that nobody can tell from others name the artifact that was read.
+
+    A file whose manifest was edited to fit is an artifact of its own, whose digest is ``edited``.
+    """
+    changed = [root / file for file in now if file.endswith(".json") and now[file] != wanted.get(file)]
+    return any(edited in file.read_text(encoding="utf-8") for file in changed)
+
+
 def tampered(base: Path, root: Path, wanted: dict[str, str], rng: random.Random, tally: Tally) -> None:
     """Damage an artifact and let something read it: it is refused by name, and nothing else is touched.
 
@@ -184,11 +194,14 @@ def tampered(base: Path, root: Path, wanted: dict[str, str], rng: random.Random,
     artifact = rng.choice(sorted(READERS))
     reader, name = rng.choice(READERS[artifact]), rng.choice(sorted(CHANGES))
     CHANGES[name](root / artifact, rng)
+    edited = None
+    if name == FITTING:
+        edited = json.loads((root / artifact / MANIFEST).read_text(encoding="utf-8"))["digest"]
     done = _read(root, reader).wait()
     clear(root / artifact)
     shutil.copytree(base / artifact, root / artifact)
     wrong = None
-    if contents(root) != wanted:
+    if (now := contents(root)) != wanted and not (edited and _owns_up(root, edited, now, wanted)):
         wrong = "other results were changed"
     elif done.code == 2 and len(done.errors) != 1:
         wrong = "no message"

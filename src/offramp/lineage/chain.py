@@ -9,6 +9,7 @@ outputs. Whatever disagrees, or cannot be found, breaks the chain and is said; w
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -332,7 +333,7 @@ class _Walk:
 
 def _project_of(path: Path) -> Path | None:
     """The project ``path`` is in, or else the one we are in, or none."""
-    for start in (path.resolve().parent, None):
+    for start in (Path(os.path.realpath(path)).parent, None):  # which takes links in a circle as they are
         try:
             return find_root(start)
         except UserError:
