@@ -91,7 +91,7 @@ def test_commands_in_running_text_exist(page):
         elif program == "make":
             assert name in TARGETS, command
         elif program == "python":
-            assert (REPOSITORY / rest[0]).is_dir(), command
+            assert (REPOSITORY / rest[0].replace(".", "/")).is_dir(), command
         elif rest:
             check(command, None) if "-S" not in rest else get_main_parser().parse_args([name, *rest])
 
