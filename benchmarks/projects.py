@@ -14,6 +14,15 @@ from ruamel.yaml import YAML
 from benchmarks.measure import ROOT, Skipped
 
 FOLDER = ROOT / ".benchmarks"
+STAGES: tuple[str, ...] = tuple(
+    YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+)
+"""All stages, in the order in which they run; the last one tracks."""
+RUN_STAGES = """import sys
+from importlib import import_module as load
+for name in sys.argv[1:]: load(f"pipeline.{name}").main()
+"""
+"""A program that runs the stages that its arguments name: without DVC, and importing torch once."""
 
 
 def reproduced(name: str, settings: Mapping[str, Any], stage: str) -> Path:

@@ -1,4 +1,4 @@
-"""The table of all parameters: names, defaults, words of params.yaml, bounds of the schema in params.py."""
+"""The table of all parameters: names, defaults, words of params.yaml, bounds of src/offramp/params."""
 
 from __future__ import annotations
 

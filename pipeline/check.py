@@ -32,7 +32,10 @@ def run(params: Declared, root: Path) -> None:
     for caution in cautions(flatten(read_params(root / "params.yaml").model_dump())):
         log.warning("%s", caution)
     checkpoint = _checked(params) if params.model.source == "hf" else None
-    write_json(root / "build/corpus.json", fingerprint(params.corpus, root, checkpoint))
+    text = fingerprint(params.corpus, root, checkpoint)
+    if "revision" in text:  # of the hub; where it could not be asked, the commit that data/ was made of
+        log.warning("corpus.hub_name: commit %s", text["revision"] or "not known, the hub cannot be asked")
+    write_json(root / "build/corpus.json", text)
     write_json(root / "build/checkpoint.json", weights_fingerprint(checkpoint) if checkpoint else {})
     stages = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     others = {name: f"pipeline.{name}" for name in stages if name != "check"}

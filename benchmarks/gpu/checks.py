@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.inputs import RandomWindows, model
 from benchmarks.measure import ROOT
-from benchmarks.projects import environment, set_params
+from benchmarks.projects import RUN_STAGES, STAGES, environment, set_params
 from benchmarks.routing import random_exits
 from offramp.artifacts.artifact import open_artifact
 from offramp.errors import UserError
@@ -231,17 +231,8 @@ REDUCED = {
     "routing.timing_batches": 4,
     "routing.bootstrap": 200,
 }
-STAGES = (
-    "check",
-    "prepare",
-    "pretrain",
-    "collect",
-    "train_exits",
-    "sweep",
-    "evaluate",
-    "suitability",
-    "report",
-)
+COMPUTING = STAGES[:-1]
+"""Stages that compute: all but the one that tracks."""
 
 
 def small_pipeline(device: torch.device, folder: Path) -> str:
@@ -253,12 +244,8 @@ def small_pipeline(device: torch.device, folder: Path) -> str:
         shutil.copy(ROOT / name, root)
     changes = {"runtime.device": device.type, "pretrain.precision": precision, "threshold": "auto"}
     set_params(root / "params.yaml", REDUCED | changes)
-    code = (
-        "import sys\nfrom importlib import import_module as load\n"
-        "for name in sys.argv[1:]: load(f'pipeline.{name}').main()"
-    )
     done = subprocess.run(
-        [sys.executable, "-c", code, *STAGES],
+        [sys.executable, "-c", RUN_STAGES, *COMPUTING],
         cwd=root,
         env=environment(root),
         capture_output=True,
@@ -272,7 +259,7 @@ def small_pipeline(device: torch.device, folder: Path) -> str:
     routing = json.loads((root / "metrics/routing.json").read_text(encoding="utf-8"))
     full, shallow = routing["controls"]["full"]["ppl"], routing["controls"]["exit_0"]["ppl"]
     routed = f"{shallow:.1f} at exit 0, routed {routing['ppl']:.1f}"
-    return f"{len(STAGES)} stages, {precision}; perplexity {full:.1f} at full depth, {routed}"
+    return f"{len(COMPUTING)} stages, {precision}; perplexity {full:.1f} at full depth, {routed}"
 
 
 def made_on(artifact: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 
 import benchmarks.gpu.checks as gpu_checks
 from benchmarks.gpu.__main__ import MOST_SECONDS, main, run_check, run_checks
-from benchmarks.gpu.checks import CHECKS, REDUCED, STAGES, Failed, small_pipeline
+from benchmarks.gpu.checks import CHECKS, COMPUTING, REDUCED, Failed, small_pipeline
 from benchmarks.gpu.speed import GIB, Size, rows
 from benchmarks.projects import set_params
 from offramp.params import read_params
@@ -40,7 +40,7 @@ def test_the_pipeline_of_the_check_is_one_that_the_schema_takes(tmp_path):
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     set_params(tmp_path / "params.yaml", REDUCED)
     assert read_params(tmp_path / "params.yaml").pretrain.steps == REDUCED["pretrain.steps"]
-    assert all((REPOSITORY / f"pipeline/{stage}.py").exists() for stage in STAGES)
+    assert all((REPOSITORY / f"pipeline/{stage}.py").exists() for stage in COMPUTING)
 
 
 def test_a_pass_that_differs_is_told(monkeypatch, tmp_path):

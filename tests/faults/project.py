@@ -16,23 +16,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from benchmarks.projects import STAGES
 from offramp.artifacts.files import clear
 from offramp.lineage.code import code_digest
 from tests.conftest import REPOSITORY
 from tests.fixtures.reduce_params import reduce_params
 
-STAGES = (
-    "check",
-    "prepare",
-    "pretrain",
-    "collect",
-    "train_exits",
-    "sweep",
-    "evaluate",
-    "suitability",
-    "report",
-    "track",
-)
 RESULTS = ("data", "models", "states", "routed", "metrics", "report")
 TIMES = (
     "metrics/timing.json",

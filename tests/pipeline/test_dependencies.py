@@ -64,7 +64,10 @@ def test_what_only_reads_results_imports_no_torch(reduced_run, stage):
         ("src/offramp/report/theme.py", {"report"}),
         ("src/offramp/corpus/windows.py", {"pretrain", "collect", "sweep", "evaluate", "suitability"}),
         ("src/offramp/report/style.css.j2", {"report", "track"}),  # a template beside modules of both
-        ("src/offramp/params.py", set()),  # the schema decides whether a run starts, not what it computes
+        (
+            "src/offramp/params/schema.py",
+            set(),
+        ),  # the schema decides whether a run starts, not what it computes
     ],
 )
 def test_dvc_sees_a_changed_line_in_the_stages_that_import_it(reduced_run, tmp_path, module, stages):

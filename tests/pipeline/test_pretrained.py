@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.projects import STAGES
 from offramp.analysis.low_rank import readout_inputs
 from offramp.app.cli import main
 from offramp.app.project import Project, open_project
@@ -31,18 +32,6 @@ from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.reduce_params import reduce_params
 
 pytestmark = pytest.mark.slow
-
-STAGES = (
-    "check",
-    "prepare",
-    "pretrain",
-    "collect",
-    "train_exits",
-    "sweep",
-    "evaluate",
-    "suitability",
-    "report",
-)
 
 
 SETTINGS = {
@@ -79,7 +68,7 @@ def project(addresses, tmp_path_factory) -> Path:
         (folder / name).symlink_to(REPOSITORY / name)
     shutil.copytree(addresses, folder / "text")
     reduce_params(folder / "params.yaml", corpus__paths=["text"], **SETTINGS)
-    run(folder, *STAGES)
+    run(folder, *STAGES[:-1])
     return folder
 
 
@@ -292,7 +281,7 @@ def test_exits_with_layers_of_their_own_and_bf16_go_through_every_stage(
 ):
     folder = shutil.copytree(project, tmp_path / "copy", symlinks=True)
     reduce_params(folder / "params.yaml", corpus__paths=["text"], **SETTINGS | {setting: value})
-    run(folder, *STAGES[2:])
+    run(folder, *STAGES[2:-1])
     routed, cached = (pd.read_parquet(folder / path / "tokens.parquet") for path in ("routed", "states/test"))
     first = routed["exit"] == 0  # behind the first exit, tokens attend to what stands for those that left
     assert 0 < first.mean() < 1

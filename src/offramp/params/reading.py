@@ -1,0 +1,67 @@
+"""Reading params.yaml, and saying in a line what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML, YAMLError
+
+from offramp.errors import UserError
+from offramp.params.declared import Declared
+from offramp.params.schema import Params
+
+
+def read_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and validate params.yaml; UserError names the key, the value and the remedy."""
+    try:
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run from the root of the project") from None
+    except (YAMLError, ValueError) as error:  # ValueError: of numbers and dates that are none
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    return parse_params(values, path.name)
+
+
+def parse_params(values: Any, source: str = "params.yaml") -> Params:
+    """Validate what a YAML file held; UserError names ``source``, wrong keys, their values and the remedy."""
+    try:
+        text = json.dumps(values, default=str)  # dates are the text that they were
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{source}: {error}; give plain sections, lists, numbers and texts") from None
+    try:
+        return Params.model_validate_json(text)
+    except ValidationError as error:
+        problems = dict.fromkeys(_explain(problem, source) for problem in error.errors())
+        raise UserError("\n".join(problems)) from None
+
+
+def load_params(stage: str, root: Path = Path(".")) -> Declared:
+    """Validate all of params.yaml, then return what dvc.yaml declares for ``stage``."""
+    params = read_params(root / "params.yaml")
+    stages = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    declared = list(stages[stage].get("params", []))
+    return Declared(stage, params, declared)
+
+
+OFF = {"pretrain.clip_norm": ", or null to clip nothing", "routing.decay": ", or null for no decay"}
+"""How to say that a number has no limit, or is not wanted, by its parameter."""
+
+
+def _explain(problem: ErrorDetails, source: str) -> str:
+    """What pydantic found wrong, as one line for whoever wrote the file."""
+    keys = [str(part) for part in problem["loc"]]
+    if keys[:1] == ["threshold"]:  # a union: pydantic complains once per member
+        given = f"{source}: threshold = {problem['input']!r}"
+        return f'{given}: give a number from 0 to 1, one per exit, or "auto", "risk", "budget" or "price"'
+    where = ".".join(keys)
+    value = "" if problem["type"] in ("missing", "value_error") else f" = {problem['input']!r}"
+    message = {
+        "extra_forbidden": "unknown key; remove it or correct its name (params.yaml lists every key)",
+        "missing": "missing; params.yaml in the repository lists every key with its default",
+        "finite_number": f"give a finite number{OFF.get(where, '')}",
+    }.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    return f"{source}: {where}{value}: {message}" if where else f"{source}: {message}"
