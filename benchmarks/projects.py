@@ -12,11 +12,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from benchmarks.measure import ROOT, Skipped
+from offramp.params import read_stages
 
 FOLDER = ROOT / ".benchmarks"
-STAGES: tuple[str, ...] = tuple(
-    YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-)
+STAGES: tuple[str, ...] = tuple(read_stages(ROOT))
 """All stages, in the order in which they run; the last one tracks."""
 RUN_STAGES = """import sys
 from importlib import import_module as load

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from offramp.machine.entry import run as run_to_exit_code
 from offramp.machine.lock import alone
-from offramp.params import Declared, load_params
+from offramp.params import Declared, load_params, read_stages
 
 MEMORY = "window or corpus"
 """What the memory of a stage that runs no model grows with."""
@@ -40,6 +41,7 @@ def stage(
             if not first:
                 run(params, root)
                 return
+            logging.info(place(name, read_stages(root)))
             with alone(root / LOCK, f"stage {name}"):
                 run(params, root)
 
@@ -48,3 +50,14 @@ def stage(
             sys.exit(code)
 
     return main
+
+
+def place(name: str, stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where a stage stands among those of dvc.yaml, what it does, and what comes after it, in a line.
+
+    Stages run in the order of dvc.yaml; ``dvc repro`` skips those that have nothing new to do.
+    """
+    names = list(stages)
+    number = names.index(name) + 1
+    after = f"then {names[number]}" if number < len(names) else "the last"
+    return f"stage {number} of {len(names)}: {stages[name]['desc']} ({after})"

@@ -42,9 +42,16 @@ def parse_params(values: Any, source: str = "params.yaml") -> Params:
 def load_params(stage: str, root: Path = Path(".")) -> Declared:
     """Validate all of params.yaml, then return what dvc.yaml declares for ``stage``."""
     params = read_params(root / "params.yaml")
-    stages = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    declared = list(stages[stage].get("params", []))
+    declared = list(read_stages(root)[stage].get("params", []))
     return Declared(stage, params, declared)
+
+
+def read_stages(root: Path = Path(".")) -> dict[str, dict[str, Any]]:
+    """What dvc.yaml says of every stage, by name, in the order in which they run."""
+    stages: dict[str, dict[str, Any]] = YAML(typ="safe").load(
+        (root / "dvc.yaml").read_text(encoding="utf-8")
+    )["stages"]
+    return stages
 
 
 OFF = {"pretrain.clip_norm": ", or null to clip nothing", "routing.decay": ", or null for no decay"}
