@@ -41,7 +41,8 @@ class Campaign:
     promise: str
     trials: int
     sample: int
-    small_disk: bool = False
+    disk: str = "any"
+    """On which disk the project lies."""
 
 
 CAMPAIGNS = {
@@ -63,9 +64,11 @@ CAMPAIGNS = {
         tampering.linked, "a link in the place of an artifact or a file", "read like what it links to", 15, 2
     ),
     "full": Campaign(
-        disks.full, "a full disk", f"one line with file and free space; {SAME}", 40, 5, small_disk=True
+        disks.full, "a full disk", f"one line with file and free space; {SAME}", 40, 5, disk="small"
     ),
+    "quota": Campaign(disks.over_quota, "a quota that is used up", f"one line; {SAME}", 20, 2, disk="quota"),
     "limited": Campaign(disks.limited, "a limit on the size of files", f"one line; {SAME}", 25, 3),
+    "starved": Campaign(disks.starved, "no memory", f"one line with what to lower; {SAME}", 30, 3),
     "refused": Campaign(
         disks.refused, "a read-only folder, or a file in its place", f"one line; {SAME}", 25, 3
     ),
@@ -121,24 +124,25 @@ def _all(options: argparse.Namespace, folder: Path) -> dict[str, Tally]:
     base = make_project(folder / "base")
     run_all(base)
     wanted, tallies = contents(base), {}
-    mounts = disks.may_mount()
     with ExitStack() as stack:
-        root = make_project(folder / "project")
-        small = stack.enter_context(disks.small_disk(folder / "disk", 24)) if mounts else None
-        on_small = make_project(small / "project") if small else None
+        places = {"any": folder}
+        if disks.may_mount():
+            places["small"] = stack.enter_context(disks.small_disk(folder / "disk", 24))
+        if disks.may_limit():
+            places["quota"] = stack.enter_context(disks.disk_with_quota(folder / "quotas"))
+        roots = {disk: make_project(place / "project") for disk, place in places.items()}
         for name, campaign in CAMPAIGNS.items():
             if options.only and name not in options.only:
                 continue
-            tally = tallies[name] = Tally(campaign.what, campaign.promise)
-            place = on_small if campaign.small_disk else root
-            if place is None:
-                print(f"{name}: left out, since nothing can be mounted")
+            if campaign.disk not in roots:
+                print(f"{name}: left out, since no such disk can be mounted here")
                 continue
+            tally = tallies[name] = Tally(campaign.what, campaign.promise)
             count = options.trials or (campaign.sample if options.sample else campaign.trials)
             began = time.monotonic()
             for number in range(count):
                 rng = random.Random(f"{options.seed} {name} {number}")
-                campaign.inject(base, place, wanted, rng, tally)
+                campaign.inject(base, roots[campaign.disk], wanted, rng, tally)
             print(
                 f"{name}: {tally.survived} of {tally.trials} survived ({time.monotonic() - began:.0f} s)",
                 flush=True,

@@ -1,4 +1,4 @@
-"""Disks that are full, files that may not grow, folders that may not be written to."""
+"""Disks and memory that are full, files that may not grow, folders that may not be written to."""
 
 from __future__ import annotations
 
@@ -36,6 +36,34 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def may_limit() -> bool:
+    """Whether a file system with quotas can be made: btrfs keeps them itself, whatever the kernel has."""
+    return may_mount() and shutil.which("mkfs.btrfs") is not None
+
+
+@contextmanager
+def disk_with_quota(folder: Path) -> Iterator[Path]:
+    """A btrfs file system of its own, in a file; yields a subvolume of it, which can be given a quota."""
+    folder.mkdir(parents=True)
+    image = folder.with_suffix(".image")
+    with open(image, "wb") as file:
+        file.truncate(2**29)
+    _quietly("mkfs.btrfs", "-q", str(image))
+    _quietly("mount", "-o", "loop", str(image), str(folder))
+    try:
+        _quietly("btrfs", "quota", "enable", str(folder))
+        _quietly("btrfs", "subvolume", "create", str(folder / "home"))
+        yield folder / "home"
+    finally:
+        _quietly("umount", "-l", str(folder))
+        image.unlink()
+
+
+def _quietly(*command: str) -> str:
+    """What a command printed; CalledProcessError where it fails."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def _size(base: Path, stage: str) -> int:
     outputs = [base / name for name in OUTPUTS.get(stage, ())]
     files = [file for output in outputs for file in (output.rglob("*") if output.is_dir() else [output])]
@@ -69,6 +97,24 @@ def full(base: Path, root: Path, wanted: dict[str, str], rng: random.Random, tal
     tally.count(f"{stage} with room for {room} bytes", done, again, wrong=wrong)
 
 
+def over_quota(base: Path, root: Path, wanted: dict[str, str], rng: random.Random, tally: Tally) -> None:
+    """Let a stage run where a quota leaves room for only part of what it writes; then without the quota.
+
+    ``root`` lies in a subvolume that can be given one.
+    """
+    stage = rng.choice(OFTEN)
+    without_outputs(base, root, stage)
+    home, disk = root.parent, str(root.parent.parent)
+    os.sync()
+    used = int(_quietly("btrfs", "qgroup", "show", "--raw", "-f", str(home)).split()[-2])
+    room = int(_size(base, stage) * rng.uniform(0, 0.9))
+    group = "0/" + _quietly("btrfs", "inspect-internal", "rootid", str(home)).strip()
+    _quietly("btrfs", "qgroup", "limit", str(used + room), group, disk)
+    done = start(root, stage).wait()
+    _quietly("btrfs", "qgroup", "limit", "none", group, disk)
+    _then(root, stage, done, wanted, tally, f"{stage} with {room} bytes left of a quota", ("quota",))
+
+
 def limited(base: Path, root: Path, wanted: dict[str, str], rng: random.Random, tally: Tally) -> None:
     """Run a stage under a limit on the size of a file, then without."""
     stage = rng.choice(OFTEN)
@@ -82,6 +128,23 @@ def limited(base: Path, root: Path, wanted: dict[str, str], rng: random.Random, 
 
     done = fork(root, run).wait()
     _then(root, stage, done, wanted, tally, f"{stage} with files of {limit} bytes at most", ("ulimit -f",))
+
+
+def starved(base: Path, root: Path, wanted: dict[str, str], rng: random.Random, tally: Tally) -> None:
+    """Run a stage that may take only so much more memory than its imports have, then without a limit."""
+    stage = rng.choice(OFTEN)
+    without_outputs(base, root, stage)
+    room = int(rng.random() ** 2 * 60e6)
+
+    def run() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + room
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        sys.argv = ["-m"]
+        import_module(f"pipeline.{stage}").main()
+
+    done = fork(root, run).wait()
+    _then(root, stage, done, wanted, tally, f"{stage} with {room} bytes of memory", ("memory", "lower"))
 
 
 def refused(base: Path, root: Path, wanted: dict[str, str], rng: random.Random, tally: Tally) -> None:
