@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.exits.oracles import exits_of_least
+from offramp.exits.assignment import exits_of_least
 from offramp.routing.controls import ControlWindows, compare_with_controls, fixed_depths
 from offramp.routing.cost import executed_flops, full_depth_flops
 from offramp.routing.split import run_split, spread_windows, token_rows

@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from offramp.corpus.windows import TokenWindows
-from offramp.exits.oracles import exits_of_least
+from offramp.exits.assignment import exits_of_least
 from offramp.models.blockwise import Blockwise
 from offramp.params import Routing as RoutingParams
 from offramp.results.routing import Controls, FixedDepth, Quality

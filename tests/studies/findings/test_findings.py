@@ -17,11 +17,10 @@ from studies.findings.findings import (
     OWN_QUESTIONS,
     TEMPLATES,
     check_findings,
-    in_words,
     main,
-    numbers,
     write_findings,
 )
+from studies.findings.rows import in_words, numbers
 from studies.ledger.ledger import write_ledger
 from studies.ledger.verdict import VERDICTS
 from tests.fixtures.made_up_claims import around, claim, csv_rows, home_with, question, results

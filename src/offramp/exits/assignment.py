@@ -1,4 +1,4 @@
-"""Exits of least total value where it is laid down how many tokens take each: what oracles choose.
+"""Exits of least total value where it is laid down how many tokens take each: how oracles assign them.
 
 Shapes: N tokens, K exits.
 """

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from offramp.exits.oracles import exits_of_least
+from offramp.exits.assignment import exits_of_least
 
 
 def total(values: np.ndarray, exits: np.ndarray) -> float:
