@@ -155,25 +155,34 @@ def which_signal(measured: Measurements) -> str:
             if (other.aim, other.allowed) == (row.aim, row.allowed) and other.signal != row.signal
         ]
         second = max(others, key=lambda other: other.flop_saving, default=None)
-        beside = f", {_words(second.signal)} {percent(second.flop_saving)}" if second else ""
-        parts.append(f"to {aim}: {_words(row.signal)} ({percent(row.flop_saving)} of FLOPs {place}{beside})")
+        beside = f", {second.signal} {percent(second.flop_saving)}" if second else ""
+        parts.append(f"to {aim}: {row.signal} ({percent(row.flop_saving)} of FLOPs {place}{beside})")
     return f"Which signal for which aim, by calibration text: {'; '.join(parts)}."
 
 
-def _words(signal: str) -> str:
-    return signal.replace("_", " ")
+def next_commands(measured: Measurements, confidence: str) -> dict[str, str]:
+    """What to try next, by what it is for: the best signal and threshold for perplexity, and for agreement
+    where that is another signal."""
+    ppl, agreement = best(measured, "ppl"), best(measured, "agreement")
+    commands = {}
+    if ppl:
+        if ppl.signal == confidence and _in_force(measured.routing, ppl):
+            ppl = max(allowances(measured, "ppl", ppl.signal), key=lambda row: row.flop_saving)
+        commands[f"at most {percent(ppl.allowed)} more perplexity"] = _command(ppl, confidence)
+    if agreement and (ppl is None or agreement.signal != ppl.signal):
+        purpose = f"{percent(1 - agreement.allowed)} agreement with full depth"
+        commands[purpose] = _command(agreement, confidence)
+    return commands or {"whether this model should exit early at all": "offramp suitability"}
 
 
-def next_command(measured: Measurements, confidence: str) -> str:
-    """What to try next: another signal where that saves more at 1 % more perplexity, else its threshold."""
-    row = best(measured, "ppl")
-    if row is None:
-        return "offramp suitability"
+def _command(row: Allowance, confidence: str) -> str:
     change = "" if row.signal == confidence else f" -S exits.confidence={row.signal}"
-    known = measured.routing.threshold.values()
-    if not change and known and all(abs(value - row.threshold) < NEAR for value in known):
-        row = max(allowances(measured, "ppl", row.signal), key=lambda other: other.flop_saving)
     return f"dvc exp run{change} -S threshold={row.threshold:g}"
+
+
+def _in_force(routing: Routing, row: Allowance) -> bool:
+    known = routing.threshold.values()
+    return bool(known) and all(abs(value - row.threshold) < NEAR for value in known)
 
 
 def token_sets(measured: Measurements) -> list[TokenSet]:

@@ -78,13 +78,12 @@ def _render(
         allowance_note=_allowance_note(measured, settings),
         lead=[pair for pair in drawn if pair[0].name in LEAD],
         which_signal=answer.which_signal(measured),
-        next_command=answer.next_command(measured, confidence),
+        next_commands=answer.next_commands(measured, confidence),
         standing=standing(routing),
-        origin=_origin(measured.timing.origin),
         token_sets=answer.token_sets(measured),
         two_savings=answer.two_savings(measured),
         perplexity=perplexity,
-        facts=_facts(measured, settings),
+        facts=_origin(measured.timing.origin) | _facts(measured, settings),
         columns=list(COLUMNS),
         groups=result_table(measured),
         sentences=sentences(measured),
@@ -119,10 +118,10 @@ def _allowance_note(measured: Measurements, settings: dict[str, Any]) -> str:
     routing, confidence = measured.routing, settings["exits.confidence"]
     tokens = {row.tokens for row in answer.allowances(measured, "ppl", confidence)}
     note = (
-        f"For {confidence.replace('_', ' ')}, one threshold for all exits, chosen on "
+        f"For {confidence}, one threshold for all exits, chosen on "
         f"{max(tokens, default=0):,} held-out calibration tokens. The last column is what it then does to "
-        "perplexity on the test split, which had no part in choosing. Both are looked up in cached losses and "
-        "nothing is executed, so what tokens that leave do to others "
+        "perplexity on the test split, which had no part in choosing. Both are looked up in cached losses, "
+        "nothing is executed: what tokens that leave do to others "
         f"({nats(routing.propagation_nll)} nats per token in this run) and the padding of batches are not in "
         "it. Counted like this, this run saves "
         f"{percent(routing.token_flop_saving)} of the FLOPs; executed, {percent(routing.flop_saving)}."
@@ -141,7 +140,8 @@ def _origin(origin: Origin) -> dict[str, str]:
         "Measured": origin.date,
         "Commit": commit,
         "Experiment": origin.dvc_experiment or "none, by dvc repro",
-        "MLflow": f"run {visible(origin.mlflow_run)} of experiment {visible(origin.mlflow_experiment)}",
+        "MLflow": f"run {visible(origin.mlflow_run)} of experiment {visible(origin.mlflow_experiment)}; "
+        "offramp ui opens it. A result that MLflow had already keeps its run",
     }
 
 

@@ -152,11 +152,16 @@ def threshold_curve(
     legend(axes, outside=True)
 
 
-def label_depths(axes: Axes, saved: list[float], values: list[float], exits: int) -> None:
-    """Name the fixed depths beside their diamonds, deepest first, towards the inside of the plot."""
+def label_depths(
+    axes: Axes, saved: list[float], values: list[float], exits: int, *, beside: bool = False
+) -> None:
+    """Name the fixed depths at their diamonds, deepest first, towards the inside of the plot.
+
+    Below them, or ``beside`` them where lines go down from them.
+    """
     for rank, (x, y) in enumerate(zip(saved, values)):
         rightmost = x == max(saved) and len(saved) > 1
-        offset, side = ((-8, -3), "right") if rightmost else ((4, -13), "left")
+        offset, side = ((-8, -3), "right") if rightmost else ((8, -3) if beside else (4, -13), "left")
         name = exit_name(exits - 1 - rank, exits)
         halo = {"facecolor": PAPER.light, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
         axes.annotate(

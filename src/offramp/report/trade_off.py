@@ -64,8 +64,10 @@ def trade_off(
         rows = sorted(lines[FIXED], key=lambda row: row.layer_saving)
         saved, values = [row.flop_saving for row in rows], [value(row) for row in rows]
         axes.plot(saved, values, "D", color=INK.light, markersize=5, zorder=7, label="fixed depths")
-        label_depths(axes, saved, values, len(rows))
+        label_depths(axes, saved, values, len(rows), beside=not ceiling)
     axes.set(xlabel="FLOPs saved", ylabel=label)
     axes.margins(x=0.08, y=0.1)
     percent_axis(axes.xaxis)
+    if not ceiling:
+        percent_axis(axes.yaxis)
     legend(axes, outside=True, columns=2)

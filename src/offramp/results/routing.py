@@ -8,7 +8,6 @@ from pydantic import ConfigDict
 
 from offramp.results.shape import Interval, MetricsFile, Record, TableRow, by_exit
 
-
 Aim = Literal["ppl", "agreement"]
 """What early exit may spoil: perplexity, or agreement with full depth."""
 
