@@ -49,7 +49,9 @@ def test_routing_stands_between_fixed_depths_and_controls(root):
 def test_a_control_has_one_name_in_table_page_and_figures(root):
     measured = read_measurements(root, 10)
     console, page = "\n".join(lines(root)), [row.name for row in result_table(measured)[1].rows]
-    (curve,) = [figure for figure in draw_figures(measured, "learned") if figure.name == "curve_flop_saving"]
+    (curve,) = [
+        figure for figure in draw_figures(measured, "learned") if figure.name == "curve_shallow_ratio"
+    ]
     for control in CONTROLS.values():
         assert control.label in console and control.label in page and f">{control.label}<" in curve.svg
 

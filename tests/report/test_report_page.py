@@ -23,7 +23,6 @@ FIGURES = {
     "loss_distribution",
     "reliability",
     "curve_shallow_ratio",
-    "curve_flop_saving",
     "exits_by_position",
     "savings",
 }

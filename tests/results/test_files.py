@@ -22,8 +22,6 @@ from tests.conftest import REPOSITORY
 
 TIMING = {
     "wall_saving": 0.03,
-    "wall_saving_low": 0.02,
-    "wall_saving_high": 0.04,
     "wall_saving_interval": [0.01, 0.05],
     "skipping_saving": 0.03,
     "full_seconds": 1.5,

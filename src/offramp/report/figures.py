@@ -134,22 +134,7 @@ def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
             f"{controls}. Random exits are the floor, the divergence oracle is the ceiling that can be "
             "attained; the gain oracle knows the next token. Diamonds are fixed depths, the ring is the "
             "threshold of this run.",
-            lambda axes: plots.threshold_curve(
-                axes,
-                measured,
-                confidence,
-                saving=lambda row: row.shallow_ratio,
-                label="tokens leaving early",
-                routed=measured.routing.controls.signal.shallow_ratio,
-            ),
-        ),
-        (
-            "curve_flop_saving",
-            "Perplexity by FLOPs saved",
-            f"The same signals and depths, charged for readouts, confidence and keys/values; on {controls}.",
-            lambda axes: plots.threshold_curve(
-                axes, measured, confidence, saving=lambda row: row.flop_saving, label="FLOPs saved"
-            ),
+            lambda axes: plots.threshold_curve(axes, measured, confidence),
         ),
         (
             "exits_by_position",

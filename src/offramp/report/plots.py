@@ -103,21 +103,13 @@ def reliability(axes: Axes, measured: Measurements) -> None:
     legend(axes)
 
 
-def threshold_curve(
-    axes: Axes,
-    measured: Measurements,
-    confidence: str,
-    *,
-    saving: Callable[[CurvePoint], float],
-    label: str,
-    routed: float | None = None,
-) -> None:
-    """Perplexity over a saving: every signal (``confidence`` strongest), controls and fixed depths.
+def threshold_curve(axes: Axes, measured: Measurements, confidence: str) -> None:
+    """Perplexity by the share that leaves: every signal (``confidence`` strongest), controls, fixed depths.
 
-    ``routed`` is where the ring of this run stands.
+    The ring is where this run stands.
     """
-    points = [row for row in measured.curve if _number(saving(row)) and _number(row.ppl)]
-    lines = grouped(sorted(points, key=saving), lambda row: row.signal)
+    points = [row for row in measured.curve if _number(row.ppl)]
+    lines = grouped(sorted(points, key=lambda row: row.shallow_ratio), lambda row: row.signal)
     signals = sorted(set(lines) - {*DASHES, FIXED}, key=lambda name: (name != confidence, name))
     for signal in signals:
         width, order = (2.4, 5) if signal == confidence else (1.2, 3)
@@ -129,24 +121,19 @@ def threshold_curve(
             "markersize": width + 1.2,
             "zorder": order,
         }
-        axes.plot(*_xy(lines[signal], saving), label=signal.replace("_", " "), **style)
+        axes.plot(*_xy(lines[signal]), label=signal.replace("_", " "), **style)
     for control, dashes in DASHES.items():
         if control in lines:
             style = {"color": MUTED.light, "linestyle": dashes, "linewidth": 1.4, "zorder": 2}
-            axes.plot(*_xy(lines[control], saving), label=CONTROLS[control].label, **style)
+            axes.plot(*_xy(lines[control]), label=CONTROLS[control].label, **style)
     if FIXED in lines:
         fixed = sorted(lines[FIXED], key=lambda row: row.layer_saving)
-        axes.plot(*_xy(fixed, saving), "D", color=INK.light, markersize=5, zorder=6, label="fixed depths")
-        label_depths(axes, *_xy(fixed, saving), measured.exits)
-    if routed is not None:
-        ring: dict[str, Any] = {
-            "markersize": 11,
-            "markerfacecolor": "none",
-            "markeredgewidth": 1.6,
-            "zorder": 7,
-        }
-        axes.plot(routed, measured.routing.controls.signal.ppl, "o", markeredgecolor=INK.light, **ring)
-    axes.set(xlabel=label, ylabel="perplexity")
+        axes.plot(*_xy(fixed), "D", color=INK.light, markersize=5, zorder=6, label="fixed depths")
+        label_depths(axes, *_xy(fixed), measured.exits)
+    signal = measured.routing.controls.signal
+    ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.6, "zorder": 7}
+    axes.plot(signal.shallow_ratio, signal.ppl, "o", markeredgecolor=INK.light, **ring)
+    axes.set(xlabel="tokens leaving early", ylabel="perplexity")
     axes.margins(x=0.08, y=0.1)
     percent_axis(axes.xaxis)
     legend(axes, outside=True)
@@ -240,8 +227,8 @@ def _over_tokens(
     return [row.tokens / 1e6 for row in rows], [value(row) for row in rows]
 
 
-def _xy(points: list[CurvePoint], saving: Callable[[CurvePoint], float]) -> tuple[list[float], list[float]]:
-    return [saving(point) for point in points], [point.ppl for point in points]
+def _xy(points: list[CurvePoint]) -> tuple[list[float], list[float]]:
+    return [point.shallow_ratio for point in points], [point.ppl for point in points]
 
 
 def percent_axis(axis: Axis) -> None:

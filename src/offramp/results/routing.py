@@ -182,10 +182,8 @@ class Timing(MetricsFile):
     path = "metrics/timing.json"
 
     wall_saving: float
-    wall_saving_low: float
-    wall_saving_high: float
     wall_saving_interval: Interval
-    """Of the median, from the order of the pairs."""
+    """95 %, from the order of the pairs."""
     skipping_saving: float
     full_seconds: float
     routed_seconds: float

@@ -33,8 +33,8 @@ def time_routing(
 
     exits (all tokens,) are those that ``policy`` takes. ``wall_saving``: 1 - routed / plain.
     ``skipping_saving``: the same with the exits laid down, so that nothing is asked; what asking costs is the
-    difference. Medians of pairwise ratios; low and high: middle half, and the interval of the median
-    (``median_interval``). ``origin`` says when and where it was measured.
+    difference. Medians of pairwise ratios, with the interval of ``median_interval``. ``origin`` says when
+    and where it was measured.
     """
     rows = spread_windows(len(windows), settings.timing_batches * settings.batch_size)
     exits_of_window = torch.from_numpy(exits).view(-1, windows.window)
@@ -56,15 +56,12 @@ def time_routing(
         for name in (*list(seconds)[turn:], *list(seconds)[:turn]):
             seconds[name].append(pass_seconds(executor, (tokens, targets), policies[name]))
     ratios = {
-        name: sorted(second / plain for second, plain in zip(times, seconds["plain"]))
+        name: [second / plain for second, plain in zip(times, seconds["plain"])]
         for name, times in seconds.items()
     }
-    quarter = len(seconds["plain"]) // 4
     count, plain, routed = len(rows) * windows.window, sum(seconds["plain"]), sum(seconds["routed"])
     return Timing(
         wall_saving=1 - statistics.median(ratios["routed"]),
-        wall_saving_low=1 - ratios["routed"][-1 - quarter],
-        wall_saving_high=1 - ratios["routed"][quarter],
         wall_saving_interval=median_interval([1 - ratio for ratio in ratios["routed"]]),
         skipping_saving=1 - statistics.median(ratios["skipping"]),
         full_seconds=plain,
