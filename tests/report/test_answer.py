@@ -81,7 +81,7 @@ def test_allowances_are_those_of_the_signal_by_how_much_is_allowed(measured):
 def test_which_signal_is_for_which_aim(measured):
     assert answer.which_signal(measured) == (
         "Which signal for which aim, by calibration text: to keep perplexity: learned (10.0% of FLOPs at "
-        "1.0% more of it, margin 3.0%); to predict what full depth predicts: margin (14.0% of FLOPs at 95.0% "
+        "1% more of it, margin 3.0%); to predict what full depth predicts: margin (14.0% of FLOPs at 95% "
         "agreement, learned 8.0%)."
     )
     assert answer.best_free(measured, "ppl") == answer.best_free(measured, "agreement") == "margin"
@@ -89,7 +89,7 @@ def test_which_signal_is_for_which_aim(measured):
 
 def test_where_no_signal_saves_it_is_said_and_the_least_bad_free_one_is_drawn(measured):
     nothing = with_allowances(measured, "entropy")
-    assert answer.which_signal(nothing).startswith("No signal saves FLOPs at 1.0% more perplexity")
+    assert answer.which_signal(nothing).startswith("No signal saves FLOPs at 1% more perplexity")
     assert answer.best_free(nothing, "ppl") == "entropy"
     assert answer.next_commands(nothing, "learned").popitem()[1] == "offramp suitability"
     assert answer.best_free(with_allowances(measured, "learned"), "ppl") is None
@@ -97,15 +97,15 @@ def test_where_no_signal_saves_it_is_said_and_the_least_bad_free_one_is_drawn(me
 
 def test_the_next_command_is_the_best_signal_at_its_threshold_of_calibration_text(measured):
     assert answer.next_commands(measured, "learned") == {
-        "at most 1.0% more perplexity": "dvc exp run -S threshold=0.87",
-        "95.0% agreement with full depth": "dvc exp run -S exits.confidence=margin -S threshold=0.75",
+        "at most 1% more perplexity": "dvc exp run -S threshold=0.87",
+        "95% agreement with full depth": "dvc exp run -S exits.confidence=margin -S threshold=0.75",
     }
     of_margin = answer.next_commands(measured, "margin")
-    assert of_margin["at most 1.0% more perplexity"] == (
+    assert of_margin["at most 1% more perplexity"] == (
         "dvc exp run -S exits.confidence=learned -S threshold=0.87"
     )
     in_force = changed(measured, threshold={"exit_0": 0.87})
-    assert answer.next_commands(in_force, "learned")["at most 5.0% more perplexity"] == (
+    assert answer.next_commands(in_force, "learned")["at most 5% more perplexity"] == (
         "dvc exp run -S threshold=0.75"
     )
 

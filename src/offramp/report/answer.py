@@ -11,7 +11,7 @@ from math import exp
 
 from offramp.analysis.oracle import readout_in_use
 from offramp.report.inputs import Measurements
-from offramp.report.words import percent, signed
+from offramp.report.words import percent, signed, whole
 from offramp.results.routing import Allowance, Routing, Timing
 from offramp.results.shape import Interval
 from offramp.results.shortfalls import shortfalls
@@ -138,13 +138,13 @@ def which_signal(measured: Measurements) -> str:
     ppl, agreement = best(measured, "ppl"), best(measured, "agreement")
     if ppl is None and agreement is None:
         return (
-            f"No signal saves FLOPs at {percent(RISE)} more perplexity, nor at {percent(1 - DISAGREEMENT)} "
+            f"No signal saves FLOPs at {whole(RISE)} more perplexity, nor at {whole(1 - DISAGREEMENT)} "
             "agreement with full depth (by calibration text)."
         )
     parts = []
     for row, aim, place in (
-        (ppl, "keep perplexity", f"at {percent(RISE)} more of it"),
-        (agreement, "predict what full depth predicts", f"at {percent(1 - DISAGREEMENT)} agreement"),
+        (ppl, "keep perplexity", f"at {whole(RISE)} more of it"),
+        (agreement, "predict what full depth predicts", f"at {whole(1 - DISAGREEMENT)} agreement"),
     ):
         if row is None:
             parts.append(f"to {aim}: none saves FLOPs {place}")
@@ -168,11 +168,11 @@ def next_commands(measured: Measurements, confidence: str) -> dict[str, str]:
     if ppl:
         if ppl.signal == confidence and _in_force(measured.routing, ppl):
             ppl = max(allowances(measured, "ppl", ppl.signal), key=lambda row: row.flop_saving)
-        commands[f"at most {percent(ppl.allowed)} more perplexity"] = _command(ppl, confidence)
+        commands[f"at most {whole(ppl.allowed)} more perplexity"] = _command(ppl, confidence)
     if agreement and (ppl is None or agreement.signal != ppl.signal):
-        purpose = f"{percent(1 - agreement.allowed)} agreement with full depth"
+        purpose = f"{whole(1 - agreement.allowed)} agreement with full depth"
         commands[purpose] = _command(agreement, confidence)
-    return commands or {"whether this model should exit early at all": "offramp suitability"}
+    return commands or {"an answer to whether this model should exit early at all": "offramp suitability"}
 
 
 def _command(row: Allowance, confidence: str) -> str:

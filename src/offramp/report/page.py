@@ -19,7 +19,7 @@ from offramp.report.inputs import Measurements, read_measurements
 from offramp.report.settings import cautions, flatten
 from offramp.report.text import Passage, passages, visible
 from offramp.report.theme import exit_name, palette
-from offramp.report.words import nats, percent, perplexity, signed
+from offramp.report.words import nats, percent, perplexity, signed, whole
 from offramp.results.routing import Allowance, Origin
 from offramp.results.shape import by_exit
 from offramp.results.shortfalls import shortfalls
@@ -103,9 +103,9 @@ def _allowance(row: Allowance) -> dict[str, str]:
     """A row of the table of allowances, by its columns."""
     if row.flop_saving <= 0:
         nothing = dict.fromkeys(("threshold", "leave", "test"), "\N{EN DASH}")
-        return {"allow": f"+{row.allowed:.1%}", **nothing, "flops": "nothing: asking costs more"}
+        return {"allow": f"+{whole(row.allowed)}", **nothing, "flops": "nothing: asking costs more"}
     return {
-        "allow": f"+{row.allowed:.1%}",
+        "allow": f"+{whole(row.allowed)}",
         "threshold": f"{row.threshold:.3f}",
         "leave": percent(row.shallow_ratio),
         "flops": percent(row.flop_saving),

@@ -130,9 +130,9 @@ def threshold_curve(axes: Axes, measured: Measurements, confidence: str) -> None
         fixed = sorted(lines[FIXED], key=lambda row: row.layer_saving)
         axes.plot(*_xy(fixed), "D", color=INK.light, markersize=5, zorder=6, label="fixed depths")
         label_depths(axes, *_xy(fixed), measured.exits)
-    signal = measured.routing.controls.signal
+    run = measured.routing.controls.signal
     ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.6, "zorder": 7}
-    axes.plot(signal.shallow_ratio, signal.ppl, "o", markeredgecolor=INK.light, **ring)
+    axes.plot(run.shallow_ratio, run.ppl, "o", markeredgecolor=INK.light, **ring)
     axes.set(xlabel="tokens leaving early", ylabel="perplexity")
     axes.margins(x=0.08, y=0.1)
     percent_axis(axes.xaxis)

@@ -8,6 +8,11 @@ def percent(value: float) -> str:
     return _minus(f"{100 * value:.1f}%")
 
 
+def whole(value: float) -> str:
+    """A share that someone chose, in per cent and with no more digits than it needs."""
+    return f"{100 * value:g}%"
+
+
 def points(value: float) -> str:
     """A difference of shares in percentage points."""
     return f"{100 * value:.1f} points"
