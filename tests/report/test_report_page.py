@@ -214,6 +214,7 @@ def test_one_exit_and_no_headroom_still_make_a_page(tmp_path):
     page = build_report(fabricate(tmp_path, 1, routing=nothing), settings(1)).read_text(encoding="utf-8")
     assert "the only exit is full depth" in page
     assert "There is no choice to judge." in page
+    assert "<title>This model has no early exit" in page
 
 
 def test_a_missing_table_is_named_and_the_old_report_survives(tmp_path):

@@ -45,6 +45,8 @@ class TokenSet:
 def verdict(measured: Measurements) -> str:
     """The run in a sentence, for the page's title; never a saving where routing does not pay."""
     routing = measured.routing
+    if not routing.controls.fixed:
+        return "This model has no early exit, so there is nothing to save"
     if short := shortfalls(routing):
         return f"{_routing(routing)} does not pay: " + " and ".join(reason.short for reason in short)
     saving, rise = routing.flop_saving, signed(routing.ppl_increase)
