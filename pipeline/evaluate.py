@@ -15,6 +15,7 @@ from offramp.params import Declared
 from offramp.results.routing import PositionShare, ReliabilityBin
 from offramp.routing.choice import choose_policy
 from offramp.routing.evaluation import evaluate
+from offramp.tracking.origin import origin
 from pipeline._inputs import open_routing_inputs
 from pipeline._stage import stage
 
@@ -41,6 +42,7 @@ def run(params: Declared, root: Path) -> None:
         signal=params.exits.confidence,
         inputs={name: artifact.digest for name, artifact in made_from.items()},
         bytes_of_token=token_bytes(open_tokenizer(inputs.data), inputs.data.meta["kind"]),
+        origin=origin(root),
     )
     columns = {name: states.column(name) for name in ("document", "sequence", "position", "token", "target")}
     columns |= {name: getattr(evaluation.routed, name) for name in ("exit", "confidence", "loss", "argmax")}

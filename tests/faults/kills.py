@@ -17,7 +17,7 @@ OUTPUTS = {
     "pretrain": ("models/lm", "metrics/pretrain.json", "metrics/plots/learning_curves.csv"),
     "collect": ("states", "metrics/states.json", "metrics/plots/loss_distribution.csv"),
     "train_exits": ("models/exits", "metrics/exits.json", "metrics/plots/exit_fit.csv"),
-    "sweep": ("metrics/plots/threshold_curve.csv",),
+    "sweep": ("metrics/plots/threshold_curve.csv", "metrics/plots/allowances.csv"),
     "evaluate": ("routed", "metrics/routing.json", "metrics/plots/reliability.csv"),
     "suitability": ("metrics/suitability.json",),
     "report": ("report",),

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from offramp.report.figures import draw_figures
 from offramp.report.findings import result_table
-from offramp.report.headline import headline_sentence, headline_table
+from offramp.report.headline import headline_sentence, headline_table, headline_warning, print_headline
 from offramp.report.inputs import read_measurements
 from offramp.results.routing import Routing, Timing
 from offramp.vocabulary import CONTROLS
@@ -42,14 +42,16 @@ def test_routing_stands_between_fixed_depths_and_controls(root):
         "gain oracle",
     ]
     (routed,) = [line for line in lines(root) if "[21.74, 23.52]" in line]
-    for cell in ("22.61", "0.338", "47.0%", "35.0%", "27.0%", "21.6% [19%, 24%]"):
+    for cell in ("22.61", "0.338", "47.0%", "35.0%", "27.0%", "21.6% [18%, 25%]"):
         assert cell in routed
 
 
 def test_a_control_has_one_name_in_table_page_and_figures(root):
     measured = read_measurements(root, 10)
     console, page = "\n".join(lines(root)), [row.name for row in result_table(measured)[1].rows]
-    (curve,) = [figure for figure in draw_figures(measured, "learned") if figure.name == "curve_flop_saving"]
+    (curve,) = [
+        figure for figure in draw_figures(measured, "learned") if figure.name == "curve_shallow_ratio"
+    ]
     for control in CONTROLS.values():
         assert control.label in console and control.label in page and f">{control.label}<" in curve.svg
 
@@ -65,8 +67,19 @@ def test_the_sentence_says_what_the_table_says(root):
         "[0.80, 0.84] of what a signal can: 0 is random exits, 1 the divergence oracle. Headroom 0.36 [0.34, "
         "0.38]: 1 would be the gain oracle, which knows the next token."
     )
-    Routing.read(root).model_copy(update={"attained": None, "flop_saving": -0.1}).write(root)
+    Routing.read(root).model_copy(update={"attained": None, "flop_saving": -0.1, "ppl": 21.0}).write(root)
     assert "10% more FLOPs" in headline_sentence(root) and "Attained undefined" in headline_sentence(root)
+
+
+def test_routing_that_does_not_pay_is_warned_of_and_saves_nothing_in_words(root, capsys):
+    assert headline_warning(root) is None
+    Routing.read(root).model_copy(update={"ppl": 30.0, "flop_saving": 0.3}).write(root)
+    assert headline_warning(root).startswith("WARNING: routing is worse than every token leaving at exit 1.")
+    sentence = headline_sentence(root)
+    assert sentence.startswith(headline_warning(root)) and "fewer FLOPs" not in sentence
+    assert "47% of the tokens leave early: +38.9% perplexity." in sentence
+    print_headline(root)
+    assert "WARNING: routing is worse than every token" in capsys.readouterr().out
 
 
 def test_before_evaluate_has_run_there_is_nothing_to_say(tmp_path):

@@ -16,12 +16,13 @@ from offramp.report.page import build_report
 from tests.fixtures.report_run import TEXT, fabricate, settings
 
 FIGURES = {
+    "trade_off_ppl",
+    "trade_off_agreement",
     "learning_train_loss",
     "learning_calibration_ppl",
     "loss_distribution",
     "reliability",
     "curve_shallow_ratio",
-    "curve_flop_saving",
     "exits_by_position",
     "savings",
 }
@@ -111,7 +112,9 @@ def test_whether_to_exit_early_at_all_is_answered_with_a_row_per_exit(built):
     )
     assert "50.0% at the perplexity of full depth" in section and "agreement, raw" in section
     assert "16.0% [14.0%, 18.0%] at 1% more perplexity (random exits 3.2%)" in section
-    assert section.count("<td>27.0%</td>") == 2 * (exits - 1), "raw and tuned, of every early exit"
+    assert len(re.findall(r'"can leave, (?:raw|tuned)">27.0%</td>', section)) == 2 * (exits - 1), (
+        "raw and tuned, of every early exit"
+    )
 
 
 def test_text_reads_as_the_text_with_an_exit_per_token(built):
@@ -128,6 +131,58 @@ def test_corpus_text_cannot_become_markup(built):
     assert sum(tag == "script" for tag, _ in page.elements) == 1
     assert "alert" not in "".join(page.scripts)
     assert "&lt;script&gt;" in re.sub(r"</?span[^>]*>", "", page.html)
+
+
+def test_the_first_screen_answers(built):
+    _, _, page = built
+    first = page.html[page.html.index("<h1>") : page.html.index("<h2>What was run")]
+    title = re.search(r"<title>(.*?)</title>", page.html).group(1)
+    assert title.startswith("Early exit at threshold 0.75") and title in first
+    assert first.count('<th scope="row">') == 4, "allowances"
+    for expected in ("+0.5%", "+1%", "0.870", "150,000 held-out calibration tokens"):
+        assert expected in first
+    assert "<code>dvc exp run -S threshold=0.87</code>" in re.sub("</?span>", "", first)
+    assert first.index("trade_off_ppl") < first.index("trade_off_agreement")
+    assert 'class="warned"' not in page.html
+
+
+def test_the_page_says_when_and_from_which_commit_it_was_measured(built):
+    _, _, page = built
+    for expected in (
+        "2026-05-04 12:30 UTC",
+        "0123456789ab, with uncommitted changes",
+        "<dd>soapy-roup</dd>",
+        "run threshold=0.75 (soapy-roup) of experiment offramp; offramp ui opens it",
+    ):
+        assert expected in page.html
+
+
+def test_routing_that_does_not_pay_is_warned_of_in_title_and_heading(tmp_path):
+    root = fabricate(tmp_path, 2, routing={"ppl": 30.0, "flop_saving": 0.585})
+    page = build_report(root, settings()).read_text(encoding="utf-8")
+    assert "<title>Warning: Early exit at threshold 0.75 does not pay: worse than every token" in page
+    heading = page[page.index("<h1>") : page.index("</h1>")]
+    assert 'class="warned">Warning' in heading and "FLOPs" not in heading
+    assert "saves 61.0% of the FLOPs; routing has 30.00 and saves 58.5%." in page
+
+
+def test_text_of_full_depth_has_no_colour(built):
+    exits, _, page = built
+    style = page.html[: page.html.index("</style>")]
+    assert [f".e{exit} {{" in style for exit in range(exits)] == [True] * (exits - 1) + [False]
+
+
+def test_every_cell_of_a_wide_table_knows_its_column(built):
+    """On a narrow screen, where rows are cards, it is all that names a value."""
+    _, _, page = built
+    wide = page.html.split('<table class="wide">')[1:]
+    assert len(wide) == 2
+    for table in wide:
+        table = table[: table.index("</table>")]
+        heads = re.findall(r'<th scope="col">(.*?)</th>', table)[1:]
+        for row in re.findall(r"<tr.*?</tr>", table, flags=re.DOTALL):
+            if cells := re.findall(r'<td data-head="(.*?)"', row):
+                assert cells == heads
 
 
 def test_lineage_names_inputs_and_parameters(built):
@@ -159,6 +214,7 @@ def test_one_exit_and_no_headroom_still_make_a_page(tmp_path):
     page = build_report(fabricate(tmp_path, 1, routing=nothing), settings(1)).read_text(encoding="utf-8")
     assert "the only exit is full depth" in page
     assert "There is no choice to judge." in page
+    assert "<title>This model has no early exit" in page
 
 
 def test_a_missing_table_is_named_and_the_old_report_survives(tmp_path):

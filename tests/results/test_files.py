@@ -22,8 +22,7 @@ from tests.conftest import REPOSITORY
 
 TIMING = {
     "wall_saving": 0.03,
-    "wall_saving_low": 0.02,
-    "wall_saving_high": 0.04,
+    "wall_saving_interval": [0.01, 0.05],
     "skipping_saving": 0.03,
     "full_seconds": 1.5,
     "routed_seconds": 1.4,
@@ -31,6 +30,14 @@ TIMING = {
     "routed_tokens_per_second": 25000.0,
     "pairs": 9,
     "machine": "x86_64",
+    "origin": {
+        "date": "2026-05-04 12:30 UTC",
+        "commit": None,
+        "changed": False,
+        "dvc_experiment": None,
+        "mlflow_experiment": "offramp",
+        "mlflow_run": "threshold=0.8 (no commit)",
+    },
 }
 
 

@@ -19,6 +19,7 @@ from offramp.routing.measures import (
     routed_measures,
 )
 from offramp.routing.split import CachedSplit, RoutedSplit
+from offramp.states.resampling import GroupSums, interval
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,22 @@ def measures(split):
         window=split.windows.window,
         bytes_of_token=np.full(split.model.config.vocab_size, 2),
     )
-    return measured, measure_intervals(split.routed, split.cached, split.confidence[0], split.settings)
+    token_flops = np.where(split.routed.exit == 0, 0.4, 1.0)
+    return measured, measure_intervals(
+        split.routed, split.cached, split.confidence[0], token_flops, 0.25, split.settings
+    )
+
+
+def test_the_interval_of_flops_lies_around_what_was_executed(split, measures):
+    """It is as wide as that of the share that leaves, times what leaving saves."""
+    (_, bounds), routed, cached = measures, split.routed, split.cached
+    low, high = bounds["flop_saving"]
+    assert low < 0.25 < high
+    draws = GroupSums(cached.document, {"early": routed.exit == 0}).resample(
+        split.settings.bootstrap, split.settings.seed
+    )
+    share = interval(draws["early"])
+    assert high - low == pytest.approx(0.6 * (share[1] - share[0]))
 
 
 def test_quality_is_that_of_each_token_at_the_exit_it_took(split, measures):

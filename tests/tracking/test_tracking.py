@@ -14,12 +14,16 @@ from mlflow import MlflowClient
 
 from offramp.artifacts.artifact import open_artifact
 from offramp.errors import UserError
+from offramp.report.headline import headline_sentence
 from offramp.results.headline import Headline
+from offramp.results.routing import Routing
 from offramp.tracking.address import without_secrets
+from offramp.tracking.origin import origin
 from offramp.tracking.recorded import dvc_md5, read_stages
 from offramp.tracking.store import StoreError, open_store
 from offramp.tracking.tracking import track
 from offramp.tracking.view import KEY, address
+from offramp.tracking.whole import WARNING
 from tests.fixtures.tracked_project import NOTE, dvc_repro, set_param
 
 STAGES = ["prepare", "pretrain", "collect", "sweep", "evaluate", "report"]
@@ -303,6 +307,24 @@ def test_the_run_of_the_whole_is_described_by_the_note(tracked):
     note = whole.data.tags["mlflow.note.content"]
     assert note.startswith(NOTE)
     assert f"/runs/{whole.info.run_id}/artifacts/report/index.html" in note
+
+
+def test_routing_that_does_not_pay_is_warned_of(tracked, project, runs_of):
+    """As a tag to search for, and in the description."""
+    assert WARNING not in tracked.pipelines()[0].data.tags
+    Routing.read(project).model_copy(update={"ppl": 40.0}).write(project)
+    assert track(project, headline_sentence(project))
+    (whole,) = runs_of(project).pipelines()
+    assert whole.data.tags[WARNING] == "routing is worse than every token leaving at exit 0"
+    assert whole.data.tags["mlflow.note.content"].startswith("WARNING: routing is worse than")
+
+
+def test_a_result_knows_beforehand_under_which_name_it_will_be_logged(tracked):
+    known = origin(tracked.root)
+    (whole,) = tracked.pipelines()
+    assert known.mlflow_run == whole.info.run_name and known.mlflow_experiment == tracked.experiment.name
+    assert known.commit == whole.data.tags["mlflow.source.git.commit"]
+    assert known.changed == (whole.data.tags["git.dirty"] == "true")
 
 
 def test_md5_of_a_folder_is_dvcs(tracked):

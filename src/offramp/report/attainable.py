@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from offramp.analysis.oracle import RISES, readout_in_use
-from offramp.report.findings import percent
 from offramp.report.theme import ACCENT, MUTED, SIGNALS
+from offramp.report.words import percent
 from offramp.results.suitability import Attainable, AttainableBounds, Suitability
 
 if TYPE_CHECKING:

@@ -12,8 +12,10 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from offramp.report import plots
+from offramp.report.answer import best_free
 from offramp.report.inputs import Measurements
 from offramp.report.theme import INK, MUTED, PAPER, RULE
+from offramp.report.trade_off import trade_off
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,10 +58,46 @@ class Figure:
     svg: str
 
 
+LEAD = ("trade_off_ppl", "trade_off_agreement")
+"""The figures that stand at the top of the page."""
+
+
 def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
     """All figures, in reading order; ``confidence`` is the signal that routed, drawn strongest."""
     controls = f"{measured.routing.control_tokens:,} control tokens"
+    free = {aim: best_free(measured, aim) for aim in ("ppl", "agreement")}
     drawings: list[tuple[str, str, str, Callable[[Axes], None]]] = [
+        (
+            "trade_off_ppl",
+            "What saving FLOPs costs in perplexity",
+            f"Lower is better; on {controls}. Random exits are the floor, the divergence oracle is the "
+            "attainable ceiling. Of the signals that need no training, the one in colour is "
+            "best on calibration text.",
+            lambda axes: trade_off(
+                axes,
+                measured.curve,
+                confidence,
+                free["ppl"],
+                value=lambda row: row.ppl,
+                label="perplexity",
+                ceiling=True,
+            ),
+        ),
+        (
+            "trade_off_agreement",
+            "What it costs in agreement with full depth",
+            f"Higher is better: the share of predictions that are those of full depth; on {controls}. The "
+            "divergence oracle is no ceiling here, so it is not drawn.",
+            lambda axes: trade_off(
+                axes,
+                measured.curve,
+                confidence,
+                free["agreement"],
+                value=lambda row: row.agreement,
+                label="agrees with full depth",
+                ceiling=False,
+            ),
+        ),
         (
             "learning_train_loss",
             "Training loss",
@@ -96,22 +134,7 @@ def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
             f"{controls}. Random exits are the floor, the divergence oracle is the ceiling that can be "
             "attained; the gain oracle knows the next token. Diamonds are fixed depths, the ring is the "
             "threshold of this run.",
-            lambda axes: plots.threshold_curve(
-                axes,
-                measured,
-                confidence,
-                saving=lambda row: row.shallow_ratio,
-                label="tokens leaving early",
-                routed=measured.routing.controls.signal.shallow_ratio,
-            ),
-        ),
-        (
-            "curve_flop_saving",
-            "Perplexity by FLOPs saved",
-            f"The same signals and depths, charged for readouts, confidence and keys/values; on {controls}.",
-            lambda axes: plots.threshold_curve(
-                axes, measured, confidence, saving=lambda row: row.flop_saving, label="FLOPs saved"
-            ),
+            lambda axes: plots.threshold_curve(axes, measured, confidence),
         ),
         (
             "exits_by_position",
@@ -122,13 +145,13 @@ def draw_figures(measured: Measurements, confidence: str) -> list[Figure]:
         (
             "savings",
             "Three savings",
-            "Layers skipped, FLOPs not executed, seconds not spent. The whisker is the middle half of the "
+            "Layers skipped, FLOPs not executed, seconds not spent. The whisker is the 95% interval from the "
             "timed pairs.",
             lambda axes: plots.savings(axes, measured),
         ),
     ]
     return [
-        Figure(name, title, caption, draw(paint, TALL if name.startswith("curve") else HEIGHT))
+        Figure(name, title, caption, draw(paint, TALL if name.startswith(("curve", "trade")) else HEIGHT))
         for name, title, caption, paint in drawings
     ]
 

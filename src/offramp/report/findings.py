@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from offramp.report.inputs import Measurements
 from offramp.report.theme import exit_name
+from offramp.report.words import nats, percent, perplexity, points, signed
 from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing
 from offramp.results.shape import Interval
 from offramp.vocabulary import CONTROLS, RANDOM
@@ -68,9 +69,8 @@ def result_table(measured: Measurements) -> list[Group]:
     routing, timing, exits = measured.routing, measured.timing, measured.exits
     routed = _cells(
         routing,
-        time=Cell(
-            percent(timing.wall_saving), _range((timing.wall_saving_low, timing.wall_saving_high), percent)
-        ),
+        time=Cell(percent(timing.wall_saving), _range(timing.wall_saving_interval, percent)),
+        flops_interval=routing.interval.flop_saving,
         ppl_interval=routing.interval.ppl,
         accuracy_interval=routing.interval.accuracy,
     )
@@ -98,17 +98,6 @@ def sentences(measured: Measurements) -> list[Sentence]:
         *_promise(measured.routing),
         _savings(measured),
     ]
-
-
-def headline(measured: Measurements) -> str:
-    """The run in one line, for the top of the page."""
-    routing, wall = measured.routing, measured.timing.wall_saving
-    time = f"{percent(abs(wall))} {'less' if wall >= 0 else 'more'} time"
-    return (
-        f"{percent(routing.shallow_ratio)} of tokens leave early: perplexity "
-        f"{perplexity(routing.controls.full.ppl)} at full depth, {perplexity(routing.ppl)} routed, "
-        f"{percent(routing.flop_saving)} of FLOPs saved, {time}"
-    )
 
 
 def standing(routing: Routing) -> str:
@@ -219,10 +208,10 @@ def _promise(routing: Routing) -> list[Sentence]:
 def _savings(measured: Measurements) -> Sentence:
     layers, flops = measured.routing.layer_saving, measured.routing.flop_saving
     timing = measured.timing
-    wall, low, high = timing.wall_saving, timing.wall_saving_low, timing.wall_saving_high
+    wall, (low, high) = timing.wall_saving, timing.wall_saving_interval
     notes = [
         f"{percent(layers)} of layers, {percent(flops)} of FLOPs, {percent(wall)} of time "
-        f"(middle half of the timed pairs: {percent(low)} to {percent(high)})."
+        f"(95% interval {percent(low)} to {percent(high)})."
     ]
     if layers - flops > AGREE:
         cause = "readouts, confidence and keys/values remain"
@@ -238,7 +227,7 @@ def _savings(measured: Measurements) -> Sentence:
         "the difference is what asking takes."
     )
     if low <= 0 <= high:
-        notes.append("The pairs lie on both sides of 0: no change in time is shown.")
+        notes.append("The interval holds 0: no change in time is shown.")
     if high < 0:
         lead = "Routing is slower than full depth."
     elif max(layers, flops, wall) - min(layers, flops, wall) <= AGREE:
@@ -259,12 +248,14 @@ def _cells(
     time: Cell | None = None,
     ppl_interval: Interval | None = None,
     accuracy_interval: Interval | None = None,
+    flops_interval: Interval | None = None,
 ) -> list[Cell]:
     """A row's cells under COLUMNS; a dash where it has no such measure."""
     dash = Cell("\N{EN DASH}")
     saved = [dash, dash]
     if isinstance(row, FixedDepth | RoutedMeasures):
-        saved = [Cell(percent(row.layer_saving)), Cell(percent(row.flop_saving))]
+        flops = Cell(percent(row.flop_saving), _range(flops_interval, percent))
+        saved = [Cell(percent(row.layer_saving)), flops]
     return [
         Cell(perplexity(row.ppl), _range(ppl_interval, perplexity)),
         Cell(percent(row.accuracy), _range(accuracy_interval, percent)),
@@ -281,36 +272,3 @@ def _range(bounds: Sequence[float] | None, form: Callable[[float], str]) -> str:
 
 def _interval(bounds: Interval | None, form: Callable[[float], str]) -> str:
     return f" (95% interval {_range(bounds, form)})" if bounds else ""
-
-
-def percent(value: float) -> str:
-    """A share in per cent."""
-    return _minus(f"{100 * value:.1f}%")
-
-
-def points(value: float) -> str:
-    """A difference of shares in percentage points."""
-    return f"{100 * value:.1f} points"
-
-
-def signed(value: float) -> str:
-    """A change in per cent, with its sign."""
-    return _minus(f"{100 * value:+.1f}%")
-
-
-def perplexity(value: float) -> str:
-    """Two decimals, none from a thousand on."""
-    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
-
-
-def nats(value: float) -> str:
-    """Four decimals."""
-    return _minus(f"{value:.4f}")
-
-
-def _minus(text: str) -> str:
-    """A typographic minus, and no negative zero."""
-    digits = text.strip("+-%")
-    if float(digits) == 0:
-        return text.lstrip("+-")
-    return text.replace("-", "\N{MINUS SIGN}")

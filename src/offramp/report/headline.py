@@ -8,9 +8,11 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing, Timing
 from offramp.results.shape import Interval
+from offramp.results.shortfalls import shortfalls
 from offramp.vocabulary import CONTROLS, DIVERGENCE_ORACLE, RANDOM
 
 COLUMNS = ("ppl", "accuracy", "early", "layers saved", "FLOPs saved", "time saved")
@@ -51,14 +53,27 @@ def headline_sentence(root: Path) -> str | None:
         return None
     increase = routing.ppl / routing.controls.full.ppl - 1
     saving = routing.flop_saving
-    flops = f"{abs(saving):.0%} {'fewer' if saving >= 0 else 'more'} FLOPs"
+    flops = f"{abs(saving):.0%} {'fewer' if saving >= 0 else 'more'} FLOPs than full depth for "
+    warning = headline_warning(root)
+    if warning:
+        flops, warning = "", f"{warning} "
     return (
-        f"{routing.shallow_ratio:.0%} of the tokens leave early: {flops} than full depth for {increase:+.1%} "
+        f"{warning or ''}{routing.shallow_ratio:.0%} of the tokens leave early: {flops}{increase:+.1%} "
         f"perplexity. Attained {_share(routing.attained, routing.interval.attained)} of what a signal can: 0 "
         "is random exits, 1 the divergence oracle. Headroom "
         f"{_share(routing.headroom, routing.interval.headroom)}: 1 would be the gain oracle, which knows the "
         "next token."
     )
+
+
+def headline_warning(root: Path) -> str | None:
+    """That routing does not pay, and why; None where it does, and before `evaluate` has run."""
+    routing = Routing.read_if_there(root)
+    short = shortfalls(routing) if routing else []
+    if not short:
+        return None
+    reasons = " and ".join(reason.short for reason in short)
+    return f"WARNING: routing is {reasons}. {' '.join(reason.sentence for reason in short)}"
 
 
 def _share(value: float | None, bounds: Interval | None) -> str:
@@ -71,7 +86,8 @@ def print_headline(root: Path) -> None:
     """Print table and sentence; nothing before `evaluate` has run."""
     table = headline_table(root)
     if table is not None:
-        console().print("", table, "", headline_sentence(root), "", sep="\n")
+        sentence, warned = headline_sentence(root), headline_warning(root) is not None
+        console().print("", table, "", Text(sentence or "", style="bold red" if warned else ""), "", sep="\n")
 
 
 def console(stream: TextIO | None = None) -> Console:
@@ -98,5 +114,5 @@ def _cells(row: Quality, *, ppl_interval: Interval | None = None, timing: Timing
         saved = [f"{row.layer_saving:.1%}", f"{row.flop_saving:.1%}"]
     seconds = ""
     if timing:
-        seconds = f"{timing.wall_saving:.1%} [{timing.wall_saving_low:.0%}, {timing.wall_saving_high:.0%}]"
+        seconds = f"{timing.wall_saving:.1%} [{{:.0%}}, {{:.0%}}]".format(*timing.wall_saving_interval)
     return [ppl, f"{row.accuracy:.3f}", f"{row.shallow_ratio:.1%}", *saved, seconds]

@@ -14,7 +14,7 @@ from offramp.corpus.tokenizer import FILE as TOKENIZER
 from offramp.errors import UserError
 from offramp.results.corpus import Corpus
 from offramp.results.pretraining import LearningCurve, Pretraining
-from offramp.results.routing import CurvePoint, PositionShare, ReliabilityBin, Routing, Timing
+from offramp.results.routing import Allowance, CurvePoint, PositionShare, ReliabilityBin, Routing, Timing
 from offramp.results.states import LossShare
 from offramp.results.suitability import Suitability
 
@@ -31,6 +31,7 @@ class Measurements:
     learning_curves: list[LearningCurve]
     losses: list[LossShare]
     curve: list[CurvePoint]
+    allowances: list[Allowance]
     reliability: list[ReliabilityBin]
     positions: list[PositionShare]
     tokens: list[dict[str, Any]]
@@ -71,6 +72,7 @@ def read_measurements(root: Path, text_tokens: int) -> Measurements:
         learning_curves=LearningCurve.read(root),
         losses=LossShare.read(root),
         curve=CurvePoint.read(root),
+        allowances=Allowance.read(root),
         reliability=ReliabilityBin.read(root),
         positions=PositionShare.read(root),
         # one more: a row's target belongs to the next row's document

@@ -11,15 +11,18 @@ from typing import Any
 
 from offramp.artifacts.files import written_whole
 from offramp.corpus.tokenizer import open_tokenizer
-from offramp.report import suitability
-from offramp.report.figures import Figure, draw_figures
-from offramp.report.findings import COLUMNS, headline, percent, result_table, sentences, standing
+from offramp.report import answer, suitability
+from offramp.report.figures import LEAD, Figure, draw_figures
+from offramp.report.findings import COLUMNS, result_table, sentences, standing
 from offramp.report.html import inline, page_of
 from offramp.report.inputs import Measurements, read_measurements
 from offramp.report.settings import cautions, flatten
 from offramp.report.text import Passage, passages, visible
 from offramp.report.theme import exit_name, palette
+from offramp.report.words import nats, percent, perplexity, signed, whole
+from offramp.results.routing import Allowance, Origin
 from offramp.results.shape import by_exit
+from offramp.results.shortfalls import shortfalls
 
 TEMPLATE = Path(__file__).with_name("template.html")
 
@@ -52,7 +55,9 @@ def _render(
 ) -> str:
     from markupsafe import Markup
 
-    colours = palette(measured.exits)
+    colours, routing = palette(measured.exits), measured.routing
+    drawn = [(figure, Markup(inline(figure, colours))) for figure in figures]
+    confidence = settings["exits.confidence"]
     shown = [token.exit for passage in texts for token in passage.tokens]
     exits = [
         {
@@ -60,28 +65,84 @@ def _render(
             "overall": percent(share),
             "here": percent(shown.count(index) / len(shown)) if shown else "",
         }
-        for index, share in enumerate(by_exit(measured.routing.exit_fraction))
+        for index, share in enumerate(by_exit(routing.exit_fraction))
     ]
     return page_of(
         TEMPLATE,
         exits,
         colours,
-        headline=headline(measured),
-        standing=standing(measured.routing),
-        facts=_facts(measured, settings),
+        verdict=answer.verdict(measured),
+        warnings=[shortfall.sentence for shortfall in shortfalls(routing)],
+        key_figures=answer.key_figures(measured),
+        allowances=[_allowance(row) for row in answer.allowances(measured, "ppl", confidence)],
+        allowance_note=_allowance_note(measured, settings),
+        lead=[pair for pair in drawn if pair[0].name in LEAD],
+        which_signal=answer.which_signal(measured),
+        next_commands=answer.next_commands(measured, confidence),
+        standing=standing(routing),
+        token_sets=answer.token_sets(measured),
+        two_savings=answer.two_savings(measured),
+        perplexity=perplexity,
+        facts=_origin(measured.timing.origin) | _facts(measured, settings),
         columns=list(COLUMNS),
         groups=result_table(measured),
         sentences=sentences(measured),
         cautions=cautions(settings),
         suitability=suitability.section(measured.suitability),
-        figures=[(figure, Markup(inline(figure, colours))) for figure in figures],
+        figures=[pair for pair in drawn if pair[0].name not in LEAD],
         passages=texts,
         shown=len(shown),
         machine=measured.timing.machine,
         pairs=measured.timing.pairs,
-        digests=measured.routing.inputs | {"routed": measured.routed.digest},
+        digests=routing.inputs | {"routed": measured.routed.digest},
         settings={name: visible(_setting(value)) for name, value in settings.items()},
     )
+
+
+def _allowance(row: Allowance) -> dict[str, str]:
+    """A row of the table of allowances, by its columns."""
+    if row.flop_saving <= 0:
+        nothing = dict.fromkeys(("threshold", "leave", "test"), "\N{EN DASH}")
+        return {"allow": f"+{whole(row.allowed)}", **nothing, "flops": "nothing: asking costs more"}
+    return {
+        "allow": f"+{whole(row.allowed)}",
+        "threshold": f"{row.threshold:.3f}",
+        "leave": percent(row.shallow_ratio),
+        "flops": percent(row.flop_saving),
+        "test": signed(row.test_ppl_increase),
+    }
+
+
+def _allowance_note(measured: Measurements, settings: dict[str, Any]) -> str:
+    """What the table of allowances stands on."""
+    routing, confidence = measured.routing, settings["exits.confidence"]
+    tokens = {row.tokens for row in answer.allowances(measured, "ppl", confidence)}
+    note = (
+        f"For {confidence}, one threshold for all exits, chosen on "
+        f"{max(tokens, default=0):,} held-out calibration tokens. The last column is what it then does to "
+        "perplexity on the test split, which had no part in choosing. Both are looked up in cached losses, "
+        "nothing is executed: what tokens that leave do to others "
+        f"({nats(routing.propagation_nll)} nats per token in this run) and the padding of batches are not in "
+        "it. Counted like this, this run saves "
+        f"{percent(routing.token_flop_saving)} of the FLOPs; executed, {percent(routing.flop_saving)}."
+    )
+    if settings.get("routing.first_exit") or settings.get("routing.decay") is not None:
+        note += " routing.first_exit and routing.decay of this run are not in it either."
+    return note
+
+
+def _origin(origin: Origin) -> dict[str, str]:
+    """When and at which state of the code this was measured, and where it is logged."""
+    commit = "none: no git, or no commit yet"
+    if origin.commit:
+        commit = origin.commit[:12] + (", with uncommitted changes" if origin.changed else "")
+    return {
+        "Measured": origin.date,
+        "Commit": commit,
+        "Experiment": origin.dvc_experiment or "none, by dvc repro",
+        "MLflow": f"run {visible(origin.mlflow_run)} of experiment {visible(origin.mlflow_experiment)}; "
+        "offramp ui opens it. A result that MLflow had already keeps its run",
+    }
 
 
 def _thresholds(measured: Measurements, given: Any) -> str:

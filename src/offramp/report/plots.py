@@ -42,7 +42,7 @@ def learning_curves(
     ``mark_kept`` puts a dot at the look whose weights were kept, and makes the axis logarithmic.
     """
     looks = [row for row in measured.learning_curves if _number(value(row))]
-    colours, lines = exit_colours(measured.exits), _grouped(looks, lambda row: (row.phase, row.exit))
+    colours, lines = exit_colours(measured.exits), grouped(looks, lambda row: (row.phase, row.exit))
     one_exit_per_phase = len({phase for phase, _ in lines}) == len(lines)
     for (phase, exit), rows in sorted(lines.items()):
         name = phase if one_exit_per_phase else f"{phase}, {exit_name(exit, measured.exits)}"
@@ -54,7 +54,7 @@ def learning_curves(
     axes.set(xlabel="training tokens (millions)", ylabel=label)
     if mark_kept:
         plain_log_axis(axes)
-    _legend(axes)
+    legend(axes)
 
 
 def plain_log_axis(axes: Axes) -> None:
@@ -69,7 +69,7 @@ def plain_log_axis(axes: Axes) -> None:
 
 def loss_distribution(axes: Axes, measured: Measurements) -> None:
     """Share of test tokens by their loss, a line per exit."""
-    lines = _grouped((row for row in measured.losses if row.split == "test"), lambda row: row.exit)
+    lines = grouped((row for row in measured.losses if row.split == "test"), lambda row: row.exit)
     for exit, colour in enumerate(exit_colours(measured.exits)):
         rows = lines.get(exit, [])
         axes.plot(
@@ -79,15 +79,15 @@ def loss_distribution(axes: Axes, measured: Measurements) -> None:
             label=exit_name(exit, measured.exits),
         )
     axes.set(xlabel="loss (nats)", ylabel="share of tokens", xlim=(0, None), ylim=(0, None))
-    _percent(axes.yaxis)
-    _legend(axes)
+    percent_axis(axes.yaxis)
+    legend(axes)
 
 
 def reliability(axes: Axes, measured: Measurements) -> None:
     """Agreement with full depth over confidence, a line per exit; a dot's area is its number of tokens."""
     bins = [row for row in measured.reliability if row.tokens > 0]
     largest = max((row.tokens for row in bins), default=0)
-    lines = _grouped(bins, lambda row: row.exit)
+    lines = grouped(bins, lambda row: row.exit)
     axes.plot([0, 1], [0, 1], color=MUTED.light, linestyle=(0, (4, 2)), linewidth=1)
     for exit, colour in enumerate(exit_colours(measured.exits)):
         if exit not in lines:  # the last exit takes what is left and needs no confidence
@@ -99,25 +99,17 @@ def reliability(axes: Axes, measured: Measurements) -> None:
         axes.plot(confidence, agreement, color=colour.light, linewidth=1, label=name)
         axes.scatter(confidence, agreement, s=sizes, color=colour.light, linewidth=0)
     axes.set(xlabel="confidence", ylabel="agrees with full depth", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    _percent(axes.yaxis)
-    _legend(axes)
+    percent_axis(axes.yaxis)
+    legend(axes)
 
 
-def threshold_curve(
-    axes: Axes,
-    measured: Measurements,
-    confidence: str,
-    *,
-    saving: Callable[[CurvePoint], float],
-    label: str,
-    routed: float | None = None,
-) -> None:
-    """Perplexity over a saving: every signal (``confidence`` strongest), controls and fixed depths.
+def threshold_curve(axes: Axes, measured: Measurements, confidence: str) -> None:
+    """Perplexity by the share that leaves: every signal (``confidence`` strongest), controls, fixed depths.
 
-    ``routed`` is where the ring of this run stands.
+    The ring is where this run stands.
     """
-    points = [row for row in measured.curve if _number(saving(row)) and _number(row.ppl)]
-    lines = _grouped(sorted(points, key=saving), lambda row: row.signal)
+    points = [row for row in measured.curve if _number(row.ppl)]
+    lines = grouped(sorted(points, key=lambda row: row.shallow_ratio), lambda row: row.signal)
     signals = sorted(set(lines) - {*DASHES, FIXED}, key=lambda name: (name != confidence, name))
     for signal in signals:
         width, order = (2.4, 5) if signal == confidence else (1.2, 3)
@@ -129,34 +121,34 @@ def threshold_curve(
             "markersize": width + 1.2,
             "zorder": order,
         }
-        axes.plot(*_xy(lines[signal], saving), label=signal.replace("_", " "), **style)
+        axes.plot(*_xy(lines[signal]), label=signal.replace("_", " "), **style)
     for control, dashes in DASHES.items():
         if control in lines:
             style = {"color": MUTED.light, "linestyle": dashes, "linewidth": 1.4, "zorder": 2}
-            axes.plot(*_xy(lines[control], saving), label=CONTROLS[control].label, **style)
+            axes.plot(*_xy(lines[control]), label=CONTROLS[control].label, **style)
     if FIXED in lines:
         fixed = sorted(lines[FIXED], key=lambda row: row.layer_saving)
-        axes.plot(*_xy(fixed, saving), "D", color=INK.light, markersize=5, zorder=6, label="fixed depths")
-        _label_depths(axes, *_xy(fixed, saving), measured.exits)
-    if routed is not None:
-        ring: dict[str, Any] = {
-            "markersize": 11,
-            "markerfacecolor": "none",
-            "markeredgewidth": 1.6,
-            "zorder": 7,
-        }
-        axes.plot(routed, measured.routing.controls.signal.ppl, "o", markeredgecolor=INK.light, **ring)
-    axes.set(xlabel=label, ylabel="perplexity")
+        axes.plot(*_xy(fixed), "D", color=INK.light, markersize=5, zorder=6, label="fixed depths")
+        label_depths(axes, *_xy(fixed), measured.exits)
+    run = measured.routing.controls.signal
+    ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.6, "zorder": 7}
+    axes.plot(run.shallow_ratio, run.ppl, "o", markeredgecolor=INK.light, **ring)
+    axes.set(xlabel="tokens leaving early", ylabel="perplexity")
     axes.margins(x=0.08, y=0.1)
-    _percent(axes.xaxis)
-    _legend(axes, outside=True)
+    percent_axis(axes.xaxis)
+    legend(axes, outside=True)
 
 
-def _label_depths(axes: Axes, saved: list[float], ppl: list[float], exits: int) -> None:
-    """Name the fixed depths beside their diamonds, deepest first, towards the inside of the plot."""
-    for rank, (x, y) in enumerate(zip(saved, ppl)):
+def label_depths(
+    axes: Axes, saved: list[float], values: list[float], exits: int, *, beside: bool = False
+) -> None:
+    """Name the fixed depths at their diamonds, deepest first, towards the inside of the plot.
+
+    Below them, or ``beside`` them where lines go down from them.
+    """
+    for rank, (x, y) in enumerate(zip(saved, values)):
         rightmost = x == max(saved) and len(saved) > 1
-        offset, side = ((-8, -3), "right") if rightmost else ((4, -13), "left")
+        offset, side = ((-8, -3), "right") if rightmost else ((8, -3) if beside else (4, -13), "left")
         name = exit_name(exits - 1 - rank, exits)
         halo = {"facecolor": PAPER.light, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
         axes.annotate(
@@ -185,8 +177,8 @@ def exits_by_position(axes: Axes, measured: Measurements) -> None:
         xlim=(positions[0], positions[-1]),
     )
     axes.grid(False)
-    _percent(axes.yaxis)
-    _legend(axes, outside=True)
+    percent_axis(axes.yaxis)
+    legend(axes, outside=True)
 
 
 def savings(axes: Axes, measured: Measurements) -> None:
@@ -197,7 +189,7 @@ def savings(axes: Axes, measured: Measurements) -> None:
         ("FLOPs", measured.routing.flop_saving),
         ("wall clock", timing.wall_saving),
     ]
-    low, high = timing.wall_saving_low, timing.wall_saving_high
+    low, high = timing.wall_saving_interval
     axes.plot([low, high], [2, 2], color=INK.light, linewidth=1.4, marker="|", markersize=9)
     for place, (name, value) in enumerate(bars):
         axes.barh(place, value, height=0.55, color=ACCENT.light, alpha=0.65)
@@ -214,10 +206,11 @@ def savings(axes: Axes, measured: Measurements) -> None:
     axes.margins(x=0.18 if min(low, *(value for _, value in bars)) >= 0 else 0.3)  # room for the labels
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel("saved against full depth")
-    _percent(axes.xaxis)
+    percent_axis(axes.xaxis)
 
 
-def _grouped(rows: Iterable[Line], key: Callable[[Line], Key]) -> dict[Key, list[Line]]:
+def grouped(rows: Iterable[Line], key: Callable[[Line], Key]) -> dict[Key, list[Line]]:
+    """The rows by their key, in their order."""
     groups: dict[Key, list[Line]] = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
@@ -234,23 +227,24 @@ def _over_tokens(
     return [row.tokens / 1e6 for row in rows], [value(row) for row in rows]
 
 
-def _xy(points: list[CurvePoint], saving: Callable[[CurvePoint], float]) -> tuple[list[float], list[float]]:
-    return [saving(point) for point in points], [point.ppl for point in points]
+def _xy(points: list[CurvePoint]) -> tuple[list[float], list[float]]:
+    return [point.shallow_ratio for point in points], [point.ppl for point in points]
 
 
-def _percent(axis: Axis) -> None:
+def percent_axis(axis: Axis) -> None:
+    """Shares as per cent."""
     from matplotlib.ticker import PercentFormatter
 
     axis.set_major_formatter(PercentFormatter(1.0, symbol="%"))
 
 
-def _legend(axes: Axes, outside: bool = False) -> None:
+def legend(axes: Axes, outside: bool = False, columns: int = 3) -> None:
     """Below the plot where lines fill it, else inside; nothing at all for a single series."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) < 2:
         return
     if outside:
-        columns = min(3, len(labels))
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.4)
+        ncols = min(columns, len(labels))
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=ncols, columnspacing=1.4)
     else:
         axes.legend()

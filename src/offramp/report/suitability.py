@@ -13,9 +13,10 @@ from offramp.analysis.oracle import ALLOWED_RISE, BOUNDS, RISES, readout_in_use
 from offramp.artifacts.files import write_text
 from offramp.report.attainable import best_exit, by_depth, in_words, paint
 from offramp.report.figures import TALL, Figure, draw
-from offramp.report.findings import Cell, Row, percent, perplexity
+from offramp.report.findings import Cell, Row
 from offramp.report.html import inline, page_of
 from offramp.report.theme import exit_name, palette
+from offramp.report.words import percent, perplexity
 from offramp.results.shape import Interval
 from offramp.results.suitability import (
     LEAST_SQUARES,

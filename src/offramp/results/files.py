@@ -6,7 +6,7 @@ from offramp.results.corpus import Corpus
 from offramp.results.exits import FitEpoch, FittedExits, ThresholdEffect
 from offramp.results.headline import Headline
 from offramp.results.pretraining import LearningCurve, Pretraining
-from offramp.results.routing import CurvePoint, PositionShare, ReliabilityBin, Routing, Timing
+from offramp.results.routing import Allowance, CurvePoint, PositionShare, ReliabilityBin, Routing, Timing
 from offramp.results.shape import MetricsFile, TableRow
 from offramp.results.states import Collected, LossShare
 from offramp.results.suitability import Suitability
@@ -27,6 +27,7 @@ TABLES: tuple[type[TableRow], ...] = (
     FitEpoch,
     ThresholdEffect,
     CurvePoint,
+    Allowance,
     ReliabilityBin,
     PositionShare,
 )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import ConfigDict
 
 from offramp.results.shape import Interval, MetricsFile, Record, TableRow, by_exit
+
+Aim = Literal["ppl", "agreement"]
+"""What early exit may spoil: perplexity, or agreement with full depth."""
 
 
 class Quality(Record):
@@ -59,6 +64,7 @@ class Intervals(Record):
     ppl: Interval | None
     accuracy: Interval | None
     ppl_increase: Interval | None
+    flop_saving: Interval | None
     ece: Interval | None
     random_minus_signal_nll: Interval | None
     headroom: Interval | None
@@ -141,10 +147,33 @@ class Routing(RoutedMeasures, MetricsFile):
     attained: float | None
     """Its share of the way to the divergence oracle: of what can be had without knowing the next token."""
     interval: Intervals
+    token_flop_saving: float
+    """``flop_saving`` counted token by token (``routing.cost.exit_costs``), as thresholds are chosen by: what
+    batches pay for padding, and sequences for tokens carried through later (``recompute``), comes on top."""
     control_tokens: int
     budget: float | None = None
     price: float | None = None
     risk: Promise | None = None
+
+
+class Origin(Record):
+    """When a result was measured, at which state of the code, and where it is logged.
+
+    It stands in a file that differs between equal runs anyway, so that all that is made from it, as the
+    report, depends on files alone.
+    """
+
+    date: str
+    """Day and minute, UTC."""
+    commit: str | None
+    """HEAD's hash; None outside git and before the first commit."""
+    changed: bool
+    """Whether code or pipeline differed from that commit."""
+    dvc_experiment: str | None
+    """None for a plain ``dvc repro``."""
+    mlflow_experiment: str
+    mlflow_run: str
+    """The name by which stage track logs the result; an equal one that MLflow has keeps the name it has."""
 
 
 class Timing(MetricsFile):
@@ -153,8 +182,8 @@ class Timing(MetricsFile):
     path = "metrics/timing.json"
 
     wall_saving: float
-    wall_saving_low: float
-    wall_saving_high: float
+    wall_saving_interval: Interval
+    """95 %, from the order of the pairs."""
     skipping_saving: float
     full_seconds: float
     routed_seconds: float
@@ -162,6 +191,7 @@ class Timing(MetricsFile):
     routed_tokens_per_second: float
     pairs: int
     machine: str
+    origin: Origin
 
 
 class CurvePoint(TableRow):
@@ -186,6 +216,37 @@ class CurvePoint(TableRow):
     attained_high: float | None
     tokens: int
     """On which the point stands."""
+
+
+class Allowance(TableRow):
+    """The threshold that saves most FLOPs within an allowance, by calibration text, and what it does on test.
+
+    The threshold is common to all exits. Both texts are looked up in cached states, as if no token had left
+    before (no state propagation), and stand for tokens that may leave (``routing.keep_first``).
+    """
+
+    path = "metrics/plots/allowances.csv"
+
+    signal: str
+    aim: Aim
+    """What may suffer: perplexity, or agreement with full depth."""
+    allowed: float
+    """The largest relative rise in perplexity, or share of predictions that are not those of full depth."""
+    threshold: float
+    """1 if nobody may leave, or if leaving saves less than asking costs."""
+    shallow_ratio: float
+    ppl_increase: float
+    agreement: float
+    flop_saving: float
+    full_ppl: float
+    """Of full depth, on the same calibration tokens."""
+    tokens: int
+    test_shallow_ratio: float
+    """On test tokens at the same threshold, which they had no part in choosing; as all that follow."""
+    test_ppl_increase: float
+    test_agreement: float
+    test_flop_saving: float
+    test_tokens: int
 
 
 class ReliabilityBin(TableRow):

@@ -10,10 +10,11 @@ import torch
 
 from offramp.corpus.windows import TokenWindows
 from offramp.params import Routing as RoutingParams
-from offramp.results.routing import Intervals, PositionShare, ReliabilityBin, Routing, Timing
+from offramp.results.routing import Intervals, Origin, PositionShare, ReliabilityBin, Routing, Timing
 from offramp.results.shape import exit_key
 from offramp.routing.choice import Chosen
 from offramp.routing.controls import compare_with_controls
+from offramp.routing.cost import exit_costs
 from offramp.routing.executor import Executor
 from offramp.routing.measures import (
     kept_promise,
@@ -49,12 +50,13 @@ def evaluate(
     signal: str,
     inputs: dict[str, str],
     bytes_of_token: np.ndarray,
+    origin: Origin,
 ) -> Evaluation:
     """Route all ``windows`` of the test split by the chosen policy and measure what came of it.
 
     ``states`` are those of the same tokens without early exit, ``signal`` the name of the confidence,
-    ``inputs`` the digests of what the results are of, and ``bytes_of_token`` (V,) the bytes of text that each
-    token stands for (see ``corpus.token_bytes``).
+    ``inputs`` the digests of what the results are of, ``bytes_of_token`` (V,) the bytes of text that each
+    token stands for (see ``corpus.token_bytes``), and ``origin`` when and where this is measured.
     """
     policy, cached = chosen.policy, CachedSplit.of(states)
     confidence = policy.scorer.on_cached(states)
@@ -70,6 +72,17 @@ def evaluate(
         window=windows.window,
         bytes_of_token=bytes_of_token,
     )
+    costs = np.array(
+        exit_costs(
+            executor.model,
+            windows.window,
+            policy.scorer.reads_out,
+            policy.flops_per_token,
+            first=settings.first_exit,
+            kv=settings.kv,
+        )
+    )
+    token_flops = costs[routed.exit]
     comparison = compare_with_controls(executor, windows, states, routed, settings)
     rule: dict[str, Any] = dict(chosen.bought)
     if chosen.promise:
@@ -82,11 +95,12 @@ def evaluate(
         threshold={exit_key(exit): value for exit, value in enumerate(policy.thresholds)},
         inputs=inputs,
         controls=comparison.controls,
+        token_flop_saving=1 - float(token_flops.mean()),
         control_tokens=comparison.tokens,
         headroom=comparison.headroom.value,
         attained=comparison.attained.value,
         interval=Intervals(
-            **measure_intervals(routed, cached, confidence[0], settings),
+            **measure_intervals(routed, cached, confidence[0], token_flops, measures.flop_saving, settings),
             headroom=comparison.headroom.interval,
             attained=comparison.attained.interval,
             random_minus_signal_nll=comparison.random_minus_signal_nll,
@@ -97,5 +111,5 @@ def evaluate(
         results,
         reliability_bins(routed, cached, confidence),
         position_shares(routed.exit, windows.window, cached.last),
-        time_routing(executor, windows, policy, routed.exit, settings),
+        time_routing(executor, windows, policy, routed.exit, settings, origin),
     )

@@ -100,13 +100,23 @@ def routed_measures(
 
 
 def measure_intervals(
-    routed: RoutedSplit, cached: CachedSplit, confidence: np.ndarray, settings: RoutingParams
+    routed: RoutedSplit,
+    cached: CachedSplit,
+    confidence: np.ndarray,
+    token_flops: np.ndarray,
+    flop_saving: float,
+    settings: RoutingParams,
 ) -> dict[str, Interval | None]:
-    """95 % bootstrap intervals over documents, by the measure: ppl, accuracy, ppl_increase and ece."""
+    """95 % bootstrap intervals over documents: of ppl, accuracy, ppl_increase, flop_saving and ece.
+
+    Resampled for FLOPs is ``token_flops`` (N,), what every token's exit costs as a share of full depth (see
+    ``routing.cost.exit_costs``); the interval lies around ``flop_saving``, which counts what was executed.
+    """
     columns = {
         "loss": routed.loss,
         "full": cached.loss[cached.last],
         "correct": routed.argmax == cached.target,
+        "flops": token_flops,
     }
     draws = GroupSums(cached.document, columns).resample(settings.bootstrap, settings.seed)
     agrees = cached.argmax[0] == cached.argmax[cached.last]
@@ -117,6 +127,7 @@ def measure_intervals(
         "ppl": interval(np.exp(draws["loss"])),
         "accuracy": interval(draws["correct"]),
         "ppl_increase": interval(np.exp(draws["loss"] - draws["full"]) - 1),
+        "flop_saving": interval(flop_saving + token_flops.mean() - draws["flops"]),
         "ece": interval(errors),
     }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from offramp.corpus.windows import TokenWindows
 from offramp.params import Routing as RoutingParams
-from offramp.results.routing import Timing
+from offramp.results.routing import Origin, Timing
+from offramp.results.shape import Interval
 from offramp.routing.executor import Executor, Policy
 from offramp.routing.policies import GivenExits
 from offramp.routing.split import spread_windows
@@ -24,12 +27,14 @@ def time_routing(
     policy: Policy,
     exits: np.ndarray,
     settings: RoutingParams,
+    origin: Origin,
 ) -> Timing:
     """Seconds of the same batches in turn: plain full depth, routed, and the two halves of routing apart.
 
     exits (all tokens,) are those that ``policy`` takes. ``wall_saving``: 1 - routed / plain.
     ``skipping_saving``: the same with the exits laid down, so that nothing is asked; what asking costs is the
-    difference. Medians of pairwise ratios; low and high: middle half.
+    difference. Medians of pairwise ratios, with the interval of ``median_interval``. ``origin`` says when
+    and where it was measured.
     """
     rows = spread_windows(len(windows), settings.timing_batches * settings.batch_size)
     exits_of_window = torch.from_numpy(exits).view(-1, windows.window)
@@ -51,15 +56,13 @@ def time_routing(
         for name in (*list(seconds)[turn:], *list(seconds)[:turn]):
             seconds[name].append(pass_seconds(executor, (tokens, targets), policies[name]))
     ratios = {
-        name: sorted(second / plain for second, plain in zip(times, seconds["plain"]))
+        name: [second / plain for second, plain in zip(times, seconds["plain"])]
         for name, times in seconds.items()
     }
-    quarter = len(seconds["plain"]) // 4
     count, plain, routed = len(rows) * windows.window, sum(seconds["plain"]), sum(seconds["routed"])
     return Timing(
         wall_saving=1 - statistics.median(ratios["routed"]),
-        wall_saving_low=1 - ratios["routed"][-1 - quarter],
-        wall_saving_high=1 - ratios["routed"][quarter],
+        wall_saving_interval=median_interval([1 - ratio for ratio in ratios["routed"]]),
         skipping_saving=1 - statistics.median(ratios["skipping"]),
         full_seconds=plain,
         routed_seconds=routed,
@@ -67,7 +70,22 @@ def time_routing(
         routed_tokens_per_second=count / routed,
         pairs=len(seconds["plain"]),
         machine=machine(executor.device),
+        origin=origin,
     )
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The r-th least and the r-th largest of n ``values``: the narrowest such pair that holds the median of
+    what they were drawn from with probability ``level`` at least, whatever its distribution (sign test).
+
+    Fewer than six values cannot promise 95 %; theirs are the least and the largest.
+    """
+    ordered, rank, outside = sorted(values), 0, 0.0
+    while rank < len(ordered) and outside <= (1 - level) / 2:
+        outside += math.comb(len(ordered), rank) / 2 ** len(ordered)
+        rank += 1
+    rank = max(rank - 1, 1)
+    return [ordered[rank - 1], ordered[-rank]]
 
 
 def pass_seconds(executor: Executor, batch: tuple[Tensor, Tensor], policy: Policy | None) -> float:

@@ -22,6 +22,7 @@ from offramp.tracking.git import changed_files, last_commit, remote
 from offramp.tracking.live_runs import close_left_runs, live_run_of
 from offramp.tracking.logged_model import TAG as TAG_OF_MODEL
 from offramp.tracking.logged_model import log_model
+from offramp.tracking.origin import CODE
 from offramp.tracking.recorded import (
     MADE,
     Stage,
@@ -45,7 +46,6 @@ from offramp.tracking.store import (
 from offramp.tracking.view import LOCAL, STATE, TAG, address, page, report_page
 from offramp.tracking.whole import stage_times, whole_record
 
-CODE = ("src", "pipeline", "dvc.yaml")
 CONTEXT = {"pretrain": "training", "train_exits": "training"}
 """What a stage uses its inputs for, in MLflow's words; the others only evaluate."""
 EXPERIMENTS = "dvc.exp_name"

@@ -7,30 +7,28 @@ measured stands under ``diagnostics/``, learning curves under ``train/``, and wh
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
-
-from offramp.params import OF_NO_RESULT, Params, read_params
+from offramp.params import Params, read_params
 from offramp.results.exits import FitEpoch
 from offramp.results.headline import Headline
 from offramp.results.pretraining import LearningCurve, Pretraining
 from offramp.results.routing import CurvePoint, Routing, Timing
 from offramp.results.shape import exit_key
+from offramp.results.shortfalls import shortfalls
 from offramp.results.states import Collected
-from offramp.tracking.git import file_at, last_commit
+from offramp.tracking.origin import run_name
 from offramp.tracking.recorded import Stage, digest, flatten, read_manifest
 from offramp.tracking.series import Point, numbers, read_points
-from offramp.tracking.store import PIPELINE, ROLE, Dataset, RunRecord, text
+from offramp.tracking.store import PIPELINE, ROLE, Dataset, RunRecord
 
 REPORT = "report"
 """A stage that measures nothing: another layout of its page is no other result."""
 CHECKED = "build/corpus.json"
 """What the stage check writes, with which every run of DVC begins."""
-CHANGED = 3
-"""Most changed parameters in a run's name."""
+WARNING = "offramp.warning"
+"""The tag of a result whose routing does not pay; see ``offramp.results.shortfalls``."""
 
 
 def whole_record(root: Path, stages: list[Stage]) -> tuple[RunRecord, list[str]]:
@@ -40,6 +38,8 @@ def whole_record(root: Path, stages: list[Stage]) -> tuple[RunRecord, list[str]]
     begun, ended = _time(root, stages)
     tags = {ROLE: PIPELINE, "offramp.key": result_key(stages)}
     tags |= {f"dvc.stage.{stage.name}": stage.hash for stage in stages}
+    if (routing := Routing.read_if_there(root)) and (short := shortfalls(routing)):
+        tags[WARNING] = "routing is " + " and ".join(shortfall.short for shortfall in short)
     return RunRecord(
         name=run_name(root, params),
         tags=tags,
@@ -61,28 +61,6 @@ def result_key(stages: list[Stage]) -> str:
             if stage.name != REPORT
         }
     )
-
-
-def run_name(root: Path, params: Params) -> str:
-    """``threshold=0.7, exits.hidden=[] (soapy-roup)``: what differs from the commit, and DVC's name or the
-    commit.
-    """
-    baseline = os.environ.get("DVC_EXP_BASELINE_REV") or "HEAD"
-    head = last_commit(root)
-    label = os.environ.get("DVC_EXP_NAME") or (head.hash[:7] if head else "no commit")
-    before = _flat_yaml(file_at(root, baseline, "params.yaml") or "")
-    now = flatten(params.model_dump(mode="json"))
-    changed = [
-        f"{key}={text(value)}"
-        for key, value in now.items()
-        if key != "threshold"
-        and key.partition(".")[0] not in OF_NO_RESULT
-        and key in before
-        and before[key] != value
-    ]
-    more = [f"{len(changed) - CHANGED} more"] if len(changed) > CHANGED else []
-    first = f"threshold={text(now['threshold'])}"
-    return f"{', '.join([first, *changed[:CHANGED], *more])} ({label})"
 
 
 def stage_times(root: Path, stages: list[Stage]) -> dict[str, tuple[int, int]]:
@@ -153,11 +131,3 @@ def _text(root: Path, params: Params) -> list[Dataset]:
     corpus = params.corpus
     name = {"sotu": "sotu", "hub": corpus.hub_name, "files": ", ".join(corpus.paths)}[corpus.source]
     return [Dataset((name or corpus.source)[:400], manifest["digest"], "data", "training")]
-
-
-def _flat_yaml(content: str) -> dict[str, Any]:
-    try:
-        values = YAML(typ="safe").load(content)
-    except YAMLError:
-        return {}
-    return flatten(values) if isinstance(values, dict) else {}
