@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from offramp.report.inputs import Measurements
+from offramp.report.promises import in_full, in_short
 from offramp.report.theme import exit_name
 from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing
 from offramp.results.shape import Interval
@@ -96,6 +97,7 @@ def sentences(measured: Measurements) -> list[Sentence]:
         _against_oracles(measured.routing),
         *_ranking(measured.routing),
         *_promise(measured.routing),
+        *_allowed(measured.routing),
         _savings(measured),
     ]
 
@@ -104,9 +106,10 @@ def headline(measured: Measurements) -> str:
     """The run in one line, for the top of the page."""
     routing, wall = measured.routing, measured.timing.wall_saving
     time = f"{percent(abs(wall))} {'less' if wall >= 0 else 'more'} time"
+    allowed = f" ({in_short(routing.quality)})" if routing.quality else ""
     return (
         f"{percent(routing.shallow_ratio)} of tokens leave early: perplexity "
-        f"{perplexity(routing.controls.full.ppl)} at full depth, {perplexity(routing.ppl)} routed, "
+        f"{perplexity(routing.controls.full.ppl)} at full depth, {perplexity(routing.ppl)} routed{allowed}, "
         f"{percent(routing.flop_saving)} of FLOPs saved, {time}"
     )
 
@@ -214,6 +217,10 @@ def _promise(routing: Routing) -> list[Sentence]:
         f"{nats(risk.propagation_risk)}{_interval(risk.propagation_interval, nats)} by propagation."
     )
     return [Sentence(lead, rest)]
+
+
+def _allowed(routing: Routing) -> list[Sentence]:
+    return [Sentence(*in_full(routing.quality))] if routing.quality else []
 
 
 def _savings(measured: Measurements) -> Sentence:

@@ -9,6 +9,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
+from offramp.report.promises import in_short
 from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing, Timing
 from offramp.results.shape import Interval
 from offramp.vocabulary import CONTROLS, DIVERGENCE_ORACLE, RANDOM
@@ -51,11 +52,12 @@ def headline_sentence(root: Path) -> str | None:
         return None
     increase = routing.ppl / routing.controls.full.ppl - 1
     saving = routing.flop_saving
+    allowed = f" ({in_short(routing.quality)})" if routing.quality else ""
     flops = f"{abs(saving):.0%} {'fewer' if saving >= 0 else 'more'} FLOPs"
     return (
         f"{routing.shallow_ratio:.0%} of the tokens leave early: {flops} than full depth for {increase:+.1%} "
-        f"perplexity. Attained {_share(routing.attained, routing.interval.attained)} of what a signal can: 0 "
-        "is random exits, 1 the divergence oracle. Headroom "
+        f"perplexity{allowed}. Attained {_share(routing.attained, routing.interval.attained)} of what a signal "
+        "can: 0 is random exits, 1 the divergence oracle. Headroom "
         f"{_share(routing.headroom, routing.interval.headroom)}: 1 would be the gain oracle, which knows the "
         "next token."
     )
