@@ -157,8 +157,8 @@ class Project:
         ] * (routed["inputs"].get("exits") != exits.digest)
         if changed:
             raise UserError(
-                f"threshold quality: {', '.join(changed)} changed since the stage evaluate found the thresholds "
-                "by running calibration text; run `dvc repro evaluate`"
+                f"threshold quality: {', '.join(changed)} changed since the stage evaluate found the "
+                "thresholds by running calibration text; run `dvc repro evaluate`"
             )
         return routed["meta"]["thresholds"]
 

@@ -56,8 +56,8 @@ def headline_sentence(root: Path) -> str | None:
     flops = f"{abs(saving):.0%} {'fewer' if saving >= 0 else 'more'} FLOPs"
     return (
         f"{routing.shallow_ratio:.0%} of the tokens leave early: {flops} than full depth for {increase:+.1%} "
-        f"perplexity{allowed}. Attained {_share(routing.attained, routing.interval.attained)} of what a signal "
-        "can: 0 is random exits, 1 the divergence oracle. Headroom "
+        f"perplexity{allowed}. Attained {_share(routing.attained, routing.interval.attained)} of what a "
+        "signal can: 0 is random exits, 1 the divergence oracle. Headroom "
         f"{_share(routing.headroom, routing.interval.headroom)}: 1 would be the gain oracle, which knows the "
         "next token."
     )

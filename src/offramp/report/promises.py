@@ -10,32 +10,29 @@ LEADS = {
     "not kept": "The rise in perplexity that was allowed was NOT kept on fresh text.",
     "not established": "Whether the rise in perplexity that was allowed was kept is not established.",
 }
+NONE = "No candidate stayed within the rise that was allowed, so nothing leaves."
 
 
 def in_short(check: RiseCheck) -> str:
-    """What was allowed and what became of it, for the end of a sentence."""
-    return f"allowed {_signed(check.allowed)}, {check.verdict} on test text"
+    """What was allowed and what became of it, for the middle of a sentence."""
+    became = check.verdict if check.place else "which no candidate kept"
+    return f"allowed {_signed(check.allowed)}, {became} on {'test' if check.place else 'held-out'} text"
 
 
-def in_full(check: RiseCheck, leave: bool) -> tuple[str, str]:
-    """The verdict, and the numbers that it rests on; ``leave`` says whether any test token does."""
-    lead = (
-        LEADS[check.verdict]
-        if leave
-        else "No candidate stayed within the rise that was allowed, so nothing leaves."
-    )
-    return lead, (
+def in_full(check: RiseCheck) -> tuple[str, str]:
+    """The verdict, and the numbers that it rests on."""
+    return LEADS[check.verdict] if check.place else NONE, (
         f"Allowed: {_signed(check.allowed)} over full depth. Found on {check.tokens:,} held-out tokens of "
         f"{check.groups} {check.grouped_by} of calibration text by running {check.executed} of "
-        f"{check.candidates} candidates, not a guarantee: {_rise(check.rise, check.interval)} there; the upper "
-        f"end of the interval had to be within. On test text: {_rise(check.test_rise, check.test_interval)}."
+        f"{check.candidates} candidates, not a guarantee: {_rise(check.rise, check.interval)} there; the "
+        "upper end of the interval had to be within. On test text: "
+        f"{_rise(check.test_rise, check.test_interval)}."
     )
 
 
 def _rise(value: float, bounds: Interval | None) -> str:
-    return _signed(value) + (
-        f" (95% interval {_signed(bounds[0])} to {_signed(bounds[1])})" if bounds else ""
-    )
+    between = f" (95% interval {_signed(bounds[0])} to {_signed(bounds[1])})" if bounds else ""
+    return _signed(value) + between
 
 
 def _signed(value: float) -> str:
