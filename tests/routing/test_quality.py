@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offramp.exits.held_out import held_out_text
 from offramp.results.routing import HeldOutRise
 from offramp.routing.cost import exit_costs
 from offramp.routing.executor import Executor
@@ -72,8 +73,8 @@ def test_what_is_chosen_stays_within_the_rise_when_it_is_run_again(trained, sign
     kv = case.pop("kv", "propagate")
     searched, settings = search(trained, signal, kv, **case)
     thresholds, promise = searched.choose()
-    table = exits.held_out_text(signal)
-    numbers = np.unique(table["sequence"])
+    text = held_out_text(exits, signal)
+    numbers = np.unique(text.sequence)
     numbers = numbers[np.linspace(0, len(numbers) - 1, min(40, len(numbers))).astype(int)]
     policy, losses, early = policy_of(trained, signal, settings, thresholds), {}, 0
     for number in numbers:
@@ -81,13 +82,13 @@ def test_what_is_chosen_stays_within_the_rise_when_it_is_run_again(trained, sign
         losses |= {(number, place): float(loss) for place, loss in enumerate(run.loss[0])}
         assert (run.exit[0, : settings.keep_first] == 2).all() and (run.exit >= settings.first_exit).all()
         early += int((run.exit < 2).sum())
-    rows = np.isin(table["sequence"], numbers)
-    now = [losses[key] for key in zip(table["sequence"][rows], table["position"][rows])]
-    added = np.array(now) - table["loss"][-1][rows]
+    rows = np.isin(text.sequence, numbers)
+    now = [losses[key] for key in zip(text.sequence[rows], text.position[rows])]
+    added = np.array(now) - text.loss[-1][rows]
     assert promise.tokens == rows.sum() and promise.groups == len(numbers)
     assert promise.grouped_by == "windows", "there are three documents"
     assert promise.rise == pytest.approx(np.expm1(added.mean()), abs=1e-5)
-    draws = GroupSums(table["sequence"][rows], {"added": added}).resample(settings.bootstrap, settings.seed)
+    draws = GroupSums(text.sequence[rows], {"added": added}).resample(settings.bootstrap, settings.seed)
     bounds = interval(np.expm1(draws["added"]))
     assert bounds[1] <= settings.quality / 100 + 1e-5
     assert promise.place == 0 or promise.interval == pytest.approx(bounds, abs=1e-5)

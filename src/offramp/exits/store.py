@@ -66,20 +66,6 @@ class Exits:
         sequences are left out. Of N tokens and K exits: ``confidence`` (K-1, N), the signal calibrated;
         ``loss`` (nats) and ``argmax`` (K, N); ``target`` and ``sequence`` (N,).
         """
-        names = ["target", "sequence"]
-        return self._held_out(signal, names, [("part", "=", part), ("position", ">=", keep_first)])
-
-    def held_out_text(self, signal: str) -> dict[str, np.ndarray]:
-        """The same of both parts together, all positions, in the order of the text.
-
-        Also ``position`` and ``document`` (N,).
-        """
-        return self._held_out(signal, ["target", "sequence", "position", "document"], None)
-
-    def _held_out(
-        self, signal: str, of_token: list[str], filters: list[tuple[str, str, str | int]] | None
-    ) -> dict[str, np.ndarray]:
-        """Columns of the table of held-out tokens, those of exits stacked, and ``of_token`` as they are."""
         exits = self.config["exits"]
         names = {
             "confidence": [f"{signal}_{exit}" for exit in range(exits - 1)],
@@ -87,12 +73,16 @@ class Exits:
         }
         read = [column for columns in names.values() for column in columns]
         with readable(self.artifact.file(HELD_OUT)) as file:
-            table = pq.read_table(file, columns=[*read, *of_token], filters=filters)
+            table = pq.read_table(
+                file,
+                columns=[*read, "target", "sequence"],
+                filters=[("part", "=", part), ("position", ">=", keep_first)],
+            )
         stacked = {
             name: np.stack([table[column].to_numpy() for column in columns])
             for name, columns in names.items()
         }
-        return stacked | {name: table[name].to_numpy() for name in of_token}
+        return stacked | {name: table[name].to_numpy() for name in ("target", "sequence")}
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {

@@ -25,6 +25,7 @@ import torch
 from offramp.corpus.excerpts import LEAST_DOCUMENTS
 from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
+from offramp.exits.held_out import held_out_text
 from offramp.exits.store import Exits
 from offramp.params import Routing as RoutingParams
 from offramp.results.routing import HeldOutRise, RiseCheck, RoutedMeasures, Verdict
@@ -82,39 +83,34 @@ class QualitySearch:
         """
         self.calibration, self.scorer, self.settings = calibration, scorer, settings
         self.allowed, self.tried = settings.quality / 100, dict[int, Rise]()
-        table, first = exits.held_out_text(scorer.signal), settings.first_exit
-        window = calibration.windows.window
-        sequence, position, document = (table[name] for name in ("sequence", "position", "document"))
-        confidence = without_decay(table["confidence"], position / window, settings.decay)
-        may_leave = position >= settings.keep_first
+        text, first, window = (
+            held_out_text(exits, scorer.signal),
+            settings.first_exit,
+            calibration.windows.window,
+        )
+        confidence = without_decay(text.confidence, text.position / window, settings.decay)
+        may_leave = text.position >= settings.keep_first
 
         def held_out(rows: np.ndarray) -> HeldOut:
-            return HeldOut(
-                confidence[:, rows],
-                table["loss"][:, rows],
-                table["argmax"][:, rows],
-                table["target"][rows],
-                sequence[rows],
-            ).after(first)
+            of_exits = (confidence[:, rows], text.loss[:, rows], text.argmax[:, rows])
+            return HeldOut(*of_exits, text.target[rows], text.sequence[rows]).after(first)
 
         asked = held_out(may_leave)
         self._path = threshold_path(asked, costs[first:], asked.risk("nll_increase"))
-        numbers = np.unique(sequence)
+        numbers = np.unique(text.sequence)
         if len(numbers) < 2:
             raise UserError(
                 "threshold quality: the calibration documents that no classifier was fitted on are a single "
                 "window, and the rise needs several; raise corpus.calibration_fraction"
             )
         chosen = numbers[spread_windows(len(numbers), settings.control_windows).numpy()]
-        rows = np.isin(sequence, chosen)
+        rows = np.isin(text.sequence, chosen)
         executed = held_out(rows)
-        self.full, self.predicted = (
-            executed.loss[-1],
-            predicted_losses(executed.confidence, executed.loss, may_leave[rows], self._path),
-        )
-        self.by_document = len(np.unique(document[rows])) >= LEAST_DOCUMENTS
-        self.group = (document if self.by_document else sequence)[rows]
-        self._measured = np.searchsorted(chosen, sequence[rows]) * window + position[rows]
+        self._full = executed.loss[-1]
+        self._predicted = predicted_losses(executed.confidence, executed.loss, may_leave[rows], self._path)
+        self._by_document = len(np.unique(text.document[rows])) >= LEAST_DOCUMENTS
+        self._group = (text.document if self._by_document else text.sequence)[rows]
+        self._measured = np.searchsorted(chosen, text.sequence[rows]) * window + text.position[rows]
         executor = calibration.executor
         self._text = Text(executor, calibration.windows, torch.from_numpy(chosen), settings.batch_size)
         self._first = None if scorer.reads_before else FirstBlock(executor)
@@ -137,24 +133,24 @@ class QualitySearch:
                 keep_first=settings.keep_first,
             )
             routed = self._text.run(policy, f"threshold quality, try {len(self.tried) + 1}", self._first)
-            added = routed.loss[self._measured] - self.full
-            draws = GroupSums(self.group, {"added": added}).resample(settings.bootstrap, settings.seed)
+            added = routed.loss[self._measured] - self._full
+            draws = GroupSums(self._group, {"added": added}).resample(settings.bootstrap, settings.seed)
             mean = float(np.expm1(added.mean(dtype=np.float64)))
             self.tried[place] = Rise(mean, interval(np.expm1(draws["added"])))
         return self.tried[place]
 
     def choose(self) -> tuple[list[float], HeldOutRise]:
         """The thresholds (K-1,), and what came of them; nobody leaves where no candidate is within."""
-        limit = float(np.log1p(self.allowed) + self.full.mean(dtype=np.float64))
-        place = furthest(self.predicted, limit, lambda place: self.rise(place).most <= self.allowed)
+        limit = float(np.log1p(self.allowed) + self._full.mean(dtype=np.float64))
+        place = furthest(self._predicted, limit, lambda place: self.rise(place).most <= self.allowed)
         reached = self.rise(place) if place else Rise(0.0, None)
         return self.thresholds(place), HeldOutRise(
             allowed=self.allowed,
             rise=reached.mean,
             interval=reached.interval,
-            tokens=len(self.full),
-            groups=len(np.unique(self.group)),
-            grouped_by="documents" if self.by_document else "windows",
+            tokens=len(self._full),
+            groups=len(np.unique(self._group)),
+            grouped_by="documents" if self._by_document else "windows",
             candidates=len(self._path) - 1,
             executed=len(self.tried),
             place=place,
