@@ -40,9 +40,7 @@ def held_out_text(exits: Exits, signal: str) -> HeldOutText:
     of_token = ["target", "sequence", "position", "document"]
     read = [column for columns in of_exits.values() for column in columns] + of_token
     with readable(exits.artifact.file(HELD_OUT)) as file:
-        table = pq.read_table(
-            file, columns=[*(name for names in of_exits.values() for name in names), *of_token]
-        )
+        table = pq.read_table(file, columns=read)
     return HeldOutText(
         **{
             name: np.stack([table[column].to_numpy() for column in columns])
