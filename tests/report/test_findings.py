@@ -240,8 +240,8 @@ CHECK = RiseCheck(
         ),
         (
             {"verdict": "not established"},
-            "Whether the rise in perplexity that was allowed was kept is not established",
-            "+1.00%, not established on test text",
+            "That the rise in perplexity that was allowed was kept is not established on fresh text",
+            "allowed +1.00%: within it on test text, not established",
         ),
         (
             {"place": 0, "rise": 0.0, "interval": None},

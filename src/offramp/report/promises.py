@@ -8,15 +8,20 @@ from offramp.results.shape import Interval
 LEADS = {
     "kept": "The rise in perplexity that was allowed was kept on fresh text.",
     "not kept": "The rise in perplexity that was allowed was NOT kept on fresh text.",
-    "not established": "Whether the rise in perplexity that was allowed was kept is not established.",
+    "not established": "That the rise in perplexity that was allowed was kept is not established on fresh text.",
 }
 NONE = "No candidate stayed within the rise that was allowed, so nothing leaves."
 
 
 def in_short(check: RiseCheck) -> str:
     """What was allowed and what became of it, for the middle of a sentence."""
-    became = check.verdict if check.place else "which no candidate kept"
-    return f"allowed {_signed(check.allowed)}, {became} on {'test' if check.place else 'held-out'} text"
+    allowed = f"allowed {_signed(check.allowed)}"
+    if not check.place:
+        return f"{allowed}, which no candidate kept on held-out text"
+    if check.verdict == "not established":
+        side = "within" if check.test_rise <= check.allowed else "above"
+        return f"{allowed}: {side} it on test text, not established"
+    return f"{allowed}, {check.verdict} on test text"
 
 
 def in_full(check: RiseCheck) -> tuple[str, str]:
