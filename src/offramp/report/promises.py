@@ -6,11 +6,11 @@ from offramp.results.routing import RiseCheck
 from offramp.results.shape import Interval
 
 LEADS = {
-    "kept": "The rise in perplexity that was allowed was kept on fresh text.",
-    "not kept": "The rise in perplexity that was allowed was NOT kept on fresh text.",
-    "not established": "That the rise in perplexity that was allowed was kept is not established on fresh text.",
+    "kept": "The allowed rise in perplexity was kept on fresh text.",
+    "not kept": "The allowed rise in perplexity was NOT kept on fresh text.",
+    "not established": "Whether the allowed rise in perplexity was kept on fresh text is not established.",
 }
-NONE = "No candidate stayed within the rise that was allowed, so nothing leaves."
+NONE = "No candidate stayed within the allowed rise in perplexity, so nothing leaves."
 
 
 def in_short(check: RiseCheck) -> str:
