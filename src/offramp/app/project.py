@@ -26,19 +26,14 @@ from offramp.routing.policies import ThresholdPolicy
 DECIDES = (
     "threshold",
     "exits.confidence",
-    *(
-        f"routing.{name}"
-        for name in (
-            "kv",
-            "first_exit",
-            "decay",
-            "keep_first",
-            "quality",
-            "control_windows",
-            "bootstrap",
-            "seed",
-        )
-    ),
+    "routing.kv",
+    "routing.first_exit",
+    "routing.decay",
+    "routing.keep_first",
+    "routing.quality",
+    "routing.control_windows",
+    "routing.bootstrap",
+    "routing.seed",
 )
 """Parameters on which the thresholds of quality hang, beside the exits."""
 
@@ -152,9 +147,9 @@ class Project:
     def _evaluated(self, params: Params, exits: Artifact) -> list[float]:
         """The thresholds in force at the last evaluation, which found them by running calibration text."""
         routed = read_manifest(self.root / "routed")
-        changed = [name for name in DECIDES if routed["params"].get(name) != attrgetter(name)(params)] + [
-            "models/exits"
-        ] * (routed["inputs"].get("exits") != exits.digest)
+        changed = [name for name in DECIDES if routed["params"].get(name) != attrgetter(name)(params)]
+        if routed["inputs"].get("exits") != exits.digest:
+            changed.append("models/exits")
         if changed:
             raise UserError(
                 f"threshold quality: {', '.join(changed)} changed since the stage evaluate found the "

@@ -83,11 +83,8 @@ class QualitySearch:
         """
         self.calibration, self.scorer, self.settings = calibration, scorer, settings
         self.allowed, self.tried = settings.quality / 100, dict[int, Rise]()
-        text, first, window = (
-            held_out_text(exits, scorer.signal),
-            settings.first_exit,
-            calibration.windows.window,
-        )
+        text, first = held_out_text(exits, scorer.signal), settings.first_exit
+        window = calibration.windows.window
         confidence = without_decay(text.confidence, text.position / window, settings.decay)
         may_leave = text.position >= settings.keep_first
 
