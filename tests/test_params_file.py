@@ -44,7 +44,7 @@ def test_a_new_threshold_is_a_diff_of_one_line(params):
     apply_overrides(params, ["threshold=0.7"])
     after = params.read_text().splitlines()
     assert [(a, b) for a, b in zip(before, after, strict=True) if a != b] == [
-        ("threshold: 0.8", "threshold: 0.7")
+        ("threshold: quality", "threshold: 0.7")
     ]
 
 

@@ -24,6 +24,7 @@ from offramp.params import read_params
 from offramp.results.routing import CurvePoint
 from offramp.routing.cost import exit_costs
 from offramp.routing.executor import Executor
+from offramp.routing.search import Text
 from offramp.routing.speculation import most_frequent
 from offramp.routing.split import CachedSplit, spread_windows, token_rows
 from offramp.states.resampling import GroupSums, interval
@@ -34,7 +35,6 @@ from studies.checkpoint.ceilings import attainable_against
 from studies.checkpoint.results import AtShare, Attained, ExitQuality, Measures
 from studies.checkpoint.search import Search, costs_of, saving_of, searches
 from studies.checkpoint.settings import CONTROL, LM, TIMED_RISE, StudySettings
-from studies.checkpoint.text import Text
 
 
 def run(folder: Path, settings: StudySettings, device_name: str, name: str) -> None:

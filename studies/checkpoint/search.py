@@ -1,8 +1,7 @@
 """Thresholds for a rise in perplexity, searched by running them on calibration text.
 
-Candidates lie on the path of least added loss per FLOP (``routing.thresholds.threshold_path``), which knows
-what every exit says as if no token had left. What leavers change in the tokens after them shows only when a
-candidate is executed, so the furthest one that stays within the rise is searched by executing a few.
+Candidates lie on the path of least added loss per FLOP; ``routing.search`` says how the furthest of them that
+stays within a rise is found.
 
 Shapes: K exits, N tokens.
 """
@@ -18,11 +17,11 @@ from offramp.exits.store import Exits
 from offramp.models.blockwise import Blockwise
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
 from offramp.routing.policies import Scorer, ThresholdPolicy
+from offramp.routing.search import Text, furthest, predicted_losses
 from offramp.routing.split import CachedSplit, RoutedSplit, spread_windows, token_rows
-from offramp.routing.thresholds import HeldOut, exits_taken, threshold_path
+from offramp.routing.thresholds import HeldOut, threshold_path
 from offramp.states.store import States
 from offramp.training.exits import split_calibration
-from studies.checkpoint.text import Text
 
 STEPS = 40
 """Of the path: shares of the tokens by which it moves."""
@@ -64,16 +63,7 @@ class Search:
         share of ``rise`` above the reference. At place 0 nobody leaves, within the rise or not.
         """
         limit = float(np.log1p(rise) + self.reference.mean(dtype=np.float64))
-        low, high = 0, int(np.append(np.flatnonzero(self.predicted <= limit), 0).max())
-        for _ in range(probes):
-            if low == high:
-                break
-            middle = (low + high + 1) // 2
-            if self.run(middle)[0] <= limit:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return furthest(self.predicted, limit, lambda place: self.run(place)[0] <= limit, probes)
 
 
 def searches(
@@ -106,16 +96,15 @@ def searches(
             sequence=states.column("sequence")[rows],
         )
         path = threshold_path(held, costs_of(model, scorer, states.window), held.risk("nll_increase"), STEPS)
-        predicted = [
-            _mean_loss(confidence[:, windows_rows], executed, may_leave[windows_rows], thresholds)
-            for thresholds in path
-        ]
+        predicted = predicted_losses(
+            confidence[:, windows_rows], np.stack(executed.loss), may_leave[windows_rows], path
+        )
         out[signal] = Search(
             text.of(chosen),
             reference.column(f"loss_{reference.num_exits - 1}")[windows_rows],
             scorer,
             path,
-            np.array(predicted),
+            predicted,
             keep_first,
         )
     return out
@@ -131,12 +120,3 @@ def saving_of(text: Text, routed: RoutedSplit, scorer: Scorer) -> float:
     model, tokens = text.executor.model, len(routed.loss)
     flops = executed_flops(model, routed.work, scorer.flops_per_token)
     return float(1 - flops / full_depth_flops(model, tokens, text.windows.window))
-
-
-def _mean_loss(
-    confidence: np.ndarray, cached: CachedSplit, may_leave: np.ndarray, thresholds: list[float]
-) -> float:
-    """As if no token had left before: tokens that may not leave count at full depth."""
-    taken = np.where(may_leave, exits_taken(confidence, thresholds), cached.last)
-    losses = np.take_along_axis(np.stack(cached.loss), taken[None], axis=0)[0]
-    return float(losses.mean(dtype=np.float64))

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.analysis.advice import WORTH, propagation, verdict_on
+from offramp.analysis.advice import WORTH, by_the_clock, propagation, verdict_on
 from offramp.analysis.oracle import bounds, can_leave
 from offramp.analysis.suitability import assess, of_states
 from offramp.app.cli import main
 from offramp.app.project import open_project
 from offramp.artifacts.artifact import open_artifact
 from offramp.corpus.windows import TokenWindows
+from offramp.report.suitability import section, table
 from offramp.results.suitability import (
     Attainable,
     AttainableBounds,
@@ -107,6 +108,18 @@ def result_windows(subject):
     return len(subject.readings["tuned"].group) // subject.window
 
 
+def timed(flops=0.05, clock="shown", seconds=0.1, bounds=(0.08, 0.12), asking=(0.01, 0.03)):
+    """Break-even as it is measured."""
+    return BreakEven(
+        flops=flops,
+        clock=clock,
+        seconds=seconds,
+        seconds_interval=bounds and list(bounds),
+        asking_seconds=0.02,
+        asking_interval=asking and list(asking),
+    )
+
+
 def measured(
     kind="tuned",
     saving=0.2,
@@ -114,14 +127,14 @@ def measured(
     lead=(0.14, 0.18),
     can_leave=0.4,
     excess=0.2,
-    flops=(0.05, 0.1),
-    seconds=(0.1, 0.2),
+    flops=0.05,
+    asked=None,
 ):
     """The exits of a model with one early exit, and what oracles save.
 
     ``saving``, ``chance`` and ``lead`` are the divergence oracle's saving at 1 % more perplexity, that of
-    random exits, and the interval of the difference; ``flops`` and ``seconds`` are break-even shares of a
-    signal of the state and of one of the readout.
+    random exits, and the interval of the difference; ``flops`` is the break-even share, ``asked`` all that
+    was measured of it.
     """
 
     def readout(share, nll, leaving=None):
@@ -130,16 +143,12 @@ def measured(
         )
         return {kind: quality}
 
-    shares = {
-        signal: BreakEven(flops=flops[place], seconds=seconds[place], asking_seconds=0.01)
-        for place, signal in enumerate(("state", "readout"))
-    }
     early = ExitWorth(
         exit=0,
         layers=2,
         flop_saving=0.5,
         readouts=readout(0.6, 3.0 + excess, can_leave),
-        break_even=shares,
+        break_even=asked or timed(flops),
     )
     full = ExitWorth(exit=1, layers=6, flop_saving=0.0, readouts=readout(1.0, 3.0))
     bound = Bound(flop_saving=0.55, ppl=20.0)
@@ -183,26 +192,14 @@ ATTAINABLE = (
             "undecided",
             r"Undecided, measure on more tokens: attainable .* lead of 3\.0% to 6\.0%, and 5\.0% would",
         ),
-        ({"lead": (0.03, 0.06), "flops": (None, None)}, "no", "No, asking costs more"),
+        ({"lead": (0.03, 0.06), "flops": None}, "no", "No, asking costs more"),
         ({"lead": (WORTH, 0.06)}, "worth a try", "Worth a try:"),
         (
-            {"flops": (0.45, None)},
+            {"flops": 0.45},
             "no",
             "No, asking costs more than leaving brings back: at exit 0, after layer 2 of 6, 40% of the "
             "tokens can leave at 1% more perplexity; .* 45% must leave .*; attainable",
         ),
-        (
-            {"seconds": (0.45, None)},
-            "not on this machine",
-            r"Not on this machine, though attainable .* 5\.0% must leave .* FLOPs, 45% by the clock",
-        ),
-        ({"seconds": (None, None)}, "not on this machine", "more than all of them by the clock"),
-        (
-            {"seconds": (0.1, 0.45)},
-            "worth a try",
-            "Worth a try, with a signal that looks at the state and reads nothing out: attainable",
-        ),
-        ({"seconds": (0.45, 0.1)}, "worth a try", "Worth a try, with a signal of the readout: attainable"),
         ({}, "worth a try", f"^Worth a try: {ATTAINABLE}; at exit 0, .* 40% of the tokens can leave"),
         ({"kind": "raw"}, "worth a try", "Worth a try:"),
         (
@@ -211,7 +208,7 @@ ATTAINABLE = (
             r"Not before the exits are trained: .* after layer 2 of 6\) is 2\.50 nats worse .*; attainable",
         ),
         (
-            {"kind": "raw", "flops": (0.45, 0.45)},
+            {"kind": "raw", "flops": 0.45},
             "train the exits first",
             "agrees with it on 60% of the tokens",
         ),
@@ -226,7 +223,7 @@ ATTAINABLE = (
             r"\(pretrain\.method: joint\)\.$",
         ),
         (
-            {"kind": "least_squares", "flops": (0.45, 0.45)},
+            {"kind": "least_squares", "flops": 0.45},
             "no",
             r"^No, not as it is, asking costs more .*; attainable .*\. What can change that",
         ),
@@ -234,9 +231,59 @@ ATTAINABLE = (
     ],
 )
 def test_advice_follows_from_the_numbers(changes, verdict, sentence):
-    given, said = verdict_on(*measured(**changes))
+    given, said = verdict_on(*measured(**changes), "state")
     assert given == verdict
     assert re.search(sentence, said), said
+
+
+def test_the_verdict_reads_no_seconds():
+    """All that the clock says is missing from what it is given: reading any of it would be an error."""
+    for flops in (0.05, 0.45, None):
+        exits, oracle = measured(asked=BreakEven.model_construct(flops=flops))
+        said = verdict_on(exits, oracle, "state")
+        assert said == verdict_on(*measured(flops=flops), "state")
+        assert "clock" not in said[1] and "this machine" not in said[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({}, r"must leave at exit 0 for asking a classifier of the state to pay\.$"),
+        ({}, r"By the clock on this machine, 10% \[8\.0%, 12%\] of the tokens"),
+        ({"clock": "never", "seconds": None, "bounds": None}, "leaving at exit 0 takes longer than it saves"),
+        (
+            {"clock": "inconclusive", "seconds": None, "bounds": None, "asking": (-0.02, 0.04)},
+            r"timing inconclusive, asking a classifier of the state at exit 0 takes -2\.0% to 4\.0% of",
+        ),
+        (
+            {"clock": "inconclusive", "seconds": None, "bounds": None, "asking": None},
+            "timing inconclusive, of too few batches to tell what asking costs",
+        ),
+    ],
+)
+def test_what_the_clock_says_stands_beside_the_verdict(asked, sentence):
+    exits, oracle = measured(asked=timed(**asked))
+    assert re.search(sentence, by_the_clock(exits, oracle, "state"))
+    assert verdict_on(exits, oracle, "state")[0] == "worth a try", "whatever the clock says"
+
+
+def test_sentences_and_table_name_one_signal(project):
+    """That which was asked for, in FLOPs and by the clock."""
+    subject = of_test_states(open_project(project[0]), 200)
+    costs = {}
+    for looks_at, name, other in (
+        ("state", "a classifier of the state", "reads out"),
+        ("readout", "a signal that reads out", "classifier of the state"),
+    ):
+        subject.looks_at = looks_at
+        result = assess(subject)
+        costs[looks_at] = result.rows[0].break_even.flops
+        said = f"{by_the_clock(result.rows, result.oracle, looks_at)} {section(result)['signal']}"
+        assert name in said and other not in said
+        headings = [column for column in section(result)["columns"] if "break-even" in column]
+        assert headings == [f"break-even, {looks_at}"]
+        assert name in table(result).caption and other not in table(result).caption
+    assert costs["state"] < costs["readout"]
 
 
 TOKENS, VOCABULARY = 3000, 8
@@ -262,7 +309,7 @@ def verdict_of(early, full, target):
     (first, last), _ = measured(
         can_leave=can_leave(divergence[0], *loss), excess=loss[0].mean() - loss[1].mean()
     )
-    return *verdict_on([first, last], {"tuned": oracle}), oracle
+    return *verdict_on([first, last], {"tuned": oracle}, "state"), oracle
 
 
 def random_logits(seed, scale):
@@ -314,7 +361,7 @@ def test_advice_is_about_the_tuned_exits_where_there_are_any():
     both = [
         row.model_copy(update={"readouts": row.readouts | other.readouts}) for row, other in zip(tuned, raw)
     ]
-    assert verdict_on(both, oracle | raw_oracle) == verdict_on(tuned, oracle)
+    assert verdict_on(both, oracle | raw_oracle, "state") == verdict_on(tuned, oracle, "state")
 
 
 def test_advice_is_about_fitted_exits_rather_than_raw_ones():
@@ -322,7 +369,7 @@ def test_advice_is_about_fitted_exits_rather_than_raw_ones():
     both = [
         row.model_copy(update={"readouts": other.readouts | row.readouts}) for row, other in zip(fitted, raw)
     ]
-    assert verdict_on(both, raw_oracle | oracle) == verdict_on(fitted, oracle)
+    assert verdict_on(both, raw_oracle | oracle, "state") == verdict_on(fitted, oracle, "state")
 
 
 def test_the_command_prints_a_table_a_picture_and_the_advice_or_json(project, monkeypatch, capsys):

@@ -112,6 +112,11 @@ BAD_PARAMS = [
         "threshold budget weighs what leaving saves, which with routing.kv recompute hangs",
     ),
     (
+        {"threshold": "auto", "routing__decay": 1.0},
+        "threshold auto is found for all positions alike; with routing.decay give a number, or quality",
+    ),
+    ({"threshold": "qualty"}, "threshold = 'qualty': give a number .*\"quality\""),
+    (
         {"pretrain__method": "frozen"},
         "pretrain.method frozen trains the exits of a checkpoint; set model.source: hf",
     ),

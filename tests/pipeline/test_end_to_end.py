@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from offramp.app.project import open_project
 from offramp.errors import UserError
 from tests.fixtures.pipeline_run import command, copy_repository, run_stages, stages_run
 from tests.fixtures.reduce_params import reduce_params
@@ -148,10 +149,11 @@ def test_classifiers_trained_jointly_are_used_and_three_exits_work(tmp_path):
     assert len(routing["exit_fraction"]) == 3 and 0.3 < routing["exit_fraction"]["exit_0"] < 0.7
 
 
-@pytest.mark.parametrize("rule", ["risk", "budget", "price"])
+@pytest.mark.parametrize("rule", ["quality", "risk", "budget", "price"])
 def test_thresholds_by_rule_are_found_on_held_out_text_and_reported(reduced_run, tmp_path, rule):
     folder = shutil.copytree(reduced_run, tmp_path / "copy")
-    reduce_params(folder / "params.yaml", threshold=rule, routing__budget=0.9, exits__risk__tolerance=0.3)
+    rules = {"routing__budget": 0.9, "exits__risk__tolerance": 0.3, "routing__quality": 3.0}
+    reduce_params(folder / "params.yaml", threshold=rule, **rules)
     command(folder, "python", "-m", "pipeline.evaluate")
     routing = json.loads((folder / "metrics/routing.json").read_text())
     assert rule in routing
@@ -160,6 +162,19 @@ def test_thresholds_by_rule_are_found_on_held_out_text_and_reported(reduced_run,
         page = (folder / "report/index.html").read_text()
         assert {"sequences", "passed", "test_risk", "test_interval", "kept"} <= set(routing["risk"])
         assert "Measured on the test split" in page
+    if rule == "quality":
+        command(folder, "python", "-m", "pipeline.report")
+        check, said = routing["quality"], command(folder, "python", "-m", "pipeline.track").stdout
+        assert check["allowed"] == 0.03 and check["test_rise"] == routing["ppl_increase"]
+        assert check["verdict"].removeprefix("not ") in " ".join(said.split()) and "allowed +3.00%" in said
+        assert "upper end of the interval had to be within" in (folder / "report/index.html").read_text()
+        policy = open_project(folder).policy()
+        assert policy.thresholds == list(routing["threshold"].values()), "found once, by evaluate"
+        reduce_params(folder / "params.yaml", threshold=rule, **rules | {"routing__quality": 2.0})
+        with pytest.raises(
+            UserError, match=r"threshold quality: routing\.quality changed since .* evaluate`"
+        ):
+            open_project(folder).policy()
     if rule == "budget":
         assert routing["flop_saving"] >= 0.0 and routing["shallow_ratio"] > 0
 

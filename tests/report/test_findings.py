@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offramp.report.answer import verdict
 from offramp.report.findings import result_table, sentences, standing
 from offramp.report.inputs import Measurements, read_measurements
 from offramp.report.words import percent
-from offramp.results.routing import Promise
+from offramp.results.routing import Promise, RiseCheck
 from tests.fixtures.report_run import fabricate
 
 
@@ -212,3 +213,49 @@ def test_ranking_stands_beside_calibration(measured):
         "calibration error 0.5% (95% interval 0.4% to 0.8%)" in sentence
         and "0.61 (0.5 is chance)" in sentence
     )
+
+
+CHECK = RiseCheck(
+    allowed=0.01,
+    rise=0.008,
+    interval=[0.0072, 0.0093],
+    tokens=38065,
+    groups=12,
+    grouped_by="documents",
+    candidates=100,
+    executed=4,
+    place=16,
+    test_rise=-0.0001,
+    test_interval=[-0.0003, 0.0002],
+    verdict="kept",
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "lead", "short"),
+    [
+        ({}, "The allowed rise in perplexity was kept", "allowed +1.00%, kept on test text"),
+        (
+            {"verdict": "not kept"},
+            "The allowed rise in perplexity was NOT kept",
+            "%, not kept on test",
+        ),
+        (
+            {"verdict": "not established"},
+            "Whether the allowed rise in perplexity was kept on fresh text is not established",
+            "allowed +1.00%: within it on test text, not established",
+        ),
+        (
+            {"place": 0, "rise": 0.0, "interval": None},
+            "No candidate stayed within the allowed rise in perplexity, so nothing leaves",
+            "allowed +1.00%, which no candidate kept on held-out text",
+        ),
+    ],
+)
+def test_a_rise_that_was_allowed_is_held_against_fresh_text(measured, change, lead, short):
+    routed = changed(measured, quality=CHECK.model_copy(update=change))
+    (sentence,) = [text for text in said(routed) if "Allowed: " in text]
+    assert sentence.startswith(lead)
+    assert "Found on 38,065 held-out tokens of 12 documents" in sentence and "not a guarantee" in sentence
+    assert "On test text: \u22120.01% (95% interval \u22120.03% to +0.02%)." in sentence
+    assert short in verdict(routed) and "allowed" not in verdict(measured)

@@ -56,7 +56,7 @@ def test_the_report_shows_it_and_is_silent_otherwise(tmp_path):
 def test_it_is_said_on_the_console_before_anything_is_computed(tmp_path, caplog):
     for name in ("params.yaml", "dvc.yaml"):
         text = (REPOSITORY / name).read_text()
-        (tmp_path / name).write_text(text.replace("threshold: 0.8", "threshold: 1.0"))
+        (tmp_path / name).write_text(text.replace("threshold: quality", "threshold: 1.0"))
     for folder in ("src", "pipeline"):
         (tmp_path / folder).symlink_to(REPOSITORY / folder)
     with caplog.at_level(logging.WARNING):

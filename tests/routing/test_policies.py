@@ -13,13 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from offramp.artifacts.artifact import create_artifact, open_artifact
-from offramp.corpus.prepare import prepare
-from offramp.corpus.windows import TokenWindows
 from offramp.errors import UserError
 from offramp.exits.classifier import ExitClassifier
 from offramp.exits.store import Exits
-from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.routing.choice import choose_policy
 from offramp.routing.cost import executed_flops, exit_costs, full_depth_flops
 from offramp.routing.decoder import Decoder
@@ -31,10 +27,8 @@ from offramp.routing.policies import (
     ThresholdPolicy,
     exits_by_share,
 )
+from offramp.routing.quality import Calibration
 from offramp.routing.thresholds import NOBODY, HeldOut, exits_taken
-from offramp.states.collect import collect_states
-from offramp.states.store import States
-from offramp.training.exits import train_exits
 from tests.conftest import repository_params
 from tests.routing.test_decoder import check_pieces_equal_one_pass
 from tests.routing.test_executor import check_ragged_equals_alone
@@ -42,54 +36,6 @@ from tests.routing.test_executor import check_ragged_equals_alone
 CPU = torch.device("cpu")
 EVEN = [[1.0, 1.0], [1.0]]
 """Slopes of benefits that are gains as they are, of three exits."""
-
-
-@pytest.fixture(scope="module")
-def routed(addresses, tmp_path_factory):
-    """A model of three blocks, its calibration states (three documents) and exits taught benefits."""
-    folder = tmp_path_factory.mktemp("policies")
-    text = repository_params(
-        corpus__source="files",
-        corpus__paths=[str(addresses)],
-        corpus__calibration_fraction=0.3,
-        corpus__test_fraction=0.2,
-        tokenizer__vocab_size=400,
-        window=32,
-    )
-    data = prepare(text.corpus, text.tokenizer, text.window, folder / "data", {})
-    torch.manual_seed(0)
-    model = BlockwiseLM(
-        ModelConfig(
-            vocab_size=data.meta["vocab_size"],
-            window=32,
-            width=16,
-            heads=2,
-            ffn_width=24,
-            block_layers=(1, 2, 1),
-        )
-    )
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
-    model.eval()
-    with create_artifact(folder / "lm", "lm", {}, {"data": data}):
-        pass
-    lm = open_artifact(folder / "lm", "lm")
-    settings = repository_params(collect__dtype="float32").collect
-    windows = TokenWindows(data, "calibration")
-    states = States(
-        collect_states(
-            model,
-            windows,
-            folder / "states",
-            settings,
-            params={},
-            inputs={"data": data, "lm": lm},
-            device=CPU,
-        )
-    )
-    params = repository_params(exits__inputs="both", exits__label="divergence")
-    artifact, fitted, _ = train_exits(states, params.exits, folder / "exits", {})
-    return model, windows, states, Exits(artifact), fitted
 
 
 @pytest.mark.parametrize("signal", ["learned", "max_prob", "margin_prob", "saturation", "patience"])
@@ -284,7 +230,7 @@ def test_exit_costs_are_what_the_executor_counts_for_a_batch_that_leaves_there(r
 
 
 @pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("threshold", [0.4, [0.3, 0.6], "auto", "budget", "price", "risk"])
+@pytest.mark.parametrize("threshold", [0.4, [0.3, 0.6], "auto", "budget", "price", "quality", "risk"])
 def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, threshold, first):
     model, windows, _, exits, _ = routed
     params = repository_params(
@@ -295,7 +241,14 @@ def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, thr
         routing__first_exit=first,
     )
     chosen = choose_policy(
-        threshold, exits, model, window=32, signals=params.exits, settings=params.routing, device=CPU
+        threshold,
+        exits,
+        model,
+        window=32,
+        signals=params.exits,
+        settings=params.routing,
+        device=CPU,
+        calibration=Calibration(Executor(model), windows),
     )
     tokens, targets = windows.batch(torch.arange(4))
     taken = Executor(model).run(tokens, targets, chosen.policy).exit
@@ -307,7 +260,12 @@ def test_every_way_to_choose_a_threshold_gives_a_policy_and_says_how(routed, thr
         )
         spent = costs[exits_taken(held.confidence, chosen.policy.thresholds)].mean()
         assert 0.95 - 0.02 <= spent <= 0.95 + 1e-9
-    rules = {"budget": chosen.budget, "price": chosen.price, "risk": chosen.promise}
+    rules = {
+        "budget": chosen.budget,
+        "price": chosen.price,
+        "quality": chosen.quality,
+        "risk": chosen.promise,
+    }
     said = [name for name, rule in rules.items() if rule is not None]
     assert said == [name for name in rules if name == threshold]
     if isinstance(threshold, list):

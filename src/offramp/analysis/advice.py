@@ -1,8 +1,8 @@
-"""Rules that say in a sentence whether to use early exit."""
+"""Rules that say in a sentence whether to use early exit: by FLOPs, and what the clock shows beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from offramp.analysis.oracle import ALLOWED_RISE, RISES, readout_in_use
 from offramp.results.suitability import (
@@ -12,7 +12,7 @@ from offramp.results.suitability import (
     OracleBounds,
     StatePropagation,
 )
-from offramp.vocabulary import LOOKS_AT, RAW, READOUT, STATE
+from offramp.vocabulary import RAW, READOUT, STATE
 
 WORTH = 0.05
 """Least share of the FLOPs by which the attainable saving must exceed that of random exits.
@@ -27,38 +27,51 @@ USABLE = 1.0
 """Nats by which an exit that was never trained may be worse than full depth and still be of use."""
 TRAINING = " What can change that is training the model for its exits (pretrain.method: joint)."
 """Said of a model that was not trained for exits, where leaving is not worth it even with fitted ones."""
+SIGNAL = {STATE: "a classifier of the state", READOUT: "a signal that reads out"}
+"""What a signal is called that looks at the one or the other."""
 SPOILT = 0.1
 """Nats per token that state propagation may cost when half of the tokens have left."""
 
 
 def advise(
-    exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds], state_propagation: StatePropagation
+    exits: Sequence[ExitWorth],
+    oracle: Mapping[str, OracleBounds],
+    state_propagation: StatePropagation,
+    looks_at: str,
 ) -> Advice:
     """What to do with ``exits``, which are in order of depth.
 
     ``oracle`` has the bounds by the kind of readout: one or more of ``results.suitability.READOUTS``.
+    ``looks_at`` says what the signal looks at whose asking is weighed.
     """
-    verdict, sentence = verdict_on(exits, oracle)
-    return Advice(verdict=verdict, sentence=sentence, propagation=propagation(state_propagation))
+    verdict, sentence = verdict_on(exits, oracle, looks_at)
+    return Advice(
+        verdict=verdict,
+        sentence=sentence,
+        clock=by_the_clock(exits, oracle, looks_at),
+        propagation=propagation(state_propagation),
+    )
 
 
-def verdict_on(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds]) -> tuple[str, str]:
+def verdict_on(
+    exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds], looks_at: str
+) -> tuple[str, str]:
     """The first of these verdicts that applies, and why.
 
     It goes by the exits' own readouts where training gave them any, else by those of least squares where
     these were fitted, and by the *lead*: what the divergence oracle saves of the FLOPs, at ALLOWED_RISE more
     perplexity, beyond what random exits save, with its 95 % interval. The lead is *too small* where the
     interval's upper end is below WORTH, and large enough where its lower end is not. Leaving *pays* at an
-    exit, for a kind of signal, if more tokens can leave there
-    (``can_leave``) than its break-even share.
+    exit if more tokens can leave there (``can_leave``) than its break-even share. All of this counts FLOPs.
+    Seconds have no part in it, so that the same model and text get the same verdict each time, on any
+    machine; ``by_the_clock`` says what they show.
 
     1. train the exits first: they are raw, and at each of them the NLL is more than USABLE nats above full
-       depth's, or leaving pays in FLOPs at none, or the lead is too small;
+       depth's, or leaving pays at none, or the lead is too small;
     2. no: the lead is too small;
-    3. no: leaving pays in FLOPs at no exit;
-    4. not on this machine: it does, but by the clock at none;
-    5. undecided: the interval of the lead holds WORTH;
-    6. worth a try: leaving pays by the clock at some exit, for signals of both kinds or of one.
+    3. no: leaving pays at no exit;
+    4. undecided: the interval of the lead holds WORTH;
+    5. worth a try: leaving pays at some exit.
 
     Where the exits are of least squares, "no" is about the model as it is: it was not trained for them.
     """
@@ -69,9 +82,8 @@ def verdict_on(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds]) -
     bound = _bound(oracle[kind])
     nearest = min(early, key=lambda row: row.readouts[kind].nll)
     excess = nearest.readouts[kind].nll - full.readouts[kind].nll
-    in_flops = {signal for signal in LOOKS_AT if any(_pays(row, kind, row.flops(signal)) for row in early)}
-    by_clock = {signal for signal in LOOKS_AT if any(_pays(row, kind, row.seconds(signal)) for row in early)}
-    if kind == RAW and (excess > USABLE or not in_flops or high < WORTH):
+    pays = any(_pays(row, kind) for row in early)
+    if kind == RAW and (excess > USABLE or not pays or high < WORTH):
         return (
             "train the exits first",
             f"Not before the exits are trained: read out raw, the best of them (exit {nearest.exit}, after "
@@ -86,24 +98,40 @@ def verdict_on(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds]) -
         if attainable.flop_saving >= WORTH:
             why = ", choosing who leaves brings next to nothing over leaving it to chance"
         return "no", f"No{as_it_is}{why}: {bound}.{remedy}"
-    at_best_exit = _at_best_exit(exits, kind)
-    if not in_flops:
+    at_best_exit = _at_best_exit(exits, kind, looks_at)
+    if not pays:
         costs = "asking costs more than leaving brings back"
         return "no", f"No{as_it_is}, {costs}: {at_best_exit}; {bound}.{remedy}"
-    if not by_clock:
-        return "not on this machine", f"Not on this machine, though {bound}: {at_best_exit}."
     if low < WORTH:
         return (
             "undecided",
             f"Undecided, measure on more tokens: {bound}; over random exits that is a lead of {percent(low)} "
             f"to {percent(high)}, and {percent(WORTH)} would be worth it.",
         )
-    which = ""
-    if by_clock == {STATE}:
-        which = ", with a signal that looks at the state and reads nothing out"
-    elif by_clock == {READOUT}:
-        which = ", with a signal of the readout"
-    return "worth a try", f"Worth a try{which}: {bound}; {at_best_exit}."
+    return "worth a try", f"Worth a try: {bound}; {at_best_exit}."
+
+
+def by_the_clock(exits: Sequence[ExitWorth], oracle: Mapping[str, OracleBounds], looks_at: str) -> str:
+    """What this machine's clock says of asking the same signal at the same exit, in a sentence."""
+    best = _best_exit(exits, readout_in_use(oracle))
+    asked = best.break_even
+    assert asked is not None, "the best exit is an early one"
+    if asked.clock == "never":
+        return (
+            f"By the clock on this machine, leaving at exit {best.exit} takes longer than it saves when "
+            f"{SIGNAL[looks_at]} is asked."
+        )
+    if asked.clock == "inconclusive" or asked.seconds is None:
+        cost = "of too few batches to tell what asking costs"
+        if asked.asking_interval:
+            low, high = map(percent, asked.asking_interval)
+            cost = f"asking {SIGNAL[looks_at]} at exit {best.exit} takes {low} to {high} of a plain pass more"
+        return f"By the clock on this machine: timing inconclusive, {cost}."
+    between = " [{}, {}]".format(*map(percent, asked.seconds_interval)) if asked.seconds_interval else ""
+    return (
+        f"By the clock on this machine, {percent(asked.seconds)}{between} of the tokens must leave at exit "
+        f"{best.exit} for asking {SIGNAL[looks_at]} to pay."
+    )
 
 
 def propagation(cost: StatePropagation) -> str:
@@ -143,25 +171,24 @@ def _bound(oracle: OracleBounds) -> str:
     )
 
 
-def _pays(row: ExitWorth, kind: str, break_even: float | None) -> bool:
-    leaving = row.readouts[kind].can_leave
-    return break_even is not None and leaving is not None and break_even < leaving
+def _pays(row: ExitWorth, kind: str) -> bool:
+    """Whether more tokens can leave than must, both by the count of FLOPs."""
+    leaving, must = row.readouts[kind].can_leave, row.break_even.flops if row.break_even else None
+    return must is not None and leaving is not None and must < leaving
 
 
-def _at_best_exit(exits: Sequence[ExitWorth], kind: str) -> str:
-    """What can leave, and what must, at the exit where leaving as many as can saves most FLOPs."""
-    *early, full = exits
-    leaving = {row.exit: row.readouts[kind].can_leave or 0.0 for row in early}
-    best = max(early, key=lambda row: leaving[row.exit] * row.flop_saving)
-    flops, seconds = _least(map(best.flops, LOOKS_AT)), _least(map(best.seconds, LOOKS_AT))
+def _best_exit(exits: Sequence[ExitWorth], kind: str) -> ExitWorth:
+    """The exit where leaving as many as can saves most FLOPs."""
+    return max(exits[:-1], key=lambda row: (row.readouts[kind].can_leave or 0.0) * row.flop_saving)
+
+
+def _at_best_exit(exits: Sequence[ExitWorth], kind: str, looks_at: str) -> str:
+    """What can leave, and what must, at that exit."""
+    best = _best_exit(exits, kind)
+    flops = best.break_even.flops if best.break_even else None
+    must = "more than all of them" if flops is None else percent(flops)
     return (
-        f"at exit {best.exit}, after layer {best.layers} of {full.layers}, {percent(leaving[best.exit])} of "
-        f"the tokens can leave at {ALLOWED_RISE:.0%} more perplexity; for asking to pay, {flops} must leave "
-        f"there by the count of FLOPs, {seconds} by the clock"
+        f"at exit {best.exit}, after layer {best.layers} of {exits[-1].layers}, "
+        f"{percent(best.readouts[kind].can_leave or 0.0)} of the tokens can leave at {ALLOWED_RISE:.0%} more "
+        f"perplexity; for asking {SIGNAL[looks_at]} to pay, {must} must leave there by the count of FLOPs"
     )
-
-
-def _least(shares: Iterable[float | None]) -> str:
-    """The smallest of an exit's break-even shares."""
-    possible = [share for share in shares if share is not None]
-    return percent(min(possible)) if possible else "more than all of them"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from offramp.analysis.readings import BATCH, Normed, read_windows
-from offramp.analysis.suitability import Subject, in_batches
+from offramp.analysis.suitability import ROUNDS, Subject, in_batches
 from offramp.artifacts.artifact import open_artifact
 from offramp.artifacts.manifest import MANIFEST
 from offramp.checkpoints.checkpoint import Checkpoint
@@ -43,8 +43,8 @@ TOKENS = 30_000
 """Tokens that a checkpoint is run on, if not told otherwise."""
 WINDOW = 128
 """Tokens of a window, if not told otherwise and the model has as many positions."""
-ROUNDS, BATCH_SIZE = 5, 1
-"""Batches timed, and windows of each, if not told otherwise."""
+BATCH_SIZE = 1
+"""Windows of a timed batch, if not told otherwise."""
 HELD_OUT = 8
 """Every so many-th document, or stretch, to fit on is held out to choose the ridge."""
 PROPAGATION_WINDOWS = 8

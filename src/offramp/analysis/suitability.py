@@ -5,7 +5,7 @@ argmax is that of full depth) and NLL, read out raw (the last exit's norm and he
 lens), by least squares (of a checkpoint: ``analysis.checkpoint``) and tuned (the exit's own readout, where
 training gave it one). ``analysis.oracle`` says what is attainable, with each exit alone and with all of them,
 by one who knows what depth would change, beside what one would save who knows the next token; break-even is
-the share of tokens that must leave at an exit before asking pays (``routing.break_even``);
+the share of tokens that must leave at an exit before asking one signal pays (``routing.break_even``);
 ``state_propagation`` is what it costs the others when some have left (``routing.propagation``).
 ``analysis.advice`` says in a sentence what follows.
 
@@ -51,8 +51,11 @@ from offramp.routing.split import spread_windows, token_rows
 from offramp.routing.timing import machine
 from offramp.states.resampling import GroupSums, interval
 from offramp.states.store import States
-from offramp.vocabulary import LOOKS_AT, RAW, TUNED
+from offramp.vocabulary import RAW, STATE, TUNED
 
+ROUNDS = 9
+"""Batches timed, if not told otherwise: of so many, one on either side may be out of line
+(``routing.break_even.median``)."""
 DRAWS = 1000
 """Bootstrap draws of groups behind every interval."""
 
@@ -78,7 +81,9 @@ class Subject:
     precision: str = "fp32"
     """Of the layers."""
     hidden: list[int] = field(default_factory=lambda: [128])
-    """Of the classifier of the state that is asked."""
+    """Of the classifier that is asked where the signal is of the state."""
+    looks_at: str = STATE
+    """What the signal looks at whose asking is weighed."""
 
 
 def of_states(
@@ -90,7 +95,7 @@ def of_states(
     hidden: list[int],
     *,
     tokens: int = 16384,
-    rounds: int = 5,
+    rounds: int = ROUNDS,
     batch_size: int | None = None,
 ) -> Subject:
     """The model of ``lm`` on its cached states, and on test windows to time it.
@@ -129,7 +134,8 @@ def assess(subject: Subject) -> Suitability:
     """The whole answer: what is measured of the subject, and what to do."""
     model, batches = subject.model, subject.batches
     costs = np.array(exit_costs(model, subject.window, reads_out=False, decision_flops=0, kv=subject.kv))
-    timed = seconds_break_even(Executor(model, subject.kv, subject.precision), batches, subject.hidden)
+    executor = Executor(model, subject.kv, subject.precision)
+    timed = seconds_break_even(executor, batches, subject.hidden, subject.looks_at)
     qualities = {name: _quality(readings, costs) for name, readings in subject.readings.items()}
     exits = [
         ExitWorth(
@@ -166,7 +172,8 @@ def assess(subject: Subject) -> Suitability:
             machine=machine(batches[0][0].device),
             seconds=[min(timed.plain), max(timed.plain)],
         ),
-        "advice": advise(exits, oracle, state_propagation),
+        "advice": advise(exits, oracle, state_propagation, subject.looks_at),
+        "looks_at": subject.looks_at,
         "grouped_by": subject.grouped_by,
     }
     return (
@@ -174,18 +181,22 @@ def assess(subject: Subject) -> Suitability:
     )
 
 
-def _break_even(subject: Subject, exit: int, timed: dict[str, TimedAsking]) -> dict[str, BreakEven]:
-    classifier_flops = ExitClassifier(subject.model.config.width, subject.hidden).flops
-    return {
-        kind: BreakEven(
-            flops=flops_break_even(
-                subject.model, subject.window, exit, kind, classifier_flops=classifier_flops, kv=subject.kv
-            ),
-            seconds=timed[kind].break_even,
-            asking_seconds=timed[kind].asking_cost,
-        )
-        for kind in LOOKS_AT
-    }
+def _break_even(subject: Subject, exit: int, timed: TimedAsking) -> BreakEven:
+    return BreakEven(
+        flops=flops_break_even(
+            subject.model,
+            subject.window,
+            exit,
+            subject.looks_at,
+            classifier_flops=ExitClassifier(subject.model.config.width, subject.hidden).flops,
+            kv=subject.kv,
+        ),
+        clock=timed.clock,
+        seconds=timed.share.value if timed.share else None,
+        seconds_interval=timed.share.interval if timed.share else None,
+        asking_seconds=timed.asking_cost.value,
+        asking_interval=timed.asking_cost.interval,
+    )
 
 
 def _read(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from offramp.app.commands import measures, models, results
+from offramp.vocabulary import LOOKS_AT, STATE
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -196,7 +197,13 @@ def _add_suitability(add: AddCommand) -> None:
         help="most tokens that are run: of --model two thirds to fit exits, a third to measure (30000), else "
         "all to measure (16384)",
     )
-    suitability.add_argument("--rounds", type=_count, help="batches timed (5)")
+    suitability.add_argument(
+        "--signal",
+        choices=LOOKS_AT,
+        default=STATE,
+        help="what is asked: a classifier of the state, or a signal that needs a readout (state)",
+    )
+    suitability.add_argument("--rounds", type=_count, help="batches timed (9)")
     suitability.add_argument(
         "--batch-size",
         type=_count,

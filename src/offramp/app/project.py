@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
 from offramp.artifacts.artifact import Artifact, open_artifact
+from offramp.artifacts.manifest import read_manifest
 from offramp.corpus.tokenizer import Encoder, open_tokenizer, token_texts
 from offramp.errors import UserError
 from offramp.exits.store import Exits
@@ -21,6 +22,20 @@ from offramp.models.store import load_model
 from offramp.params import Params, parse_params, read_params
 from offramp.routing.choice import choose_policy
 from offramp.routing.policies import ThresholdPolicy
+
+DECIDES = (
+    "threshold",
+    "exits.confidence",
+    "routing.kv",
+    "routing.first_exit",
+    "routing.decay",
+    "routing.keep_first",
+    "routing.quality",
+    "routing.control_windows",
+    "routing.bootstrap",
+    "routing.seed",
+)
+"""Parameters on which the thresholds of quality hang, beside the exits."""
 
 
 @dataclass
@@ -101,7 +116,8 @@ class Project:
     def policy(self, threshold: float | list[float] | str | None = None) -> ThresholdPolicy:
         """The policy that says who may leave, by the parameters or with another ``threshold``.
 
-        UserError where the exits belong to another model, or were trained on states of another precision.
+        The thresholds of ``quality`` are those that the stage evaluate found. UserError where it did not, or
+        where the exits belong to another model, or were trained on states of another precision.
         """
         params = self.params
         if threshold is not None:
@@ -119,7 +135,7 @@ class Project:
             )
         window = self.data.meta["window"]
         return choose_policy(
-            params.threshold,
+            self._evaluated(params, exits) if params.threshold == "quality" else params.threshold,
             Exits(exits),
             self.model,
             window=window,
@@ -127,6 +143,19 @@ class Project:
             settings=params.routing,
             device=self.device,
         ).policy
+
+    def _evaluated(self, params: Params, exits: Artifact) -> list[float]:
+        """The thresholds in force at the last evaluation, which found them by running calibration text."""
+        routed = read_manifest(self.root / "routed")
+        changed = [name for name in DECIDES if routed["params"].get(name) != attrgetter(name)(params)]
+        if routed["inputs"].get("exits") != exits.digest:
+            changed.append("models/exits")
+        if changed:
+            raise UserError(
+                f"threshold quality: {', '.join(changed)} changed since the stage evaluate found the "
+                "thresholds by running calibration text; run `dvc repro evaluate`"
+            )
+        return routed["meta"]["thresholds"]
 
 
 def open_project(root: Path = Path(".")) -> Project:

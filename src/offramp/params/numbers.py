@@ -23,6 +23,7 @@ NoHiddenZero = AfterValidator(_no_hidden_zero)
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), NoHiddenZero]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NoHiddenZero]
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), NoHiddenZero]
+PerCent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), NoHiddenZero]
 Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), NoHiddenZero]
 """A number of at least 0."""
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False), NoHiddenZero]

@@ -63,7 +63,8 @@ def _explain(problem: ErrorDetails, source: str) -> str:
     keys = [str(part) for part in problem["loc"]]
     if keys[:1] == ["threshold"]:  # a union: pydantic complains once per member
         given = f"{source}: threshold = {problem['input']!r}"
-        return f'{given}: give a number from 0 to 1, one per exit, or "auto", "risk", "budget" or "price"'
+        rules = '"auto", "quality", "risk", "budget" or "price"'
+        return f"{given}: give a number from 0 to 1, one per exit, or {rules}"
     where = ".".join(keys)
     value = "" if problem["type"] in ("missing", "value_error") else f" = {problem['input']!r}"
     message = {

@@ -24,7 +24,7 @@ from offramp.vocabulary import BENEFITS, LEARNED
 
 
 class Params(Section):
-    threshold: Share | list[Share] | Literal["auto", "risk", "budget", "price"]
+    threshold: Share | list[Share] | Literal["auto", "quality", "risk", "budget", "price"]
     window: Annotated[int, Field(ge=2, le=10**6)]
     corpus: Corpus
     tokenizer: TokenizerParams
@@ -141,9 +141,10 @@ class Params(Section):
                 f"threshold {threshold} has {len(threshold)} values; give one for each of the {early} exits "
                 "before full depth, or a single number"
             )
-        if isinstance(threshold, str) and self.routing.decay:
+        if isinstance(threshold, str) and threshold != "quality" and self.routing.decay:
             raise ValueError(
-                f"threshold {threshold} is found for all positions alike; with routing.decay give a number"
+                f"threshold {threshold} is found for all positions alike; with routing.decay give a number, "
+                "or quality"
             )
         if threshold in ("budget", "price") and self.routing.kv == "recompute":
             raise ValueError(

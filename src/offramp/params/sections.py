@@ -15,6 +15,7 @@ from offramp.params.numbers import (
     Layers,
     Nats,
     NoHiddenZero,
+    PerCent,
     Positive,
     Rate,
     Seed,
@@ -213,6 +214,7 @@ class Routing(Section):
     decay: Positive | None
     keep_first: Annotated[int, Field(ge=0, le=10**6)]
     auto_exit_ratio: Fraction
+    quality: PerCent
     budget: Fraction
     price: Amount
     curve_fractions: Annotated[list[Fraction], Field(min_length=1)]

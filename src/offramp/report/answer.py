@@ -11,6 +11,7 @@ from math import exp
 
 from offramp.analysis.oracle import readout_in_use
 from offramp.report.inputs import Measurements
+from offramp.report.promises import in_short
 from offramp.report.words import percent, signed, whole
 from offramp.results.routing import Allowance, Routing, Timing
 from offramp.results.shape import Interval
@@ -51,9 +52,10 @@ def verdict(measured: Measurements) -> str:
         return f"{_routing(routing)} does not pay: " + " and ".join(reason.short for reason in short)
     saving, rise = routing.flop_saving, signed(routing.ppl_increase)
     flops = f"{percent(abs(saving))} of the FLOPs" + ("" if saving >= 0 else " more")
+    allowed = f" ({in_short(routing.quality)})" if routing.quality else ""
     return (
         f"{_routing(routing)} {'saves' if saving >= 0 else 'costs'} {flops} for {rise} perplexity"
-        f"{_brackets(routing.interval.ppl_increase, signed)}, {_time(measured.timing)}"
+        f"{_brackets(routing.interval.ppl_increase, signed)}{allowed}, {_time(measured.timing)}"
     )
 
 

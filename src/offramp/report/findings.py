@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from offramp.report.inputs import Measurements
+from offramp.report.promises import in_full
 from offramp.report.theme import exit_name
 from offramp.report.words import nats, percent, perplexity, points, signed
 from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing
@@ -96,6 +97,7 @@ def sentences(measured: Measurements) -> list[Sentence]:
         _against_oracles(measured.routing),
         *_ranking(measured.routing),
         *_promise(measured.routing),
+        *_allowed(measured.routing),
         _savings(measured),
     ]
 
@@ -203,6 +205,10 @@ def _promise(routing: Routing) -> list[Sentence]:
         f"{nats(risk.propagation_risk)}{_interval(risk.propagation_interval, nats)} by propagation."
     )
     return [Sentence(lead, rest)]
+
+
+def _allowed(routing: Routing) -> list[Sentence]:
+    return [Sentence(*in_full(routing.quality))] if routing.quality else []
 
 
 def _savings(measured: Measurements) -> Sentence:

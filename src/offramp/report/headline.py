@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from offramp.report.promises import in_short
 from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing, Timing
 from offramp.results.shape import Interval
 from offramp.results.shortfalls import shortfalls
@@ -54,13 +55,14 @@ def headline_sentence(root: Path) -> str | None:
     increase = routing.ppl / routing.controls.full.ppl - 1
     saving = routing.flop_saving
     flops = f"{abs(saving):.0%} {'fewer' if saving >= 0 else 'more'} FLOPs than full depth for "
+    allowed = f" ({in_short(routing.quality)})" if routing.quality else ""
     warning = headline_warning(root)
     if warning:
         flops, warning = "", f"{warning} "
     return (
         f"{warning or ''}{routing.shallow_ratio:.0%} of the tokens leave early: {flops}{increase:+.1%} "
-        f"perplexity. Attained {_share(routing.attained, routing.interval.attained)} of what a signal can: 0 "
-        "is random exits, 1 the divergence oracle. Headroom "
+        f"perplexity{allowed}. Attained {_share(routing.attained, routing.interval.attained)} of what a "
+        "signal can: 0 is random exits, 1 the divergence oracle. Headroom "
         f"{_share(routing.headroom, routing.interval.headroom)}: 1 would be the gain oracle, which knows the "
         "next token."
     )

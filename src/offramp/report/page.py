@@ -160,6 +160,8 @@ def _thresholds(measured: Measurements, given: Any) -> str:
     rule = given
     if routing.budget is not None:
         rule = f"budget of {percent(routing.budget)} of the full-depth FLOPs"
+    if routing.quality:
+        rule = f"quality: perplexity at most {100 * routing.quality.allowed:g}% above full depth"
     if routing.risk:
         sure = 1 - routing.risk.delta
         rule = f"risk: {routing.risk.measure} at most {routing.risk.tolerance:g} with probability {sure:g}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from offramp.analysis.advice import SIGNAL
 from offramp.analysis.oracle import ALLOWED_RISE, BOUNDS, RISES, readout_in_use
 from offramp.artifacts.files import write_text
 from offramp.report.attainable import best_exit, by_depth, in_words, paint
@@ -22,6 +23,7 @@ from offramp.results.suitability import (
     LEAST_SQUARES,
     Attainable,
     AttainableBounds,
+    BreakEven,
     CheckpointSuitability,
     ExitWorth,
     GainBounds,
@@ -29,7 +31,7 @@ from offramp.results.suitability import (
     Suitability,
     TimedText,
 )
-from offramp.vocabulary import CONTROLS, DIVERGENCE_ORACLE, GAIN_ORACLE, LOOKS_AT, RAW, TUNED
+from offramp.vocabulary import CONTROLS, DIVERGENCE_ORACLE, GAIN_ORACLE, RAW, TUNED
 
 TEMPLATE = Path(__file__).with_name("checkpoint.html")
 NOISY = 1.5
@@ -48,7 +50,8 @@ MEANING = {
 def section(result: Suitability) -> dict[str, Any]:
     """What the page's section says, by the names in suitability.html."""
     return {
-        "advice": f"{result.advice.sentence} {result.advice.propagation}",
+        "advice": f"{result.advice.sentence} {result.advice.clock} {result.advice.propagation}",
+        "signal": SIGNAL[result.looks_at],
         "columns": columns(result),
         "rows": rows(result),
         "oracle": oracle(result),
@@ -149,12 +152,12 @@ def columns(result: Suitability) -> list[str]:
     return [
         "FLOPs saved",
         *(f"{name}, {KINDS[kind]}" for name in ("agreement", "perplexity", "can leave") for kind in kinds),
-        *(f"break-even, {looks_at}" for looks_at in LOOKS_AT),
+        f"break-even, {result.looks_at}",
     ]
 
 
 def rows(result: Suitability) -> list[Row]:
-    """One row per exit: a break-even cell is the share by FLOPs, with that by the clock beneath."""
+    """One row per exit: a break-even cell is the share by FLOPs, with what the clock says beneath."""
     exits, kinds = result.rows, list(result.oracle)
     return [
         Row(
@@ -191,9 +194,8 @@ def table(result: Suitability) -> Table:
     caption += [
         f"{_meaning(result)}. Below: 95 % over {result.grouped_by}.",
         f"Can leave: share that the divergence oracle lets go there at {ALLOWED_RISE:.0%} more perplexity.",
-        "Break-even: share that must leave before asking pays, in FLOPs / by the clock, for a signal of the "
-        "state and one of the readout;",
-        f"{_timing(timing)}.",
+        f"Break-even: share that must leave before asking {SIGNAL[result.looks_at]} pays, in FLOPs; below, "
+        f"by the clock: {_timing(timing)}.",
     ]
     if by_depth(result):
         caption.append(f"Best single exit, {KINDS[readout_in_use(result.oracle)]}: {_best(result)}.")
@@ -209,7 +211,7 @@ def table(result: Suitability) -> Table:
         "after layer",
         "FLOPs saved",
         *(f"{name} {KINDS[kind]}" for name in ("agreement", "NLL", "can leave") for kind in kinds),
-        *(f"break-even {looks_at}" for looks_at in LOOKS_AT),
+        f"break-even {result.looks_at}",
     )
     for heading in headings:
         out.add_column(heading, justify="right")
@@ -219,7 +221,7 @@ def table(result: Suitability) -> Table:
         cells += [_three_digits(readout.nll, readout.nll_interval) for readout in readouts]
         if row.break_even:
             cells += [_leaving(readout) for readout in readouts]
-            cells += [f"{_share(row.flops(kind))} / {_share(row.seconds(kind))}" for kind in LOOKS_AT]
+            cells += [f"{_share(row.break_even.flops)}\n{_clock(row.break_even)}"]
         out.add_row(str(row.exit), str(row.layers), percent(row.flop_saving), *cells)
     return out
 
@@ -248,12 +250,9 @@ def _cells(row: ExitWorth, kinds: list[str]) -> list[Cell]:
         *(_with_interval(readout.nll, readout.nll_interval, _from_nats) for readout in readouts),
     ]
     if not row.break_even:
-        return cells + [Cell("\N{EN DASH}")] * (len(kinds) + len(LOOKS_AT))
+        return cells + [Cell("\N{EN DASH}")] * (len(kinds) + 1)
     cells += [Cell(_leaving(readout)) for readout in readouts]
-    return cells + [
-        Cell(_share(row.flops(looks_at)), f"{_share(row.seconds(looks_at))} by the clock")
-        for looks_at in LOOKS_AT
-    ]
+    return [*cells, Cell(_share(row.break_even.flops), f"by the clock: {_clock(row.break_even)}")]
 
 
 def _with_interval(value: float, bounds: Interval | None, form: Callable[[float], str]) -> Cell:
@@ -275,3 +274,11 @@ def _leaving(readout: ReadoutQuality) -> str:
 
 def _share(value: float | None) -> str:
     return "never" if value is None else percent(value)
+
+
+def _clock(asked: BreakEven) -> str:
+    """The share by the clock with its interval, or that it shows none."""
+    if asked.clock == "inconclusive" or asked.seconds is None:
+        return "never" if asked.clock == "never" else "inconclusive"
+    bounds = asked.seconds_interval
+    return percent(asked.seconds) + (f" [{percent(bounds[0])}, {percent(bounds[1])}]" if bounds else "")

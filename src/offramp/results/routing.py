@@ -10,6 +10,8 @@ from offramp.results.shape import Interval, MetricsFile, Record, TableRow, by_ex
 
 Aim = Literal["ppl", "agreement"]
 """What early exit may spoil: perplexity, or agreement with full depth."""
+Verdict = Literal["kept", "not kept", "not established"]
+"""Of what was allowed, by test text."""
 
 
 class Quality(Record):
@@ -111,6 +113,39 @@ class Promise(HeldOutPromise):
     """Whether ``test_risk``, both parts, is within the tolerance."""
 
 
+class HeldOutRise(Record):
+    """How much perplexity may rise over full depth, and how far it did on held-out calibration text.
+
+    The thresholds were executed on it, propagation included. Rises are shares of full depth's perplexity.
+    """
+
+    allowed: float
+    rise: float
+    """Of the thresholds in force."""
+    interval: Interval | None
+    """95 %, paired bootstrap over groups; its upper end is within what is allowed. Null where nobody leaves.
+    """
+    tokens: int
+    groups: int
+    grouped_by: Literal["documents", "windows"]
+    """What the groups are: documents, or windows where these are too few."""
+    candidates: int
+    executed: int
+    """Of the candidates."""
+    place: int
+    """Of the thresholds in force among the candidates; 0: none stayed within, and nobody leaves."""
+
+
+class RiseCheck(HeldOutRise):
+    """The same, and the rise on the test split, which had no part in the choice."""
+
+    test_rise: float
+    test_interval: Interval | None
+    """95 %, paired bootstrap over documents."""
+    verdict: Verdict
+    """Where the interval on test text lies: within what is allowed, above it, or on both sides."""
+
+
 class RoutedMeasures(Quality):
     """The measures of routing on all test tokens."""
 
@@ -154,6 +189,7 @@ class Routing(RoutedMeasures, MetricsFile):
     budget: float | None = None
     price: float | None = None
     risk: Promise | None = None
+    quality: RiseCheck | None = None
 
 
 class Origin(Record):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from offramp.results.shape import Interval, MetricsFile, Record, by_exit
 from offramp.vocabulary import RAW, TUNED
 
@@ -60,12 +62,23 @@ class ReadoutQuality(Record):
 
 
 class BreakEven(Record):
-    """Share of tokens that must leave at an exit before asking there pays; null where it never does."""
+    """Share of tokens that must leave at an exit before asking there pays, by FLOPs and by the clock.
+
+    Both are of one signal (``Suitability.looks_at``). Intervals are of medians over batches, 95 %.
+    """
 
     flops: float | None
+    """Null where it never does."""
+    clock: Literal["shown", "never", "inconclusive"]
+    """Whether the clock shows a share, or that leaving never pays. It is inconclusive where an interval holds
+    the value that decides: no cost of asking, no time saved by leaving, or all tokens as the share."""
     seconds: float | None
+    """The share by the clock; null unless shown."""
+    seconds_interval: Interval | None
     asking_seconds: float
-    """Share by which a pass in which every token is asked there takes longer."""
+    """Share by which a pass in which every token is asked there takes longer. A negative one is noise."""
+    asking_interval: Interval | None
+    """Null for too few batches."""
 
 
 class ExitWorth(Record):
@@ -78,16 +91,8 @@ class ExitWorth(Record):
     """Of a token that leaves there."""
     readouts: dict[str, ReadoutQuality]
     """By how the exit is read out: see READOUTS."""
-    break_even: dict[str, BreakEven] | None = None
-    """By what a signal looks at: state or readout. Not of full depth."""
-
-    def flops(self, kind: str) -> float | None:
-        """Break-even by the count of FLOPs; None where leaving never pays."""
-        return self.break_even[kind].flops if self.break_even else None
-
-    def seconds(self, kind: str) -> float | None:
-        """Break-even by the clock; None where leaving never pays."""
-        return self.break_even[kind].seconds if self.break_even else None
+    break_even: BreakEven | None = None
+    """Not of full depth."""
 
 
 class GainBounds(Record):
@@ -144,6 +149,8 @@ class Advice(Record):
 
     verdict: str
     sentence: str
+    clock: str
+    """What this machine's clock says; it has no part in the verdict."""
     propagation: str
 
 
@@ -163,6 +170,8 @@ class Suitability(MetricsFile):
     state_propagation: StatePropagation
     timing: TimedText
     advice: Advice
+    looks_at: str
+    """What the signal looks at whose asking is weighed: one of ``vocabulary.LOOKS_AT``."""
     grouped_by: str = "windows"
     """What intervals resample: ``documents``, ``stretches`` of them, or ``windows``."""
 

@@ -6,43 +6,65 @@ predicted in FLOPs and measured in seconds, each with that exit alone in use.
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from offramp.exits.classifier import ExitClassifier
 from offramp.models.blockwise import Blockwise
+from offramp.results.shape import Interval
 from offramp.routing.cost import executed_flops, full_depth_flops
 from offramp.routing.executor import Arrivals, Decision, Executor, Policy, Work
 from offramp.routing.timing import pass_seconds
 from offramp.states.statistics import Readout, token_statistics
-from offramp.vocabulary import LOOKS_AT, READOUT, STATE
+from offramp.vocabulary import READOUT, STATE
 
 LEAVING = 0.5
 """Share of the tokens that leave where the saving is timed."""
+LEVEL = 0.95
+"""Of intervals over batches; six batches are the fewest that have one."""
+
+Clock = Literal["shown", "never", "inconclusive"]
+"""What the clock says of a share; see ``results.suitability.BreakEven``."""
+
+
+class Median(NamedTuple):
+    """A median over batches with its 95 % interval, which is None for too few of them."""
+
+    value: float
+    interval: Interval | None
+
+    def above(self, bound: float) -> bool:
+        """Whether the whole interval is."""
+        return self.interval is not None and self.interval[0] > bound
+
+    def below(self, bound: float) -> bool:
+        return self.interval is not None and self.interval[1] < bound
 
 
 @dataclass(frozen=True)
 class TimedAsking:
-    """What asking at one exit costs and leaving there saves by the clock, as shares of the plain pass."""
+    """What asking at one exit costs by the clock, and the share of tokens that must leave for it to pay."""
 
-    asking_cost: float
-    saving: float
-    """Of LEAVING of the tokens leaving, asking included."""
-    break_even: float | None
-    """None where leaving saves no time, or where it would take more tokens than there are."""
+    asking_cost: Median
+    """As a share of the plain pass."""
+    clock: Clock
+    share: Median | None
+    """Where the clock shows it."""
 
 
 @dataclass(frozen=True)
 class TimedExits:
     """What was timed of all early exits."""
 
-    exits: list[dict[str, TimedAsking]]
-    """Per early exit, by kind."""
+    exits: list[TimedAsking]
+    """Per early exit."""
     plain: list[float]
     """Seconds of the plain pass over every batch: how far they differ is how far the clock can be trusted."""
 
@@ -98,30 +120,26 @@ class AskAtOneExit(Policy):
 
 
 def seconds_break_even(
-    executor: Executor, batches: Sequence[tuple[Tensor, Tensor]], hidden: list[int]
+    executor: Executor, batches: Sequence[tuple[Tensor, Tensor]], hidden: list[int], kind: str
 ) -> TimedExits:
-    """The share in seconds.
+    """The share in seconds, for a signal of a ``kind``.
 
     Every batch (tokens and targets (B, T)) is run plainly, with every token asked and none leaving, and with
-    LEAVING of them, at random, leaving, in turn. ``asking_cost`` and ``saving`` are what the second run takes
-    more and the third less than the plain one, as shares of it, medians over batches; ``break_even`` follows
-    from the straight line through both, and is 0 where asking took no time.
+    LEAVING of them, at random, leaving, in turn; what follows from it is ``judged``.
     """
     model, device = executor.model, batches[0][0].device
     early, count = range(model.config.num_blocks - 1), batches[0][0].numel()
     classifier = ExitClassifier(model.config.width, hidden).to(device).eval()
     chosen = torch.rand(count, generator=torch.Generator().manual_seed(0)).to(device) < LEAVING
     plain = None
-    policies: dict[tuple[int, str, bool] | None, Policy | None] = {plain: None}
+    policies: dict[tuple[int, bool] | None, Policy | None] = {plain: None}
     policies |= {
-        (exit, kind, some): AskAtOneExit(model, exit, kind, classifier, chosen & some)
+        (exit, some): AskAtOneExit(model, exit, kind, classifier, chosen & some)
         for exit in early
-        for kind in LOOKS_AT
         for some in (False, True)
     }
     names = list(policies)
-    ratios: dict[tuple[int, str, bool] | None, list[float]] = {name: [] for name in policies}
-    plain_seconds: list[float] = []
+    seconds: dict[tuple[int, bool] | None, list[float]] = {name: [] for name in policies}
     executor.run(*batches[0], None)  # warm up
     for (
         policy
@@ -130,28 +148,40 @@ def seconds_break_even(
     bar = tqdm(batches, desc="time asking", unit="batch", disable=None, leave=False)
     for number, batch in enumerate(bar):
         turn = number % len(names)
-        seconds = {
-            name: pass_seconds(executor, batch, policies[name]) for name in (*names[turn:], *names[:turn])
-        }
-        plain_seconds.append(seconds[plain])
-        for name in names:
-            ratios[name].append(seconds[name] / seconds[plain])
-    middle = {name: statistics.median(values) for name, values in ratios.items()}
-    exits = [
-        {kind: line_through(middle[exit, kind, False], middle[exit, kind, True]) for kind in LOOKS_AT}
-        for exit in early
-    ]
-    return TimedExits(exits, plain_seconds)
+        for name in (*names[turn:], *names[:turn]):
+            seconds[name].append(pass_seconds(executor, batch, policies[name]))
+    ratios = {name: np.array(times) / np.array(seconds[plain]) for name, times in seconds.items()}
+    return TimedExits([judged(ratios[exit, False], ratios[exit, True]) for exit in early], seconds[plain])
 
 
-def line_through(asking: float, leaving: float) -> TimedAsking:
-    """Where a line from ``asking`` (nobody leaves) to ``leaving`` (LEAVING does) crosses 1.
+def judged(asked: np.ndarray, leaving: np.ndarray) -> TimedAsking:
+    """What the seconds of R batches say, as shares (R,) of those of the plain pass.
 
-    Both are shares of the seconds of the plain pass.
+    ``asked`` are those of a pass in which nobody leaves, ``leaving`` those of one in which LEAVING does. The
+    share is where the straight line through both crosses the plain pass. A cost of asking that is not shown
+    to be above nothing is noise, of which nothing follows.
     """
-    share = max(0.0, LEAVING * (asking - 1) / (asking - leaving)) if leaving < asking else None
-    return TimedAsking(
-        asking_cost=asking - 1,
-        saving=1 - leaving,
-        break_even=share if share is None or share <= 1 else None,
-    )
+    cost, saving = asked - 1, asked - leaving
+    asking, saved = median(cost), median(saving)
+    if saved.below(0):
+        return TimedAsking(asking, "never", None)
+    if not (asking.above(0) and saved.above(0)):
+        return TimedAsking(asking, "inconclusive", None)
+    share = median(LEAVING * cost / np.where(saving > 0, saving, np.nan))
+    if share.below(1):
+        return TimedAsking(asking, "shown", share)
+    return TimedAsking(asking, "never" if share.above(1) else "inconclusive", None)
+
+
+def median(values: np.ndarray) -> Median:
+    """The median of independent values (R,), and the interval between two of them that holds that of all.
+
+    It does so with a probability of at least LEVEL, whatever their distribution: of R values, as few as k lie
+    below their median with the probability of as few heads in R tosses. Values that are not a number count
+    as larger than all others.
+    """
+    rising, count = np.sort(np.nan_to_num(values, nan=np.inf)), len(values)
+    tails = np.cumsum([math.comb(count, k) for k in range(count)]) / 2**count
+    left_out = int((2 * tails <= 1 - LEVEL).sum())  # on either side
+    bounds = [float(rising[left_out - 1]), float(rising[-left_out])] if left_out else None
+    return Median(float(np.median(rising)), bounds)

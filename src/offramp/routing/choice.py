@@ -11,9 +11,10 @@ from offramp.exits.store import Exits
 from offramp.models.blockwise import Blockwise
 from offramp.params import Exits as ExitParams
 from offramp.params import Routing as RoutingParams
-from offramp.results.routing import HeldOutPromise
+from offramp.results.routing import HeldOutPromise, HeldOutRise
 from offramp.routing.cost import exit_costs
 from offramp.routing.policies import PricePolicy, Scorer, ThresholdPolicy, auto_thresholds
+from offramp.routing.quality import Calibration, QualitySearch
 from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds, risk_thresholds
 
 
@@ -25,6 +26,7 @@ class Chosen:
     budget: float | None = None
     price: float | None = None
     promise: HeldOutPromise | None = None
+    quality: HeldOutRise | None = None
 
     @property
     def bought(self) -> dict[str, float]:
@@ -45,11 +47,13 @@ def choose_policy(
     signals: ExitParams,
     settings: RoutingParams,
     device: torch.device,
+    calibration: Calibration | None = None,
 ) -> Chosen:
-    """The policy for ``threshold``: a number, one per exit, auto, risk, budget or price.
+    """The policy for ``threshold``: a number, one per exit, auto, quality, risk, budget or price.
 
-    What risk promises is about the tokens that leave, see ``routing.thresholds``. UserError where a budget
-    cannot be met or a promise has too few held-out sequences.
+    What risk promises is about the tokens that leave, see ``routing.thresholds``. Quality runs the
+    ``calibration`` split, see ``routing.quality``; without it ValueError. UserError where a budget cannot be
+    met or a promise has too few held-out sequences.
     """
     signal, first = signals.confidence, settings.first_exit
     scorer = Scorer(exits, signal, device)
@@ -82,6 +86,11 @@ def choose_policy(
         kept = settings.keep_first / window
         within = budget_thresholds(held_out("select"), costs[first:], settings.budget, kept)
         return Chosen(acting_on(within), budget=settings.budget)
+    if threshold == "quality":
+        if calibration is None:
+            raise ValueError("threshold quality is found by running calibration text, and there is none")
+        thresholds, rise = QualitySearch(calibration, exits, scorer, costs, settings).choose()
+        return Chosen(acting_on(thresholds[first:]), quality=rise)
     if threshold == "risk":
         wanted = signals.risk
         choice = risk_thresholds(

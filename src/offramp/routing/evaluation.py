@@ -23,6 +23,7 @@ from offramp.routing.measures import (
     reliability_bins,
     routed_measures,
 )
+from offramp.routing.quality import checked
 from offramp.routing.split import CachedSplit, RoutedSplit, run_split
 from offramp.routing.timing import time_routing
 from offramp.states.store import States
@@ -87,6 +88,9 @@ def evaluate(
     rule: dict[str, Any] = dict(chosen.bought)
     if chosen.promise:
         rule["risk"] = kept_promise(chosen.promise, routed, cached, settings)
+    intervals = measure_intervals(routed, cached, confidence[0], token_flops, measures.flop_saving, settings)
+    if chosen.quality:
+        rule["quality"] = checked(chosen.quality, measures, intervals["ppl_increase"])
     results = Routing(
         **measures.to_json(),
         **rule,
@@ -100,7 +104,7 @@ def evaluate(
         headroom=comparison.headroom.value,
         attained=comparison.attained.value,
         interval=Intervals(
-            **measure_intervals(routed, cached, confidence[0], token_flops, measures.flop_saving, settings),
+            **intervals,
             headroom=comparison.headroom.interval,
             attained=comparison.attained.interval,
             random_minus_signal_nll=comparison.random_minus_signal_nll,

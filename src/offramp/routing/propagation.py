@@ -33,14 +33,16 @@ def propagation_cost(
     generator = torch.Generator().manual_seed(0)
     last = model.config.num_blocks - 1
     drawn = [torch.rand(tokens.shape, generator=generator) for tokens, _ in batches]
+    after_first = [Executor(model, precision=precision).first_block(tokens) for tokens, _ in batches]
 
     def losses(kv: str, kept: int) -> np.ndarray:
         """Mean loss of every window, (windows,)."""
         executor, of_batches = Executor(model, kv, precision), []
-        for (tokens, targets), draw in zip(batches, drawn):
+        for (tokens, targets), draw, first in zip(batches, drawn, after_first):
             exits = torch.where(draw < LEAVING, (draw / LEAVING * last).long(), last)
             exits[:, :kept] = last
-            routed = executor.run(tokens, targets, GivenExits(exits.flatten().to(tokens.device)))
+            policy = GivenExits(exits.flatten().to(tokens.device))
+            routed = executor.run(tokens, targets, policy, after_first=first)
             of_batches.append(routed.loss.mean(1).cpu())
         return torch.cat(of_batches).numpy()
 

@@ -19,8 +19,15 @@ from offramp.tracking.store import RunRecord, Store, store_errors
 NAME = "routed"
 TAG = "offramp.model"
 """Of a run: the id of its model."""
-PACKED = ("models/lm", "models/exits", "params.yaml", f"data/{MANIFEST}", "data/tokenizer.json")
-"""What runs the model: of the data, what turns text into tokens."""
+PACKED = (
+    "models/lm",
+    "models/exits",
+    "params.yaml",
+    f"data/{MANIFEST}",
+    "data/tokenizer.json",
+    f"routed/{MANIFEST}",
+)
+"""What runs the model: of the data, what turns text into tokens; of what was routed, the thresholds."""
 CODE = """from mlflow.models import set_model
 from offramp.app.routed_model import RoutedModel
 

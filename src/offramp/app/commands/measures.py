@@ -78,7 +78,9 @@ def suitability(options: argparse.Namespace) -> int:
     )
     refuse_idle(options, options.model is not None, ("states",), "--model is measured on --text")
     out = None if options.model is None else _writable(options.out or _folder_of(options.model))
-    result = assess(_project(options) if options.model is None else _checkpoint(options))
+    subject = _project(options) if options.model is None else _checkpoint(options)
+    subject.looks_at = options.signal
+    result = assess(subject)
     if out is not None:
         assert isinstance(result, CheckpointSuitability)
         write(result, out)
@@ -88,7 +90,8 @@ def suitability(options: argparse.Namespace) -> int:
     console = Console(width=160)
     console.print(table(result))
     console.print(Bars(result))
-    console.print(result.advice.sentence, result.advice.propagation, soft_wrap=True, highlight=False)
+    said = (result.advice.sentence, result.advice.clock, result.advice.propagation)
+    console.print(*said, soft_wrap=True, highlight=False)
     if out is not None:
         console.print(f"Written: {out / 'suitability.json'}, {out / 'suitability.html'}", soft_wrap=True)
     return 0
