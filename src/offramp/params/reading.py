@@ -39,6 +39,14 @@ def parse_params(values: Any, source: str = "params.yaml") -> Params:
         raise UserError("\n".join(problems)) from None
 
 
+def default_values() -> dict[str, Any]:
+    """What params.yaml says as Offramp brings it, unchecked: ``defaults.yaml`` beside this module is its copy.
+
+    A project's own file need not say it any more.
+    """
+    return YAML(typ="safe").load(Path(__file__).with_name("defaults.yaml").read_text(encoding="utf-8"))
+
+
 def load_params(stage: str, root: Path = Path(".")) -> Declared:
     """Validate all of params.yaml, then return what dvc.yaml declares for ``stage``."""
     params = read_params(root / "params.yaml")

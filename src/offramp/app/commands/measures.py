@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.app.commands.options import check_exit, refuse_idle
+from offramp.app.commands.options import check_exit, project_folder, refuse_idle
 from offramp.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,12 +100,13 @@ def _project(options: argparse.Namespace) -> Subject:
     from offramp.app.project import open_project
     from offramp.artifacts.artifact import open_artifact
 
-    project = open_project()
-    path = options.states or Path("states", "test" if Path("states/test").is_dir() else "calibration")
-    states = open_artifact(path, "states", inputs={"data": project.data, "lm": project.lm})
+    root = project_folder()
+    project, states = open_project(root), root / "states"
+    path = options.states or states / ("test" if (states / "test").is_dir() else "calibration")
+    opened = open_artifact(path, "states", inputs={"data": project.data, "lm": project.lm})
     settings, hidden = project.params.routing, project.params.exits.hidden
     sizes = _given(options, "tokens", "rounds", "batch_size")
-    return of_states(project.data, project.lm, project.model, states, settings, hidden, **sizes)
+    return of_states(project.data, project.lm, project.model, opened, settings, hidden, **sizes)
 
 
 def _checkpoint(options: argparse.Namespace) -> Subject:
