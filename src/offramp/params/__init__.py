@@ -6,7 +6,7 @@ meaning), so an undeclared dependency cannot arise. Nothing here computes.
 """
 
 from offramp.params.declared import OF_NO_RESULT, Declared
-from offramp.params.reading import default_values, load_params, parse_params, read_params
+from offramp.params.reading import default_values, load_params, parse_params, read_params, with_lists
 from offramp.params.schema import Params
 from offramp.params.sections import (
     Blockwise,
@@ -51,4 +51,5 @@ __all__ = [
     "load_params",
     "parse_params",
     "read_params",
+    "with_lists",
 ]

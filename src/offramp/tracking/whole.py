@@ -13,7 +13,7 @@ from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 
-from offramp.params import OF_NO_RESULT, Params, read_params
+from offramp.params import OF_NO_RESULT, Params, read_params, with_lists
 from offramp.results.exits import FitEpoch
 from offramp.results.headline import Headline
 from offramp.results.pretraining import LearningCurve, Pretraining
@@ -160,4 +160,4 @@ def _flat_yaml(content: str) -> dict[str, Any]:
         values = YAML(typ="safe").load(content)
     except YAMLError:
         return {}
-    return flatten(values) if isinstance(values, dict) else {}
+    return with_lists(flatten(values)) if isinstance(values, dict) else {}
