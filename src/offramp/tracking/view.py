@@ -13,9 +13,14 @@ from typing import Any
 from offramp.tracking.address import without_user
 from offramp.vocabulary import SIGNALS
 
-PARAMS = ("threshold", "pretrain.method", "exits.confidence")
-METRICS = ("ppl", "ppl_increase", "shallow_ratio", "flop_saving", "wall_saving", "attained", "agreement")
+PARAMS = ("threshold", "pretrain.method")
+METRICS = ("ppl", "ppl_increase", "shallow_ratio", "flop_saving", "wall_saving", "attained")
+LAST = ("metrics.`agreement`", "params.`exits.confidence`")
 """Columns of the table, in their order."""
+NAME_WIDTH, WIDTH = 230, 94
+"""Pixels of the run's name and of another column, so that all are seen in a window of 1440."""
+ALWAYS = {"runDateAndNestInfo": 70, "duration": 80}
+"""When a run was created, and how long it took, with pixels: columns that MLflow's table cannot leave out."""
 SECTION = "headline"
 
 
@@ -46,12 +51,12 @@ def _line(uuid: str, title: str, keys: list[str]) -> dict[str, Any]:
 
 
 NAME = "attributes.`Run Name`"
-CHOSEN = [*(f"params.`{name}`" for name in PARAMS), *(f"metrics.`{name}`" for name in METRICS)]
+CHOSEN = [*(f"params.`{name}`" for name in PARAMS), *(f"metrics.`{name}`" for name in METRICS), *LAST]
 VIEW = {
     "selectedColumns": CHOSEN,
     # MLflow sorts columns by the alphabet, unless a view says otherwise
-    "columnOrder": [NAME, *CHOSEN],
-    "columnWidths": {NAME: 280, **dict.fromkeys(CHOSEN, 95)},
+    "columnOrder": [NAME, *CHOSEN, *ALWAYS],
+    "columnWidths": {NAME: NAME_WIDTH, **dict.fromkeys(CHOSEN, WIDTH), **ALWAYS},
     "compareRunCharts": [
         _chart(
             "ppl-by-saving",
