@@ -17,10 +17,14 @@ PARAMS = ("threshold", "pretrain.method")
 METRICS = ("ppl", "ppl_increase", "shallow_ratio", "flop_saving", "wall_saving", "attained")
 LAST = ("metrics.`agreement`", "params.`exits.confidence`")
 """Columns of the table, in their order."""
-NAME_WIDTH, WIDTH = 230, 94
-"""Pixels of the run's name and of another column, so that all are seen in a window of 1440."""
-ALWAYS = {"runDateAndNestInfo": 70, "duration": 80}
-"""When a run was created, and how long it took, with pixels: columns that MLflow's table cannot leave out."""
+NAME_WIDTH, PARAM_WIDTHS, WIDTH = 144, (62, 55), 74
+"""Pixels of the run's name, of the first parameters and of another column: three digits of a number.
+
+All but ``LAST`` are seen in a window of 1440, of which the navigation and MLflow's assistant leave 745.
+"""
+ALWAYS = {"runDateAndNestInfo": 40, "duration": 80}
+"""Columns that MLflow's table cannot leave out, with pixels: status and time of creation, which stays left
+of all that are moved, and how long a run took."""
 SECTION = "headline"
 
 
@@ -56,7 +60,12 @@ VIEW = {
     "selectedColumns": CHOSEN,
     # MLflow sorts columns by the alphabet, unless a view says otherwise
     "columnOrder": [NAME, *CHOSEN, *ALWAYS],
-    "columnWidths": {NAME: NAME_WIDTH, **dict.fromkeys(CHOSEN, WIDTH), **ALWAYS},
+    "columnWidths": {
+        NAME: NAME_WIDTH,
+        **dict.fromkeys(CHOSEN, WIDTH),
+        **dict(zip(CHOSEN, PARAM_WIDTHS)),
+        **ALWAYS,
+    },
     "compareRunCharts": [
         _chart(
             "ppl-by-saving",
