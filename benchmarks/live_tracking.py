@@ -27,7 +27,7 @@ from offramp.tracking.live_runs import Unclosed
 from offramp.training.pretrain import Pretrainer
 from offramp.training.snapshots import Snapshots
 
-REPETITIONS, STEPS = 5, 80
+REPETITIONS, STEPS = 5, 40
 OPENING_SECONDS = 60
 """How long the first run may take to open; the server that is down is given up within a second of it."""
 
