@@ -10,6 +10,8 @@ import pytest
 from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
+from offramp.errors import UserError
+from offramp.params import read_params, with_lists
 from offramp.tracking.recorded import flatten
 from tests.conftest import REPOSITORY
 
@@ -46,6 +48,25 @@ def test_a_new_threshold_is_a_diff_of_one_line(params):
     assert [(a, b) for a, b in zip(before, after, strict=True) if a != b] == [
         ("threshold: quality", "threshold: 0.7")
     ]
+
+
+def test_one_item_may_stand_for_a_list_of_it(params):
+    apply_overrides(params, ["corpus.source=files", "corpus.paths=my.txt", "exits.hidden=64"])
+    read = read_params(params)
+    assert read.corpus.paths == ["my.txt"] and read.exits.hidden == [64]
+    written = flatten(YAML(typ="safe").load(params))
+    assert written["corpus.paths"] == "my.txt"  # as dvc.lock will have it
+    assert with_lists(written) == flatten(read.model_dump())
+    apply_overrides(params, ["model.exits_after=10", "routing.curve_fractions=half"])
+    with pytest.raises(UserError, match=r"curve_fractions\.0 = 'half'"):
+        read_params(params)
+
+
+def test_the_defaults_are_those_of_the_file():
+    """`cp params.yaml src/offramp/params/defaults.yaml` where a default was changed."""
+    assert (REPOSITORY / "src/offramp/params/defaults.yaml").read_text() == (
+        REPOSITORY / "params.yaml"
+    ).read_text()
 
 
 @pytest.mark.parametrize("backwards", [False, True])

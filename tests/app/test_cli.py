@@ -1,12 +1,35 @@
-"""The `offramp` command: exit codes, messages, and a start that does not import half the world."""
+"""The `offramp` command: help, exit codes, messages, and a start that does not import half the world."""
 
+import re
+import shlex
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
 from offramp.app.cli import main
+from offramp.app.parser import make_parser
+
+IN_ORDER = (
+    *("suitability", "convert", "params", "generate", "compare", "ui"),
+    *("lineage", "separation", "low-rank", "lm-eval", "track"),
+)
+
+
+def offramp(*words, **where):
+    return subprocess.run(
+        [sys.executable, "-m", "offramp.app.cli", *words], capture_output=True, text=True, **where
+    )
+
+
+@pytest.fixture(scope="module")
+def help_text():
+    """What `offramp` alone prints."""
+    done = offramp()
+    assert done.returncode == 0 and done.stderr == ""
+    return done.stdout
 
 
 def test_help_imports_nothing_heavy():
@@ -16,12 +39,41 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
-def test_help_names_the_commands(capsys):
-    with pytest.raises(SystemExit) as done:
-        main(["--help"])
-    assert done.value.code == 0
-    out = capsys.readouterr().out
-    assert all(name in out for name in ("lineage", "track", "params", "ui"))
+def test_alone_it_shows_the_help_with_commands_in_the_order_of_use(help_text):
+    assert offramp("--help").stdout == help_text
+    assert tuple(re.findall(r"^    ([a-z-]+) {2,}\S", help_text, re.MULTILINE)) == IN_ORDER
+
+
+def test_it_says_its_version():
+    done = offramp("--version")
+    assert (done.returncode, done.stdout) == (0, f"offramp {version('offramp')}\n")
+
+
+def test_examples_are_commands_and_help_has_no_markup_in_it(help_text):
+    texts = [help_text]
+    for name in IN_ORDER:
+        if name != "lm-eval":  # which has that of another program
+            texts.append(offramp(name, "--help").stdout)
+            assert texts[-1].startswith(f"usage: offramp {name}")
+    examples = [line.strip() for text in texts for line in re.findall(r"^  offramp .*$", text, re.MULTILINE)]
+    assert len(examples) > len(IN_ORDER)
+    for example in examples:
+        make_parser().parse_args(shlex.split(example)[1:])  # which ends the process where it cannot
+    assert not re.search(r"``|\[/|\[bold|\[dim|\*\*", "".join(texts))
+
+
+def test_the_first_example_of_generate_samples():
+    """The likeliest tokens of a small model go round in circles."""
+    first = re.search(r"examples:\n(.*)", offramp("generate", "--help").stdout)[1]
+    assert make_parser().parse_args(shlex.split(first)[1:]).temperature > 0
+
+
+def test_parameters_are_checked_without_torch(project):
+    code = "import sys, offramp.app.cli as cli; print(cli.main(['params']), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project / "metrics", capture_output=True, text=True
+    )
+    assert done.stdout == "../params.yaml: ok\n0 False\n"
 
 
 def test_params_are_checked(project, capsys):

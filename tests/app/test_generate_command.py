@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from functools import partial
 
 import pytest
 from rich.console import Console
@@ -18,6 +19,7 @@ from offramp.routing.speculation import Speculation
 from tests.fixtures.small_project import make_project
 
 PROMPT = "Fellow citizens of the Senate"
+KEY = "prompt  exit  0  1 \n"
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,11 @@ def said(project, steps):
 
 
 def run(capsys, *options):
+    """What is printed after the prompt."""
     assert main(["generate", "--prompt", PROMPT, "--tokens", "12", *options]) == 0
-    return capsys.readouterr().out
+    before, prompt, after = capsys.readouterr().out.partition(PROMPT)
+    assert prompt and before in ("", KEY)
+    return after
 
 
 def test_it_prints_what_decoding_makes(project, capsys):
@@ -64,17 +69,13 @@ def test_more_thresholds_than_exits_are_refused(project, capsys):
 def test_every_token_has_the_colour_of_its_exit(project):
     tokens, out = project.encode("of the Union"), io.StringIO()
     steps = (Step([0], [token], [number % 2]) for number, token in enumerate(tokens))
-    stream(
-        Console(file=out, force_terminal=True, color_system="standard", highlight=False),
-        steps,
-        project.tokenizer,
-        project.kind,
-        1,
-        True,
-    )
+    console = Console(file=out, force_terminal=True, color_system="standard", highlight=False)
+    stream(console, PROMPT, steps, partial(project.decode, project.encode(PROMPT)[-1]), 1, True)
     shown = out.getvalue().split("\n", 1)[1]  # the first line is the key
+    prompt, shown = re.fullmatch(r"\x1b\[1m(.*?)\x1b\[0m(.*)", shown, re.DOTALL).groups()
     green = re.findall("\x1b\\[32m(.*?)\x1b\\[0m", shown)
     texts = [project.decode(project.encode(PROMPT)[-1], [token]) for token in tokens]
+    assert prompt == PROMPT
     assert green == texts[::2] and re.sub("\x1b.*?m", "", shown).rstrip("\n") == "".join(texts)
 
 
@@ -86,7 +87,9 @@ def test_layers_per_token_are_those_that_ran(project):
     model, prompt = project.model, [project.encode(PROMPT)]
     full = lambda work: decode(model, prompt, 12, work=work)  # noqa: E731
     forced = lambda work: decode(model, prompt, 12, FixedExit(0), route_prompt=True, work=work)  # noqa: E731
-    table = compare(model, len(prompt[0]), forced, full, rounds=1)
+    table = compare(model, len(prompt[0]), forced, full)
+    early, plain = map(float, cells(table, 3))  # the ratio is theirs
+    assert float(table.caption.split("x")[0]) == pytest.approx(early / plain, rel=0.02)
     assert cells(table, 1) == ["12", "12"] and cells(table, 2) == ["1.0 of 3", "3.0 of 3"]
 
 
@@ -119,7 +122,9 @@ def test_options_of_sampling_and_of_the_prompt_are_those_of_decoding(project, ca
     assert run(capsys, "--threshold", "0.3", "--route-prompt").strip("\n") == said(project, routed).strip(
         "\n"
     )
-    assert run(capsys, "--colour").startswith("exit  0  1 \n")
+    for spelling in ("--colour", "--color"):
+        assert main(["generate", "--prompt", PROMPT, "--tokens", "2", spelling]) == 0
+        assert capsys.readouterr().out.startswith(KEY + PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,8 @@ def test_it_is_said_what_cannot_be_done(project, capsys):
         (["--threshold", "1.5"], "threshold = 1.5"),
     ):
         assert main(["generate", "--prompt", PROMPT, *options]) == 2
-        assert message in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert message in said.err and said.out == ""
 
 
 def test_where_nothing_was_drafted_it_says_so(project, capsys):
@@ -179,5 +185,5 @@ def test_control_characters_never_reach_the_terminal(project):
     tokens, out = project.encode("a\x1b]0;title\x07\x00b\r\x7f\u202ec"), io.StringIO()
     console = Console(file=out, highlight=False, width=80)
     steps = (Step([0], [token], [0]) for token in tokens)
-    stream(console, steps, project.tokenizer, project.kind, 1, False)
-    assert out.getvalue() == "a␛]0;title␇␀b␍␡[U+202E]c\n"
+    stream(console, "d\x1b", steps, partial(project.decode, project.encode("d")[0]), 1, False)
+    assert out.getvalue() == "d␛a␛]0;title␇␀b␍␡[U+202E]c\n"

@@ -41,7 +41,7 @@ def check(command: Command, tmp_path: Path) -> None:
     elif program == "offramp" and words[:1] == ["lm-eval"]:
         pass  # all that follows is lm_eval's
     elif program == "offramp":
-        make_parser("").parse_args(words)
+        make_parser().parse_args(words)
     elif program == "dvc":
         get_main_parser().parse_args(words)
         set_parameters(words, tmp_path)
@@ -83,7 +83,7 @@ def test_commands_in_blocks_are_taken(page, tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_in_running_text_exist(page):
     """These are often begun only: the name counts."""
-    names = set(make_parser("")._subparsers._group_actions[0].choices)
+    names = set(make_parser()._subparsers._group_actions[0].choices)
     for command in inline(page):
         program, name, *rest = command.words
         if program == "offramp":

@@ -12,6 +12,7 @@ from offramp.app.cli import main
 from offramp.artifacts.artifact import create_artifact, open_artifact
 from offramp.lineage.chain import trace
 from offramp.tracking.recorded import dvc_md5
+from tests.fixtures.tracked_project import dvc_repro, set_param
 
 
 def names(nodes):
@@ -214,6 +215,20 @@ def test_the_tree_can_be_read(tracked, capsys, monkeypatch):
         "The chain holds",
     ):
         assert words in out
+    # of parameters what is no default, unless all are asked for
+    assert "made by stage pretrain with default parameters" in out and "pretrain.weight_decay" not in out
+    assert main(["lineage", "metrics/routing.json", "--all"]) == 0
+    assert "pretrain.weight_decay 0.01" in capsys.readouterr().out.replace("\n│", "").replace("   ", "")
+    assert main(["lineage", "--json", "--all"]) == 2
+
+
+def test_one_item_in_place_of_a_list_breaks_nothing(project):
+    """dvc.lock has what params.yaml said, the manifest what was meant."""
+    set_param(project, "exits_after: []", "exits_after: 1")
+    dvc_repro(project)
+    chain = trace(project / "models/lm")
+    assert chain.problems == [] and not [note for node in chain.nodes for note in node.notes]
+    assert chain.target.params["model.exits_after"] == [1]
 
 
 @pytest.mark.parametrize("path", ["params.yaml", "metrics/nothing.json"])

@@ -182,12 +182,27 @@ def test_thresholds_by_rule_are_found_on_held_out_text_and_reported(reduced_run,
 def test_separation_and_low_rank_read_any_states_artifact(reduced_run):
     text = command(reduced_run, "offramp", "separation", "states/test", "--draws", "50").stdout
     assert "max_prob" in text and "saturation" in text
-    found = json.loads(
+    assert "learned" in text and text.splitlines()[-1].startswith("Of all signals ")
+    of_ranks = json.loads(
         command(reduced_run, "offramp", "low-rank", "--ranks", "1", "8", "--tokens", "500", "--json").stdout
     )
-    assert {row["rank"] for row in found} == {1, 8}
+    assert {row["rank"] for row in of_ranks["ranks"]} == {1, 8}
+    assert of_ranks["learned"]["tokens"] == 500
     done = command(reduced_run, "offramp", "separation", "states/test", "--exit", "7", check=False)
     assert done.returncode == 2 and "exits 0 to 1" in done.stdout
+
+
+def test_commands_work_from_a_folder_of_the_project(reduced_run):
+    within = reduced_run / "metrics/plots"
+    for words, said in (
+        (["params"], "params.yaml: ok"),
+        (["generate", "--prompt", "My fellow citizens", "--tokens", "4"], "My fellow citizens"),
+        (["separation", "--draws", "20"], "Of all signals "),
+        (["low-rank", "--ranks", "1", "--tokens", "50"], "the learned signal"),
+        (["lineage"], "with default parameters"),
+        (["suitability", "--rounds", "2", "--tokens", "200"], "FLOPs"),
+    ):
+        assert said in command(within, "offramp", *words).stdout
 
 
 def test_the_model_in_mlflow_runs_as_the_project_does(reduced_run, tmp_path, monkeypatch):

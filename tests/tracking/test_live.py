@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -14,6 +15,7 @@ import pytest
 from benchmarks.projects import set_params
 from offramp.tracking.live import Live
 from offramp.tracking.sender import Sender
+from offramp.tracking.view import TAG
 from tests.fixtures.live_project import LiveProject, wait_for
 from tests.fixtures.pipeline_run import command
 
@@ -80,8 +82,10 @@ def test_track_completes_the_run_and_closes_what_was_left_open(server, live_proj
     """The server is gone at the end of the training."""
     project = LiveProject(live_project.root, server.uri, seed=7)
     set_params(project.root / "params.yaml", {"tracking.system_metrics": True})
+    project.environment = project.environment | {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.3"}
     training = project.start("pretrain", step_seconds=0.15)
-    wait_for(lambda: project.shows(2))
+    wait_for(lambda: project.shows(2) and system_metrics(project))
+    assert system_metrics(project) >= {"system/cpu_utilization_percentage", "system/disk_usage_percentage"}
     server.kill()
     begun = time.monotonic()
     err = training.communicate()[1]
@@ -105,6 +109,55 @@ def test_track_completes_the_run_and_closes_what_was_left_open(server, live_proj
     assert not list((project.root / ".resume").iterdir())
 
 
+def system_metrics(project: LiveProject) -> set[str]:
+    """What the run of pretrain holds of the machine."""
+    return {key for key in project.run().data.metrics if key.startswith("system/")}
+
+
+def test_a_machine_that_psutil_cannot_count_on_has_no_system_metrics(live_project, tmp_path):
+    (tmp_path / "stubs/psutil").mkdir(parents=True)
+    (tmp_path / "stubs/psutil/__init__.py").write_text("raise ImportError('no counters')")
+    messages = [{**ABOUT, "root": str(live_project.root), "system_metrics": True}]
+    messages.append({"at": 9, "part": "final", "step": 7, "values": {"tokens_per_second": 3.0}})
+    messages.append({"at": 10, "end": "FINISHED", "made": {}})
+    path = os.pathsep.join([str(tmp_path / "stubs"), str(live_project.root / "src")])
+    sender = subprocess.run(
+        [sys.executable, "-m", "offramp.tracking.sender"],
+        input="".join(json.dumps(message) + "\n" for message in messages),
+        env={**live_project.environment, "PYTHONPATH": path},
+        text=True,
+        capture_output=True,
+    )
+    assert "no system metrics: ImportError: no counters" in sender.stderr
+    run = live_project.run()
+    assert run.info.status == "FINISHED" and set(run.data.metrics) == {"final/tokens_per_second"}
+
+
+def test_the_view_of_the_experiment_is_there_while_the_first_run_trains(server, live_project):
+    project = LiveProject(live_project.root, server.uri, seed=8)
+    (project.root / "hold").touch()
+    training = project.start("pretrain")
+    wait_for(project.runs)
+    experiment = lambda: project.client.get_experiment_by_name(project.root.name)  # noqa: E731
+    wait_for(lambda: TAG in experiment().tags)
+    assert project.root.name in experiment().tags["mlflow.note.content"]
+    assert project.run().info.status == "RUNNING" and training.poll() is None
+    (project.root / "hold").unlink()
+    err = training.communicate()[1]
+    assert training.returncode == 0 and not err.count("warning:"), err
+    assert not system_metrics(project)  # the parameter is false unless somebody sets it
+
+
+ABOUT = {
+    "stage": "pretrain",
+    "key": "same",
+    "params": {"pretrain": {"steps": 30}},
+    "begun": 1,
+    "system_metrics": False,
+    "send_seconds": 0.0,
+    "pause_seconds": 1.0,
+}
+"""What a stage tells of itself first, but for where it is."""
 STOPPED = """
 import os, sys, time
 from pathlib import Path
@@ -204,18 +257,7 @@ def test_other_values_than_before_begin_the_run_anew(live_project):
             messages.put({"at": step, "rows": [row | {"calibration_ppl": 9.0}]})
         messages.put({"at": 100, "part": "final", "step": 7, "values": {"tokens_per_second": 3.0}})
         messages.put({"at": 101, "end": end, "made": {}})
-        Sender(
-            {
-                "stage": "pretrain",
-                "root": str(live_project.root),
-                "key": "same",
-                "params": {"pretrain": {"steps": 30}},
-                "begun": 1,
-                "system_metrics": False,
-                "send_seconds": 0.0,
-                "pause_seconds": 1.0,
-            }
-        ).run(messages)
+        Sender({**ABOUT, "root": str(live_project.root)}).run(messages)
 
     training("KILLED", (5, 2.0), (10, 1.5), (15, 1.25))
     first = live_project.run()

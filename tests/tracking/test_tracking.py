@@ -18,10 +18,11 @@ from offramp.report.headline import headline_sentence
 from offramp.results.headline import Headline
 from offramp.results.routing import Routing
 from offramp.tracking.address import without_secrets
+from offramp.tracking.git import commit_page
 from offramp.tracking.origin import origin
 from offramp.tracking.recorded import dvc_md5, read_stages
 from offramp.tracking.store import StoreError, open_store
-from offramp.tracking.tracking import track
+from offramp.tracking.tracking import common_tags, track
 from offramp.tracking.view import KEY, address
 from offramp.tracking.whole import WARNING
 from tests.fixtures.tracked_project import NOTE, dvc_repro, set_param
@@ -104,7 +105,16 @@ def test_the_experiment_is_described_and_has_a_view_of_few_columns(tracked):
     assert hashlib.sha256(tags[f"mlflow.sharedViewState.{KEY}"].encode()).hexdigest() == KEY
     columns = [column.partition(".`")[2].rstrip("`") for column in view["selectedColumns"]]
     (whole,) = tracked.pipelines()
-    assert columns[0] == "threshold" and set(columns) <= whole.data.params.keys() | whole.data.metrics.keys()
+    # what a person compares lies within a window of 1440 beside MLflow's own panels and the ticks of rows
+    compared = columns[: columns.index("attained") + 1]
+    assert compared == [
+        *("threshold", "pretrain.method", "ppl", "ppl_increase"),
+        *("shallow_ratio", "flop_saving", "wall_saving", "attained"),
+    ]
+    widths = view["columnWidths"]
+    left = [*view["columnOrder"][: 1 + len(compared)], "runDateAndNestInfo"]
+    assert sum(widths[key] for key in left) <= 745
+    assert set(columns) <= whole.data.params.keys() | whole.data.metrics.keys()
     assert f"#/experiments/{tracked.experiment.experiment_id}/runs" in tracked.out
     assert f"viewStateShareKey={KEY}" in tracked.out
 
@@ -325,6 +335,31 @@ def test_a_result_knows_beforehand_under_which_name_it_will_be_logged(tracked):
     assert known.mlflow_run == whole.info.run_name and known.mlflow_experiment == tracked.experiment.name
     assert known.commit == whole.data.tags["mlflow.source.git.commit"]
     assert known.changed == (whole.data.tags["git.dirty"] == "true")
+
+
+@pytest.mark.parametrize(
+    "origin, source, commit",
+    [
+        ("git@github.com:a/b.git", "https://github.com/a/b#dvc.yaml", "https://github.com/a/b/tree/"),
+        (
+            "https://u:p@gitlab.com/g/s/r",
+            "https://gitlab.com/g/s/r#dvc.yaml",
+            "https://gitlab.com/g/s/r/-/tree/",
+        ),
+        ("ssh://git@git.here.org:22/a/b", "https://git.here.org/a/b#dvc.yaml", None),
+        ("/somewhere/else", "dvc.yaml", None),
+    ],
+)
+def test_the_commit_is_a_link_where_the_repository_has_pages(made_project, tmp_path, origin, source, commit):
+    """MLflow 3.17 makes it one of a run of type PROJECT with such a source, whose host it knows."""
+    root = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(made_project), str(root)], check=True)
+    subprocess.run(["git", "remote", "set-url", "origin", origin], cwd=root, check=True)
+    tags = common_tags(root)
+    head = tags["mlflow.source.git.commit"]
+    assert tags["mlflow.source.name"] == source
+    assert tags["mlflow.source.type"] == ("PROJECT" if "#" in source else "LOCAL")
+    assert commit_page(root) == (commit and commit + head)
 
 
 def test_md5_of_a_folder_is_dvcs(tracked):

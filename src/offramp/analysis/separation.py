@@ -7,26 +7,38 @@ oracle rows beside the signals, and intervals over sequences.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from offramp.analysis.discrimination import SequenceBootstrap, parts, signal_separation, subsets
 from offramp.analysis.distribution import loss_distribution
+from offramp.analysis.learned import learned_signal
 from offramp.analysis.predictability import held_out_split, predictability
 from offramp.errors import UserError
 from offramp.exits.signals import known_signals, raw_signal
+from offramp.exits.store import Exits
 from offramp.states.resampling import GroupSums, interval
 from offramp.states.store import States
+from offramp.vocabulary import LEARNED
 
 READ = 30_000
 """About how many tokens predictability looks at: whole sequences, evenly spaced."""
 
 
-def signals_of(states: States, exit: int) -> dict[str, np.ndarray]:
-    """Every signal that inference can have at ``exit``, (num_tokens,) each; higher = surer."""
+def signals_of(states: States, exit: int, exits: Exits | None = None) -> dict[str, np.ndarray]:
+    """Every signal that inference can have at ``exit``, (num_tokens,) each; higher = surer.
+
+    With ``exits``, trained on states of the same model, also that of their classifier, which full depth has
+    not.
+    """
     columns = states.label_free(exit)
-    return {name: raw_signal(name, columns) for name in known_signals(states.num_exits)}
+    signals = {name: raw_signal(name, columns) for name in known_signals(states.num_exits)}
+    if exits is not None and exit < states.num_exits - 1:
+        signals[LEARNED] = learned_signal(states, exit, exits)
+    return signals
 
 
 def separation(
@@ -43,8 +55,8 @@ def separation(
     loss at full depth, None at the last exit. ``signals`` and ``controls`` {name: ``signal_separation``,
     ``intervals`` (95 %, over sequences), and for signals ``predictability`` from the hidden state}; the
     controls are ``random``, the ``oracle`` (the loss itself) and ``correct_prob`` = exp(-loss), which only
-    looks like a signal. ``subsets``: high-confidence tokens. UserError for an exit that does not exist or a
-    signal of another length.
+    looks like a signal. ``subsets``: high-confidence tokens. A bar on a terminal shows how far it is.
+    UserError for an exit that does not exist or a signal of another length.
     """
     if not 0 <= exit < states.num_exits:
         raise UserError(f"exit = {exit}: {states.artifact.path} has exits 0 to {states.num_exits - 1}")
@@ -63,17 +75,23 @@ def separation(
     }
     bootstrap = SequenceBootstrap(sequence)
     described: dict[str, dict[str, dict[str, Any]]] = {"signals": {}, "controls": {}}
-    for kind, scores in (("signals", signals), ("controls", controls)):
-        for name, score in scores.items():
-            of_tokens = parts(score, loss, deep, easy_fraction)
-            described[kind][name] = signal_separation(score, loss, of_tokens, easy_fraction)
-            bootstrap.add(f"{kind}/{name}", of_tokens)
-    ranges = bootstrap.intervals(draws, seed)
-    for kind, of_kind in described.items():
-        for name, values in of_kind.items():
-            values["intervals"] = ranges[f"{kind}/{name}"]
-    for name, value in _predictability(states, exit, signals, seed).items():
-        described["signals"][name]["predictability"] = value
+    # each score once, the intervals of all, and each signal once more from the state
+    steps = 2 * len(signals) + len(controls) + 1
+    with tqdm(total=steps, desc="separation", unit="step", disable=None, leave=False) as bar:
+        for kind, scores in (("signals", signals), ("controls", controls)):
+            for name, score in scores.items():
+                of_tokens = parts(score, loss, deep, easy_fraction)
+                described[kind][name] = signal_separation(score, loss, of_tokens, easy_fraction)
+                bootstrap.add(f"{kind}/{name}", of_tokens)
+                bar.update()
+        ranges = bootstrap.intervals(draws, seed)
+        bar.update()
+        for kind, of_kind in described.items():
+            for name, values in of_kind.items():
+                values["intervals"] = ranges[f"{kind}/{name}"]
+        for name, value in _predictability(states, exit, signals, seed):
+            described["signals"][name]["predictability"] = value
+            bar.update()
     means = {"loss": loss} | ({} if deep is None else {"deep_helps": deep < loss})
     resampled = GroupSums(sequence, means).resample(draws, seed)
     return {
@@ -93,11 +111,12 @@ def separation(
 
 def _predictability(
     states: States, exit: int, signals: dict[str, np.ndarray], seed: int
-) -> dict[str, float | None]:
+) -> Iterator[tuple[str, float | None]]:
     document, sequence = states.column("document"), states.column("sequence")
     names = np.unique(sequence)
     wanted = min(len(names), max(2, len(names) * READ // len(sequence)))
     kept = np.isin(sequence, names[np.linspace(0, len(names) - 1, wanted).astype(np.int64)])
     fit_mask = held_out_split(document[kept], sequence[kept], seed)
     hidden = states.hidden(exit, kept)
-    return {name: predictability(hidden, score[kept], fit_mask, seed) for name, score in signals.items()}
+    for name, score in signals.items():
+        yield name, predictability(hidden, score[kept], fit_mask, seed)

@@ -31,6 +31,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from offramp.app.commands.options import project_folder
 from offramp.app.project import open_project
 from offramp.checkpoints.checkpoint import Checkpoint
 from offramp.checkpoints.tokenizers import chat_tokenizer
@@ -49,7 +50,7 @@ UNDERSTOOD = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
 
 @register_model("offramp")
 class RoutedLM(TemplateLM):
-    """The routed model of the project in the folder ``root``, as lm_eval wants models.
+    """The routed model of the project in the folder ``root``, or around this one, as lm_eval wants models.
 
     ``threshold`` replaces that of params.yaml; with ``full`` nobody leaves. The model runs where the project
     does (``runtime.device``), whatever the ``device``, since lm_eval names one whether the user did or not.
@@ -58,14 +59,14 @@ class RoutedLM(TemplateLM):
 
     def __init__(
         self,
-        root: str = ".",
+        root: str | None = None,
         threshold: float | str | None = None,
         full: bool = False,
         batch_size: int | str = 1,
         device: str | None = None,
     ):
         super().__init__()
-        self.project = open_project(Path(root))
+        self.project = open_project(project_folder() if root is None else Path(root))
         self.model, self._device = self.project.model, self.project.device
         self.policy = None if full else self.project.policy(threshold)
         self.kv = self.project.params.routing.kv

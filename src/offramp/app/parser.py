@@ -1,48 +1,94 @@
 """The arguments of the ``offramp`` command, and the function that runs each subcommand.
 
-Nothing is imported here that a subcommand needs: ``offramp --help`` must not wait for torch.
+Nothing is imported here that a subcommand needs: ``offramp --help`` must not wait for torch. Commands stand
+in the order in which somebody new to a project needs them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 from offramp.app.commands import measures, models, results
 from offramp.vocabulary import LOOKS_AT, STATE
 
 Run = Callable[[argparse.Namespace], int]
 
+DESCRIPTION = """\
+Look at early exit in a language model: whether it is worth it, what it saves
+and costs, and where every number comes from. Training and evaluation are
+DVC's to run (dvc repro); these commands read what is finished, from any folder
+of the project."""
+EXAMPLES = (
+    "offramp suitability --model HuggingFaceTB/SmolLM2-135M",
+    "offramp compare",
+    'offramp generate --prompt "My fellow citizens," --temperature 0.8 --colour',
+    "offramp lineage metrics/routing.json",
+)
+"""Of the whole: before a project is run, and after."""
+
 
 class AddCommand(Protocol):
     """Adds a subcommand; ``memory`` names what to lower where it runs out of memory."""
 
     def __call__(
-        self, name: str, run: Run, text: str, memory: str = "the size of what it reads"
+        self,
+        name: str,
+        run: Run,
+        text: str,
+        examples: Sequence[str] = (),
+        memory: str = "the size of what it reads",
     ) -> argparse.ArgumentParser: ...
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser of all subcommands; its result has ``run``, the function, and ``memory``, what to lower."""
-    parser = argparse.ArgumentParser(prog="offramp", description=description)
-    commands = parser.add_subparsers(title="commands", required=True)
+class Version(argparse.Action):
+    """Prints the version that is installed; it is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"{parser.prog} {version(parser.prog)}")
+        parser.exit()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands; its result has ``run``, the function, and ``memory``, what to lower.
+
+    Without a subcommand ``run`` shows the help.
+    """
+    parser = argparse.ArgumentParser(
+        prog="offramp", description=DESCRIPTION, epilog=_shown(EXAMPLES), **_AS_WRITTEN
+    )
+    parser.add_argument("-V", "--version", action=Version, nargs=0, help="show the version and exit")
+    parser.set_defaults(run=lambda _: parser.print_help(), memory="nothing")
+    commands = parser.add_subparsers(title="commands, in the order of use", metavar="COMMAND")
 
     def add(
-        name: str, run: Run, text: str, memory: str = "the size of what it reads"
+        name: str,
+        run: Run,
+        text: str,
+        examples: Sequence[str] = (),
+        memory: str = "the size of what it reads",
     ) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=_shown(examples), **_AS_WRITTEN
+        )
         command.set_defaults(run=run, memory=memory)
         return command
 
-    _add_lineage(add)
+    _add_suitability(add)
+    _add_convert(add)
+    check = add("params", results.params, "check params.yaml")
+    check.add_argument("file", nargs="?", type=Path, help="another file to check")
+    _add_generate(add)
     add("compare", results.compare, "every DVC experiment: what was changed for it, perplexity, savings")
-    add("track", results.track, "log the results on disk to MLflow, if they are not there yet")
+    ui = add("ui", results.ui, "open the MLflow UI on the project's runs, on this machine only")
+    ui.add_argument("--port", type=int, default=5000, help="default: 5000")
+    _add_lineage(add)
     _add_separation(add)
     _add_low_rank(add)
-    _add_generate(add)
-    _add_suitability(add)
     # no character is a prefix of options here, so that all arguments are passed on
     harness = commands.add_parser(
         "lm-eval",
@@ -52,14 +98,17 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     )
     harness.add_argument("arguments", nargs="*")
     harness.set_defaults(run=models.lm_eval, memory="--batch_size")
-    _add_convert(add)
-    check = add("params", results.params, "check params.yaml")
-    check.add_argument(
-        "file", nargs="?", type=Path, default=Path("params.yaml"), help="another file to check"
-    )
-    ui = add("ui", results.ui, "open the MLflow UI on the project's runs, on this machine only")
-    ui.add_argument("--port", type=int, default=5000, help="default: 5000")
+    add("track", results.track, "log the results on disk to MLflow, if they are not there yet")
     return parser
+
+
+_AS_WRITTEN: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+"""Lines of descriptions and examples stay as they are."""
+
+
+def _shown(examples: Sequence[str]) -> str | None:
+    """What follows the options: commands to copy."""
+    return "\n".join(["examples:", *(f"  {example}" for example in examples)]) if examples else None
 
 
 def _add_lineage(add: AddCommand) -> None:
@@ -67,9 +116,13 @@ def _add_lineage(add: AddCommand) -> None:
         "lineage",
         results.lineage,
         "walk from a metrics file or artifact to text, parameters and commit, checking it",
+        ("offramp lineage metrics/routing.json", "offramp lineage models/lm --all"),
     )
     lineage.add_argument(
         "path", nargs="?", type=Path, help="a stage's output or an artifact folder (metrics/routing.json)"
+    )
+    lineage.add_argument(
+        "--all", action="store_true", help="show all parameters, not only those that are not the defaults"
     )
     lineage.add_argument("--json", action="store_true", help="print JSON")
 
@@ -79,10 +132,9 @@ def _add_separation(add: AddCommand) -> None:
         "separation",
         measures.separation,
         "how signals tell easy from hard tokens of a states artifact, with intervals",
+        ("offramp separation", "offramp separation states/calibration --exit 0 --json"),
     )
-    separation.add_argument(
-        "states", nargs="?", type=Path, default=Path("states/test"), help="default: states/test"
-    )
+    separation.add_argument("states", nargs="?", type=Path, help="default: states/test")
     separation.add_argument("--exit", type=int, default=0, help="default: 0")
     separation.add_argument(
         "--draws", type=int, default=1000, help="bootstrap draws of sequences behind every interval (1000)"
@@ -97,14 +149,11 @@ def _add_low_rank(add: AddCommand) -> None:
         "low-rank",
         measures.low_rank,
         "what low-rank readouts keep of an exit's logits, signals and separation, by rank",
+        ("offramp low-rank", "offramp low-rank --ranks 8 16 32 --tokens 5000"),
         "--tokens",
     )
-    low_rank.add_argument(
-        "states", nargs="?", type=Path, default=Path("states/test"), help="measured on (states/test)"
-    )
-    low_rank.add_argument(
-        "--fit", type=Path, default=Path("states/calibration"), help="approximated on (states/calibration)"
-    )
+    low_rank.add_argument("states", nargs="?", type=Path, help="measured on (states/test)")
+    low_rank.add_argument("--fit", type=Path, help="approximated on (states/calibration)")
     low_rank.add_argument("--exit", type=int, default=0, help="default: 0")
     low_rank.add_argument(
         "--ranks", type=int, nargs="+", default=[1, 2, 5, 10, 20, 32, 64], help="default: 1 2 5 10 20 32 64"
@@ -118,6 +167,11 @@ def _add_generate(add: AddCommand) -> None:
         "generate",
         models.generate,
         "continue a prompt; who leaves early is what params.yaml says",
+        (
+            'offramp generate --prompt "My fellow citizens," --temperature 0.8 --top-p 0.9 --colour',
+            'offramp generate --prompt "My fellow citizens," --temperature 0.8 --threshold 0.7 --stats',
+            'offramp generate --prompt "My fellow citizens," --speculate --stats',
+        ),
         "--tokens or the prompt",
     )
     generate.add_argument("--prompt", required=True, help="text to continue")
@@ -143,13 +197,20 @@ def _add_generate(add: AddCommand) -> None:
         help="this exit, or the one that turns out best, drafts, full depth verifies: its tokens, sooner",
     )
     generate.add_argument("--draft", type=_count, help="most tokens of a draft (4)")
-    generate.add_argument("--temperature", type=float, help="sample instead of taking the likeliest token")
+    generate.add_argument(
+        "--temperature",
+        type=float,
+        help="sample, 0.8 for instance, instead of taking the likeliest token, which small models repeat",
+    )
     generate.add_argument(
         "--top-p", type=float, help="sample from the fewest tokens with this probability (1)"
     )
     generate.add_argument("--seed", type=int, help="of the sampling (0)")
     generate.add_argument(
-        "--colour", action="store_true", help="colour every token by the exit that predicted it"
+        "--colour",
+        "--color",
+        action="store_true",
+        help="colour every token by the exit that predicted it",
     )
     generate.add_argument(
         "--stats", action="store_true", help="then print depth used, tokens/s and speed against full depth"
@@ -161,6 +222,11 @@ def _add_suitability(add: AddCommand) -> None:
         "suitability",
         measures.suitability,
         "whether early exit is worth it: agreement, what is attainable, break-even and advice",
+        (
+            "offramp suitability --model HuggingFaceTB/SmolLM2-135M",
+            "offramp suitability --model models/checkpoint --text texts/ --exits-after 10 20",
+            "offramp suitability",
+        ),
         "--batch-size, --tokens or --window",
     )
     suitability.add_argument(
@@ -214,7 +280,10 @@ def _add_suitability(add: AddCommand) -> None:
 
 def _add_convert(add: AddCommand) -> None:
     convert = add(
-        "convert", models.convert, "turn a GGUF file into a checkpoint folder that loads in a second"
+        "convert",
+        models.convert,
+        "turn a GGUF file into a checkpoint folder that loads in a second",
+        ("offramp convert model-q8_0.gguf models/checkpoint",),
     )
     convert.add_argument("gguf", type=Path, help="the GGUF file")
     convert.add_argument("out", type=Path, help="the folder to write (model.name_or_path)")

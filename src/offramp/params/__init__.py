@@ -6,7 +6,14 @@ meaning), so an undeclared dependency cannot arise. Nothing here computes.
 """
 
 from offramp.params.declared import OF_NO_RESULT, Declared
-from offramp.params.reading import load_params, parse_params, read_params, read_stages
+from offramp.params.reading import (
+    default_values,
+    load_params,
+    parse_params,
+    read_params,
+    read_stages,
+    with_lists,
+)
 from offramp.params.schema import Params
 from offramp.params.sections import (
     Blockwise,
@@ -47,8 +54,10 @@ __all__ = [
     "Section",
     "TokenizerParams",
     "Tracking",
+    "default_values",
     "load_params",
     "parse_params",
     "read_params",
     "read_stages",
+    "with_lists",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 LEAST = 1e-12
@@ -16,6 +16,13 @@ def _no_hidden_zero(value: float) -> float:
         raise PydanticCustomError("hidden_zero", f"so near to 0 it has no effect; give at least {LEAST:g}")
     return value
 
+
+def _as_list(value: Any) -> Any:
+    return value if value is None or isinstance(value, (list, dict)) else [value]
+
+
+OneOrMore = BeforeValidator(_as_list)
+"""Of a list: one item may stand for the list of it, as in ``-S corpus.paths=my.txt``."""
 
 # The upper bounds are far beyond what makes sense and below what breaks: an integer that no library takes, a
 # product that overflows.

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML, YAMLError
 
 from offramp.errors import UserError
 from offramp.params.declared import Declared
+from offramp.params.numbers import OneOrMore
 from offramp.params.schema import Params
 
 
@@ -37,6 +38,34 @@ def parse_params(values: Any, source: str = "params.yaml") -> Params:
     except ValidationError as error:
         problems = dict.fromkeys(_explain(problem, source) for problem in error.errors())
         raise UserError("\n".join(problems)) from None
+
+
+def default_values() -> dict[str, Any]:
+    """What params.yaml says as Offramp brings it, unchecked; a project's own file need not say it any more.
+
+    ``defaults.yaml`` beside this module is a copy of the repository's params.yaml.
+    """
+    return YAML(typ="safe").load(Path(__file__).with_name("defaults.yaml").read_text(encoding="utf-8"))
+
+
+def with_lists(values: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted name, as a YAML file or dvc.lock has them, with lists where one item stands for it."""
+    lists = _lists(Params)
+    single = (str, int, float)
+    return {
+        key: [value] if key in lists and isinstance(value, single) else value for key, value in values.items()
+    }
+
+
+def _lists(section: type[BaseModel], prefix: str = "") -> set[str]:
+    """The dotted names of the parameters that are lists."""
+    names = set()
+    for name, field in section.model_fields.items():
+        if OneOrMore in field.metadata:
+            names.add(prefix + name)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names |= _lists(field.annotation, f"{prefix}{name}.")
+    return names
 
 
 def load_params(stage: str, root: Path = Path(".")) -> Declared:

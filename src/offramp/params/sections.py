@@ -15,6 +15,7 @@ from offramp.params.numbers import (
     Layers,
     Nats,
     NoHiddenZero,
+    OneOrMore,
     PerCent,
     Positive,
     Rate,
@@ -35,7 +36,7 @@ class Corpus(Section):
     hub_name: str | None
     hub_config: str | None
     hub_column: str
-    paths: list[str]
+    paths: Annotated[list[str], OneOrMore]
     document_pattern: str | None
     document_characters: Count | None
     calibration_fraction: Fraction
@@ -66,13 +67,13 @@ class Model(Section):
     name_or_path: str | None
     gguf_file: str | None
     revision: str | None
-    exits_after: list[Layers]
+    exits_after: Annotated[list[Layers], OneOrMore]
     """Layers after which an exit stands, full depth not among them."""
     width: Width
     heads: Width
     key_value_heads: Width | None
     ffn_width: Width
-    block_layers: Annotated[list[Layers], Field(min_length=2)]
+    block_layers: Annotated[list[Layers], Field(min_length=2), OneOrMore]
     """Layers per block; at least two blocks, or there is no exit to take."""
     norm: Literal["pre", "post"]
     tied: bool
@@ -146,7 +147,7 @@ class Pretrain(Section):
     method: Literal["blockwise", "joint", "final", "frozen"]
     head: Literal["shared", "frozen", "per_block"]
     blockwise: Blockwise
-    exit_weights: list[Amount]
+    exit_weights: Annotated[list[Amount], OneOrMore]
     joint_classifier: JointClassifier | None
     frozen: Frozen
     lora: Lora | None
@@ -189,7 +190,7 @@ class Exits(Section):
     inputs: Literal["state", "statistics", "both"]
     calibration: Literal["isotonic", "temperature"]
     risk: Risk
-    hidden: list[Width]
+    hidden: Annotated[list[Width], OneOrMore]
     learning_rate: Rate
     batch_size: Count
     max_epochs: Batch
@@ -217,7 +218,7 @@ class Routing(Section):
     quality: PerCent
     budget: Fraction
     price: Amount
-    curve_fractions: Annotated[list[Fraction], Field(min_length=1)]
+    curve_fractions: Annotated[list[Fraction], Field(min_length=1), OneOrMore]
     control_windows: Count
     timing_batches: Annotated[int, Field(ge=4, le=10**5)]
     batch_size: Batch

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from offramp.errors import UserError
@@ -74,7 +75,8 @@ def comparison(compared: Iterable[Experiment]) -> Table:
         cells = [
             form.format(one.numbers[key]) if key in one.numbers else "" for key, (_, form) in COLUMNS.items()
         ]
-        table.add_row(one.name, f"{changed} ({one.state})" if one.state else changed, *cells)
+        told = f"{changed} ({one.state})" if one.state else changed
+        table.add_row(escape(one.name), escape(told), *cells)
     return table
 
 

@@ -8,16 +8,24 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from offramp.lineage.chain import FILE, Chain, Node
+from offramp.params import default_values
 from offramp.report.headline import console
+from offramp.tracking.recorded import flatten
 from offramp.tracking.store import text
 
 VALUES_SHOWN = 12
 
 
-def show(chain: Chain) -> None:
-    """Print the chain, then what is around it, then whether it holds."""
+def show(chain: Chain, everything: bool = False) -> None:
+    """Print the chain, then what is around it, then whether it holds.
+
+    Of parameters, those whose values are not Offramp's defaults; with ``everything`` all.
+    """
     out = console()
-    out.print(_tree(chain.target, set(), _top(chain.values)))
+    defaults = {} if everything else flatten(default_values())
+    out.print(_tree(chain.target, set(), _top(chain.values), defaults))
+    if not everything:
+        out.print("[dim]Parameters with their default values are left out; --all shows them.[/]")
     if chain.corpus:
         about = {
             key: value for key, value in chain.corpus.params.items() if key.startswith("corpus.") and value
@@ -39,7 +47,7 @@ def show(chain: Chain) -> None:
         out.print("[bold green]The chain holds:[/] every digest on the way was checked.")
 
 
-def _tree(node: Node, shown: set[str], values: dict[str, Any]) -> Tree:
+def _tree(node: Node, shown: set[str], values: dict[str, Any], defaults: dict[str, Any]) -> Tree:
     title = f"[bold]{escape(node.name)}[/]"
     if node.kind != FILE:
         title += f" ({node.kind} [cyan]{(node.digest or '?')[:12]}[/])"
@@ -52,17 +60,28 @@ def _tree(node: Node, shown: set[str], values: dict[str, Any]) -> Tree:
     if values:
         tree.add(_pairs(values))
     if node.stage:
-        tree.add(
-            f"made by stage [bold]{node.stage}[/]" + (f" with {_pairs(node.params)}" if node.params else "")
-        )
+        tree.add(f"made by stage [bold]{escape(node.stage)}[/]{_with(node.params, defaults)}")
     for run in node.runs:
         where = f" of experiment {run['experiment']}" if run["experiment"] else ""
-        tree.add(f"MLflow run {run['id']} ({run['name']}{where}, commit {run['commit'][:7] or 'unknown'})")
+        about = f"{run['name']}{where}, commit {run['commit'][:7] or 'unknown'}"
+        tree.add(f"MLflow run {run['id']} ({escape(about)})")
     for note in node.notes:
         tree.add(f"[yellow]note:[/] {escape(note)}")
     for made_from in node.inputs:
-        tree.children.append(_tree(made_from, shown, {}))
+        tree.children.append(_tree(made_from, shown, {}, defaults))
     return tree
+
+
+def _with(params: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """The parameters that are not among ``defaults``; of a run in MLflow, values are text."""
+    differing = {
+        key: value
+        for key, value in params.items()
+        if key not in defaults or text(value) != text(defaults[key])
+    }
+    if differing:
+        return f" with {_pairs(differing)}"
+    return " with default parameters" if params else ""
 
 
 def _top(values: dict[str, float]) -> dict[str, str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from offramp.analysis.learned import LearnedSeparation
 from offramp.analysis.rank_pass import SIGNALS
 from offramp.results.shape import Interval
+from offramp.vocabulary import BENEFITS, LEARNED
 
 MEASURES = {
     "pearson": "Pearson",
@@ -21,6 +24,9 @@ MEASURES = {
     "aurc": "AURC",
 }
 """Columns of the separation table: a measure, and how it is headed."""
+KEPT = 0.9
+"""The correlation with the exact one from which a confidence of low rank counts as kept."""
+FITTED_HERE = f"{LEARNED} was fitted on some of these tokens, and so looks better than it is"
 
 
 def separation_table(result: dict[str, Any]) -> Table:
@@ -51,8 +57,43 @@ def separation_table(result: dict[str, Any]) -> Table:
     return out
 
 
-def low_rank_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows of ``analysis.low_rank.rank_sweep``, a block of them per variant."""
+def separation_sentence(result: dict[str, Any], learned_saw_tokens: bool = False) -> str:
+    """What the table says: which signal tells hard tokens best, and which those that depth helps."""
+    signals = result["signals"]
+    gap, gap_of = _best(signals, "loss_gap")
+    of_loss = result["controls"]["oracle"]["loss_gap"]
+    parts = [
+        f"Of all signals {gap} tells easy from hard tokens best: {_with_interval(gap_of, 'loss_gap')} nats "
+        f"apart, the loss itself {of_loss:.2f}"
+    ]
+    if result["deep_helps"] is not None:
+        depth, depth_of = _best(signals, "auroc")
+        whom = "also" if depth == gap else depth
+        parts.append(
+            f"which tokens depth helps, {whom} tells best: AUROC {_with_interval(depth_of, 'auroc')}, "
+            "chance 0.50"
+        )
+    if LEARNED not in signals:
+        parts.append("no classifier was trained for this exit of this model")
+    elif learned_saw_tokens:
+        parts.append(FITTED_HERE)
+    return "; ".join(parts) + "."
+
+
+def _best(signals: dict[str, dict[str, Any]], measure: str) -> tuple[str, dict[str, Any]]:
+    """The signal with the highest value of a measure, which is None where a signal does not vary."""
+    return max(signals.items(), key=lambda item: -inf if item[1][measure] is None else item[1][measure])
+
+
+def _with_interval(values: dict[str, Any], measure: str) -> str:
+    value, bounds = values[measure], values["intervals"].get(measure)
+    if value is None:
+        return "undefined"
+    return f"{value:.2f}" + (" [{:.2f}, {:.2f}]".format(*bounds) if bounds else "")
+
+
+def low_rank_table(rows: Sequence[dict[str, Any]], learned: LearnedSeparation | None = None) -> Table:
+    """The rows of ``analysis.low_rank.rank_sweep``, a block of them per variant, and the learned signal."""
     shown = {
         "coverage": "coverage",
         "logits r": "logit_corr",
@@ -66,14 +107,45 @@ def low_rank_table(rows: Sequence[dict[str, Any]]) -> Table:
         "variant",
         "rank",
         *shown,
-        caption="gap, oracle share: of max_minus_mean; argmax: agreement with the exact one",
+        caption="gap, oracle share: of max_minus_mean; argmax: agreement with the exact one; learned: the "
+        "exit's classifier",
     )
     for place, row in enumerate(rows):
         last = place + 1 == len(rows) or rows[place + 1]["variant"] != row["variant"]
         out.add_row(
             row["variant"], str(row["rank"]), *(f"{row[key]:.3f}" for key in shown.values()), end_section=last
         )
+    if learned:
+        cells = {"gap": learned.gap, "oracle share": learned.oracle_share, "FLOPs": learned.flop_share}
+        out.add_row(LEARNED, "-", *(f"{cells[name]:.3f}" if name in cells else "-" for name in shown))
     return out
+
+
+def low_rank_sentence(rows: Sequence[dict[str, Any]], learned: LearnedSeparation | None) -> str:
+    """What the table says: the rank that confidence needs, and what the learned signal does without one."""
+    enough = [row for row in rows if row["softmax_corr"] >= KEPT and row["flop_share"] < 1]
+    close = f"a softmax confidence that correlates with the exact one at {KEPT} or more"
+    if enough:
+        first = min(enough, key=lambda row: (row["rank"], -row["softmax_corr"]))
+        parts = [
+            f"Rank {first['rank']} ({first['variant']}) is the lowest measured with {close}, for "
+            f"{first['flop_share']:.0%} of the readout's FLOPs"
+        ]
+    else:
+        parts = [f"No rank measured that is cheaper than the readout has {close}"]
+    if learned is None:
+        parts.append("no classifier was trained for this exit of this model")
+        return "; ".join(parts) + "."
+    best = max(rows, key=lambda row: row["max_minus_mean_oracle_share"])
+    about = ", which is what going on would buy, not how hard a token is" if learned.label in BENEFITS else ""
+    parts.append(
+        f"of the separation that knowing the losses gives, the best (rank {best['rank']}, {best['variant']}) "
+        f"has {best['max_minus_mean_oracle_share']:.0%}, and the learned signal {learned.oracle_share:.0%} "
+        f"for {learned.flop_share:.0%} of the readout's FLOPs: it was trained on {learned.label}{about}"
+    )
+    if learned.fitted_here:
+        parts.append(FITTED_HERE)
+    return "; ".join(parts) + "."
 
 
 def _cell(value: float | None, bounds: Interval | None) -> str:

@@ -7,6 +7,14 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+REMOTE = re.compile(
+    r"(?:(?:https?|ssh|git)://(?:[^@/\s]*@)?(?P<host>[^:/\s]+)(?::\d+)?/|[\w.-]+@(?P<scp>[^:/\s]+):)"
+    r"(?P<path>\S+?)/?"
+)
+"""Addresses from which git clones over a network: ``https://host/path`` and ``git@host:path``."""
+HOSTS = {"github": "tree", "gitlab": "-/tree", "bitbucket": "src"}
+"""What stands before a commit in addresses of pages, by a word of the host's name."""
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -35,10 +43,35 @@ def file_at(root: Path, revision: str, path: str) -> str | None:
     return _git(root, "show", f"{revision}:./{path}")
 
 
-def remote(root: Path) -> str | None:
-    """The address of the repository that this one was cloned from, without user and password."""
-    url = _git(root, "remote", "get-url", "origin")
-    return None if url is None else re.sub(r"(?<=://)[^/\s]*@", "", url)
+def branch(root: Path) -> str | None:
+    """The branch that is checked out, if any is."""
+    return _git(root, "symbolic-ref", "--quiet", "--short", "HEAD")
+
+
+def folder_in_repository(root: Path) -> str:
+    """Where ``root`` is in its repository: ``""`` at the top, else a path that ends in a slash."""
+    return _git(root, "rev-parse", "--show-prefix") or ""
+
+
+def web_address(root: Path) -> str | None:
+    """The page of the repository that this one was cloned from, without user, password and ``.git``.
+
+    None for a folder, which has no page.
+    """
+    url = _git(root, "remote", "get-url", "origin") or ""
+    there = REMOTE.fullmatch(url)
+    if there is None:
+        return None
+    return f"https://{there['host'] or there['scp']}/{there['path'].removesuffix('.git')}"
+
+
+def commit_page(root: Path) -> str | None:
+    """The page of the newest commit, where the repository's host is of a kind whose pages are known."""
+    repository, head = web_address(root), last_commit(root)
+    if repository is None or head is None:
+        return None
+    host = repository.split("/")[2]
+    return next((f"{repository}/{way}/{head.hash}" for name, way in HOSTS.items() if name in host), None)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

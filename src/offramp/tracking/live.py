@@ -40,8 +40,11 @@ WAITING = 10_000
 """Most messages kept when the pipe is full."""
 SPARE = 1000
 """In long trainings the rates of a step are logged this often in all, so that runs stay small."""
-BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-"""One try, and then the pause, instead of MLflow's own repetitions."""
+BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""One more try at once, and then the pause, instead of MLflow's own repetitions.
+
+MLflow's server closes a connection that was idle for five seconds, perhaps just as the next batch is sent.
+"""
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 
-from offramp.params import OF_NO_RESULT, Params, read_params
+from offramp.params import OF_NO_RESULT, Params, read_params, with_lists
 from offramp.results.routing import Origin
 from offramp.tracking.address import experiment_name
 from offramp.tracking.git import changed_files, file_at, last_commit
@@ -62,4 +62,4 @@ def _flat_yaml(content: str) -> dict[str, Any]:
         values = YAML(typ="safe").load(content)
     except YAMLError:
         return {}
-    return flatten(values) if isinstance(values, dict) else {}
+    return with_lists(flatten(values)) if isinstance(values, dict) else {}

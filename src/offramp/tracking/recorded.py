@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from offramp.artifacts import manifest
 from offramp.errors import UserError
-from offramp.params import load_params
+from offramp.params import load_params, with_lists
 
 RESULTLESS = ("check", "track")
 """Stages without results of their own: one looks at parameters and text first, one logs the others."""
@@ -152,7 +152,7 @@ def _from_lock(name: str, entry: dict[str, Any]) -> Stage:
         return {item["path"]: item.get("md5") for item in entry.get(key, [])}
 
     params = flatten({key: value for file in entry.get("params", {}).values() for key, value in file.items()})
-    return Stage(name, digest(entry), params, hashes("deps"), hashes("outs"))
+    return Stage(name, digest(entry), with_lists(params), hashes("deps"), hashes("outs"))
 
 
 def _from_disk(root: Path, name: str, declared: dict[str, Any]) -> Stage | None:

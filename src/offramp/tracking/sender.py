@@ -22,6 +22,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ from offramp.tracking.store import (
     StoreError,
     open_store,
 )
-from offramp.tracking.tracking import common_tags
+from offramp.tracking.tracking import common_tags, describe_experiment
 
 TABLES: dict[str, type[LearningCurve] | type[FitEpoch]] = {
     "pretrain": LearningCurve,
@@ -186,6 +187,8 @@ class Sender:
             else:
                 self.logged = {}
                 self._begin(store)
+            with suppress(StoreError):  # who may not write on the experiment may still log a run
+                describe_experiment(store, self.root)
         self.store, self.wanted = store, {**self.wanted, **self.curve}
         self._start_monitor()
 
@@ -243,9 +246,14 @@ class Sender:
         if not self.about["system_metrics"]:
             return
         assert self.store is not None
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self.monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.store.uri)
+            self.monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.store.uri)
+        except Exception as error:  # whatever psutil raises where the system does not let it count
+            self.about["system_metrics"] = False
+            _warn(f"this machine cannot be measured, so no system metrics: {type(error).__name__}: {error}")
+            return
         self.monitor.start()
 
     def _stop_monitor(self) -> None:

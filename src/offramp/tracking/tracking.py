@@ -18,7 +18,14 @@ from typing import Any
 
 from offramp.errors import UserError
 from offramp.tracking.address import experiment_name, is_server, store_root
-from offramp.tracking.git import changed_files, last_commit, remote
+from offramp.tracking.git import (
+    branch,
+    changed_files,
+    commit_page,
+    folder_in_repository,
+    last_commit,
+    web_address,
+)
 from offramp.tracking.live_runs import close_left_runs, live_run_of
 from offramp.tracking.logged_model import TAG as TAG_OF_MODEL
 from offramp.tracking.logged_model import log_model
@@ -80,7 +87,7 @@ def track(root: Path, note: str | None = None, with_model: bool = False) -> bool
     try:
         with open_store(root) as store:
             close_left_runs(store, root)
-            _describe(store, root)
+            describe_experiment(store, root)
             run_id, new = _log(store, root, pipeline, stages, note)
             model = _model(store, root, run_id, pipeline) if with_model else None
             name = pipeline.name if new else store.get(run_id).info.run_name
@@ -157,10 +164,17 @@ def _log(
     with store.run(pipeline, reopen=unfinished[0].info.run_id if unfinished else None) as run_id:
         tags = _links(store, root, stages, run_id)
         if note:
-            report = report_page(store.experiment_id, run_id)
-            tags["mlflow.note.content"] = f"{note}\n\n[The report]({report})" if pipeline.files else note
+            tags["mlflow.note.content"] = "\n\n".join([note, *_pages(store, root, run_id, pipeline)])
         store.set_tags(run_id, tags)
     return run_id, True
+
+
+def _pages(store: Store, root: Path, run_id: str, pipeline: RunRecord) -> list[str]:
+    """A line of links, where there are any: the report, and the commit, which the page of a run has not."""
+    pages = {"The report": report_page(store.experiment_id, run_id)} if pipeline.files else {}
+    if page_of_commit := commit_page(root):
+        pages["The commit"] = page_of_commit
+    return [" | ".join(f"[{name}]({address})" for name, address in pages.items())] if pages else []
 
 
 def _model(store: Store, root: Path, run_id: str, pipeline: RunRecord) -> tuple[str, int] | None:
@@ -189,8 +203,8 @@ def _experiments(run: Any, pipeline: RunRecord) -> dict[str, str]:
     return {EXPERIMENTS: ", ".join([*names, name])} if name and name not in names else {}
 
 
-def _describe(store: Store, root: Path) -> None:
-    """Say what the experiment is, and leave the view in which its runs are shown."""
+def describe_experiment(store: Store, root: Path) -> None:
+    """Say what the experiment is, and leave the view in which its runs are shown, where nobody has yet."""
     store.describe(
         {
             "mlflow.note.content": (
@@ -231,8 +245,13 @@ def common_tags(root: Path) -> dict[str, str]:
     }
     if head := last_commit(root):
         tags["mlflow.source.git.commit"] = head.hash
-        if repository := remote(root):  # with it, the UI makes the commit a link
+        if repository := web_address(root):
+            # the UI's table makes the commit a link only of a run that says so, in the way of MLflow Projects
+            tags["mlflow.source.type"] = "PROJECT"
+            tags["mlflow.source.name"] = f"{repository}#{folder_in_repository(root)}dvc.yaml"
             tags["mlflow.source.git.repoURL"] = repository
+            if name := branch(root):
+                tags["mlflow.source.git.branch"] = name
         tags["git.dirty"] = "true" if changed_files(root, *CODE) else "false"
     for tag, variable in (("dvc.exp_name", "DVC_EXP_NAME"), ("dvc.baseline_rev", "DVC_EXP_BASELINE_REV")):
         if os.environ.get(variable):

@@ -13,9 +13,18 @@ from typing import Any
 from offramp.tracking.address import without_user
 from offramp.vocabulary import SIGNALS
 
-PARAMS = ("threshold", "pretrain.method", "exits.confidence")
-METRICS = ("ppl", "ppl_increase", "shallow_ratio", "flop_saving", "wall_saving", "attained", "agreement")
+PARAMS = ("threshold", "pretrain.method")
+METRICS = ("ppl", "ppl_increase", "shallow_ratio", "flop_saving", "wall_saving", "attained")
+LAST = ("metrics.`agreement`", "params.`exits.confidence`")
 """Columns of the table, in their order."""
+NAME_WIDTH, PARAM_WIDTHS, WIDTH = 144, (62, 55), 74
+"""Pixels of the run's name, of the first parameters and of another column: three digits of a number.
+
+All but ``LAST`` are seen in a window of 1440, of which the navigation and MLflow's assistant leave 745.
+"""
+ALWAYS = {"runDateAndNestInfo": 40, "duration": 80}
+"""Columns that MLflow's table cannot leave out, with pixels: status and time of creation, which stays left
+of all that are moved, and how long a run took."""
 SECTION = "headline"
 
 
@@ -46,12 +55,17 @@ def _line(uuid: str, title: str, keys: list[str]) -> dict[str, Any]:
 
 
 NAME = "attributes.`Run Name`"
-CHOSEN = [*(f"params.`{name}`" for name in PARAMS), *(f"metrics.`{name}`" for name in METRICS)]
+CHOSEN = [*(f"params.`{name}`" for name in PARAMS), *(f"metrics.`{name}`" for name in METRICS), *LAST]
 VIEW = {
     "selectedColumns": CHOSEN,
     # MLflow sorts columns by the alphabet, unless a view says otherwise
-    "columnOrder": [NAME, *CHOSEN],
-    "columnWidths": {NAME: 280, **dict.fromkeys(CHOSEN, 95)},
+    "columnOrder": [NAME, *CHOSEN, *ALWAYS],
+    "columnWidths": {
+        NAME: NAME_WIDTH,
+        **dict.fromkeys(CHOSEN, WIDTH),
+        **dict(zip(CHOSEN, PARAM_WIDTHS)),
+        **ALWAYS,
+    },
     "compareRunCharts": [
         _chart(
             "ppl-by-saving",

@@ -5,56 +5,86 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.app.commands.options import check_exit, refuse_idle
+from offramp.app.commands.options import check_exit, project_folder, refuse_idle
 from offramp.errors import UserError
 
 if TYPE_CHECKING:
     from offramp.analysis.suitability import Subject
+    from offramp.exits.store import Exits
+    from offramp.states.store import States
 
 
 def separation(options: argparse.Namespace) -> int:
     """Print how signals separate easy from hard tokens of a states artifact, and how an exit's losses lie."""
     from rich.console import Console
 
+    from offramp.analysis.learned import fitted_on
     from offramp.analysis.separation import separation, signals_of
     from offramp.artifacts.artifact import open_artifact
     from offramp.machine.device import setup
-    from offramp.report.tables import separation_table
+    from offramp.report.tables import separation_sentence, separation_table
     from offramp.states.store import States
 
     setup("cpu", os.cpu_count() or 1)
-    states = States(open_artifact(options.states, "states"))
+    root = project_folder()
+    states = States(open_artifact(options.states or root / "states/test", "states"))
     check_exit(options.exit, states.num_exits)
-    measured = separation(states, options.exit, signals_of(states, options.exit), options.draws)
+    exits = _exits_of(states, root)
+    measured = separation(states, options.exit, signals_of(states, options.exit, exits), options.draws)
     if options.json:
         print(json.dumps(measured, indent=2))
     else:
-        Console(width=160).print(separation_table(measured))
+        console = Console(width=160, highlight=False)
+        console.print(separation_table(measured))
+        seen = exits is not None and fitted_on(exits, states)
+        console.print(separation_sentence(measured, seen), soft_wrap=True)
     return 0
 
 
 def low_rank(options: argparse.Namespace) -> int:
     """Print what low-rank readouts keep of an exit's logits and signals."""
     from rich.console import Console
+    from tqdm import tqdm
 
-    from offramp.analysis.low_rank import sweep_states
+    from offramp.analysis.learned import learned_separation
+    from offramp.analysis.low_rank import VARIANTS, sweep_states
     from offramp.artifacts.artifact import open_artifact
     from offramp.machine.device import setup
-    from offramp.report.tables import low_rank_table
+    from offramp.report.tables import low_rank_sentence, low_rank_table
     from offramp.states.store import States
 
     setup("cpu", os.cpu_count() or 1)
-    fit, measured = (States(open_artifact(path, "states")) for path in (options.fit, options.states))
-    check_exit(options.exit, measured.num_exits)
-    rows = sweep_states(fit, measured, options.exit, options.ranks, options.tokens)
+    root, exit = project_folder(), options.exit
+    paths = (options.fit or root / "states/calibration", options.states or root / "states/test")
+    fit, measured = (States(open_artifact(path, "states")) for path in paths)
+    check_exit(exit, measured.num_exits)
+    rows = []
+    for variant in tqdm(VARIANTS, desc="low rank", unit="variant", disable=None, leave=False):
+        rows += sweep_states(fit, measured, exit, options.ranks, options.tokens, [variant])
+    exits = _exits_of(measured, root) if exit < measured.num_exits - 1 else None
+    learned = learned_separation(measured, exit, exits, options.tokens) if exits else None
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps({"ranks": rows, "learned": learned and asdict(learned)}, indent=2))
     else:
-        Console(width=160).print(low_rank_table(rows))
+        console = Console(width=160, highlight=False)
+        console.print(low_rank_table(rows, learned))
+        console.print(low_rank_sentence(rows, learned), soft_wrap=True)
     return 0
+
+
+def _exits_of(states: States, root: Path) -> Exits | None:
+    """The project's trained exits; None where it has none, or none of the model that these states are of."""
+    from offramp.artifacts.artifact import open_artifact
+    from offramp.exits.store import Exits
+
+    if not (root / "models/exits").is_dir():
+        return None
+    exits = open_artifact(root / "models/exits", "exits")
+    return Exits(exits) if exits.meta["lm"] == states.artifact.inputs.get("lm") else None
 
 
 def suitability(options: argparse.Namespace) -> int:
@@ -103,12 +133,13 @@ def _project(options: argparse.Namespace) -> Subject:
     from offramp.app.project import open_project
     from offramp.artifacts.artifact import open_artifact
 
-    project = open_project()
-    path = options.states or Path("states", "test" if Path("states/test").is_dir() else "calibration")
-    states = open_artifact(path, "states", inputs={"data": project.data, "lm": project.lm})
+    root = project_folder()
+    project, states = open_project(root), root / "states"
+    path = options.states or states / ("test" if (states / "test").is_dir() else "calibration")
+    opened = open_artifact(path, "states", inputs={"data": project.data, "lm": project.lm})
     settings, hidden = project.params.routing, project.params.exits.hidden
     sizes = _given(options, "tokens", "rounds", "batch_size")
-    return of_states(project.data, project.lm, project.model, states, settings, hidden, **sizes)
+    return of_states(project.data, project.lm, project.model, opened, settings, hidden, **sizes)
 
 
 def _checkpoint(options: argparse.Namespace) -> Subject:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from offramp.app.commands.options import refuse_idle
+from offramp.app.commands.options import project_folder, refuse_idle
 from offramp.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def generate(options: argparse.Namespace) -> int:
     from offramp.routing.speculation import Speculation
 
     _check_generate(options)
-    project = open_project()
+    project = open_project(project_folder())
     model, prompts, stop = project.model, [project.encode_prompt(options.prompt)], project.stop_ids
     limits = {
         name: value for name, value in (("top_p", options.top_p), ("seed", options.seed)) if value is not None
@@ -69,7 +69,12 @@ def generate(options: argparse.Namespace) -> int:
         early = routed
 
     console = Console(highlight=False)
-    stream(console, early(), project.tokenizer, project.kind, model.config.num_blocks - 1, options.colour)
+    last = model.config.num_blocks - 1
+
+    def decoded(tokens: list[int]) -> str:
+        return project.decode(prompts[0][-1], tokens)
+
+    stream(console, options.prompt, early(), decoded, last, options.colour)
     if options.stats:
         console.print(compare(model, len(prompts[0]), early, full))
         if drafting:

@@ -1,11 +1,23 @@
-"""Checks of options that several commands make."""
+"""Checks of options that several commands make, and the project that they are about."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from offramp.errors import UserError
+
+
+def project_folder() -> Path:
+    """The project that the current folder is in, as a relative path; the folder itself if it is in none."""
+    from offramp.tracking.recorded import find_root
+
+    try:
+        return Path(os.path.relpath(find_root()))
+    except UserError:
+        return Path()
 
 
 def refuse_idle(options: argparse.Namespace, applies: bool, names: Sequence[str], reason: str) -> None:

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 
+from offramp.app.commands.options import project_folder, refuse_idle
 from offramp.errors import UserError
 
 
@@ -16,11 +17,12 @@ def lineage(options: argparse.Namespace) -> int:
     from offramp.lineage.chain import trace
     from offramp.report.lineage import show
 
+    refuse_idle(options, options.json, ("all",), "--json has everything in it")
     chain = trace(options.path)
     if options.json:
         print(json.dumps(chain.to_json(), indent=2))
     else:
-        show(chain)
+        show(chain, options.all)
     return 1 if chain.problems else 0
 
 
@@ -90,6 +92,7 @@ def params(options: argparse.Namespace) -> int:
     """Say that a file of parameters is valid; UserError where it is not."""
     from offramp.params import read_params
 
-    read_params(options.file)
-    print(f"{options.file}: ok")
+    file = options.file or project_folder() / "params.yaml"
+    read_params(file)
+    print(f"{file}: ok")
     return 0
