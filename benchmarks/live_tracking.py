@@ -57,7 +57,6 @@ def run() -> Iterator[Row]:
                 "x time",
                 "<= 1.01",
                 f"{against}; {np.median(alone):.1f} s",
-                PAIRS,
             )
             yield Row(
                 f"live_tracking_inside_server_{name}",
@@ -65,7 +64,6 @@ def run() -> Iterator[Row]:
                 "share of time",
                 "<= 0.01",
                 "the time of the whole training, of which this is what it spends on telling",
-                PAIRS,
             )
 
 

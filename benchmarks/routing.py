@@ -54,7 +54,6 @@ def rows(
                 "x speed",
                 ">= 0.97",
                 f"blocks and last readout, no exits, {size}",
-                pairs,
             )
             continue
         flop_saving = 1 - executed_flops(lm, work) / full_depth_flops(lm, tokens.numel(), tokens.shape[1])
@@ -66,7 +65,6 @@ def rows(
             bar if share >= 0.5 else None,
             f"flop_saving {flop_saving:.3f}, wall_saving {statistics.median(saved):.3f} when "
             f"{share:.0%} leave at random, half at each of 2 exits, {size}",
-            pairs,
         )
 
 
