@@ -54,7 +54,8 @@ class BothWays:
 
         ZeroDivisionError where no FLOPs are saved.
         """
-        return Median.of((1 - self.seconds_ratio) / float(self.flop_saving))
+        flop_saving = float(self.flop_saving)
+        return Median.of(saved / flop_saving for saved in (1 - self.seconds_ratio).tolist())
 
     @property
     def flop_saving(self) -> Estimate:

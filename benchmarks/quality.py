@@ -44,7 +44,7 @@ from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds
 from offramp.states.resampling import GroupSums
 from offramp.vocabulary import LEARNED
 
-SMALL = {"pretrain.steps": 600, "pretrain.precision": "bf16"}
+SMALL = {"pretrain.precision": "bf16"}
 MODELS: dict[str, dict[str, Any]] = {
     "joint": {
         "pretrain.method": "joint",
@@ -172,12 +172,10 @@ class Pareto:
             Held(self.executor, calibration, whole),
         )
         self.num_bytes = float(token_bytes(open_tokenizer(data), data.meta["kind"])[self.test.target].sum())
-        method = (
-            lm.params["pretrain.method"]
-            if "pretrain.method" in lm.params
-            else lm.params["pretrain"]["method"]
+        trained, layers = lm.params["pretrain"], "+".join(map(str, sizes.block_layers))
+        self.words = (
+            f"{trained['method']}, trained in {trained['precision']}, {layers} layers of width {sizes.width}"
         )
-        self.words = f"{method}, {'+'.join(map(str, sizes.block_layers))} layers of width {sizes.width}"
 
     def rows(self) -> list[dict[str, Any]]:
         """Everybody at each exit, every signal at every budget, and finer budgets of the best signal."""

@@ -1,7 +1,7 @@
-"""The documented run of the pipeline on SmolLM2: minutes, memory of its largest process, quality of its exits.
+"""The documented run of the pipeline on SmolLM2: minutes, memory of its largest process, quality of exits.
 
-It runs in a new clone with an empty cache, so that every stage runs, as docs/checkpoints.md tells it; that
-page takes the command from this module. Joint training of all weights, which it mentions beside it, runs for
+It runs in a new clone with an empty cache, so that every stage runs, as docs/checkpoints.md tells it; the
+command stands in ``commands``, for both. Joint training of all weights, which it mentions beside it, runs for
 a few steps in the same clone for its memory alone. A run takes a quarter of an hour, so there is one of it,
 and none of its rows has an interval but what its test documents give.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.commands import SMOLLM2_RUN
 from benchmarks.inputs import SMOLLM2
 from benchmarks.measure import DRAWS, FEWEST, Estimate, Row, Skipped
 from benchmarks.projects import FOLDER, cloned, environment, set_params
@@ -26,14 +27,6 @@ from offramp.artifacts.artifact import open_artifact
 from offramp.states.resampling import GroupSums
 from offramp.states.store import States
 
-COMMAND = r"""dvc exp run -S model.source=hf -S model.name_or_path=build/smollm2 \
-  -S 'model.exits_after=[10,20]' -S tokenizer.kind=pretrained -S window=256 -S routing.keep_first=1 \
-  -S corpus.calibration_fraction=0.02 -S corpus.test_fraction=0.01 -S pretrain.method=frozen \
-  -S pretrain.frozen.tokens=65536 -S pretrain.steps=480 -S pretrain.batch_size=2 \
-  -S pretrain.learning_rate=0.001 -S pretrain.evaluate_every=120 -S pretrain.evaluate_windows=16 \
-  -S collect.batch_size=8 -S routing.batch_size=8 -S routing.control_windows=16 \
-  -S 'routing.curve_fractions=[0.3,0.7]' -S routing.timing_batches=4"""
-"""As docs/checkpoints.md prints it."""
 EXITS = {10: 150, 20: 75}
 """Layers after which its exits stand, and the perplexity that each is held to."""
 JOINT: dict[str, Any] = {
@@ -78,14 +71,14 @@ def run() -> Iterator[Row]:
         most,
         "GB",
         "<= 3",
-        f"pretraining all weights jointly in fp32 with gradient checkpointing, {JOINT['pretrain.batch_size']} "
-        "windows of 256 tokens a step; one run",
+        "pretraining all weights jointly in fp32 with gradient checkpointing, "
+        f"{JOINT['pretrain.batch_size']} windows of 256 tokens a step; one run",
     )
 
 
 def words() -> list[str]:
     """The documented command, split as a shell does."""
-    return shlex.split(COMMAND.replace("\\\n", " "))
+    return shlex.split(SMOLLM2_RUN.replace("\\\n", " "))
 
 
 def exit_rows(states: States) -> Iterator[Row]:
