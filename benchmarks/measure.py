@@ -113,7 +113,7 @@ def commit() -> str | None:
     It is looked up once, so that all rows of a process have the same.
     """
     last = last_commit(ROOT)
-    return last and last.hash[:7] + ("+" if changed_files(ROOT, *MEASURED_CODE) else "")
+    return None if last is None else last.hash[:7] + ("+" if changed_files(ROOT, *MEASURED_CODE) else "")
 
 
 class Skipped(Exception):

@@ -223,7 +223,7 @@ class Pareto:
             model,
             scorer,
             [NOBODY] * first + budget_thresholds(held_out.after(first), costs[first:], budget),
-            first,
+            first=first,
         )
 
     def row(self, name: str, budget: float | None, policy: Policy, calibration: Held) -> dict[str, Any]:
