@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shutil
+from collections.abc import Iterator
 
 from ruamel.yaml import YAML
 
 from benchmarks.commands import SMOLLM2_RUN
+from benchmarks.measure import Row
 from benchmarks.projects import set_params
 from benchmarks.readme import TABLES, Line, table
 from benchmarks.smollm2 import EXITS
@@ -41,19 +44,29 @@ def without(records, name):
     return {key: record for key, record in records.items() if key != name}
 
 
+def calls(*names: str) -> Iterator[ast.Call]:
+    """Calls of functions that have these names, in all benchmarks."""
+    for file in (REPOSITORY / "benchmarks").rglob("*.py"):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in names and call.args:
+                yield call
+
+
 def written_rows() -> list[str]:
     """Patterns of the names of all rows that benchmarks write, as their calls of ``Row`` or ``row`` say."""
     patterns = []
-    for file in (REPOSITORY / "benchmarks").glob("*.py"):
-        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("Row", "row") and call.args:
-                parts = getattr(call.args[0], "values", [call.args[0]])
-                patterns.append(
-                    "".join(
-                        re.escape(part.value) if isinstance(part, ast.Constant) else ".+" for part in parts
-                    )
-                )
+    for call in calls("Row", "row"):
+        parts = getattr(call.args[0], "values", [call.args[0]])
+        patterns.append(
+            "".join(re.escape(part.value) if isinstance(part, ast.Constant) else ".+" for part in parts)
+        )
     return [pattern for pattern in patterns if pattern != ".+"]
+
+
+def test_every_row_is_given_what_a_row_has():
+    """Types of benchmarks are not checked, and most of them run for minutes before they make a row."""
+    fields = len(inspect.signature(Row).parameters)
+    assert {len(call.args) + len(call.keywords) for call in calls("Row")} == {fields}
 
 
 def test_every_line_is_of_rows_that_benchmarks_write_and_no_row_is_left_from_another_time():
