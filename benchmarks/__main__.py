@@ -41,12 +41,10 @@ NAMES = (
 QUICK_NAMES = (
     "default_run",
     "routing",
-    "perplexity",
     "collect",
     "statistics",
     "exit_training",
     "thresholds_sweep",
-    "low_rank",
     "key_values",
     "start_up",
 )

@@ -21,7 +21,7 @@ SEEDS, VOCABULARY, WINDOW, BATCH = (0, 1, 2, 3, 4), 97, 64, 16
 """As in the studies of the report character-systems."""
 LAYERS = (1, 4)
 UPDATES, PAIRS = 6, 5
-ARMS, ARM_UPDATES, ARM_PAIRS = 2, 60, 5
+ARMS, ARM_UPDATES, ARM_PAIRS = 2, 40, 5
 """Of the comparison of processes with threads.
 
 Updates are enough that starting a process weighs what it does in a study.

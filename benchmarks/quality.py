@@ -44,7 +44,7 @@ from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds
 from offramp.states.resampling import GroupSums
 from offramp.vocabulary import LEARNED
 
-SMALL = {"pretrain.precision": "bf16"}
+SMALL = {"pretrain.precision": "bf16", "pretrain.steps": 400, "exits.patience": 1}
 MODELS: dict[str, dict[str, Any]] = {
     "joint": {
         "pretrain.method": "joint",
@@ -57,6 +57,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "pretrain.learning_rate": 2.5e-3,
         "pretrain.evaluate_windows": 100,
         "pretrain.precision": "bf16",
+        "exits.patience": 1,
     },
     "tuned": {**SMALL, "pretrain.method": "joint"},
     "raw": {**SMALL, "pretrain.method": "final", "pretrain.head": "shared"},
@@ -64,16 +65,16 @@ MODELS: dict[str, dict[str, Any]] = {
 """Parameters that differ from those in params.yaml."""
 HELD = "joint"
 """The model that is held to the bar."""
-BUDGETS = (0.92, 0.85, 0.8, 0.75, 0.7, 0.6)
+BUDGETS = (0.92, 0.85, 0.8, 0.75, 0.7)
 """FLOPs as shares of a full-depth pass that the learned signal is tried at where a model is held to the bar.
 
 Those that a later first exit cannot keep are left out.
 """
 FEW_BUDGETS = (0.92, 0.8, 0.7)
 """The same for the other signals, and for all of the other models."""
-HALVINGS = 3
+HALVINGS = 2
 """Finer budgets tried between the best of the grid and the next."""
-WINDOWS, BATCH = 128, 32
+WINDOWS, BATCH = 96, 32
 """Windows that the grid is run on, of test text and of calibration text, and windows in a batch."""
 MOST_RISE = 0.01
 """The largest rise in perplexity, as a share of it.

@@ -17,13 +17,13 @@ from offramp.routing.executor import Executor, Work
 from offramp.routing.policies import GivenExits
 from offramp.states.statistics import Readout, predictions
 
-SHARES, PAIRS = (0.0, 0.5, 0.7, 0.9), 25
+SHARES, PAIRS = (0.0, 0.5, 0.7, 0.9), 21
 """The bar is on a small difference of two times: many pairs."""
 FREE_SHARES = (0.3,)
 """Those without a bar."""
 WINDOWS = 32
 """In a batch, as in params.yaml (``routing.batch_size``)."""
-FEW, FEW_SHARES, FEW_PAIRS = 16, (0.5, 0.7, 0.9), 9
+FEW, FEW_SHARES, FEW_PAIRS = 16, (0.5, 0.7, 0.9), 7
 """A smaller batch, of which a half and a quarter no longer fill matrix products that run at full speed."""
 
 
