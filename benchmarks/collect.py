@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.inputs import RandomWindows, default_model, smollm2
-from benchmarks.measure import Row, added_memory, in_rounds, in_turn, median_ratio
+from benchmarks.measure import Row, added_memory, in_rounds, in_turn, median_ratio, rounds
 from benchmarks.statistics import textbook
 from offramp.models.blockwise import Blockwise
 from offramp.models.native import BlockwiseLM
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SETTINGS = SimpleNamespace(precision="fp32", dtype="float16", shard_tokens=65536, batch_size=64)
-PAIRS, ROUNDS = 7, 3
+PAIRS, ROUNDS, PROCESSES = 9, 9, 5
+BAR = ">= 0.9"
+"""Against a forward pass that reads out every exit, as ``collect`` must."""
 
 
 def run() -> Iterator[Row]:
@@ -40,10 +43,9 @@ def run() -> Iterator[Row]:
             "collect_over_forward",
             median_ratio(bare, times),
             "x tokens/s",
-            ">= 0.85",
+            None,
             "all blocks and the logits of the last exit, default model, same batches, "
             "nothing kept or written",
-            PAIRS,
         )
         times, bare = in_turn(
             work, lambda: forward(model, windows, list(range(model.config.num_blocks))), PAIRS
@@ -52,18 +54,17 @@ def run() -> Iterator[Row]:
             "collect_over_forward_all_exits",
             median_ratio(bare, times),
             "x tokens/s",
-            None,
+            BAR,
             "all blocks and the logits of every exit (which collect needs), nothing kept or written",
-            PAIRS,
         )
-    small, large = (memory(windows) for windows in (800, 8000))
+    small, large = zip(*((memory(800), memory(8000)) for _ in range(rounds(PROCESSES))))
     yield Row(
         "collect_memory_10x_tokens",
-        large / small,
+        median_ratio(large, small),
         "x added memory",
         "<= 1.25",
-        f"800 windows of 128 tokens ({small:.0f} MiB added); 8000 measured, a small model, default shards",
-        1,
+        f"800 windows of 128 tokens ({statistics.median(small):.0f} MiB added); 8000 measured, a small "
+        "model, default shards",
     )
     yield from pretrained_rows(*smollm2((10, 20), 128), "SmolLM2-135M", 2, ROUNDS)
 
@@ -74,7 +75,7 @@ def collect(model: BlockwiseLM, windows: RandomWindows, path: Path) -> None:
 
 
 def pretrained_rows(
-    base: PreTrainedModel, lm: PretrainedLM, name: str, windows: int, rounds: int
+    base: PreTrainedModel, lm: PretrainedLM, name: str, windows: int, wanted: int
 ) -> Iterator[Row]:
     """The rows of a checkpoint, of one batch of windows at a time.
 
@@ -90,7 +91,7 @@ def pretrained_rows(
         }
         for work in works.values():
             work()
-        times = dict(zip(works, in_rounds(list(works.values()), rounds)))
+        times = dict(zip(works, in_rounds(list(works.values()), wanted)))
     whole, exits = full_depth_flops(lm, 1, text.window), last + 1
     share = whole / (whole + sum(lm.readout_flops(exit) for exit in range(last)))
     size = f"{name}, {exits} exits, {windows} windows of {text.window}, states in fp16 and columns written"
@@ -98,13 +99,13 @@ def pretrained_rows(
         (
             "forward",
             "forward",
-            ">= 0.85",
+            None,
             f"all layers and the logits of the last exit, {share:.2f} of the FLOPs that collect needs",
         ),
         (
             "forward_all_exits",
             "all exits",
-            None,
+            BAR,
             "all layers and the logits of every exit, which collect needs",
         ),
         (
@@ -121,7 +122,6 @@ def pretrained_rows(
             "x tokens/s",
             bar,
             f"{against}; {size}",
-            rounds,
         )
 
 

@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Row, added_memory, in_turn, median_ratio
+from benchmarks.measure import Row, added_memory, in_turn, median_ratio, rounds
 from offramp.systems.context_vectors.model import ContextVectorConfig, ContextVectorLM
 from offramp.systems.context_vectors.recurrence import Recurrence, parallel, previous_contexts, sequential
 from offramp.systems.context_vectors.store import write_contexts
 
-VOCABULARY, LAYERS, PAIRS = 1024, 6, 5
+VOCABULARY, LAYERS, PAIRS, PROCESSES = 1024, 6, 7, 5
 SIZES = {"published": (768, 1000), "study": (48, 4000)}
 """Width and steps: as many as documents have tokens, for the matrices are put together once per stream."""
 CACHED = (48, 20_000)
@@ -49,7 +49,6 @@ def recurrence_row(name: str, token_input: str) -> Row:
         "the bare matrix products: of the tokens at once, of the context one token after the other; width "
         f"{width}, "
         f"{LAYERS} layers, {steps} steps of one document",
-        PAIRS,
     )
 
 
@@ -98,7 +97,7 @@ def parallel_cache() -> Row:
         by_pass, by_step = in_turn(
             lambda: cache(parallel(net, tokens, previous_contexts(contexts, begins)), "parallel"),
             lambda: cache(sequential(net, tokens, begins), "sequential"),
-            3,
+            PAIRS,
         )
     return Row(
         "context_parallel_cache",
@@ -107,7 +106,6 @@ def parallel_cache() -> Row:
         ">= 10",
         f"the recurrence; {length} tokens of one document, width {width}, {LAYERS} layers, written to disk "
         "by both",
-        3,
     )
 
 
@@ -129,15 +127,13 @@ def memory() -> Row:
             f"cache({tokens})",
         )
 
-    small, large = (statistics.median(added(times * length) for _ in range(3)) for times in (10, 40))
+    small, large = zip(*((added(10 * length), added(40 * length)) for _ in range(rounds(PROCESSES))))
     contexts = 30 * length * width * 4 / 2**20  # of one layer, float32: what phase 1 holds anyway
     return Row(
         "context_cache_memory_4x_tokens",
-        (large - contexts) / small,
+        median_ratio([mib - contexts for mib in large], small),
         "x added memory",
         "<= 1.25",
-        f"a cache of a quarter of the tokens ({small:.0f} MiB added), without the contexts of one layer that "
-        "are "
-        "its input",
-        3,
+        f"a cache of a quarter of the tokens ({statistics.median(small):.0f} MiB added), without the "
+        "contexts of one layer that are its input",
     )

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Row, in_turn, median_ratio
+from benchmarks.measure import Row, in_rounds, in_turn, median_ratio
 from offramp.models.native import BlockwiseLM, ModelConfig
 from offramp.systems.ensemble import AS_PUBLISHED, Ensemble, fit
 from offramp.systems.objectives import named
@@ -21,7 +21,7 @@ SEEDS, VOCABULARY, WINDOW, BATCH = (0, 1, 2, 3, 4), 97, 64, 16
 """As in the studies of the report character-systems."""
 LAYERS = (1, 4)
 UPDATES, PAIRS = 6, 5
-ARMS, ARM_UPDATES = 4, 60
+ARMS, ARM_UPDATES, ARM_PAIRS = 2, 40, 5
 """Of the comparison of processes with threads.
 
 Updates are enough that starting a process weighs what it does in a study.
@@ -43,7 +43,6 @@ def run() -> Iterator[Row]:
                 None,
                 f"one seed after the other, one thread; {len(SEEDS)} seeds of {layers} layers of width 64, "
                 f"batches of {BATCH} x {WINDOW}",
-                PAIRS,
             )
     finally:
         torch.set_num_threads(threads)
@@ -103,7 +102,7 @@ def processes(threads: int) -> Row:
     def by_processes() -> None:
         run_arms(train_together, [(layers, ARM_UPDATES)] * ARMS, processes=threads)
 
-    with_processes, with_threads = in_turn(by_processes, by_threads, 1)
+    with_processes, with_threads = in_rounds((by_processes, by_threads), ARM_PAIRS)
     torch.set_num_threads(threads)
     return Row(
         "ensemble_processes",
@@ -112,5 +111,4 @@ def processes(threads: int) -> Row:
         ">= 1",
         f"arm after arm and seed after seed with {threads} threads; {ARMS} arms of {len(SEEDS)} seeds, "
         f"{layers} layers, {ARM_UPDATES} updates, {threads} processes of one thread",
-        1,
     )

@@ -55,7 +55,6 @@ def rows(name: str, size: str, layers: Sequence[Any], cos: Tensor, sin: Tensor) 
             "x time",
             None,
             f"a row's keys and values in one product a layer; {share:.0%} of {TOKENS} tokens left, {size}",
-            PAIRS,
         )
 
 

@@ -69,7 +69,6 @@ def run() -> Iterator[Row]:
             "x time",
             "<= 1.01",
             against,
-            REPETITIONS,
         )
         yield Row(
             f"live_tracking_inside_server_{name}",
@@ -77,7 +76,6 @@ def run() -> Iterator[Row]:
             "share of time",
             "<= 0.01",
             "the time of the whole training, of which this is what it spends on telling",
-            REPETITIONS,
         )
 
 

@@ -10,16 +10,26 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from offramp.results.benchmarks import Benchmark
-from offramp.states.resampling import interval
+from offramp.results.benchmarks import Benchmark, verdict
+from offramp.tracking.git import changed_files, last_commit
 
 ROOT = Path(__file__).resolve().parents[1]
+MEASURED_CODE = ("src", "benchmarks", "pipeline", "studies/common", "params.yaml", "dvc.yaml")
+"""What a benchmark runs: a change of these is a change of what is measured."""
+LEVEL, DRAWS = 0.95, 2000
+"""Of all intervals, and the resamples behind each."""
+FEWEST = 5
+"""Repetitions below which there is no interval."""
+QUICK = False
+"""Whether a quick look is asked for, with fewer repetitions: ``python -m benchmarks --quick`` says so."""
 
 
 @dataclass(frozen=True)
@@ -28,48 +38,82 @@ class Row:
 
     name: str
     value: float
-    """A ``Median`` also says how sure it is."""
+    """An ``Estimate`` also says how sure it is; any other number was measured once."""
     unit: str
     bar: str | None
     """``<= x`` or ``>= x``; None for a figure that is only reported."""
     held_against: str
-    n: int
-    """Pairs of measurements behind the value."""
 
     def record(self) -> Benchmark:
-        """The result with its interval, whether it met the bar, and the machine it was taken on."""
-        met = None
-        if self.bar:
-            relation, bound = self.bar.split()
-            met = self.value <= float(bound) if relation == "<=" else self.value >= float(bound)
+        """The result, what its interval says of the bar, and where, when and of what it was taken."""
+        value, interval = float(self.value), getattr(self.value, "interval", None)
         return Benchmark(
             name=self.name,
-            value=float(self.value),
+            value=value,
             unit=self.unit,
             bar=self.bar,
             held_against=self.held_against,
-            n=self.n,
-            interval=getattr(self.value, "interval", None),
-            met=met,
+            n=getattr(self.value, "n", 1),
+            interval=interval,
+            verdict=verdict(value, interval, self.bar),
             machine=machine(),
+            commit=commit(),
+            date=datetime.now(UTC).date().isoformat(),
         )
 
 
-class Median(float):
-    """The median of paired measurements.
-
-    ``interval`` is its 95 % percentile bootstrap interval, None where there are fewer than five measurements.
-    """
+class Estimate(float):
+    """A value that knows how sure it is."""
 
     interval: list[float] | None
+    """95 %, [low, high]; None where nothing tells."""
+    n: int
+    """Independent repetitions behind it."""
+
+    @classmethod
+    def within(cls, value: float, interval: Sequence[float] | None, n: int) -> Self:
+        """The value with an interval that was computed elsewhere."""
+        estimate = cls(value)
+        estimate.interval = None if interval is None else [float(bound) for bound in interval]
+        estimate.n = n
+        return estimate
+
+    @classmethod
+    def drawn(cls, value: float, draws: np.ndarray, n: int) -> Self:
+        """The value with the percentile interval of its bootstrap draws."""
+        return cls.within(value, np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist(), n)
+
+    def scaled(self, factor: float) -> Estimate:
+        """The value in a smaller or larger unit: it and its interval times a positive ``factor``."""
+        bounds = self.interval and [bound * factor for bound in self.interval]
+        return Estimate.within(self * factor, bounds, self.n)
+
+
+class Median(Estimate):
+    """The median of independent measurements.
+
+    ``interval`` is that of a percentile bootstrap, None where there are fewer than ``FEWEST`` measurements.
+    """
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Median:
+        """The median of (N,) values, one for each repetition."""
         measured = np.array(list(values))
-        median = cls(np.median(measured))
-        draws = np.median(np.random.default_rng(0).choice(measured, (2000, len(measured))), axis=1)
-        median.interval = interval(draws) if len(measured) >= 5 else None
-        return median
+        median = float(np.median(measured))
+        if len(measured) < FEWEST:
+            return cls.within(median, None, len(measured))
+        rows = np.random.default_rng(0).choice(measured, (DRAWS, len(measured)))
+        return cls.drawn(median, np.median(rows, axis=1), len(measured))
+
+
+@cache
+def commit() -> str | None:
+    """Short hash of the last commit, ``+`` after it where measured code has changed since; None without git.
+
+    It is looked up once, so that all rows of a process have the same.
+    """
+    last = last_commit(ROOT)
+    return None if last is None else last.hash[:7] + ("+" if changed_files(ROOT, *MEASURED_CODE) else "")
 
 
 class Skipped(Exception):
@@ -111,6 +155,11 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def rounds(wanted: int) -> int:
+    """As many as ``wanted``, or the ``FEWEST`` that have an interval where only a quick look is asked for."""
+    return min(wanted, FEWEST) if QUICK else wanted
+
+
 def in_turn(
     first: Callable[[], Any], second: Callable[[], Any], pairs: int
 ) -> tuple[list[float], list[float]]:
@@ -120,13 +169,13 @@ def in_turn(
     return a, b
 
 
-def in_rounds(works: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """Seconds of each piece of work, one list per piece.
+def in_rounds(works: Sequence[Callable[[], Any]], wanted: int) -> list[list[float]]:
+    """Seconds of each piece of work, one list per piece, of as many rounds as ``rounds`` makes of ``wanted``.
 
     In a round every piece runs once, in every other round in reverse order. The first run of each counts too.
     """
     times: list[list[float]] = [[] for _ in works]
-    for number in range(rounds):
+    for number in range(rounds(wanted)):
         for times_of_work, work in list(zip(times, works))[:: 1 if number % 2 else -1]:
             times_of_work.append(seconds(work))
     return times

@@ -54,7 +54,6 @@ def row(name: str, lm: Blockwise, windows: int, length: int, size: str, pairs: i
         f"one token of each of {windows} windows of {length} per pass, keys and values kept; "
         f"{', '.join(map(str, counts))} tokens leave, {other_exits:.2%} of them elsewhere, "
         f"mean difference of the losses {difference:.0e} nats, {size}",
-        pairs,
     )
 
 

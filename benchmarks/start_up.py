@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from benchmarks.measure import ROOT, Median, Row, Skipped, cpu_seconds, seconds
+from benchmarks.measure import ROOT, Median, Row, Skipped, cpu_seconds, rounds, seconds
 from benchmarks.projects import environment
 
 RUNS = 9
@@ -60,10 +60,10 @@ def row(name: str, commands: Sequence[Sequence[str]], bar: str, what: str) -> Ro
     for command in commands:
         once(command)
     before = cpu_seconds()
-    runs = [max(seconds(lambda: once(command)) for command in commands) for _ in range(RUNS)]  # noqa: B023
-    spent = (cpu_seconds() - before) / RUNS / len(commands)
+    runs = [max(seconds(lambda: once(command)) for command in commands) for _ in range(rounds(RUNS))]  # noqa: B023
+    spent = (cpu_seconds() - before) / len(runs) / len(commands)
     held = f"{what}; CPU seconds of a run: {spent:.2f}, slowest run {max(runs):.2f} s"
-    return Row(name, Median.of(runs), "s", bar, f"{held}, fastest {min(runs):.2f} s", RUNS)
+    return Row(name, Median.of(runs), "s", bar, f"{held}, fastest {min(runs):.2f} s")
 
 
 def once(command: Sequence[str]) -> None:

@@ -52,5 +52,4 @@ def run() -> Iterator[Row]:
         "s",
         "<= 20",
         f"default data and model; stages run: {', '.join(ran)}; {spent:.0f} CPU seconds of a run",
-        len(NEW),
     )

@@ -10,8 +10,10 @@
     claims(**where), questions(**where) how many rows of the ledger have these values
     benchmark(name, form)               a record of metrics/benchmarks.json
     benchmark_table(name)               a table of such records
-    benchmark_machine(name), benchmark_machines()  what one or all of them were measured on
-    told(name, pattern, form)           figures that a record tells in words: the groups of a pattern
+    has_benchmark(name)                 whether there is such a record: some wait for a long run
+    benchmark_machine(name)             what it was measured on
+    benchmark_origins()                 of which commits and machines all records are, most of them first
+    smollm2_command()                   the run of the pipeline on SmolLM2 that is documented and measured
     measured(entry, value, form)        a value of docs/measurements.yaml
     measurement(entry)                  the whole entry, for its date, machine, command, n
     headline(part)                      what `dvc repro` prints at its end: "all", its "table", its "sentence"
@@ -43,6 +45,7 @@ from typing import Any
 from rich.console import Console
 from ruamel.yaml import YAML
 
+from benchmarks.commands import SMOLLM2_RUN
 from benchmarks.readme import table
 from docs.measurements import PATH as MEASUREMENTS
 from docs.measurements import Measured, Measurement, read_measurements
@@ -108,10 +111,11 @@ class Figures:
         """What templates may call, by name."""
         functions: list[Callable[..., Any]] = [
             *(self.json, self.row, self.rows, self.param, self.study, self.seeds, self.paired),
-            *(self.claims, self.questions, self.benchmark, self.benchmark_table, self.benchmark_machine),
+            *(self.claims, self.questions, self.benchmark, self.has_benchmark, self.benchmark_table),
             *(
-                self.benchmark_machines,
-                self.told,
+                self.benchmark_machine,
+                self.benchmark_origins,
+                self.smollm2_command,
                 self.measured,
                 self.measurement,
                 self.checkpoint_study,
@@ -218,19 +222,30 @@ class Figures:
         """Processor, cores and torch, without threads and load."""
         return re.sub(r"^\S+ \S+, |, \d+ threads|, load .*$|\+cpu", "", self._record(name).machine)
 
-    def benchmark_machines(self) -> list[str]:
-        return sorted({self.benchmark_machine(name) for name in self._benchmarks()})
+    def has_benchmark(self, name: str) -> bool:
+        return name in self._benchmarks()
+
+    def benchmark_origins(self) -> list[dict[str, Any]]:
+        """Each with commit, machine, dates and names of its records; first that of most of them."""
+        names: dict[tuple[str, str], list[str]] = {}
+        for name, record in self._benchmarks().items():
+            origin = record.commit or "unknown", self.benchmark_machine(name)
+            names.setdefault(origin, []).append(name)
+        return [
+            {
+                "commit": commit,
+                "machine": machine,
+                "dates": sorted({self._record(name).date for name in of}),
+                "names": of,
+            }
+            for (commit, machine), of in sorted(names.items(), key=lambda origin: -len(origin[1]))
+        ]
+
+    def smollm2_command(self) -> str:
+        return SMOLLM2_RUN
 
     def checkpoint_study(self, device: str) -> str:
         return page(read(results_path(self.root / "studies", device)))
-
-    def told(self, name: str, pattern: str, form: str) -> str:
-        """One figure, or two as an interval."""
-        match = re.search(pattern, self._record(name).held_against)
-        if not match:
-            raise UserError(f"{BENCHMARKS}: {name} does not say {pattern!r}")
-        figures = [written(float(figure), form) for figure in match.groups()]
-        return figures[0] if len(figures) == 1 else f"[{', '.join(figures)}]"
 
     def _record(self, name: str) -> Benchmark:
         if name not in self._benchmarks():

@@ -29,8 +29,8 @@ from jinja2 import Environment, nodes
 LOOK_UP = frozenset(
     (
         *("json", "row", "rows", "param", "study", "seeds", "paired", "claims", "questions"),
-        *("benchmark", "benchmark_table", "benchmark_machine", "benchmark_machines", "told"),
-        *("measured", "measurement", "headline", "checkpoint_study"),
+        *("benchmark", "has_benchmark", "benchmark_table", "benchmark_machine", "benchmark_origins"),
+        *("measured", "measurement", "headline", "checkpoint_study", "smollm2_command"),
     )
 )
 """Calls that look a figure up; what they are given says where, not how much."""

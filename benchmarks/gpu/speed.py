@@ -103,7 +103,7 @@ def scoring(lm: BlockwiseLM, device: torch.device, size: Size, precision: str) -
         if share == 0:
             ratio = median_ratio(full, routed)
             held = f"blocks and last readout, no exits, {about}"
-            yield Row("gpu_routed_nothing_exits", ratio, "x speed", ">= 0.97", held, size.repetitions)
+            yield Row("gpu_routed_nothing_exits", ratio, "x speed", ">= 0.97", held)
             continue
         peaks[f"routed {share:.0%}"] = peak(device, run)
         flop_saving = 1 - executed_flops(lm, work) / full_depth_flops(lm, tokens.numel(), size.window)
@@ -114,12 +114,11 @@ def scoring(lm: BlockwiseLM, device: torch.device, size: Size, precision: str) -
             "wall / flop saving",
             ">= 0.85",
             f"flop_saving {flop_saving:.3f}, wall_saving {statistics.median(saved):.3f}, {about}",
-            size.repetitions,
         )
     if device.type == "cuda":
         for name, mib in peaks.items():
             key = name.replace(" ", "_").replace("%", "")
-            yield Row(f"gpu_memory_{key}", mib, "MiB", None, f"peak beside the weights, {about}", 1)
+            yield Row(f"gpu_memory_{key}", mib, "MiB", None, f"peak beside the weights, {about}")
 
 
 def decoding(lm: BlockwiseLM, device: torch.device, size: Size) -> Iterator[Row]:
@@ -151,7 +150,7 @@ def decoding(lm: BlockwiseLM, device: torch.device, size: Size) -> Iterator[Row]
         ("forced_one_third", "cut at one third", "one third", ">= 0.85", "a model that ends there"),
     ):
         held = f"{against}; {about}"
-        yield Row(f"gpu_decode_{name}", speedup(times, slow, fast), "x speed", bar, held, size.repetitions)
+        yield Row(f"gpu_decode_{name}", speedup(times, slow, fast), "x speed", bar, held)
 
 
 def steps(lm: BlockwiseLM, device: torch.device, size: Size) -> Iterator[Row]:
@@ -177,8 +176,8 @@ def steps(lm: BlockwiseLM, device: torch.device, size: Size) -> Iterator[Row]:
         step(), step()
         seen = launches(step)
         about = f"one step of {size.rows} rows, token read at its end, {size}"
-        yield Row(f"gpu_step_kernels_{name}", seen.kernels, "kernels", None, about, 1)
-        yield Row(f"gpu_step_waits_{name}", seen.waits, "waits", None, about, 1)
+        yield Row(f"gpu_step_kernels_{name}", seen.kernels, "kernels", None, about)
+        yield Row(f"gpu_step_waits_{name}", seen.waits, "waits", None, about)
 
 
 def moved(policy: Policy, device: torch.device) -> Policy:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from offramp.analysis.oracle import RISES
 from offramp.machine.versions import LIBRARIES
-from offramp.results.benchmarks import PATH, Benchmark, read_benchmarks, write_benchmarks
+from offramp.results.benchmarks import PATH, Benchmark, read_benchmarks, verdict, write_benchmarks
 from offramp.results.pretraining import Pretraining
 from studies.checkpoint.arms import Arm
 from studies.checkpoint.plan import Plan
@@ -127,16 +127,23 @@ def _rise(arm: ArmResults) -> float:
 def _row(
     name: str, measured: Clocked | Drafted, bar: float, held: str, results: Results, may_meet: bool = True
 ) -> Benchmark:
+    """A row; where it may not meet its bar it counts as full depth, and its words tell the speed."""
+    value, interval, limit = measured.speed, measured.interval, f">= {bar}"
+    if not may_meet:
+        held = f"{held}; more than 1 % on test text, so its {value:.2f}x count as none"
+        value, interval = 1.0, [1.0, 1.0]
     return Benchmark(
         name=name,
-        value=measured.speed,
+        value=value,
         unit="x speed",
-        bar=f">= {bar}",
+        bar=limit,
         held_against=held,
         n=measured.pairs,
-        interval=measured.interval,
-        met=may_meet and measured.speed >= bar,
+        interval=interval,
+        verdict=verdict(value, interval, limit),
         machine=results.machine,
+        commit=results.commit,
+        date=results.date,
     )
 
 

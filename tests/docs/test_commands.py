@@ -65,7 +65,7 @@ def check_module(command: Command, module: str, *words: str) -> None:
     if module == "studies" and words and words[0] not in TOOLS:
         study_parser(studies()[words[0]]).parse_args(words[1:])
     elif module == "benchmarks":
-        assert set(words) <= {*measured.NAMES, "NAME"}, f"{command}: no such benchmark"
+        assert set(words) <= {*measured.NAMES, "NAME", "--quick"}, f"{command}: no such benchmark"
     else:
         place = REPOSITORY / module.replace(".", "/")
         assert place.is_dir() or module in ("venv",), f"{command}: no such module"

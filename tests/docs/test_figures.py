@@ -53,10 +53,12 @@ def root(tmp_path):
         value=1.278,
         unit="x",
         bar=None,
-        held_against="another, over them 0.712 to 1.395",
+        held_against="another",
         n=5,
         interval=[1.246, 1.288],
-        met=True,
+        verdict=None,
+        commit="abc1234",
+        date="2026-11-23",
         machine="Linux x86_64, AMD EPYC (AVX512), 2 cores, 1 threads, torch 2.13.0+cpu, load 2.0",
     )
     write_benchmarks(tmp_path / PATH, [speed])
@@ -126,8 +128,21 @@ def test_rows_of_the_ledger_are_counted(figures):
 def test_benchmarks(figures):
     assert figures.benchmark("speed", ".2f") == "1.28 [1.25, 1.29]"
     assert figures.benchmark("speed").n == 5
-    assert figures.told("speed", "over them (.+) to (.+)", ".2f") == "[0.71, 1.40]"
-    assert figures.benchmark_machines() == ["AMD EPYC (AVX512), 2 cores, torch 2.13.0"]
+    assert figures.has_benchmark("speed") and not figures.has_benchmark("size")
+
+
+def test_records_are_told_by_commit_and_machine_most_of_them_first(root, figures):
+    speed = figures.benchmark("speed")
+    rows = [
+        speed.model_copy(update={"name": name, **more})
+        for name, more in (("a", {}), ("b", {"date": "2026-11-22"}), ("c", {"commit": "def5678"}))
+    ]
+    write_benchmarks(root / PATH, rows)
+    machine = "AMD EPYC (AVX512), 2 cores, torch 2.13.0"
+    assert Figures(root).benchmark_origins() == [
+        {"commit": "abc1234", "machine": machine, "dates": ["2026-11-22", "2026-11-23"], "names": ["a", "b"]},
+        {"commit": "def5678", "machine": machine, "dates": ["2026-11-23"], "names": ["c"]},
+    ]
 
 
 def test_measurements(figures):
@@ -181,7 +196,6 @@ MISSING = [
     ),
     ("claims", (), {"kind": "x"}, "studies/claims.csv has no column kind"),
     ("benchmark", ("size",), {}, "metrics/benchmarks.json has no record size"),
-    ("told", ("speed", "between (.+)", ".1f"), {}, "metrics/benchmarks.json: speed does not say"),
     ("measured", ("threshold-0.8", "leave"), {}, "docs/measurements.yaml has no entry threshold-0.8"),
     ("measured", ("threshold-0.7", "ppl"), {}, "threshold-0.7 has no value ppl, but leave, differ, seconds"),
     ("headline", (), {}, "metrics/routing.json"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, model_validator
 
 from offramp.artifacts.files import write_json
 from offramp.results.shape import Interval, Record, TableRow, file_text, ill_shaped
@@ -14,8 +15,11 @@ PATH = "metrics/benchmarks.json"
 """Relative to the project's folder."""
 
 
+Verdict = Literal["met", "missed", "not established"]
+
+
 class Benchmark(Record):
-    """One measurement, what it is held against, and whether it met the bar."""
+    """One measurement, what it is held against, and what that says of its bar."""
 
     name: str
     value: float
@@ -24,10 +28,43 @@ class Benchmark(Record):
     """``<= x`` or ``>= x``; null for a figure that is only reported."""
     held_against: str
     n: int
-    """Pairs of measurements behind the value."""
+    """Independent repetitions behind the value: what the interval resamples."""
     interval: Interval | None
-    met: bool | None
+    """95 %; null where there are too few repetitions to tell."""
+    verdict: Verdict | None
+    """What ``verdict`` says of value, interval and bar; null where there is no bar."""
     machine: str
+    commit: str | None
+    """Short hash of the code that was measured, ``+`` after it where files had changed; null without git."""
+    date: str
+    """Of the measurement, ISO 8601."""
+
+    @model_validator(mode="after")
+    def _verdict_follows_the_rule(self) -> Self:
+        by_rule = verdict(self.value, self.interval, self.bar)
+        if self.verdict != by_rule:
+            raise ValueError(f"{self.name}: the verdict is {self.verdict}, by the rule it is {by_rule}")
+        return self
+
+
+def verdict(value: float, interval: Sequence[float] | None, bar: str | None) -> Verdict | None:
+    """Whether a value meets its bar, ``<= x`` or ``>= x``, as far as its interval [low, high] can tell.
+
+    ``met`` where the value and both ends of its interval meet it, ``missed`` where none of them does, else
+    ``not established``, as without an interval. None without a bar; ValueError for one of another form.
+    """
+    if bar is None:
+        return None
+    relation, _, bound = bar.partition(" ")
+    if relation not in ("<=", ">="):
+        raise ValueError(f"bar {bar!r}: it must begin with '<= ' or '>= '")
+    if interval is None:
+        return "not established"
+    edge = float(bound)
+    meets = {one <= edge if relation == "<=" else one >= edge for one in (value, *interval)}
+    if len(meets) > 1:
+        return "not established"
+    return "met" if meets.pop() else "missed"
 
 
 class ParetoPoint(TableRow):
@@ -46,7 +83,6 @@ class ParetoPoint(TableRow):
     agreement: float
     bits_per_byte: float
     flop_saving: float
-    wall_saving: float | None
     calibration_windows: int
     calibration_ppl_increase: float
     calibration_ppl_increase_high: float
