@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import time
 from itertools import cycle
 from pathlib import Path
 
-from benchmarks.measure import ROOT, cpu_seconds, machine
+from benchmarks.measure import ROOT, commit, cpu_seconds, machine
 from benchmarks.projects import FOLDER, cloned, set_params
 from benchmarks.smollm2 import used
 from offramp.artifacts.files import write_text
@@ -59,9 +58,9 @@ def main() -> None:
     )
     sizes = parser.parse_args().sizes
     setup("cpu", 2)
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
+    code = commit() or "unknown"
     before = Growth.read_if_there(ROOT)
-    costs = list(before.costs) if before and before.commit == commit else []
+    costs = list(before.costs) if before and before.commit == code else []
     for size in sizes:
         measured = costs_of(size)
         there = {cost.corpus_tokens for cost in measured}
@@ -70,7 +69,7 @@ def main() -> None:
             key=lambda cost: (list(STAGES).index(cost.stage), cost.corpus_tokens),
         )
         date = time.strftime("%Y-%m-%d")
-        Growth(machine=machine(), commit=commit, date=date, costs=costs).write(ROOT)
+        Growth(machine=machine(), commit=code, date=date, costs=costs).write(ROOT)
         for cost in measured:
             each = 1e6 * cost.cpu_seconds / cost.tokens
             print(
