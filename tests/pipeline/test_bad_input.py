@@ -146,7 +146,9 @@ def contents(folder):
 def refused(folder, stage, *messages):
     before = contents(folder)
     done = command(folder, "python", "-m", f"pipeline.{stage}", check=False)
-    assert done.returncode == 2 and done.stdout.startswith("error: ") and "Traceback" not in done.stdout
+    place, _, error = done.stdout.partition("\n")
+    assert done.returncode == 2 and place.startswith(f"{stage}: stage ") and error.startswith("error: ")
+    assert "Traceback" not in error
     for message in messages:
         assert message in done.stdout
     assert contents(folder) == before

@@ -201,7 +201,7 @@ def test_the_commands_run_on_a_checkpoint(project, monkeypatch, capsys):
     for options in (["--full"], ["--speculate", "0"]):
         assert main(["generate", "--prompt", PROMPT, "--tokens", "8", *options]) == 0
         (made,) = generate(decode(opened.model, [opened.encode(PROMPT)], 8, stop=opened.stop_ids), 1)
-        said = opened.decode(opened.encode(PROMPT)[-1], made.tokens)
+        said = PROMPT + opened.decode(opened.encode(PROMPT)[-1], made.tokens)
         assert capsys.readouterr().out.rstrip("\ufffd\n") == said.rstrip(
             "\ufffd\n"
         )  # a last character that is not whole is not shown
