@@ -14,6 +14,7 @@ from offramp.report.promises import in_short
 from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing, Timing
 from offramp.results.shape import Interval
 from offramp.results.shortfalls import shortfalls
+from offramp.results.suitability import Suitability
 from offramp.vocabulary import CONTROLS, DIVERGENCE_ORACLE, RANDOM
 
 COLUMNS = ("ppl", "accuracy", "early", "layers saved", "FLOPs saved", "time saved")
@@ -59,9 +60,10 @@ def headline_sentence(root: Path) -> str | None:
     warning = headline_warning(root)
     if warning:
         flops, warning = "", f"{warning} "
+    rise = f"{increase:+.1%}{_between(routing.interval.ppl_increase)} perplexity{allowed}"
     return (
-        f"{warning or ''}{routing.shallow_ratio:.0%} of the tokens leave early: {flops}{increase:+.1%} "
-        f"perplexity{allowed}. Attained {_share(routing.attained, routing.interval.attained)} of what a "
+        f"{warning or ''}{routing.shallow_ratio:.0%} of the tokens leave early: {flops}{rise}. "
+        f"Attained {_share(routing.attained, routing.interval.attained)} of what a "
         "signal can: 0 is random exits, 1 the divergence oracle. Headroom "
         f"{_share(routing.headroom, routing.interval.headroom)}: 1 would be the gain oracle, which knows the "
         "next token."
@@ -84,12 +86,23 @@ def _share(value: float | None, bounds: Interval | None) -> str:
     return f"{value:.2f}" + (" [{:.2f}, {:.2f}]".format(*bounds) if bounds else "")
 
 
+def _between(bounds: Interval | None) -> str:
+    return " [{:.1%}, {:.1%}]".format(*bounds) if bounds else ""
+
+
+def worth_it(root: Path) -> str | None:
+    """Whether early exit is worth it, in a sentence; None before `suitability` has run."""
+    suitability = Suitability.read_if_there(root)
+    return f"Is early exit worth it here? {suitability.advice.sentence}" if suitability else None
+
+
 def print_headline(root: Path) -> None:
-    """Print table and sentence; nothing before `evaluate` has run."""
+    """Print table, sentence and whether it is worth it; nothing before `evaluate` has run."""
     table = headline_table(root)
     if table is not None:
         sentence, warned = headline_sentence(root), headline_warning(root) is not None
-        console().print("", table, "", Text(sentence or "", style="bold red" if warned else ""), "", sep="\n")
+        said = Text(sentence or "", style="bold red" if warned else "")
+        console().print("", table, "", said, "", Text(worth_it(root) or ""), "", sep="\n")
 
 
 def console(stream: TextIO | None = None) -> Console:
