@@ -17,7 +17,7 @@ from offramp.tracking.live import Live
 from offramp.tracking.sender import Sender
 from offramp.tracking.view import TAG
 from tests.fixtures.live_project import LiveProject, wait_for
-from tests.fixtures.pipeline_run import command
+from tests.fixtures.pipeline_run import command, queue_workers
 
 pytestmark = pytest.mark.slow
 
@@ -236,9 +236,9 @@ def test_experiments_side_by_side_have_their_runs_and_a_cached_one_has_none(live
     root = live_project.root
     for seed in (1, 2):
         command(root, "dvc", "exp", "run", "--queue", "-S", f"pretrain.seed={seed}", "pretrain")
-    command(root, "dvc", "queue", "start", "--jobs", "2")
-    command(root, "dvc", "queue", "logs", "--follow", "1", check=False)
-    wait_for(lambda: [run.info.status for run in live_project.runs()] == ["FINISHED"] * 2)
+    with queue_workers(root, jobs=2):
+        wait_for(lambda: [run.info.status for run in live_project.runs()] == ["FINISHED"] * 2)
+        wait_for(lambda: command(root, "dvc", "queue", "status").stdout.count("Success") == 2)
     runs = live_project.runs()
     assert {run.data.params["pretrain.seed"] for run in runs} == {"1", "2"}
     assert len({run.data.tags["dvc.exp_name"] for run in runs}) == 2
