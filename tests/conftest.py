@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Tests use no network. A name that no folder has would be looked up on the hub otherwise, for half a minute
 # where there is none.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What is started in the background may ignore Ctrl-C and a closed terminal, and so would what tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ON_ONE_RUN = ("test_end_to_end", "test_bad_input", "test_dependencies", "test_experiments", "test_launcher")
 """Files of tests/pipeline whose tests share one run of the pipeline, the longest wait of all."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 
 import pytest
 from mlflow import MlflowClient
 
 from tests.fixtures.checkpoints import TEXT, save_checkpoint
-from tests.fixtures.pipeline_run import command, queue_workers, stages_run
+from tests.fixtures.live_project import wait_for
+from tests.fixtures.pipeline_run import command, experiments, queue_workers, stages_run
 
 pytestmark = pytest.mark.slow
 
@@ -53,15 +53,10 @@ def test_an_experiment_in_a_copy_leaves_the_files_alone_and_can_be_applied_and_b
 
 
 def test_a_queue_is_worked_off_by_two_at_once(project):
+    before = experiments(project)
     command(project, "dvc", "exp", "run", "--queue", "-S", "threshold=0.6,0.7")
     with queue_workers(project, jobs=2):
-        deadline = time.monotonic() + 400
-        while time.monotonic() < deadline:
-            status = command(project, "dvc", "queue", "status").stdout
-            if status.count("Success") >= 2 or "Failed" in status:
-                break
-            time.sleep(2)
-    assert status.count("Success") == 2, status
+        wait_for(lambda: len(experiments(project) - before) == 2, seconds=400)
     assert {run.data.params["threshold"] for run in runs(project).values()} >= {"0.6", "0.7"}
     assert command(project, "git", "status", "--porcelain").stdout == ""
 

@@ -45,6 +45,10 @@ def test_what_runs_but_makes_no_sense_is_said(changes, sentence):
     assert re.match(sentence, one)
 
 
+def test_a_decaying_threshold_is_neither_0_nor_1():
+    assert said(threshold=1.0, routing__decay=1.0) == said(threshold=0.0, routing__decay=1.0) == []
+
+
 def test_the_report_shows_it_and_is_silent_otherwise(tmp_path):
     root = fabricate(tmp_path)
     page = build_report(root, settings()).read_text()

@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -16,8 +17,8 @@ from benchmarks.projects import set_params
 from offramp.tracking.live import Live
 from offramp.tracking.sender import Sender
 from offramp.tracking.view import TAG
-from tests.fixtures.live_project import LiveProject, wait_for
-from tests.fixtures.pipeline_run import command, queue_workers
+from tests.fixtures.live_project import ClosingProxy, LiveProject, wait_for
+from tests.fixtures.pipeline_run import command, experiments, queue_workers
 
 pytestmark = pytest.mark.slow
 
@@ -107,6 +108,22 @@ def test_track_completes_the_run_and_closes_what_was_left_open(server, live_proj
     assert run.inputs.dataset_inputs[0].dataset.name == "data"
     assert_the_curve_is_the_files(project, rates=False)
     assert not list((project.root / ".resume").iterdir())
+
+
+def test_a_connection_that_is_closed_in_the_midst_of_a_request_costs_nothing(server, live_project):
+    with ClosingProxy(server.port) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        project = LiveProject(live_project.root, proxy.uri, seed=9)
+        training = project.start("pretrain", step_seconds=0.1)
+        wait_for(lambda: project.shows(1))
+        proxy.closing = 1
+        err = training.communicate()[1]
+        proxy.shutdown()
+    assert proxy.closed == 1
+    assert training.returncode == 0 and not err.count("warning:"), err
+    project = LiveProject(live_project.root, server.uri, seed=9)
+    assert project.run().info.status == "FINISHED"
+    assert_the_curve_is_the_files(project)
 
 
 def system_metrics(project: LiveProject) -> set[str]:
@@ -237,8 +254,8 @@ def test_experiments_side_by_side_have_their_runs_and_a_cached_one_has_none(live
     for seed in (1, 2):
         command(root, "dvc", "exp", "run", "--queue", "-S", f"pretrain.seed={seed}", "pretrain")
     with queue_workers(root, jobs=2):
+        wait_for(lambda: len(experiments(root)) == 2)
         wait_for(lambda: [run.info.status for run in live_project.runs()] == ["FINISHED"] * 2)
-        wait_for(lambda: command(root, "dvc", "queue", "status").stdout.count("Success") == 2)
     runs = live_project.runs()
     assert {run.data.params["pretrain.seed"] for run in runs} == {"1", "2"}
     assert len({run.data.tags["dvc.exp_name"] for run in runs}) == 2

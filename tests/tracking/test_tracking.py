@@ -128,7 +128,7 @@ def test_stage_runs_hold_what_the_stage_declares_and_made(tracked):
     pretrain = stages["pretrain"]
     assert tracked.history(pretrain, "block_0/train_loss") == [(10, 5.5), (20, 5.0), (30, 4.5)]
     assert tracked.history(pretrain, "block_1/train_loss") == [(20, 3.5)]  # an empty cell is no point
-    assert pretrain.data.metrics["best/block_0/calibration_ppl"] == 190.25
+    assert pretrain.data.metrics["kept/block_0/calibration_ppl"] == 190.25
     assert pretrain.data.metrics["parameters"] == 12
     assert tracked.history(stages["sweep"], "curve/ppl/learned") == [(10, 20.5), (29, 21.0)]
     assert tracked.history(stages["sweep"], "curve/headroom/random") == [(10, 0.0)]

@@ -28,7 +28,7 @@ def headline_table(root: Path) -> Table | None:
     routing = Routing.read_if_there(root)
     if routing is None:
         return None
-    controls, signal = routing.controls, f"confidence ({routing.confidence})"
+    controls, signal = routing.controls, f"the signal ({routing.confidence})"
     table = Table(title=_title(routing), title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("tokens leave by", no_wrap=True)
     for name in COLUMNS:

@@ -196,7 +196,7 @@ def _facts(measured: Measurements, settings: dict[str, Any]) -> dict[str, str]:
         + (f", {percent(unknown)} unknown in test" if unknown else ""),
         "Model": f"{_model(settings)}, {measured.pretraining.parameters:,} parameters",
         "Training": f"{settings['pretrain.method']}, {measured.pretraining.tokens_seen:,} tokens seen",
-        "Confidence": confidence + (learned if confidence == "learned" else ""),
+        "Signal": confidence + (learned if confidence == "learned" else ""),
         "Threshold": thresholds,
         "Exits taken": taken,
     }

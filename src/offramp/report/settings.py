@@ -46,6 +46,8 @@ def _training(settings: Settings) -> Iterator[str]:
 
 
 def _thresholds(settings: Settings) -> Iterator[str]:
+    if settings.get("routing.decay") is not None:  # moves every threshold away from 0 and 1
+        return
     threshold = settings.get("threshold")
     values = threshold if isinstance(threshold, list) else [threshold]
     for exit, value in enumerate(values):

@@ -111,8 +111,8 @@ def read_points(root: Path, paths: Iterable[str]) -> tuple[list[Point], list[str
     series = [point for path in sorted(there) for point in _table_points(root, path)]
     charted = {key for key, _, _ in series}
     singles = [
-        # the value that was kept, beside the series it was chosen from
-        (f"best/{key}" if key in charted else key, value, 0)
+        # the value that was kept, below the series it was chosen from: the UI orders by name
+        (f"kept/{key}" if key in charted else key, value, 0)
         for kind in METRICS_FILES
         if kind.path in there
         for key, value in numbers(kind.read(root).to_json()).items()
