@@ -23,12 +23,13 @@ QUICK := -S corpus.calibration_fraction=0.04 -S corpus.test_fraction=0.02 -S pre
   -S routing.control_windows=60 -S routing.bootstrap=200 -S routing.timing_batches=4 -S report.text_tokens=600
 
 quick: .venv/installed
+	@echo "A first look at a small slice: its model hardly learns, so its numbers and its verdict mean little."
 	rm -rf build/quick
 	git clone --quiet . build/quick
 	cd build/quick && git config user.name quick && git config user.email quick@localhost
 	cd build/quick && PYTHONPATH=src dvc exp run --name quick $(QUICK)
 	@echo
-	@echo "A first look at a small slice: its model has hardly learned, so its numbers mean little. \`make repro\` is the real run."
+	@echo "This model has hardly learned, so its numbers and its verdict mean little. \`make repro\` is the real run."
 	@echo "Report: $(CURDIR)/build/quick/report/index.html"
 
 repro: .venv/installed

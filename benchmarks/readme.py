@@ -274,6 +274,14 @@ TABLES: dict[str, tuple[Line, ...]] = {
         Line("`offramp suitability` on SmolLM2", "", "suitability_smollm2", "{} s", 0),
         Line("a new threshold", "`check`, `evaluate`, `report`, `track`", "threshold_rerun", "{} s", 1),
         Line(
+            "its timeline: DVC itself / `check` / `evaluate` / `report` / `track`",
+            "",
+            "threshold_rerun_dvc threshold_rerun_check threshold_rerun_evaluate threshold_rerun_report "
+            "threshold_rerun_track",
+            "{} / {} / {} / {} / {} s",
+            1,
+        ),
+        Line(
             "start-up: `offramp --help` / the slowest command's `--help` / `params` / `lineage`",
             "",
             "start_help start_help_of_commands start_params start_lineage",

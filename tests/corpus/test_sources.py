@@ -133,9 +133,13 @@ def test_character_cut_off_at_the_end_of_a_file(tmp_path: Path):
 def test_wrong_paths(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "code").mkdir()
+    for name in ("a.py", "b.py", "c.md"):
+        (tmp_path / "code" / name).write_text("text")
     for path, message in {
         "missing.txt": r"corpus.paths: missing\.txt does not exist",
-        "folder": r"corpus.paths: folder folder has no \*\.txt file",
+        "folder": r"corpus.paths: folder folder has no \*\.txt file: rename",
+        "code": r"corpus.paths: folder code has no \*\.txt file \(but 2 \*\.py\): rename",
         "empty.txt": r"empty\.txt is empty",
     }.items():
         with pytest.raises(UserError, match=message):

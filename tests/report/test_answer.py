@@ -12,7 +12,7 @@ from offramp.report import answer
 from offramp.report.inputs import Measurements, read_measurements
 from offramp.results.shortfalls import shortfalls
 from tests.fixtures.report_run import fabricate
-from tests.report.test_findings import changed
+from tests.report.test_findings import CHECK, changed
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,13 @@ def test_the_next_command_is_the_best_signal_at_its_threshold_of_calibration_tex
     )
     in_force = changed(measured, threshold={"exit_0": 0.87})
     assert answer.next_commands(in_force, "learned")["at most 5% more perplexity"] == (
+        "dvc exp run -S threshold=0.75"
+    )
+
+
+def test_what_the_run_found_by_executing_is_not_proposed_again(measured):
+    done = changed(measured, quality=CHECK, threshold={"exit_0": 0.9})
+    assert answer.next_commands(done, "learned")["at most 5% more perplexity"] == (
         "dvc exp run -S threshold=0.75"
     )
 

@@ -9,8 +9,15 @@ from rich.console import Console
 
 from offramp.report.figures import draw_figures
 from offramp.report.findings import result_table
-from offramp.report.headline import headline_sentence, headline_table, headline_warning, print_headline
+from offramp.report.headline import (
+    headline_answer,
+    headline_sentence,
+    headline_table,
+    headline_warning,
+    print_headline,
+)
 from offramp.report.inputs import read_measurements
+from offramp.results.pretraining import Pretraining
 from offramp.results.routing import Routing, Timing
 from offramp.results.suitability import Suitability
 from offramp.vocabulary import CONTROLS
@@ -82,8 +89,15 @@ def test_routing_that_does_not_pay_is_warned_of_and_saves_nothing_in_words(root,
     print_headline(root)
     said = capsys.readouterr().out
     assert "WARNING: routing is worse than every token" in said
+    assert " ".join(said.split()).endswith(headline_answer(root))
+
+
+def test_the_last_line_answers_for_this_model_and_says_what_the_run_came_to(root):
+    asked = f"Is early exit worth it for this model of {Pretraining.read(root).parameters:,} parameters?"
     verdict = Suitability.read(root).advice.sentence
-    assert " ".join(said.split()).endswith(f"Is early exit worth it here? {verdict}")
+    assert headline_answer(root) == f"{asked} {verdict} Executed in this run: 27.0% at +4.7% perplexity."
+    Routing.read(root).model_copy(update={"ppl": 30.0}).write(root)
+    assert headline_answer(root) == f"{asked} {verdict}"  # no saving where a fixed depth is as good
 
 
 def test_before_evaluate_has_run_there_is_nothing_to_say(tmp_path):

@@ -23,6 +23,8 @@ fifths of the lead (at 5 %, .34 where .38 and .16: four fifths). Of a lead of .0
 asking it costs .013; the rest is no more than the half-width of ``wall_saving``'s interval, .02. Less than
 that nobody would notice.
 """
+LITTLE = 0.0005
+"""A share that is written as nothing."""
 USABLE = 1.0
 """Nats by which an exit that was never trained may be worse than full depth and still be of use."""
 TRAINING = " What can change that is training the model for its exits (pretrain.method: joint)."
@@ -96,7 +98,9 @@ def verdict_on(
     if high < WORTH:
         why = ""
         if attainable.flop_saving >= WORTH:
-            why = ", choosing who leaves brings next to nothing over leaving it to chance"
+            lead = attainable.lead
+            adds = f"{percent(lead)} of the FLOPs" if lead >= LITTLE else "nothing"
+            why = f", choosing who leaves adds {adds} to what chance saves, and {percent(WORTH)} are worth it"
         return "no", f"No{as_it_is}{why}: {bound}.{remedy}"
     at_best_exit = _at_best_exit(exits, kind, looks_at)
     if not pays:
@@ -163,7 +167,7 @@ def _bound(oracle: OracleBounds) -> str:
     low_high = " [{}, {}]".format(*map(percent, least.interval)) if least.interval else ""
     more = " and ".join(f"{percent(bound.flop_saving)} at {rise:.0%}" for rise, bound in at.items())
     return (
-        f"attainable (divergence oracle, if full depth is calibrated) is a saving of "
+        f"attainable (divergence oracle, if full depth is calibrated) is a saving of at most "
         f"{percent(least.flop_saving)}{low_high} of the FLOPs "
         f"at {ALLOWED_RISE:.0%} more perplexity, {more}; at {ALLOWED_RISE:.0%} random exits save "
         f"{percent(least.random_saving)}, and one who knows the next token (gain oracle) could save "
@@ -190,5 +194,5 @@ def _at_best_exit(exits: Sequence[ExitWorth], kind: str, looks_at: str) -> str:
     return (
         f"at exit {best.exit}, after layer {best.layers} of {exits[-1].layers}, "
         f"{percent(best.readouts[kind].can_leave or 0.0)} of the tokens can leave at {ALLOWED_RISE:.0%} more "
-        f"perplexity; for asking {SIGNAL[looks_at]} to pay, {must} must leave there by the count of FLOPs"
+        f"perplexity, and asking {SIGNAL[looks_at]} pays, by the count of FLOPs, where {must} do"
     )

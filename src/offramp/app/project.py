@@ -130,8 +130,7 @@ class Project:
         if exits.meta.get("precision") != params.collect.precision:
             raise UserError(
                 f"collect.precision = {params.collect.precision!r}, but {exits.path} was trained on states "
-                "of "
-                "another; run `dvc repro`"
+                "of another; run `dvc repro`"
             )
         window = self.data.meta["window"]
         return choose_policy(

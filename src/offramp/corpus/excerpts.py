@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from offramp.corpus.encodings import check_zeros
+from offramp.corpus.sources import no_text_files
 from offramp.errors import UserError
 
 Encode = Callable[[str], np.ndarray]
@@ -116,7 +117,7 @@ def read_documents(paths: Sequence[Path]) -> list[Stretch]:
 def _of_path(path: Path) -> list[Stretch]:
     files = sorted(file for file in path.rglob("*.txt") if file.is_file()) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"--text {path}: the folder has no *.txt file; name the files themselves")
+        raise UserError(f"--text {path}: the folder {no_text_files(path)}")
     return [_of_file(file) for file in files]
 
 

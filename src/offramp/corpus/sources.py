@@ -7,6 +7,7 @@ nothing here holds more than a few pieces, however long the text or a single lin
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,6 +139,14 @@ def _compiled(pattern: str | None) -> Pattern | None:
         ) from None
 
 
+def no_text_files(folder: Path) -> str:
+    """What is the matter with a folder that has no *.txt file, and what to do."""
+    endings = Counter(file.suffix for file in folder.rglob("*") if file.is_file() and file.suffix)
+    ((ending, number),) = endings.most_common(1) or [("", 0)]
+    others = f" (but {number} *{ending})" if number else ""
+    return f"has no *.txt file{others}: rename its files, or name them one by one, whatever their ending"
+
+
 def list_files(paths: list[str], root: Path) -> dict[str, Path]:
     """Text files by name: each path itself, or every *.txt under it in sorted order; each file once.
 
@@ -149,7 +158,7 @@ def list_files(paths: list[str], root: Path) -> dict[str, Path]:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*.txt") if file.is_file())
             if not files:
-                raise UserError(f"corpus.paths: folder {entry} has no *.txt file; name the files themselves")
+                raise UserError(f"corpus.paths: folder {entry} {no_text_files(path)}")
         elif path.is_file() and path.suffix.lower() in FORMATS:
             raise UserError(
                 f"corpus.paths: {entry} holds rows, whose syntax would be learnt as text; set corpus.source: "

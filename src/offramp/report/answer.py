@@ -16,6 +16,7 @@ from offramp.report.words import percent, signed, whole
 from offramp.results.routing import Allowance, Routing, Timing
 from offramp.results.shape import Interval
 from offramp.results.shortfalls import shortfalls
+from offramp.results.suitability import Advice
 from offramp.vocabulary import FIXED, LEARNED
 
 RISE, DISAGREEMENT = 0.01, 0.05
@@ -57,6 +58,15 @@ def verdict(measured: Measurements) -> str:
         f"{_routing(routing)} {'saves' if saving >= 0 else 'costs'} {flops} for {rise} perplexity"
         f"{_brackets(routing.interval.ppl_increase, signed)}{allowed}, {_time(measured.timing)}"
     )
+
+
+def worth_it(advice: Advice, routing: Routing, parameters: int) -> str:
+    """Whether early exit is worth it for the model of a run, at best and as it ran, in a line."""
+    ran = ""
+    if routing.controls.fixed and not shortfalls(routing):
+        saved, rise = percent(routing.flop_saving), signed(routing.ppl_increase)
+        ran = f" Executed in this run: {saved} at {rise} perplexity."
+    return f"Is early exit worth it for this model of {parameters:,} parameters? {advice.sentence}{ran}"
 
 
 def _routing(routing: Routing) -> str:
@@ -170,7 +180,7 @@ def next_commands(measured: Measurements, confidence: str) -> dict[str, str]:
     ppl, agreement = best(measured, "ppl"), best(measured, "agreement")
     commands = {}
     if ppl:
-        if ppl.signal == confidence and _in_force(measured.routing, ppl):
+        if ppl.signal == confidence and _done(measured.routing, ppl):
             ppl = max(allowances(measured, "ppl", ppl.signal), key=lambda row: row.flop_saving)
         commands[f"at most {whole(ppl.allowed)} more perplexity"] = _command(ppl, confidence)
     if agreement and (ppl is None or agreement.signal != ppl.signal):
@@ -184,7 +194,10 @@ def _command(row: Allowance, confidence: str) -> str:
     return f"dvc exp run{change} -S threshold={row.threshold:g}"
 
 
-def _in_force(routing: Routing, row: Allowance) -> bool:
+def _done(routing: Routing, row: Allowance) -> bool:
+    """Whether the run had that threshold, or found one for the same allowance by executing candidates."""
+    if routing.quality and routing.quality.allowed == row.allowed:
+        return True
     known = routing.threshold.values()
     return bool(known) and all(abs(value - row.threshold) < NEAR for value in known)
 

@@ -28,6 +28,10 @@ COLUMNS = {
 """Numbers of the headline, with their names in the table and how they are written."""
 
 
+TEXT = ("corpus.", "tokenizer.", "window")
+"""Beginnings of parameters that change which tokens a perplexity is of."""
+
+
 @dataclass
 class Experiment:
     """The workspace, a commit or a DVC experiment."""
@@ -36,7 +40,7 @@ class Experiment:
     state: str
     """What DVC says of an experiment that is not done: Queued, Running, Failed; "" for others."""
     changed: dict[str, Any] = field(default_factory=dict)
-    """Parameters that differ from those of the commit it started from."""
+    """Parameters that differ from those of the commit it started from; of a commit, from those of HEAD."""
     numbers: dict[str, float] = field(default_factory=dict)
     """Of the headline, those there are."""
 
@@ -60,12 +64,15 @@ def experiments(root: Path) -> list[Experiment]:
             f"DVC cannot list experiments: {error}; they need a git repository with a commit"
         ) from None
     keys = set(flatten(read_params(root / "params.yaml").model_dump(mode="json")))
-    return list(_experiments(rows, keys))
+    return list(from_rows(rows, keys))
 
 
 def comparison(compared: Iterable[Experiment]) -> Table:
-    """One line for each of them."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    """One line for each of them, and a warning where they are not all of the same tokens."""
+    compared = list(compared)
+    table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
+    if any(key.startswith(TEXT) for one in compared for key in one.changed):
+        table.caption = "Perplexities of different text or tokens do not compare; rises do."
     table.add_column("experiment", no_wrap=True)
     table.add_column("changed")
     for title, _ in COLUMNS.values():
@@ -80,14 +87,16 @@ def comparison(compared: Iterable[Experiment]) -> Table:
     return table
 
 
-def _experiments(rows: list[dict[str, Any]], keys: set[str]) -> Iterator[Experiment]:
+def from_rows(rows: list[dict[str, Any]], keys: set[str]) -> Iterator[Experiment]:
+    """The experiments that are rows of DVC's, in its order; ``keys`` are the names of parameters."""
     head = next((row for row in rows[1:] if row["typ"] == "baseline"), rows[0])
     base = head
     for row in rows:
         if row["typ"] == "baseline":
             base = head if row["rev"] == WORKSPACE else row
-        both = sorted(keys & row.keys() & base.keys())
-        changed = {key: row[key] for key in both if row[key] != base[key]}
+        origin = head if row["typ"] == "baseline" else base
+        both = sorted(keys & row.keys() & origin.keys())
+        changed = {key: row[key] for key in both if row[key] != origin[key]}
         state = row["State"] or ""
         yield Experiment(
             row["Experiment"] or row["rev"], "" if state == "Success" else state, changed, _numbers(row)

@@ -228,10 +228,12 @@ def _savings(measured: Measurements) -> Sentence:
         notes.append(f"The clock is {points(flops - wall)} behind the FLOPs.")
     if wall - flops > AGREE:
         notes.append(f"The clock is {points(wall - flops)} ahead of the FLOPs.")
-    notes.append(
-        f"Skipping alone, exits known beforehand, saves {percent(timing.skipping_saving)} of the time; "
-        "the difference is what asking takes."
-    )
+    if timing.skipping_saving > high:
+        asking = "the difference is what asking takes."
+    else:
+        asking = "what asking takes is too little to be seen in these timings."
+    skipping = percent(timing.skipping_saving)
+    notes.append(f"Skipping alone, exits known beforehand, saves {skipping} of the time; {asking}")
     if low <= 0 <= high:
         notes.append("The interval holds 0: no change in time is shown.")
     if high < 0:

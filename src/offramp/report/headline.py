@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from offramp.report.answer import worth_it
 from offramp.report.promises import in_short
+from offramp.results.pretraining import Pretraining
 from offramp.results.routing import FixedDepth, Quality, RoutedMeasures, Routing, Timing
 from offramp.results.shape import Interval
 from offramp.results.shortfalls import shortfalls
@@ -90,10 +92,13 @@ def _between(bounds: Interval | None) -> str:
     return " [{:.1%}, {:.1%}]".format(*bounds) if bounds else ""
 
 
-def worth_it(root: Path) -> str | None:
-    """Whether early exit is worth it, in a sentence; None before `suitability` has run."""
-    suitability = Suitability.read_if_there(root)
-    return f"Is early exit worth it here? {suitability.advice.sentence}" if suitability else None
+def headline_answer(root: Path) -> str | None:
+    """Whether early exit is worth it; None before `pretrain`, `suitability` and `evaluate` have run."""
+    trained, suitability = Pretraining.read_if_there(root), Suitability.read_if_there(root)
+    routing = Routing.read_if_there(root)
+    if not (trained and suitability and routing):
+        return None
+    return worth_it(suitability.advice, routing, trained.parameters)
 
 
 def print_headline(root: Path) -> None:
@@ -102,7 +107,7 @@ def print_headline(root: Path) -> None:
     if table is not None:
         sentence, warned = headline_sentence(root), headline_warning(root) is not None
         said = Text(sentence or "", style="bold red" if warned else "")
-        console().print("", table, "", said, "", Text(worth_it(root) or ""), "", sep="\n")
+        console().print("", table, "", said, "", Text(headline_answer(root) or ""), "", sep="\n")
 
 
 def console(stream: TextIO | None = None) -> Console:

@@ -73,6 +73,7 @@ def _render(
         colours,
         verdict=answer.verdict(measured),
         warnings=[shortfall.sentence for shortfall in shortfalls(routing)],
+        worth_it=answer.worth_it(measured.suitability.advice, routing, measured.pretraining.parameters),
         key_figures=answer.key_figures(measured),
         allowances=[_allowance(row) for row in answer.allowances(measured, "ppl", confidence)],
         allowance_note=_allowance_note(measured, settings),

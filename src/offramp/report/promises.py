@@ -19,8 +19,12 @@ def in_short(check: RiseCheck) -> str:
     if not check.place:
         return f"{allowed}, which no candidate kept on held-out text"
     if check.verdict == "not established":
-        side = "within" if check.test_rise <= check.allowed else "above"
-        return f"{allowed}: {side} it on test text, not established"
+        if check.test_interval is None:
+            return f"{allowed}, not established on test text"
+        low, high = map(_signed, check.test_interval)
+        if check.test_rise <= check.allowed:
+            return f"{allowed}: kept on test text, but the interval reaches {high}"
+        return f"{allowed}: not kept on test text, but the interval reaches down to {low}"
     return f"{allowed}, {check.verdict} on test text"
 
 
