@@ -168,10 +168,10 @@ def measured(
 
 
 ATTAINABLE = (
-    r"attainable \(divergence oracle, if full depth is calibrated\) is a saving of at most 20% \[18%, 22%\] of the "
-    r"FLOPs at 1% more perplexity, "
-    r"30% at 3% and 40% at 5%; at 1% random exits save 4\.0%, and one who knows the next token "
-    r"\(gain oracle\) could save 55%, which no signal can"
+    r"attainable \(divergence oracle, if full depth is calibrated\) is a saving of at most 20% "
+    r"\[18%, 22%\] of the FLOPs at 1% more perplexity, 30% at 3% and 40% at 5%; at 1% "
+    r"random exits save 4\.0%, and one who knows the next token \(gain oracle\) could save 55%, which no "
+    r"signal can"
 )
 
 
@@ -186,8 +186,8 @@ ATTAINABLE = (
         (
             {"lead": (0.03, 0.049), "chance": 0.16},
             "no",
-            "No, choosing who leaves adds 4.0% of the FLOPs to what chance saves, and 5.0% would be worth "
-            "it: attainable .* saving of at most 20% .* random exits save 16%",
+            "No, choosing who leaves adds 4.0% of the FLOPs to what chance saves, and 5.0% are worth it: "
+            "attainable .* saving of at most 20% .* random exits save 16%",
         ),
         ({"lead": None, "saving": 0.04}, "no", "No: attainable"),
         ({"lead": None}, "worth a try", "Worth a try:"),
@@ -202,7 +202,8 @@ ATTAINABLE = (
             {"flops": 0.45},
             "no",
             "No, asking costs more than leaving brings back: at exit 0, after layer 2 of 6, 40% of the "
-            "tokens can leave at 1% more perplexity, and asking a classifier of the state pays, .* where 45% do; attainable",
+            "tokens can leave at 1% more perplexity, and asking a classifier of the state pays, .* where 45% "
+            "do; attainable",
         ),
         ({}, "worth a try", f"^Worth a try: {ATTAINABLE}; at exit 0, .* 40% of the tokens can leave"),
         ({"kind": "raw"}, "worth a try", "Worth a try:"),
