@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,15 @@ from benchmarks import default_run
 from benchmarks.both_ways import both_ways
 from benchmarks.inputs import RandomWindows, model
 from benchmarks.perplexity import half_leave
+from offramp.app.project import open_project
+from offramp.params import load_params
+from offramp.results.routing import Routing
 from offramp.routing.cost import executed_flops, full_depth_flops
 from offramp.routing.executor import Executor
 from offramp.routing.policies import FixedExit
 from offramp.routing.split import run_split
-from tests.conftest import repository_params
+from pipeline.evaluate import run as evaluate
+from tests.conftest import REPOSITORY
 from tests.fixtures.small_project import make_project
 
 WINDOWS, BATCH = 38, 4
@@ -74,9 +80,16 @@ def test_a_policy_under_which_nobody_leaves_has_no_ratio(routed):
 
 @pytest.mark.slow
 def test_the_default_run_is_routed_as_its_stage_routes_it(addresses, tmp_path):
-    make_project(tmp_path, addresses)
-    params = repository_params(threshold=0.5, routing__batch_size=4)
-    wall, flops, ratio = default_run.rows(params, tmp_path)
+    make_project(tmp_path, addresses, routing__batch_size=4)
+    (tmp_path / "params.yaml").write_text(
+        (tmp_path / "params.yaml").read_text().replace("threshold: auto", "threshold: quality")
+    )
+    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
+    evaluate(load_params("evaluate", tmp_path), tmp_path)
+    (threshold,) = Routing.read(tmp_path).threshold.values()
+    project = open_project(tmp_path)
+    assert project.policy().thresholds == pytest.approx([threshold])
+    wall, flops, ratio = default_run.rows(project)
     assert wall.name == "default_run_wall_saving" and wall.value.n >= 5
     assert ratio.value == pytest.approx(wall.value / flops.value)
-    assert "threshold 0.5" in ratio.held_against
+    assert "threshold quality" in ratio.held_against
