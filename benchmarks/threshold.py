@@ -42,7 +42,7 @@ def run() -> Iterator[Row]:
 
         def rerun(threshold: str) -> None:
             command = [sys.executable, "-m", "dvc", "exp", "run", "-S", f"threshold={threshold}"]
-            timelines.append(_timeline(command, copy))
+            timelines.append(timeline(command, copy))
 
         rerun(FIRST)
         before = cpu_seconds()
@@ -59,12 +59,12 @@ def run() -> Iterator[Row]:
     )
     for part in (DVC, *ran):
         what = "DVC itself, before, between and after stages" if part == DVC else f"stage {part}"
-        taken = Median.of([timeline[part] for timeline in measured])
+        taken = Median.of([of[part] for of in measured])
         yield Row(f"threshold_rerun_{part}", taken, "s", None, f"{what}, of a new threshold")
 
 
-def _timeline(command: Sequence[str], folder: Path) -> dict[str, float]:
-    """Seconds of DVC, and of each stage in its order."""
+def timeline(command: Sequence[str], folder: Path) -> dict[str, float]:
+    """Seconds of DVC, and of each stage in its order; RuntimeError with what was said where it fails."""
     parts, part, since, printed = {DVC: 0.0}, DVC, time.monotonic(), []
     with subprocess.Popen(
         command,

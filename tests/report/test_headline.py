@@ -95,7 +95,8 @@ def test_routing_that_does_not_pay_is_warned_of_and_saves_nothing_in_words(root,
 def test_the_last_line_answers_for_this_model_and_says_what_the_run_came_to(root):
     asked = f"Is early exit worth it for this model of {Pretraining.read(root).parameters:,} parameters?"
     verdict = Suitability.read(root).advice.sentence
-    assert headline_answer(root) == f"{asked} {verdict} Executed in this run: 27.0% at +4.7% perplexity."
+    ran = "Executed in this run: 27.0% of the FLOPs saved at +4.7% perplexity."
+    assert headline_answer(root) == f"{asked} {verdict} {ran}"
     Routing.read(root).model_copy(update={"ppl": 30.0}).write(root)
     assert headline_answer(root) == f"{asked} {verdict}"  # no saving where a fixed depth is as good
 

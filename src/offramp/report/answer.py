@@ -65,7 +65,7 @@ def worth_it(advice: Advice, routing: Routing, parameters: int) -> str:
     ran = ""
     if routing.controls.fixed and not shortfalls(routing):
         saved, rise = percent(routing.flop_saving), signed(routing.ppl_increase)
-        ran = f" Executed in this run: {saved} at {rise} perplexity."
+        ran = f" Executed in this run: {saved} of the FLOPs saved at {rise} perplexity."
     return f"Is early exit worth it for this model of {parameters:,} parameters? {advice.sentence}{ran}"
 
 
