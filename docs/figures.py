@@ -7,6 +7,7 @@
     study(name, corpus, key, form)      a corrected value of a study with its interval over random seeds
     seeds(name, corpus)                 the number of these seeds
     paired(name, corpus, key, minus, form)  a difference of two of its values, paired by random seed
+    not_run(corpus)                     the studies that run on a text and have no results of it
     claims(**where), questions(**where) how many rows of the ledger have these values
     benchmark(name, form)               a record of metrics/benchmarks.json
     benchmark_table(name)               a table of such records
@@ -58,6 +59,7 @@ from offramp.results.benchmarks import Benchmark, read_benchmarks
 from studies.checkpoint.page import page
 from studies.checkpoint.results import read, results_path
 from studies.common.results import Interval, over_seeds, read_results, read_seeds, result_path, seeds_path
+from studies.common.study import studies
 
 SCALES = {"%": (100, " %"), "M": (1e-6, " M")}
 """By the last character of a form: what a figure is multiplied by, and what follows it."""
@@ -110,7 +112,7 @@ class Figures:
     def functions(self) -> dict[str, Callable[..., Any]]:
         """What templates may call, by name."""
         functions: list[Callable[..., Any]] = [
-            *(self.json, self.row, self.rows, self.param, self.study, self.seeds, self.paired),
+            *(self.json, self.row, self.rows, self.param, self.study, self.seeds, self.paired, self.not_run),
             *(self.claims, self.questions, self.benchmark, self.has_benchmark, self.benchmark_table),
             *(
                 self.benchmark_machine,
@@ -202,6 +204,13 @@ class Figures:
         if not by_seed:
             raise UserError(f"{seeds_path(Path('studies'), name, corpus)} has no values by random seed")
         return by_seed
+
+    def not_run(self, corpus: str) -> list[str]:
+        return [
+            name
+            for name, study in studies(self.root / "studies").items()
+            if corpus in study.about.texts and read_results(self.root / "studies", name, corpus) is None
+        ]
 
     def claims(self, **where: str) -> int:
         return len(self.rows("studies/claims.csv", **where))

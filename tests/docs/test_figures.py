@@ -119,6 +119,16 @@ def test_a_difference_is_paired_by_random_seed(figures):
     assert figures.paired("signals", "sotu", "a", "b", "+.1f") == "+0.2 [-1.1, 1.5]"
 
 
+def test_studies_without_results_of_a_text_are_named(root, figures):
+    about = "{report: null, section: s, asks: a, texts: [%s], seeds: [0], settings: {}, flaws: []}"
+    for name, texts in {"signals": "sotu, wikitext", "labels": "sotu", "growth": "sotu"}.items():
+        (root / "studies" / name).mkdir()
+        (root / "studies" / name / "study.yaml").write_text(about % texts)
+    assert figures.not_run("sotu") == ["growth", "labels"]
+    assert figures.not_run("wikitext") == ["signals"]
+    assert figures.not_run("pangram") == []
+
+
 def test_rows_of_the_ledger_are_counted(figures):
     assert figures.claims() == 3
     assert figures.claims(verdict="holds") == 2
