@@ -18,12 +18,20 @@ from offramp.results.pretraining import Pretraining
 from studies.checkpoint.arms import Arm
 from studies.checkpoint.plan import Plan
 from studies.checkpoint.projects import Unit
-from studies.checkpoint.results import ArmResults, Clocked, Drafted, Measures, Ran, Results
+from studies.checkpoint.results import (
+    SPECULATION_BAR,
+    SPEED_BAR,
+    ArmResults,
+    Clocked,
+    Drafted,
+    Measures,
+    Ran,
+    Results,
+)
 from studies.checkpoint.settings import TIMED_RISE
 from studies.common.cache import ROOT
 
-SPEED, SPEED_BAR = "checkpoint_speed_at_1_percent", 1.15
-SPECULATION, SPECULATION_BAR = "checkpoint_speculation", 1.1
+SPEED, SPECULATION = "checkpoint_speed_at_1_percent", "checkpoint_speculation"
 
 
 def gathered(plan: Plan) -> Results:
@@ -79,7 +87,8 @@ def benchmarks(results: Results) -> list[Benchmark]:
     """The rows of metrics/benchmarks.json that the results support; none where no arm was timed.
 
     Both are of the arm that saves most on calibration text, at batch 1: test text decides whether the rise
-    was kept, and so whether the bar can be met, but not which arm is shown.
+    was kept, and so whether the bar can be met, but not which arm is shown. The machine is as it was while
+    that arm was timed.
     """
     timed = [arm for arm in results.arms if arm.measures.chosen]
     if not timed:
@@ -88,6 +97,7 @@ def benchmarks(results: Results) -> list[Benchmark]:
     speed, drafted = arm.measures.decoding, arm.measures.drafting
     assert speed is not None and drafted is not None  # of what was chosen all is timed
     may_meet = _rise(arm) <= RISES[TIMED_RISE]
+    results = results.model_copy(update={"machine": arm.measures.machine})
     return [
         _row(SPEED, speed, SPEED_BAR, _held_against(arm), results, may_meet=may_meet),
         _row(

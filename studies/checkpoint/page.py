@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from offramp.results.shape import Interval
-from studies.checkpoint.results import ArmResults, Attained, Clocked, Drafted, Reached, Results
+from studies.checkpoint.results import (
+    SPEED_BAR,
+    ArmResults,
+    Attained,
+    Clocked,
+    Drafted,
+    Measures,
+    Reached,
+    Results,
+)
+from studies.checkpoint.settings import TIMED_RISE
 
 NOT_RUN = "*Not run yet.*"
 RISES = {"rise_1": "1 %", "rise_3": "3 %", "rise_5": "5 %"}
@@ -15,7 +25,14 @@ def page(results: Results | None) -> str:
     """Everything that was found on one kind of device; says so where nothing was."""
     if results is None or not results.arms:
         return NOT_RUN
-    parts = [_head(results), _look(results), _precision(results), _training(results), _exits(results)]
+    parts = [
+        _head(results),
+        _answer(results),
+        _look(results),
+        _precision(results),
+        _training(results),
+        _exits(results),
+    ]
     parts += [_ceilings(results), _attained(results), _clock(results), _shares(results)]
     return "\n\n".join(part for part in parts if part)
 
@@ -30,6 +47,53 @@ def _head(results: Results) -> str:
         f"{measures.documents} documents. Intervals are 95 % bootstrap intervals over these documents; by "
         f"the clock, of the median of pairs.{rest}"
     )
+
+
+def _answer(results: Results) -> str:
+    """What can be saved at 1 % more perplexity, what the bar would need, and what was attained."""
+    arms = [arm for arm in results.arms if arm.measures.attained]
+    if not arms:
+        return ""
+    control = results.arms[0].measures.exits[-1].ppl
+    best = max(arms, key=lambda arm: arm.measures.against_control[TIMED_RISE].flop_saving)
+    most, rise = best.measures.against_control[TIMED_RISE], RISES[TIMED_RISE]
+    asked = 1 - 1 / SPEED_BAR
+    if most.reached:
+        can = (
+            f"no signal can save more than {_reached(most)} of the FLOPs (the arm {best.name}): where "
+            f"seconds follow FLOPs, {1 / (1 - most.flop_saving):.2f}x the speed"
+        )
+    else:
+        can = "nothing can be saved: no arm's full depth stays within it"
+    sentences = [f"**The answer.** At {rise} more perplexity than the control's full depth, {can}."]
+    if most.flop_saving < asked:
+        sentences.append(
+            f"The {SPEED_BAR}x that this study set out for need {asked:.0%}, which these exits do not hold, "
+            "whoever decides."
+        )
+    for arm in arms:
+        if not arm.measures.against_control[TIMED_RISE].reached:
+            lost = arm.measures.exits[-1].ppl / control - 1
+            own = arm.measures.against_itself[TIMED_RISE]
+            sentences.append(
+                f"The full depth of {arm.name} alone has {lost:.1%} more than the control's; held against "
+                f"itself {_reached(own)} can be saved."
+            )
+    shown = max((arm.measures for arm in arms if arm.measures.chosen), key=_calibrated, default=None)
+    if shown is not None and shown.chosen is not None:
+        name = next(arm.name for arm in arms if arm.measures is shown)
+        sentences.append(
+            f"Of all signals and arms {shown.chosen.signal} saves most on calibration text ({name}); on test "
+            f"text {_with(shown.chosen.flop_saving, shown.chosen.interval, '.1%')} of the FLOPs at "
+            f"{_with(shown.chosen.ppl_rise, shown.chosen.rise_interval, '+.1%')} perplexity, and decoding "
+            f"by the clock is {_speed(shown.decoding)} times as fast."
+        )
+    return " ".join(sentences)
+
+
+def _calibrated(measures: Measures) -> float:
+    assert measures.chosen is not None
+    return measures.chosen.calibration_saving
 
 
 def _look(results: Results) -> str:
@@ -128,14 +192,15 @@ def _attained(results: Results) -> str:
     return (
         "**Attained**: what signals save on test text by thresholds that calibration text chose, where "
         "candidates were executed; asking is counted, which for all but `learned` and `saturation` is a "
-        f"readout of every token at every exit:\n\n{_table(head, rows)}"
+        "readout of every token at every exit, and is paid where nothing leaves, too:\n\n"
+        f"{_table(head, rows)}"
     )
 
 
 def _of(row: Attained) -> list[str]:
     return [
         _with(row.flop_saving, row.interval, ".1%"),
-        f"{row.executed_saving:.1%}",
+        _number(row.executed_saving, ".1%"),
         _with(row.ppl_rise, row.rise_interval, "+.1%"),
         f"{row.shallow_ratio:.0%}",
     ]
@@ -212,11 +277,14 @@ def _reached(reached: Reached) -> str:
 
 
 def _with(value: float, bounds: Interval | None, form: str) -> str:
-    return (
-        f"{value:{form}}"
-        if bounds is None
-        else f"{value:{form}} [{', '.join(f'{edge:{form}}' for edge in bounds)}]"
-    )
+    interval = "" if bounds is None else f" [{', '.join(_number(edge, form) for edge in bounds)}]"
+    return f"{_number(value, form)}{interval}"
+
+
+def _number(value: float, form: str) -> str:
+    """A zero has no sign."""
+    text = f"{value:{form}}"
+    return text if any(digit in "123456789" for digit in text) else text.lstrip("-+")
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -9,6 +9,11 @@ from pydantic import ValidationError
 
 from offramp.results.shape import Interval, Record, file_text, ill_shaped
 
+SPEED_BAR = 1.15
+"""Times the control's speed that are asked of early exit at 1 % more perplexity."""
+SPECULATION_BAR = 1.1
+"""Times the speed of plain decoding that are asked of self-speculation."""
+
 
 class ExitQuality(Record):
     """What one exit says of all test tokens, as if none had left before."""

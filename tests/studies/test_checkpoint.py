@@ -30,7 +30,7 @@ from studies.checkpoint.gather import benchmarks
 from studies.checkpoint.page import NOT_RUN, page
 from studies.checkpoint.plan import WORK
 from studies.checkpoint.projects import Project, Unit
-from studies.checkpoint.results import read
+from studies.checkpoint.results import Reached, read
 from studies.checkpoint.search import Search
 from studies.checkpoint.settings import FILE, read_settings
 from tests.conftest import REPOSITORY
@@ -273,6 +273,32 @@ def test_the_page_shows_what_was_run_and_says_what_was_not(studied):
     ):
         assert table in text
     assert text.count("| joint |") > 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("saving", "reached", "words", "hoped_for"),
+    [
+        (0.056, True, "no signal can save more than 5.6% [5.6%, 5.6%]", True),
+        (0.2, True, "1.25x the speed", False),
+        (0.0, False, "nothing can be saved: no arm's full depth stays within it", True),
+    ],
+)
+def test_the_page_answers_first_what_can_be_saved(studied, saving, reached, words, hoped_for):
+    results = read(studied / "results.json")
+    ceiling = Reached(flop_saving=saving, interval=[saving, saving] if reached else None, reached=reached)
+    arms = [
+        arm.model_copy(
+            update={
+                "measures": arm.measures.model_copy(update={"against_control": dict.fromkeys(RISES, ceiling)})
+            }
+        )
+        for arm in results.arms
+    ]
+    text = page(results.model_copy(update={"arms": arms}))
+    assert words in text
+    assert ("need 13%" in text) == hoped_for
+    assert ("The full depth of joint alone" in text) == (not reached)
 
 
 @pytest.mark.slow
