@@ -19,6 +19,7 @@
     measurement(entry)                  the whole entry, for its date, machine, command, n
     headline(part)                      what `dvc repro` prints at its end: "all", its "table", its "sentence"
     checkpoint_study(device)            the tables of the study of a checkpoint, or that it was not run
+    checkpoint_answer(device)           what it found, in a few sentences
     stage_map()                         the stages of dvc.yaml as a mermaid flowchart
     parameters()                        every knob with default, bounds and words (docs/parameters.py)
     constant(value, why)                a constant of definition, and why it is no figure
@@ -56,7 +57,7 @@ from offramp.errors import UserError
 from offramp.report.headline import headline_sentence, headline_table
 from offramp.results.benchmarks import PATH as BENCHMARKS
 from offramp.results.benchmarks import Benchmark, read_benchmarks
-from studies.checkpoint.page import page
+from studies.checkpoint.page import answer, page
 from studies.checkpoint.results import read, results_path
 from studies.common.results import Interval, over_seeds, read_results, read_seeds, result_path, seeds_path
 from studies.common.study import studies
@@ -121,6 +122,7 @@ class Figures:
                 self.measured,
                 self.measurement,
                 self.checkpoint_study,
+                self.checkpoint_answer,
                 self.headline,
                 self.stage_map,
                 self.parameters,
@@ -255,6 +257,9 @@ class Figures:
 
     def checkpoint_study(self, device: str) -> str:
         return page(read(results_path(self.root / "studies", device)))
+
+    def checkpoint_answer(self, device: str) -> str:
+        return answer(read(results_path(self.root / "studies", device)))
 
     def _record(self, name: str) -> Benchmark:
         if name not in self._benchmarks():

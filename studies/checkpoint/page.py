@@ -27,7 +27,7 @@ def page(results: Results | None) -> str:
         return NOT_RUN
     parts = [
         _head(results),
-        _answer(results),
+        f"**The answer.** {answer(results)}",
         _look(results),
         _precision(results),
         _training(results),
@@ -49,11 +49,11 @@ def _head(results: Results) -> str:
     )
 
 
-def _answer(results: Results) -> str:
+def answer(results: Results | None) -> str:
     """What can be saved at 1 % more perplexity, what the bar would need, and what was attained."""
-    arms = [arm for arm in results.arms if arm.measures.attained]
-    if not arms:
-        return ""
+    arms = [arm for arm in results.arms if arm.measures.attained] if results else []
+    if results is None or not arms:
+        return NOT_RUN
     control = results.arms[0].measures.exits[-1].ppl
     best = max(arms, key=lambda arm: arm.measures.against_control[TIMED_RISE].flop_saving)
     most, rise = best.measures.against_control[TIMED_RISE], RISES[TIMED_RISE]
@@ -65,7 +65,7 @@ def _answer(results: Results) -> str:
         )
     else:
         can = "nothing can be saved: no arm's full depth stays within it"
-    sentences = [f"**The answer.** At {rise} more perplexity than the control's full depth, {can}."]
+    sentences = [f"At {rise} more perplexity than the control's full depth, {can}."]
     if most.flop_saving < asked:
         sentences.append(
             f"The {SPEED_BAR}x that this study set out for need {asked:.0%}, which these exits do not hold, "
@@ -80,13 +80,15 @@ def _answer(results: Results) -> str:
                 f"itself {_reached(own)} can be saved."
             )
     shown = max((arm.measures for arm in arms if arm.measures.chosen), key=_calibrated, default=None)
-    if shown is not None and shown.chosen is not None:
+    if shown is not None and shown.chosen is not None and shown.decoding is not None:
+        decoding = shown.decoding
         name = next(arm.name for arm in arms if arm.measures is shown)
         sentences.append(
             f"Of all signals and arms {shown.chosen.signal} saves most on calibration text ({name}); on test "
             f"text {_with(shown.chosen.flop_saving, shown.chosen.interval, '.1%')} of the FLOPs at "
-            f"{_with(shown.chosen.ppl_rise, shown.chosen.rise_interval, '+.1%')} perplexity, and decoding "
-            f"by the clock is {_speed(shown.decoding)} times as fast."
+            f"{_with(shown.chosen.ppl_rise, shown.chosen.rise_interval, '+.1%')} perplexity; by the clock "
+            f"decoding has {_with(decoding.speed, decoding.interval, '.2f')} times the control's speed "
+            f"({decoding.pairs} pairs)."
         )
     return " ".join(sentences)
 
