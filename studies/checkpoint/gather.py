@@ -21,14 +21,15 @@ from studies.checkpoint.projects import Unit
 from studies.checkpoint.results import (
     SPECULATION_BAR,
     SPEED_BAR,
+    TIMED_RISE,
     ArmResults,
     Clocked,
     Drafted,
     Measures,
     Ran,
     Results,
+    first_told,
 )
-from studies.checkpoint.settings import TIMED_RISE
 from studies.common.cache import ROOT
 
 SPEED, SPECULATION = "checkpoint_speed_at_1_percent", "checkpoint_speculation"
@@ -86,14 +87,13 @@ def _commit() -> str | None:
 def benchmarks(results: Results) -> list[Benchmark]:
     """The rows of metrics/benchmarks.json that the results support; none where no arm was timed.
 
-    Both are of the arm that saves most on calibration text, at batch 1: test text decides whether the rise
-    was kept, and so whether the bar can be met, but not which arm is shown. The machine is as it was while
-    that arm was timed.
+    Both are of the arm that calibration text chooses, at batch 1: test text decides whether the rise was
+    kept, and so whether the bar can be met, but not which arm is shown. The machine is as it was while that
+    arm was timed.
     """
-    timed = [arm for arm in results.arms if arm.measures.chosen]
-    if not timed:
+    arm = first_told(results.arms)
+    if arm is None:
         return []
-    arm = max(timed, key=_calibrated)
     speed, drafted = arm.measures.decoding, arm.measures.drafting
     assert speed is not None and drafted is not None  # of what was chosen all is timed
     may_meet = _rise(arm) <= RISES[TIMED_RISE]
@@ -122,11 +122,6 @@ def _held_against(arm: ArmResults) -> str:
         f"{chosen.tokens} test tokens, "
         f"{chosen.shallow_ratio:.1%} leave, {chosen.executed_saving:.1%} of the FLOPs saved"
     )
-
-
-def _calibrated(arm: ArmResults) -> float:
-    chosen = arm.measures.chosen
-    return -math.inf if chosen is None else chosen.calibration_saving
 
 
 def _rise(arm: ArmResults) -> float:

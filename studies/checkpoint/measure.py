@@ -32,9 +32,9 @@ from offramp.states.store import States
 from studies.checkpoint import clock
 from studies.checkpoint.arms import arms
 from studies.checkpoint.ceilings import attainable_against
-from studies.checkpoint.results import AtShare, Attained, ExitQuality, Measures
+from studies.checkpoint.results import TIMED_RISE, AtShare, Attained, ExitQuality, Measures
 from studies.checkpoint.search import Search, costs_of, saving_of, searches
-from studies.checkpoint.settings import CONTROL, LM, TIMED_RISE, StudySettings
+from studies.checkpoint.settings import CONTROL, LM, StudySettings
 
 
 def run(folder: Path, settings: StudySettings, device_name: str, name: str) -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from offramp.analysis.oracle import RISES
 from offramp.results.shape import Interval
 from studies.checkpoint.results import (
     SPEED_BAR,
+    TIMED_RISE,
     ArmResults,
     Attained,
     Clocked,
     Drafted,
-    Measures,
     Reached,
     Results,
+    first_told,
 )
-from studies.checkpoint.settings import TIMED_RISE
 
 NOT_RUN = "*Not run yet.*"
-RISES = {"rise_1": "1 %", "rise_3": "3 %", "rise_5": "5 %"}
+WORDS = {"rise_1": "1 %", "rise_3": "3 %", "rise_5": "5 %"}
+NEXT_RISE = "rise_3"
+"""Told where nothing leaves at the timed rise."""
 
 
 def page(results: Results | None) -> str:
@@ -56,16 +59,16 @@ def answer(results: Results | None) -> str:
         return NOT_RUN
     control = results.arms[0].measures.exits[-1].ppl
     best = max(arms, key=lambda arm: arm.measures.against_control[TIMED_RISE].flop_saving)
-    most, rise = best.measures.against_control[TIMED_RISE], RISES[TIMED_RISE]
+    most = best.measures.against_control[TIMED_RISE]
     asked = 1 - 1 / SPEED_BAR
     if most.reached:
         can = (
-            f"no signal can save more than {_reached(most)} of the FLOPs (the arm {best.name}): where "
-            f"seconds follow FLOPs, {1 / (1 - most.flop_saving):.2f}x the speed"
+            f"a signal that does not know the next token saves at most {_reached(most)} of the FLOPs (the "
+            f"arm {best.name}): where seconds follow FLOPs, {1 / (1 - most.flop_saving):.2f}x the speed"
         )
     else:
         can = "nothing can be saved: no arm's full depth stays within it"
-    sentences = [f"At {rise} more perplexity than the control's full depth, {can}."]
+    sentences = [f"At {WORDS[TIMED_RISE]} more perplexity than the control's full depth, {can}."]
     if most.flop_saving < asked:
         sentences.append(
             f"The {SPEED_BAR}x that this study set out for need {asked:.0%}, which these exits do not hold, "
@@ -79,23 +82,41 @@ def answer(results: Results | None) -> str:
                 f"The full depth of {arm.name} alone has {lost:.1%} more than the control's; held against "
                 f"itself {_reached(own)} can be saved."
             )
-    shown = max((arm.measures for arm in arms if arm.measures.chosen), key=_calibrated, default=None)
-    if shown is not None and shown.chosen is not None and shown.decoding is not None:
-        decoding = shown.decoding
-        name = next(arm.name for arm in arms if arm.measures is shown)
+    return " ".join([*sentences, *_attained_in_words(arms)])
+
+
+def _attained_in_words(arms: Sequence[ArmResults]) -> list[str]:
+    """Sentences on the arm that is told first: what its signals saved at 1 %, by the clock, and at 3 %."""
+    arm = first_told(arms)
+    if arm is None or arm.measures.chosen is None or arm.measures.decoding is None:
+        return []
+    chosen, decoding = arm.measures.chosen, arm.measures.decoding
+    speed = (
+        f"by the clock decoding has {_with(decoding.speed, decoding.interval, '.2f')} times the control's "
+        f"speed ({decoding.pairs} pairs, the arm {arm.name})"
+    )
+    if chosen.shallow_ratio > 0:
+        return [f"Attained is {_saved(chosen)}; {speed}."]
+    sentences = [f"No thresholds were found on calibration text at which anything leaves; {speed}."]
+    kept = [
+        row
+        for row in arm.measures.attained
+        if row.rise == NEXT_RISE and row.calibration_rise <= RISES[NEXT_RISE]
+    ]
+    most = max(kept, key=lambda row: row.calibration_saving, default=None)
+    if most is not None and most.shallow_ratio > 0:
+        ceiling = _reached(arm.measures.against_control[NEXT_RISE])
         sentences.append(
-            f"Of all signals and arms {shown.chosen.signal} saves most on calibration text ({name}); on test "
-            f"text {_with(shown.chosen.flop_saving, shown.chosen.interval, '.1%')} of the FLOPs at "
-            f"{_with(shown.chosen.ppl_rise, shown.chosen.rise_interval, '+.1%')} perplexity; by the clock "
-            f"decoding has {_with(decoding.speed, decoding.interval, '.2f')} times the control's speed "
-            f"({decoding.pairs} pairs)."
+            f"At {WORDS[NEXT_RISE]}, where {ceiling} are attainable, attained is {_saved(most)}."
         )
-    return " ".join(sentences)
+    return sentences
 
 
-def _calibrated(measures: Measures) -> float:
-    assert measures.chosen is not None
-    return measures.chosen.calibration_saving
+def _saved(row: Attained) -> str:
+    return (
+        f"{_with(row.flop_saving, row.interval, '.1%')} of the FLOPs by {row.signal}, at "
+        f"{_with(row.ppl_rise, row.rise_interval, '+.1%')} perplexity on test text"
+    )
 
 
 def _look(results: Results) -> str:
@@ -105,7 +126,7 @@ def _look(results: Results) -> str:
             str(exit["layers"]),
             f"{exit['ppl']:.1f}",
             f"{exit['agreement']:.2f}",
-            *(f"{exit['attainable'][rise]:.1%}" for rise in RISES),
+            *(f"{exit['attainable'][rise]:.1%}" for rise in WORDS),
         ]
         for exit in look["exits"]
     ]
@@ -113,7 +134,7 @@ def _look(results: Results) -> str:
         "exit after layer",
         "perplexity",
         "agreement",
-        *(f"attainable at {rise}" for rise in RISES.values()),
+        *(f"attainable at {rise}" for rise in WORDS.values()),
     ]
     best = next(one for one in look["savings"] if one["exits_after"] == look["chosen"])
     return (
@@ -121,7 +142,7 @@ def _look(results: Results) -> str:
         f"of calibration text where full depth has perplexity {look['ppl']:.1f}; attainable is what the "
         f"divergence oracle saves of the FLOPs with that exit alone:\n\n{_table(head, rows)}\n\n"
         f"Chosen: exits after {_listed(look['chosen'])} layers, which together make most attainable "
-        f"({', '.join(f'{best[rise]:.1%}' for rise in RISES)})."
+        f"({', '.join(f'{best[rise]:.1%}' for rise in WORDS)})."
     )
 
 
@@ -169,14 +190,14 @@ def _ceilings(results: Results) -> str:
     rows = [
         [
             arm.name,
-            *(_reached(arm.measures.against_control[rise]) for rise in RISES),
-            *(_reached(arm.measures.against_itself[rise]) for rise in RISES),
+            *(_reached(arm.measures.against_control[rise]) for rise in WORDS),
+            *(_reached(arm.measures.against_itself[rise]) for rise in WORDS),
         ]
         for arm in results.arms
         if arm.measures.attained
     ]
-    head = ["arm", *(f"{rise} over the control" for rise in RISES.values())]
-    head += [f"{rise} over itself" for rise in RISES.values()]
+    head = ["arm", *(f"{rise} over the control" for rise in WORDS.values())]
+    head += [f"{rise} over itself" for rise in WORDS.values()]
     return (
         "**Attainable**: share of the FLOPs that the divergence oracle saves at so much more perplexity than "
         "the control's full depth (what the arm's own full depth has lost against it is taken off first), "
@@ -186,7 +207,7 @@ def _ceilings(results: Results) -> str:
 
 def _attained(results: Results) -> str:
     rows = [
-        [arm.name, row.signal, RISES[row.rise], *_of(row)]
+        [arm.name, row.signal, WORDS[row.rise], *_of(row)]
         for arm in results.arms
         for row in arm.measures.attained
     ]

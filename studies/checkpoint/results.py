@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from offramp.analysis.oracle import RISES
 from offramp.results.shape import Interval, Record, file_text, ill_shaped
 
+TIMED_RISE = "rise_1"
+"""The rise in perplexity, of ``oracle.RISES``, at which arms are timed."""
 SPEED_BAR = 1.15
 """Times the control's speed that are asked of early exit at 1 % more perplexity."""
 SPECULATION_BAR = 1.1
@@ -159,6 +163,22 @@ class Results(Record):
     precision: dict[str, Any]
     arms: list[ArmResults]
     """Those that are done."""
+
+
+def first_told(arms: Sequence[ArmResults]) -> ArmResults | None:
+    """The arm whose clocks stand for all; None where none was timed.
+
+    Of those that stay within the timed rise on calibration text it is the one that saves most there; of all,
+    where none stays. Test text chooses nothing.
+    """
+    timed = [arm for arm in arms if arm.measures.chosen]
+
+    def merit(arm: ArmResults) -> tuple[bool, float]:
+        chosen = arm.measures.chosen
+        assert chosen is not None
+        return chosen.calibration_rise <= RISES[TIMED_RISE], chosen.calibration_saving
+
+    return max(timed, key=merit, default=None)
 
 
 def results_path(home: Path, device: str) -> Path:

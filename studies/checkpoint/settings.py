@@ -15,9 +15,6 @@ from studies.common.study import read_yaml
 FILE = Path(__file__).with_name("settings.yaml")
 LM = "models/lm"
 
-TIMED_RISE = "rise_1"
-"""The rise in perplexity, of ``oracle.RISES``, at which arms are timed."""
-
 CONTROL = "final"
 """The arm whose full depth all others are held against."""
 

@@ -30,7 +30,7 @@ from studies.checkpoint.gather import benchmarks
 from studies.checkpoint.page import NOT_RUN, page
 from studies.checkpoint.plan import WORK
 from studies.checkpoint.projects import Project, Unit
-from studies.checkpoint.results import Reached, read
+from studies.checkpoint.results import Reached, first_told, read
 from studies.checkpoint.search import Search
 from studies.checkpoint.settings import FILE, read_settings
 from tests.conftest import REPOSITORY
@@ -279,7 +279,7 @@ def test_the_page_shows_what_was_run_and_says_what_was_not(studied):
 @pytest.mark.parametrize(
     ("saving", "reached", "words", "hoped_for"),
     [
-        (0.056, True, "no signal can save more than 5.6% [5.6%, 5.6%]", True),
+        (0.056, True, "saves at most 5.6% [5.6%, 5.6%]", True),
         (0.2, True, "1.25x the speed", False),
         (0.0, False, "nothing can be saved: no arm's full depth stays within it", True),
     ],
@@ -348,12 +348,38 @@ def test_rows_of_benchmarks_are_of_the_arm_that_calibration_text_chose(studied):
     for chosen in ("joint", "fitted"):
         for rise, kept in ((0.005, True), (0.5, False)):
             arms = [
-                changed(arm, calibration_saving=0.9 if arm.name == chosen else 0.1, ppl_rise=rise)
+                changed(
+                    arm,
+                    calibration_saving=0.9 if arm.name == chosen else 0.1,
+                    calibration_rise=0.005,
+                    ppl_rise=rise,
+                )
                 for arm in results.arms
             ]
             row = benchmarks(results.model_copy(update={"arms": arms}))[0]
             assert f"the arm {chosen} " in row.held_against
             assert (row.value, row.verdict) == ((1.2, "met") if kept else (1.0, "missed"))
+
+
+@pytest.mark.slow
+def test_an_arm_beyond_the_rise_on_calibration_text_is_told_only_where_none_stays_within_it(studied):
+    arms = read(studied / "results.json").arms
+    for joint, fitted, told in ((0.02, 0.005, "fitted"), (0.02, 0.03, "joint"), (0.005, 0.005, "joint")):
+        rises = {"final": None, "joint": joint, "fitted": fitted}
+        savings = {"final": None, "joint": 0.9, "fitted": 0.1}
+        given = [
+            changed(arm, calibration_rise=rises[arm.name], calibration_saving=savings[arm.name])
+            for arm in arms
+        ]
+        assert first_told(given).name == told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("leaving", "told"), [(0.4, "Attained is"), (0.0, "at which anything leaves")])
+def test_the_page_says_what_was_attained_or_that_nothing_left(studied, leaving, told):
+    results = read(studied / "results.json")
+    arms = [changed(arm, shallow_ratio=leaving) for arm in results.arms]
+    assert told in page(results.model_copy(update={"arms": arms}))
 
 
 def changed(arm, **values):
