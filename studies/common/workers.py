@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from functools import partial
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from offramp.errors import UserError
 from offramp.machine.device import setup
+from offramp.machine.entry import SIGNALS
 
 START = "fork" if sys.platform == "linux" else "spawn"
 """Of processes: forked ones need not import torch again; nothing that they could inherit half done runs
@@ -35,13 +39,19 @@ def run_arms(
     """
     setup("cpu", 1)
     order = sorted(range(len(jobs)), key=lambda place: -cost(*jobs[place])) if cost else range(len(jobs))
-    work = [(place, train, jobs[place]) for place in order]
-    bar = partial(tqdm, total=len(jobs), unit="arm", disable=None)
-    if min(processes, len(jobs)) <= 1:
-        results = dict(_placed(job) for job in bar(work))
-    else:
-        with multiprocessing.get_context(START).Pool(min(processes, len(jobs)), setup, ("cpu", 1)) as pool:
-            results = dict(bar(pool.imap_unordered(_placed, work)))
+    with tqdm(total=len(jobs), unit="arm", disable=None) as bar:
+        if min(processes, len(jobs)) <= 1:
+            results = {}
+            for place in order:
+                results[place] = train(*jobs[place])
+                bar.update()
+        else:
+            with _workers(min(processes, len(jobs))) as pool:
+                running = {pool.submit(train, *jobs[place]): place for place in order}
+                results = {}
+                for done in as_completed(running):
+                    results[running[done]] = done.result()
+                    bar.update()
     return [results[place] for place in range(len(jobs))]
 
 
@@ -63,7 +73,7 @@ def run_chains(
         return {name: later(started[key], *job) for name, (key, job) in chains.items()}
     with (
         tqdm(total=len(chains), unit="arm", disable=None) as bar,
-        ProcessPoolExecutor(processes, multiprocessing.get_context(START), setup, ("cpu", 1)) as pool,
+        _workers(processes) as pool,
     ):
         keys = {pool.submit(first, *job): key for key, job in starts.items()}
         running: dict[Name, Future[Later]] = {}
@@ -75,6 +85,34 @@ def run_chains(
         return {name: running[name].result() for name in chains}
 
 
-def _placed(work: tuple[int, Callable[..., Result], tuple[Any, ...]]) -> tuple[int, Result]:
-    place, train, job = work
-    return place, train(*job)
+@contextmanager
+def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes with one thread each, which end with the context: at once where it ends by an exception.
+
+    UserError where one of them is killed.
+    """
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context(START), _begin)
+    try:
+        yield pool
+    except BaseException as error:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                "a process that trained an arm was killed, as the system does where memory runs out; end "
+                "other programs, then begin again: what was finished is found"
+            ) from error
+        raise
+    pool.shutdown()
+
+
+def _begin() -> None:
+    """Undo handlers of signals, which are for the process that waits for the results: in a worker one may
+    never run, where the signal comes just before the worker waits for work. What is ignored stays so.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    setup("cpu", 1)
