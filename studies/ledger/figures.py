@@ -60,6 +60,14 @@ class Results:
         files = [self._files[name, corpus] for name, _ in terms(key, study)[1]]
         return all(file is not None and getattr(file, protocol) is not None for file in files)
 
+    def undefined(self, key: str, study: str, corpus: str) -> bool:
+        """Whether some random seeds of the corrected protocol have no value of a figure in ``key``, and so
+        the study gives no interval: a share, for one, whose whole is nothing for some of them."""
+        return self.has(key, study, "corrected", corpus) and any(
+            0 < sum(name in values for values in seeds.values()) < len(seeds)
+            for seeds, name in ((self._of_seeds(part, corpus), name) for part, name in terms(key, study)[1])
+        )
+
     def published(self, key: str, study: str, corpus: str) -> float:
         """A figure under the published protocol. UserError if it is missing."""
         operator, figures = terms(key, study)
@@ -114,9 +122,7 @@ class Results:
         """A corrected figure by random seed; empty where the study keeps none. UserError if its values are
         not those of the result file."""
         study, name = figure
-        if (study, corpus) not in self._seeds:
-            self._seeds[study, corpus] = read_seeds(self._home, study, corpus)
-        values = {seed: row[name] for seed, row in self._seeds[study, corpus].items() if name in row}
+        values = {seed: row[name] for seed, row in self._of_seeds(study, corpus).items() if name in row}
         if values:
             shown = self._corrected(figure, corpus)
             mean = math.fsum(values.values()) / len(values)
@@ -126,6 +132,11 @@ class Results:
                     f"it; run `python -m studies {study} --corpus {corpus}` again"
                 )
         return values
+
+    def _of_seeds(self, study: str, corpus: str) -> dict[int, dict[str, float]]:
+        if (study, corpus) not in self._seeds:
+            self._seeds[study, corpus] = read_seeds(self._home, study, corpus)
+        return self._seeds[study, corpus]
 
     def _missing(self, figure: Term, protocol: Protocol, corpus: str) -> UserError:
         study, name = figure

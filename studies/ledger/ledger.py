@@ -133,6 +133,8 @@ class Judged:
     """By corpus."""
     judgement: Judgement
     """Of all corpora together."""
+    undefined: Sequence[str]
+    """Corpora on which some random seeds have no value."""
 
     def cells(self) -> dict[str, Any]:
         """The columns of the ledger that depend on results, but the outcome; numbers as text."""
@@ -173,7 +175,10 @@ class Judged:
             words = f"rerun: {CORPORA[self.rerun_corpus]}, corrected: {words}"
         missing = [CORPORA[name] for name in self.statement.corpora if name not in self.corrected]
         if missing:
-            words += f" alone, no corrected results of {missing[0]}"
+            why = f"no corrected results of {missing[0]}"
+            if self.undefined:
+                why = f"not defined for every random seed on {CORPORA[self.undefined[0]]}"
+            words += f" alone, {why}"
         if self.judgement.why == "disagree":
             words += f": {self.each[first].outcome}"
         for name in others:
@@ -210,7 +215,16 @@ def judge_claim(claim: Claim, results: Results) -> Judged | None:
         for name, figure in corrected.items()
     }
     control = _control(claim, results, rerun_corpus)
-    return Judged(claim, rerun, rerun_corpus, control, corrected, each, agree(each, "inconclusive"))
+    return Judged(
+        claim,
+        rerun,
+        rerun_corpus,
+        control,
+        corrected,
+        each,
+        agree(each, "inconclusive"),
+        _undefined(claim, results),
+    )
 
 
 def answer_question(question: Question, results: Results) -> Judged | None:
@@ -225,14 +239,29 @@ def answer_question(question: Question, results: Results) -> Judged | None:
         rerun = results.published(question.key, question.study, rerun_corpus)
         control = _control(question, results, rerun_corpus)
     each = {name: answer(question.rule, figure) for name, figure in corrected.items()}
-    return Judged(question, rerun, rerun_corpus or "", control, corrected, each, agree(each, "no answer yet"))
+    return Judged(
+        question,
+        rerun,
+        rerun_corpus or "",
+        control,
+        corrected,
+        each,
+        agree(each, "no answer yet"),
+        _undefined(question, results),
+    )
 
 
 def _corrected(statement: Statement, results: Results) -> dict[str, Corrected]:
     """The corrected figure on every corpus on which it is judged; empty where there is none yet."""
-    key, study = statement.corrected_key, statement.study
-    run = [name for name in CORPORA if results.has(key, study, "corrected", name)]
+    key, study, undefined = statement.corrected_key, statement.study, _undefined(statement, results)
+    run = [name for name in CORPORA if results.has(key, study, "corrected", name) and name not in undefined]
     return {name: results.corrected(key, study, name) for name in run if name in statement.corpora}
+
+
+def _undefined(statement: Statement, results: Results) -> list[str]:
+    """Corpora on which it would be judged, were its figure defined for every random seed."""
+    key, study = statement.corrected_key, statement.study
+    return [name for name in statement.corpora if results.undefined(key, study, name)]
 
 
 def _rerun_corpus(statement: Statement, results: Results) -> str | None:
@@ -251,26 +280,29 @@ def _control(statement: Statement, results: Results, corpus: str) -> float | Non
     return results.published(statement.corrected_key, statement.study, corpus) if wanted else None
 
 
-def _row(
-    statement: Statement, judged: Judged | None, columns: Sequence[str], decided: str, undecided: str
-) -> dict[str, Any]:
-    """A row of the ledger: what the file gives, what the results give, and the outcome as column
-    ``decided``."""
-    row = {name: getattr(statement, name) for name in columns if name in GIVEN}
-    if judged is None:
-        texts = " or ".join(CORPORA[name] for name in CORPORA if name in statement.corpora)
-        reason = f"Not all of it has been run on {texts} ({', '.join(sorted(statement.studies))})."
-        return {**row, "n": 0, decided: undecided, "reason": reason}
-    return {**row, **judged.cells(), decided: judged.judgement.outcome}
-
-
 def _claim_row(claim: Claim, results: Results) -> dict[str, Any]:
-    undecided = "not comparable" if claim.level_of else "inconclusive"
-    return _row(claim, judge_claim(claim, results), COLUMNS, "verdict", undecided)
+    """A row of the ledger: what the file gives, what the results give, and the verdict."""
+    row = {name: getattr(claim, name) for name in COLUMNS if name in GIVEN}
+    judged = judge_claim(claim, results)
+    if judged is None:
+        undecided = "not comparable" if claim.level_of else "inconclusive"
+        return {**row, "n": 0, "verdict": undecided, "reason": _why_undecided(claim, results)}
+    return {**row, **judged.cells(), "verdict": judged.judgement.outcome}
 
 
 def _question_row(question: Question, results: Results) -> dict[str, Any]:
-    return _row(question, answer_question(question, results), QUESTION_COLUMNS, "answer", "no answer yet")
+    row = {name: getattr(question, name) for name in QUESTION_COLUMNS if name in GIVEN}
+    judged = answer_question(question, results)
+    if judged is None:
+        return {**row, "n": 0, "answer": "no answer yet", "reason": _why_undecided(question, results)}
+    return {**row, **judged.cells(), "answer": judged.judgement.outcome}
+
+
+def _why_undecided(statement: Statement, results: Results) -> str:
+    if undefined := _undefined(statement, results):
+        return f"It is not defined for every random seed on {CORPORA[undefined[0]]}."
+    texts = " or ".join(CORPORA[name] for name in CORPORA if name in statement.corpora)
+    return f"Not all of it has been run on {texts} ({', '.join(sorted(statement.studies))})."
 
 
 def write_ledger(home: Path = HOME, folder: Path | None = None) -> list[Path]:

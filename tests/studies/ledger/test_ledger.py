@@ -104,6 +104,22 @@ def test_without_results_of_the_published_text_the_other_corpus_decides_and_says
     assert "State of the Union alone, no corrected results of WikiText-2" in row["reason"]
 
 
+UNDEFINED = [{"a": None, "b": 1.0}, *({**row, "b": 1.0} for row in NEAR[1:])]
+"""A share whose whole is nothing for one random seed."""
+
+
+def test_a_figure_that_some_random_seed_does_not_have_is_judged_where_all_have_it(tmp_path):
+    row = judged(tmp_path, claim(corpora=["sotu", "wikitext"]), wikitext=(0.5, UNDEFINED))
+    assert (row["verdict"], row["corrected"]) == ("holds", "0.5")
+    assert "State of the Union alone, not defined for every random seed on WikiText-2" in row["reason"]
+
+
+def test_a_figure_that_some_random_seed_does_not_have_on_its_only_text_says_so(tmp_path):
+    row = judged(tmp_path, claim(corpora=["wikitext"]), wikitext=(0.5, UNDEFINED))
+    assert (row["verdict"], row["n"]) == ("inconclusive", "0")
+    assert row["reason"] == "It is not defined for every random seed on WikiText-2."
+
+
 def test_a_figure_of_one_text_is_not_judged_on_another(tmp_path):
     row = judged(tmp_path, claim(corpora=["wikitext"]))
     assert (row["verdict"], row["corrected"]) == ("inconclusive", "")
