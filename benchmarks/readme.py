@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from offramp.results.benchmarks import Benchmark
+from offramp.results.growth import Growth
 
 
 class Shown:
@@ -347,3 +348,16 @@ def table(name: str, records: Mapping[str, Benchmark]) -> str:
     lines = [line for line in TABLES[name] if records.keys() >= set(line.names.split())]
     head = ("| what | held against | measured | n | bar | verdict |", "|---|---|---|---|---|---|")
     return "\n".join([*head, *(line.render(records) for line in lines)])
+
+
+def growth_table(growth: Growth) -> str:
+    """A line per stage and size: microseconds of processor time and of the clock per token, and memory."""
+    lines = ["| stage | tokens of the corpus | its tokens | CPU, us a token | clock, us a token | memory |"]
+    lines.append("|---|---|---|---|---|---|")
+    for cost in growth.costs:
+        processor, clock = (1e6 * each / cost.tokens for each in (cost.cpu_seconds, cost.seconds))
+        lines.append(
+            f"| `{cost.stage}` | {cost.corpus_tokens:,} | {cost.tokens:,} | {processor:.1f} | {clock:.1f} "
+            f"| {cost.memory_gb:.2f} GB |"
+        )
+    return "\n".join(lines)

@@ -14,6 +14,8 @@
     has_benchmark(name)                 whether there is such a record: some wait for a long run
     benchmark_machine(name)             what it was measured on
     benchmark_origins()                 of which commits and machines all records are, most of them first
+    growth_table()                      what stages need as the corpus grows; empty where it was not measured
+    growth()                            that measurement, for its date, machine and commit
     smollm2_command()                   the run of the pipeline on SmolLM2 that is documented and measured
     measured(entry, value, form)        a value of docs/measurements.yaml
     measurement(entry)                  the whole entry, for its date, machine, command, n
@@ -48,7 +50,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from benchmarks.commands import SMOLLM2_RUN
-from benchmarks.readme import table
+from benchmarks.readme import growth_table, table
 from docs.measurements import PATH as MEASUREMENTS
 from docs.measurements import Measured, Measurement, read_measurements
 from docs.parameters import ParameterSection, parameter_sections
@@ -57,6 +59,7 @@ from offramp.errors import UserError
 from offramp.report.headline import headline_sentence, headline_table
 from offramp.results.benchmarks import PATH as BENCHMARKS
 from offramp.results.benchmarks import Benchmark, read_benchmarks
+from offramp.results.growth import Growth
 from studies.checkpoint.page import answer, page
 from studies.checkpoint.results import read, results_path
 from studies.common.results import Interval, over_seeds, read_results, read_seeds, result_path, seeds_path
@@ -118,6 +121,8 @@ class Figures:
             *(
                 self.benchmark_machine,
                 self.benchmark_origins,
+                self.growth_table,
+                self.growth,
                 self.smollm2_command,
                 self.measured,
                 self.measurement,
@@ -251,6 +256,13 @@ class Figures:
             }
             for (commit, machine), of in sorted(names.items(), key=lambda origin: -len(origin[1]))
         ]
+
+    def growth_table(self) -> str:
+        growth = Growth.read_if_there(self.root)
+        return growth_table(growth) if growth else ""
+
+    def growth(self) -> Growth:
+        return Growth.read(self.root)
 
     def smollm2_command(self) -> str:
         return SMOLLM2_RUN

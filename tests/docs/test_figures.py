@@ -155,6 +155,22 @@ def test_records_are_told_by_commit_and_machine_most_of_them_first(root, figures
     ]
 
 
+def test_what_stages_need_as_the_corpus_grows(root, figures):
+    assert figures.growth_table() == ""
+    costs = [
+        {"stage": "collect", "corpus_tokens": size, "tokens": size // 2, "seconds": 4.0, "cpu_seconds": 6.0}
+        | {"memory_gb": 0.514}
+        for size in (100_000, 1_000_000)
+    ]
+    growth = {"machine": "two cores", "commit": "abc1234", "date": "2026-11-30", "costs": costs}
+    (root / "metrics/growth.json").write_text(json.dumps(growth))
+    assert figures.growth_table().splitlines()[2:] == [
+        "| `collect` | 100,000 | 50,000 | 120.0 | 80.0 | 0.51 GB |",
+        "| `collect` | 1,000,000 | 500,000 | 12.0 | 8.0 | 0.51 GB |",
+    ]
+    assert figures.growth().commit == "abc1234"
+
+
 def test_measurements(figures):
     assert figures.measured("threshold-0.7", "leave", ".0%") == "77 %"
     assert figures.measured("threshold-0.7", "differ", ".1%") == "3.9 % [3.7, 4.1]"
