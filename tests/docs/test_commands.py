@@ -67,8 +67,13 @@ def check_module(command: Command, module: str, *words: str) -> None:
     elif module == "benchmarks":
         assert set(words) <= {*measured.NAMES, "NAME", "--quick"}, f"{command}: no such benchmark"
     else:
-        place = REPOSITORY / module.replace(".", "/")
-        assert place.is_dir() or module in ("venv",), f"{command}: no such module"
+        assert is_module(module) or module in ("venv",), f"{command}: no such module"
+
+
+def is_module(name: str) -> bool:
+    """Whether `python -m NAME` runs a package or a module of the repository."""
+    place = REPOSITORY / name.replace(".", "/")
+    return place.is_dir() or place.with_suffix(".py").is_file()
 
 
 @pytest.mark.parametrize("page", GUIDES)
@@ -91,7 +96,7 @@ def test_commands_in_running_text_exist(page):
         elif program == "make":
             assert name in TARGETS, command
         elif program == "python":
-            assert (REPOSITORY / rest[0].replace(".", "/")).is_dir(), command
+            assert is_module(rest[0]), command
         elif rest:
             check(command, None) if "-S" not in rest else get_main_parser().parse_args([name, *rest])
 
