@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from docs.figures import Figures, written
+from docs.figures import Figures
 from docs.stages import stage_columns, stage_edges
 from docs.svg import Canvas
+from docs.writing import written
 from offramp.errors import UserError
 from offramp.report.theme import ACCENT, INK, MUTED, RULE, SIGNALS, Colour, exit_colours
 from studies.common.results import Interval, read_results

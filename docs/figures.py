@@ -55,6 +55,7 @@ from docs.measurements import PATH as MEASUREMENTS
 from docs.measurements import Measured, Measurement, read_measurements
 from docs.parameters import ParameterSection, parameter_sections
 from docs.stages import mermaid
+from docs.writing import UNKNOWN, Unknown, listed, written
 from offramp.errors import UserError
 from offramp.report.headline import headline_sentence, headline_table
 from offramp.results.benchmarks import PATH as BENCHMARKS
@@ -65,39 +66,8 @@ from studies.checkpoint.results import read, results_path
 from studies.common.results import Interval, over_seeds, read_results, read_seeds, result_path, seeds_path
 from studies.common.study import studies
 
-SCALES = {"%": (100, " %"), "M": (1e-6, " M")}
-"""By the last character of a form: what a figure is multiplied by, and what follows it."""
-COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 WIDTH = 120
 """Columns of what is quoted from a console."""
-
-
-class Unknown:
-    """Stands for a figure that could not be looked up, in whatever is done with it."""
-
-    def __str__(self) -> str:
-        return "?"
-
-    def __bool__(self) -> bool:
-        return True  # a condition on it is no second problem
-
-    def __iter__(self):
-        return iter(())
-
-    def __getattr__(self, name: str) -> Unknown:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def _same(self, *_: Any) -> Unknown:
-        return self
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _same
-    __neg__ = __pow__ = __getitem__ = __abs__ = _same
-    __lt__ = __le__ = __gt__ = __ge__ = _same
-
-
-UNKNOWN = Unknown()
 
 
 class Figures:
@@ -286,7 +256,7 @@ class Figures:
         if isinstance(figure, Measured):
             return _with_interval(figure, form, place)
         if isinstance(figure, list) and form is not None:
-            return _listed([_as_asked(one, form, None, place) for one in figure])
+            return listed([_as_asked(one, form, None, place) for one in figure])
         return _as_asked(figure, form, None, place)
 
     def measurement(self, entry: str) -> Measurement:
@@ -345,34 +315,6 @@ class Figures:
             raise UserError(f"{file} is missing") from None
 
 
-def written(value: float, form: str, bounds: Sequence[float] | None = None) -> str:
-    """A number, and its interval in brackets, as ``form`` says; never "-0".
-
-    Raises ValueError for a form that is none.
-    """
-    factor, unit = SCALES.get(form[-1:], (1, ""))
-    plain = form[:-1] + "f" if form[-1:] in SCALES else form
-
-    def one(number: float, how: str) -> str:
-        text = format(number if factor == 1 else number * factor, how)
-        return text.lstrip("-+") if re.fullmatch(r"[-+]0(\.0*)?", text) else text
-
-    interval = ""
-    if bounds is not None:
-        interval = " [{}, {}]".format(*(one(bound, plain.lstrip("+")) for bound in bounds))
-    return one(value, plain) + unit + interval
-
-
-def form(value: Any, form: str) -> Any:
-    """The filter: a number that was computed from figures, as text."""
-    return UNKNOWN if isinstance(value, Unknown) else written(value, form)
-
-
-def in_words(value: Any) -> Any:
-    """The filter: a small count as a word."""
-    return COUNTS[value] if isinstance(value, int) and 0 <= value < len(COUNTS) else value
-
-
 def _as_asked(value: Any, form: str | None, bounds: Sequence[float] | None, place: str) -> Any:
     if form is None:
         return value
@@ -406,13 +348,6 @@ def _value(cell: str | None) -> Any:
         except ValueError:
             continue
     return cell or None
-
-
-def _listed(texts: Sequence[str]) -> str:
-    """``9, 8 and 5 %``: the unit once."""
-    shared = next((unit for _, unit in SCALES.values() if unit and texts[0].endswith(unit)), "")
-    bare = [text.removesuffix(shared) for text in texts]
-    return " and ".join([", ".join(bare[:-1]), bare[-1]] if len(bare) > 1 else bare) + shared
 
 
 def _words(where: Mapping[str, Any]) -> str:

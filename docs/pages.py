@@ -14,9 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from docs.drawings import FOLDER as PICTURES
 from docs.drawings import drawings
-from docs.figures import Figures, form, in_words
+from docs.figures import Figures
 from docs.measurements import PATH as MEASUREMENTS
 from docs.prose import faults
+from docs.writing import form, in_words
 from offramp.artifacts.files import write_text
 from offramp.errors import UserError
 

@@ -64,15 +64,16 @@ def answer(results: Results | None) -> str:
     if most.reached:
         can = (
             f"a signal that does not know the next token saves at most {_reached(most)} of the FLOPs (the "
-            f"arm {best.name}): where seconds follow FLOPs, {1 / (1 - most.flop_saving):.2f}x the speed"
+            f"arm {best.name}), as far as full depth is calibrated; where seconds follow FLOPs that is "
+            f"{1 / (1 - most.flop_saving):.2f}x the speed"
         )
     else:
         can = "nothing can be saved: no arm's full depth stays within it"
     sentences = [f"At {WORDS[TIMED_RISE]} more perplexity than the control's full depth, {can}."]
     if most.flop_saving < asked:
         sentences.append(
-            f"The {SPEED_BAR}x that this study set out for need {asked:.0%}, which these exits do not hold, "
-            "whoever decides."
+            f"The {SPEED_BAR}x that this study set out for need {asked:.0%}, which no such signal reaches "
+            "with these exits."
         )
     for arm in arms:
         if not arm.measures.against_control[TIMED_RISE].reached:

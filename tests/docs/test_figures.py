@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from docs.figures import UNKNOWN, Figures, form, in_words, written
+from docs.figures import Figures
+from docs.writing import UNKNOWN, form, in_words, written
 from offramp.errors import UserError
 from offramp.results.benchmarks import PATH, Benchmark, write_benchmarks
 

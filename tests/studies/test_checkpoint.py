@@ -280,7 +280,7 @@ def test_the_page_shows_what_was_run_and_says_what_was_not(studied):
     ("saving", "reached", "words", "hoped_for"),
     [
         (0.056, True, "saves at most 5.6% [5.6%, 5.6%]", True),
-        (0.2, True, "1.25x the speed", False),
+        (0.2, True, "that is 1.25x the speed", False),
         (0.0, False, "nothing can be saved: no arm's full depth stays within it", True),
     ],
 )
