@@ -26,6 +26,7 @@ from offramp.params import Pretrain, load_params
 from offramp.routing.executor import Arrivals, Decision, Executor, Policy
 from offramp.states.store import States
 from offramp.training.exit_classifiers import fit_classifier
+from offramp.training.inputs import HeldInputs
 from offramp.training.pretrain import Pretrainer
 from offramp.training.snapshots import Snapshots
 
@@ -146,8 +147,8 @@ def fit_from_cache(path: Path, epochs: int) -> tuple[ExitClassifier, Tensor]:
     inputs, labels = states.hidden(0), torch.from_numpy(label(states, 0, "correct", 0.0))
     few = slice(0, 2048)
     fit = fit_classifier(
-        (inputs, labels),
-        (inputs[few], labels[few]),
+        (HeldInputs(inputs), labels),
+        (HeldInputs(inputs[few]), labels[few]),
         "correct",
         [],
         learning_rate=1e-3,

@@ -14,6 +14,7 @@ from benchmarks.collect import collect
 from benchmarks.inputs import RandomWindows
 from benchmarks.measure import Median, Row, in_turn, median_ratio, rounds, seconds
 from offramp.training.exit_classifiers import fit_classifier
+from offramp.training.inputs import HeldInputs
 
 EPOCHS, PAIRS = 3, 5
 TOKENS, WIDTH = 65_536, 64
@@ -54,8 +55,8 @@ def convergence() -> Row:
 
     def work() -> None:
         outcome = fit_classifier(
-            (inputs[fit], labels[fit]),
-            (inputs[select], labels[select]),
+            (HeldInputs(inputs[fit]), labels[fit]),
+            (HeldInputs(inputs[select]), labels[select]),
             "gain",
             [128],
             learning_rate=8e-3,

@@ -23,6 +23,7 @@ from offramp.states.statistics import Readout, predictions
 from offramp.states.store import States
 from offramp.training.exit_classifiers import fit_classifier
 from offramp.training.exits import PARTS, split_calibration
+from offramp.training.inputs import HeldInputs
 from studies.common.product_path import SmallModel
 
 EASY_LOSS = 3.0
@@ -158,8 +159,8 @@ def fit_view(
     inputs = views.get(states, view, first_stage)
     labels = torch.from_numpy(label(states, views.exit, name, EASY_LOSS))
     fitted = fit_classifier(
-        (inputs[fit], labels[fit]),
-        (inputs[select], labels[select]),
+        (HeldInputs(inputs[fit]), labels[fit]),
+        (HeldInputs(inputs[select]), labels[select]),
         name,
         list(hidden),
         learning_rate=settings["learning_rate"],

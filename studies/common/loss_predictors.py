@@ -22,6 +22,7 @@ from offramp.errors import UserError
 from offramp.exits.classifier import ExitClassifier
 from offramp.training.exit_classifiers import fit_classifier
 from offramp.training.exits import PARTS, split_calibration
+from offramp.training.inputs import HeldInputs
 from offramp.training.loop import Best, Row, Selection, Training
 from studies.common.token_scores import Tokens
 
@@ -162,7 +163,8 @@ def _fit_converged(
     """The package's own fit: a value is a cost to it, an event one of its binary labels."""
     wanted = torch.from_numpy(labels.astype(np.float32))[:, None]
     parts = [
-        (hidden_states[rows], wanted[rows]) for rows in (torch.from_numpy(half), torch.from_numpy(~half))
+        (HeldInputs(hidden_states[rows]), wanted[rows])
+        for rows in (torch.from_numpy(half), torch.from_numpy(~half))
     ]
     name = f"{kind} predictor {list(hidden)}"
     fitted = fit_classifier(

@@ -25,6 +25,7 @@ from offramp.routing.split import run_split
 from offramp.states.store import States
 from offramp.training.exit_classifiers import fit_classifier
 from offramp.training.exits import split_calibration
+from offramp.training.inputs import HeldInputs
 from studies.common.exit_choice import ConfidencePolicy
 from studies.common.first_block import first_block
 from studies.common.product_path import SmallModel
@@ -157,7 +158,7 @@ def _fit_arm(
     classifier = None
     if arm != "softmax":
         inputs, labels = calibration.hidden(0), torch.from_numpy(label(calibration, 0, arm, 0.0))
-        parts = [(inputs[rows], labels[rows]) for rows in (fitting, ~fitting)]
+        parts = [(HeldInputs(inputs[rows]), labels[rows]) for rows in (fitting, ~fitting)]
         fit = fit_classifier(
             *parts,
             arm,

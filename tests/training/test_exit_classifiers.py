@@ -8,6 +8,7 @@ import torch
 
 from offramp.exits.labels import KINDS
 from offramp.training.exit_classifiers import fit_classifier
+from offramp.training.inputs import HeldInputs
 
 
 def known_problem(seed=0, tokens=6000, width=8):
@@ -29,8 +30,8 @@ def test_every_kind_of_label_yields_scores_that_rise_with_the_right_to_leave(lab
         "cost": 4 - 3 * (truth + noise),
     }[KINDS[label]].unsqueeze(1)
     fit = fit_classifier(
-        (inputs[:4000], labels[:4000]),
-        (inputs[4000:], labels[4000:]),
+        (HeldInputs(inputs[:4000]), labels[:4000]),
+        (HeldInputs(inputs[4000:]), labels[4000:]),
         label,
         hidden,
         learning_rate=2e-2,
@@ -48,7 +49,12 @@ def test_every_kind_of_label_yields_scores_that_rise_with_the_right_to_leave(lab
 def test_a_fit_is_reproducible_and_says_when_it_did_not_converge():
     inputs, truth, noise = known_problem()
     wanted = (truth + noise).unsqueeze(1)
-    args = ((inputs[:4000], wanted[:4000]), (inputs[4000:], wanted[4000:]), "gain", [8])
+    args = (
+        (HeldInputs(inputs[:4000]), wanted[:4000]),
+        (HeldInputs(inputs[4000:]), wanted[4000:]),
+        "gain",
+        [8],
+    )
     how = {"max_epochs": 6, "patience": 3, "seed": 5}
     one, two = (fit_classifier(*args, learning_rate=1e-2, batch_size=500, **how) for _ in range(2))
     for name, value in one.classifier.state_dict().items():
@@ -61,8 +67,8 @@ def test_a_classifier_of_benefits_predicts_nats_to_every_later_exit():
     inputs, truth, noise = known_problem()
     wanted = torch.stack((2 + truth, 5 - truth), 1) + 0.1 * noise.unsqueeze(1)
     fit = fit_classifier(
-        (inputs[:4000], wanted[:4000]),
-        (inputs[4000:], wanted[4000:]),
+        (HeldInputs(inputs[:4000]), wanted[:4000]),
+        (HeldInputs(inputs[4000:]), wanted[4000:]),
         "gain",
         [16],
         learning_rate=2e-2,

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -200,6 +201,29 @@ class States:
             with readable(self.artifact.file(f"hidden_{exit}-{shard:05d}.safetensors")) as file:
                 hidden = load_file(file)["hidden"]
             yield hidden
+
+    def hidden_spans(self, exit: int, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """Hidden states after block ``exit`` as stored, of the tokens a to b - 1 of every span (a, b).
+
+        Nothing else is read. Spans are not empty, come in the order of the text and do not overlap; their
+        tokens stand in one tensor, in that order.
+        """
+        parts: list[Tensor] = []
+        following, start = iter(spans), 0
+        begin, end = next(following)
+        for shard in range(self.artifact.meta["shards"]):
+            with (
+                readable(self.artifact.file(f"hidden_{exit}-{shard:05d}.safetensors")) as file,
+                safe_open(file, "pt") as tensors,
+            ):
+                stored = tensors.get_slice("hidden")
+                stop = start + stored.get_shape()[0]
+                while begin < stop:
+                    upto = min(end, stop)
+                    parts.append(stored[begin - start : upto - start].clone())  # a view keeps the file mapped
+                    begin, end = (upto, end) if upto < end else next(following, (self.num_tokens,) * 2)
+            start = stop
+        return torch.cat(parts)
 
     def hidden(self, exit: int, rows: np.ndarray | None = None) -> Tensor:
         """Hidden states (N, D), float32, after block ``exit``: of tokens in the mask ``rows``, or of all."""

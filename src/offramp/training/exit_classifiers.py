@@ -14,6 +14,7 @@ from offramp.errors import UserError
 from offramp.exits.classifier import ExitClassifier
 from offramp.exits.labels import KINDS
 from offramp.machine.watch import NOBODY, Watch
+from offramp.training.inputs import Inputs
 from offramp.training.loop import Bar, Best, Progress, Row, Training
 
 MATERIAL = 1e-3
@@ -70,8 +71,8 @@ class Annealed(Best):
 
 
 def fit_classifier(
-    fit: tuple[Tensor, Tensor],
-    select: tuple[Tensor, Tensor],
+    fit: tuple[Inputs, Tensor],
+    select: tuple[Inputs, Tensor],
     label: str,
     hidden: list[int],
     *,
@@ -103,9 +104,8 @@ def fit_classifier(
     def epoch(number: int) -> None:
         nonlocal fit_loss
         total = 0.0
-        for rows in torch.randperm(len(inputs), generator=generator).split(batch_size):
-            rows = rows.to(inputs.device)
-            batch_loss = loss(classifier.outputs(inputs[rows]), labels[rows])
+        for places, rows in inputs.shuffled(batch_size, generator):
+            batch_loss = loss(classifier.outputs(rows), labels[places])
             optimiser.zero_grad(set_to_none=True)
             batch_loss.backward()
             optimiser.step()
@@ -115,7 +115,7 @@ def fit_classifier(
 
     def look(epochs: int) -> tuple[list[Row], float]:
         with torch.no_grad():
-            select_loss = loss(classifier.outputs(select[0]), select[1]).item()
+            select_loss = loss(outputs_of(classifier, select[0]), select[1]).item()
         if not math.isfinite(select_loss):
             raise UserError(
                 f"train_exits: the loss of the {name} is {select_loss}; lower exits.learning_rate"
@@ -135,14 +135,21 @@ def fit_classifier(
     return ClassifierFit(classifier.eval(), progress.curve, progress.best_step, selection.converged)
 
 
+@torch.no_grad()
+def outputs_of(classifier: ExitClassifier, inputs: Inputs) -> Tensor:
+    """Scores (N, L) of inputs (N, I), part by part."""
+    return torch.cat([classifier.outputs(rows) for rows in inputs.parts()])
+
+
 def _new_classifier(
-    inputs: Tensor, labels: Tensor, label: str, hidden: list[int], seed: int
+    inputs: Inputs, labels: Tensor, label: str, hidden: list[int], seed: int
 ) -> ExitClassifier:
     """A classifier that standardises its inputs, and costs, by those that it will be fitted to."""
     torch.manual_seed(seed)
-    classifier = ExitClassifier(inputs.shape[1], hidden, labels.shape[1]).to(inputs.device)
-    classifier.mean.copy_(inputs.mean(0))
-    classifier.scale.copy_(1 / inputs.std(0).clamp_min(1e-6))
+    classifier = ExitClassifier(inputs.width, hidden, labels.shape[1]).to(inputs.device)
+    mean, deviation = inputs.moments()
+    classifier.mean.copy_(mean)
+    classifier.scale.copy_(1 / deviation.clamp_min(1e-6))
     if KINDS[label] == "cost":
         classifier.centre.copy_(labels.mean(0))
         classifier.spread.copy_(labels.std(0).clamp_min(1e-6))

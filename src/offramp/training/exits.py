@@ -24,7 +24,7 @@ from torch import Tensor
 from offramp.artifacts.artifact import Artifact, create_artifact, open_artifact
 from offramp.errors import UserError, writing
 from offramp.exits.calibration import fit_calibrator, gain_slope
-from offramp.exits.classifier import ExitClassifier, classifier_inputs
+from offramp.exits.classifier import ExitClassifier
 from offramp.exits.labels import KINDS, agreement, label
 from offramp.exits.ranking import aurc, auroc, classification_quality, loss_gap, most_confident
 from offramp.exits.signals import known_signals, raw_signal
@@ -42,13 +42,12 @@ from offramp.results.exits import (
 )
 from offramp.results.shape import exit_key
 from offramp.states.store import States
-from offramp.training.exit_classifiers import fit_classifier
+from offramp.training.exit_classifiers import fit_classifier, outputs_of
+from offramp.training.inputs import StoredInputs, state_inputs
 from offramp.training.loop import Row
 from offramp.vocabulary import BENEFITS, LEARNED
 
 PARTS = ("fit", "select", "guarantee")
-SCORED = 65_536
-"""Tokens that a classifier scores at a time: a bound on memory."""
 DRAWS = 2000
 """Resamples of documents behind the interval of a slope."""
 
@@ -90,7 +89,7 @@ def train_exits(
     joint = _joint_classifiers(states) if settings.mode == "joint" else None
     for exit in range(states.num_exits - 1):
         if joint:
-            learned = LearnedExit(joint[exit], states.hidden(exit), ClassifierFit(label="joint"), [])
+            learned = LearnedExit(joint[exit], "state", ClassifierFit(label="joint"), [])
         else:
             learned = _fit(states, exit, part, settings, Part(watch, exit_key(exit), exit=exit))
         fitted[exit_key(exit)] = _calibrate(states, exit, part, learned, settings, tensors, confidences)
@@ -131,8 +130,8 @@ class LearnedExit(NamedTuple):
     """The classifier of one exit, however it was trained."""
 
     classifier: ExitClassifier
-    inputs: Tensor
-    """(N, I): what it reads of every token of the calibration split."""
+    inputs: str
+    """What it sees: ``state``, ``statistics`` or ``both``."""
     fit: ClassifierFit
     """How the fit went."""
     curve: list[Row]
@@ -155,8 +154,8 @@ def _calibrate(
     select, held_out = part == PARTS.index("select"), part > 0
     agrees, columns, loss = agreement(states, exit), states.label_free(exit), states.column(f"loss_{exit}")
     raw = {name: raw_signal(name, columns) for name in known_signals(states.num_exits)}
-    with torch.no_grad():
-        outputs = torch.cat([learned.classifier.outputs(rows) for rows in learned.inputs.split(SCORED)])
+    everything = StoredInputs(states, exit, learned.inputs, np.ones(states.num_tokens, bool))
+    outputs = outputs_of(learned.classifier, everything)
     raw[LEARNED] = outputs[:, -1].numpy()
     _require_numbers(raw, exit)
     tensors |= {f"classifier_{exit}.{name}": value for name, value in learned.classifier.state_dict().items()}
@@ -229,16 +228,15 @@ def _gain_slopes(
 
 def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams, watch: Watch) -> LearnedExit:
     """Fit the classifier of an exit on the part ``fit``, stopped early on the part ``select``."""
-    hidden = states.hidden(exit) if settings.inputs != "statistics" else None
-    statistics = torch.from_numpy(states.statistics(exit)) if settings.inputs != "state" else None
-    inputs = classifier_inputs(settings.inputs, hidden, statistics)
     labels = torch.from_numpy(label(states, exit, settings.label, settings.easy_loss))
-    fit, select = (torch.from_numpy(part == PARTS.index(name)) for name in ("fit", "select"))
+    rows = {name: part == PARTS.index(name) for name in ("fit", "select")}
+    wanted = {name: labels[torch.from_numpy(chosen)] for name, chosen in rows.items()}
     if KINDS[settings.label] == "binary":
-        _require_two_classes({"fit": labels[fit], "select": labels[select]}, settings, exit)
+        _require_two_classes(wanted, settings, exit)
+    inputs = {name: state_inputs(states, exit, settings.inputs, chosen) for name, chosen in rows.items()}
     fitted = fit_classifier(
-        (inputs[fit], labels[fit]),
-        (inputs[select], labels[select]),
+        (inputs["fit"], wanted["fit"]),
+        (inputs["select"], wanted["select"]),
         settings.label,
         list(settings.hidden),
         learning_rate=settings.learning_rate,
@@ -249,10 +247,11 @@ def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams, watc
         name=f"exit classifier {exit}",
         watch=watch,
     )
-    with torch.no_grad():
-        score, fit_score = (fitted.classifier(inputs[rows]).numpy() for rows in (select, fit))
-    wanted = labels[select, -1].numpy() * (-1 if KINDS[settings.label] == "cost" else 1)
-    ranks = bool(np.ptp(score) and np.ptp(wanted))  # what is all alike has no correlation
+    score, fit_score = (
+        outputs_of(fitted.classifier, inputs[name])[:, -1].numpy() for name in ("select", "fit")
+    )
+    right = wanted["select"][:, -1].numpy() * (-1 if KINDS[settings.label] == "cost" else 1)
+    ranks = bool(np.ptp(score) and np.ptp(right))  # what is all alike has no correlation
     tokens_of = {name: int((part == place).sum()) for place, name in enumerate(PARTS)}
     quality = ClassifierFit(
         label=settings.label,
@@ -260,18 +259,20 @@ def _fit(states: States, exit: int, part: np.ndarray, settings: ExitParams, watc
         best_epoch=fitted.best_epoch,
         converged=fitted.converged,
         select_loss=min(row["select_loss"] for row in fitted.curve),
-        pearson_label=float(np.corrcoef(score, wanted)[0, 1]) if ranks else None,
-        spearman_label=float(spearmanr(score, wanted).statistic) if ranks else None,
+        pearson_label=float(np.corrcoef(score, right)[0, 1]) if ranks else None,
+        spearman_label=float(spearmanr(score, right).statistic) if ranks else None,
         fit_tokens=tokens_of["fit"],
         select_tokens=tokens_of["select"],
         guarantee_tokens=tokens_of["guarantee"],
     )
     if KINDS[settings.label] == "binary":
-        positive = labels[select, -1].numpy() > 0.5
-        cut = np.quantile(fit_score, 1 - labels[fit, -1].mean().item())  # as many are called positive as are
+        positive = wanted["select"][:, -1].numpy() > 0.5
+        cut = np.quantile(
+            fit_score, 1 - wanted["fit"][:, -1].mean().item()
+        )  # as many are called positive as are
         decisions = Classification(**classification_quality(score > cut, positive))
         quality = quality.model_copy(update={"classification": decisions})
-    return LearnedExit(fitted.classifier, inputs, quality, fitted.curve)
+    return LearnedExit(fitted.classifier, settings.inputs, quality, fitted.curve)
 
 
 def _joint_classifiers(states: States) -> list[ExitClassifier]:
