@@ -147,11 +147,11 @@ def test_a_label_that_is_the_same_for_all_tokens_is_named_where_it_arises(tmp_pa
 
 
 def test_a_signal_that_is_no_number_is_named_with_its_exit():
-    signals = {"entropy": np.zeros(4), LEARNED: np.array([0, np.nan, np.inf, 1])}
+    _require_numbers("entropy", np.zeros(4), exit=0)
     with pytest.raises(UserError, match=r"signal learned of exit 1 is not a finite .* at 2 of 4 .*exits\."):
-        _require_numbers(signals, exit=1)
+        _require_numbers(LEARNED, np.array([0, np.nan, np.inf, 1]), exit=1)
     with pytest.raises(UserError, match=r"signal entropy of exit 0 .*pretrain\.learning_rate"):
-        _require_numbers({"entropy": np.full(4, np.nan)}, exit=0)
+        _require_numbers("entropy", np.full(4, np.nan), exit=0)
 
 
 def test_losses_that_are_all_alike_rank_nothing():

@@ -29,7 +29,7 @@ def stored(folder, tokens, width, shard_tokens, seed=0):
         for rows in np.split(np.arange(tokens), range(shard_tokens, tokens, shard_tokens)):
             writer.add({name: values[rows] for name, values in columns.items()}, [hidden[rows]])
         writer.close()
-        out.meta.update(exits=1, tokens=tokens, shards=writer.shards, window=1, width=width)
+        out.meta.update(exits=1, tokens=tokens, shards=writer.shards, window=1, width=width, dtype="float16")
     return States(open_artifact(folder, "states"))
 
 

@@ -75,4 +75,4 @@ def classifier_inputs(which: str, hidden: Tensor | None, statistics: Tensor | No
     seen = [part for part in parts if part is not None]
     if len(seen) < len(parts):
         raise ValueError(f"a classifier of inputs {which} needs what it sees, not None")
-    return torch.cat(seen, dim=1)
+    return torch.cat(seen, dim=1) if len(seen) > 1 else seen[0]

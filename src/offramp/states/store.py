@@ -208,8 +208,11 @@ class States:
         Nothing else is read. Spans are not empty, come in the order of the text and do not overlap; their
         tokens stand in one tensor, in that order.
         """
-        parts: list[Tensor] = []
-        following, start = iter(spans), 0
+        total = sum(end - begin for begin, end in spans)
+        out = torch.empty(
+            total, self.artifact.meta["width"], dtype=getattr(torch, self.artifact.meta["dtype"])
+        )
+        following, start, done = iter(spans), 0, 0
         begin, end = next(following)
         for shard in range(self.artifact.meta["shards"]):
             with (
@@ -220,10 +223,11 @@ class States:
                 stop = start + stored.get_shape()[0]
                 while begin < stop:
                     upto = min(end, stop)
-                    parts.append(stored[begin - start : upto - start].clone())  # a view keeps the file mapped
+                    out[done : done + upto - begin] = stored[begin - start : upto - start]
+                    done += upto - begin
                     begin, end = (upto, end) if upto < end else next(following, (self.num_tokens,) * 2)
             start = stop
-        return torch.cat(parts)
+        return out
 
     def hidden(self, exit: int, rows: np.ndarray | None = None) -> Tensor:
         """Hidden states (N, D), float32, after block ``exit``: of tokens in the mask ``rows``, or of all."""

@@ -153,14 +153,13 @@ def _calibrate(
     """
     select, held_out = part == PARTS.index("select"), part > 0
     agrees, columns, loss = agreement(states, exit), states.label_free(exit), states.column(f"loss_{exit}")
-    raw = {name: raw_signal(name, columns) for name in known_signals(states.num_exits)}
     everything = StoredInputs(states, exit, learned.inputs, np.ones(states.num_tokens, bool))
     outputs = outputs_of(learned.classifier, everything)
-    raw[LEARNED] = outputs[:, -1].numpy()
-    _require_numbers(raw, exit)
     tensors |= {f"classifier_{exit}.{name}": value for name, value in learned.classifier.state_dict().items()}
     quality = {}
-    for name, values in raw.items():
+    for name in (*known_signals(states.num_exits), LEARNED):
+        values = outputs[:, -1].numpy() if name == LEARNED else raw_signal(name, columns)
+        _require_numbers(name, values, exit)
         calibrator = fit_calibrator(values[select], agrees[select], settings.calibration)
         tensors |= {f"knots_{exit}.{name}": calibrator.knots, f"values_{exit}.{name}": calibrator.values}
         confidence = calibrator(torch.from_numpy(np.ascontiguousarray(values[held_out]))).numpy()
@@ -180,19 +179,18 @@ def _calibrate(
     return fitted
 
 
-def _require_numbers(signals: dict[str, np.ndarray], exit: int) -> None:
-    """UserError where a signal (N,) of an exit, by name, is not finite at some token."""
-    for name, values in signals.items():
-        if bad := int((~np.isfinite(values)).sum()):
-            raise UserError(
-                f"train_exits: signal {name} of exit {exit} is not a finite number at {bad} of {len(values)} "
-                "tokens; lower "
-                + (
-                    "exits.learning_rate"
-                    if name == LEARNED
-                    else "pretrain.learning_rate: the model's readouts overflow"
-                )
+def _require_numbers(name: str, values: np.ndarray, exit: int) -> None:
+    """UserError where a signal (N,) of an exit is not finite at some token."""
+    if bad := int((~np.isfinite(values)).sum()):
+        raise UserError(
+            f"train_exits: signal {name} of exit {exit} is not a finite number at {bad} of {len(values)} "
+            "tokens; lower "
+            + (
+                "exits.learning_rate"
+                if name == LEARNED
+                else "pretrain.learning_rate: the model's readouts overflow"
             )
+        )
 
 
 def _require_two_classes(labels: dict[str, Tensor], settings: ExitParams, exit: int) -> None:

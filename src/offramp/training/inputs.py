@@ -129,6 +129,7 @@ class StoredInputs:
             rows = self._seen(self.states.hidden_spans(self.exit, spans), places)
             for order in torch.randperm(len(rows), generator=generator).split(batch_size):
                 yield places[order], rows[order]
+            del rows  # before as many are read again
 
     def _runs(self) -> np.ndarray:
         """Runs (R, 3) of chosen tokens: the place of the first among the chosen and in the table, and how
