@@ -1,7 +1,7 @@
 """Statistics of every token at every exit: loss, probabilities, entropy, margin, divergence.
 
 They are computed in one pass over the vocabulary, without ever holding all logits. Work proceeds in blocks of
-rows x columns (tokens x vocabulary entries) that stay in a core's cache; every pass over a block writes into
+rows x columns (tokens x vocabulary entries) that stay in a CPU's caches; every pass over a block writes into
 buffers allocated once per call. A block leaves a few numbers per token behind, combined for a whole tile of
 tokens at a time, so memory is independent of both sizes. The two largest logits cost one cheap reduction: of
 every group of entries only the largest is kept, and only the group with the largest of all is looked into
@@ -30,9 +30,9 @@ SATURATION = "saturation"
 
 COLUMNS, GROUP, SLOTS = 2048, 32, 64
 """Most columns of a block, most entries of a group, and a divisor of the number of groups."""
-BLOCK = {"cpu": 2**19, "other": 2**24}
-"""Logits of one block, by device: they fit a CPU core's second-level cache, or keep an accelerator busy."""
-TILE = 2**18
+BLOCK = {"cpu": 2**20, "other": 2**24}
+"""Logits of one block, by device: few enough to stay in a CPU's caches, many enough to be worth a call."""
+TILE = 2**20
 """Group maxima kept at one time: it limits the tokens of a tile."""
 SAFE_LOGIT = 70.0
 """The size up to which logits z need no shift: z exp(z), summed over any vocabulary, stays within float32."""
