@@ -170,6 +170,12 @@ def test_what_stages_need_as_the_corpus_grows(root, figures):
         "| `collect` | 1,000,000 | 500,000 | 12.0 | 8.0 | 0.51 GB |",
     ]
     assert figures.growth().commit == "abc1234"
+    assert figures.growth().added_bytes("collect") == 0
+    costs[1]["memory_gb"] += 0.045  # for 450,000 tokens more
+    (root / "metrics/growth.json").write_text(json.dumps(growth))
+    assert figures.growth().added_bytes("collect") == pytest.approx(100)
+    with pytest.raises(ValueError, match="0 corpora for stage evaluate"):
+        figures.growth().added_bytes("evaluate")
 
 
 def test_measurements(figures):

@@ -30,3 +30,14 @@ class Growth(MetricsFile):
     commit: str
     date: str
     costs: list[StageCost]
+
+    def added_bytes(self, stage: str) -> float:
+        """Bytes of memory that a stage adds per token it works on, between the two largest corpora.
+
+        ValueError with fewer than two corpora.
+        """
+        costs = sorted((cost for cost in self.costs if cost.stage == stage), key=lambda cost: cost.tokens)
+        if len(costs) < 2:
+            raise ValueError(f"{self.path} has {len(costs)} corpora for stage {stage}; growth needs two")
+        before, after = costs[-2:]
+        return 1e9 * (after.memory_gb - before.memory_gb) / (after.tokens - before.tokens)
