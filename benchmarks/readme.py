@@ -151,7 +151,8 @@ TABLES: dict[str, tuple[Line, ...]] = {
         ),
         Line(
             "jointly trained model at 1 % more perplexity (below): speed, perplexity, FLOPs and seconds "
-            "saved; then everybody leaving at one exit: speed, perplexity",
+            "saved; then everybody leaving at the one exit that keeps it by the bound, or full depth (n = 0) "
+            "where none does: speed, perplexity",
             "its own full depth",
             " ".join(
                 [
