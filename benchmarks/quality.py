@@ -13,7 +13,8 @@ grid on all. What was chosen is then run on all test windows, every batch at ful
 from that come its seconds and its rise in perplexity.
 
 Exits are asked from the first on; the learned signal is tried from a middle one on (``routing.first_exit``),
-too. Beside the signals stands everybody leaving at one exit, which is a shallower model.
+too. Beside the signals stands everybody leaving at one exit, which is a shallower model; it is chosen on all
+of these calibration windows, as the signal's last budgets are.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from offramp.routing.thresholds import NOBODY, HeldOut, budget_thresholds
 from offramp.states.resampling import GroupSums
 from offramp.vocabulary import LEARNED
 
-SMALL = {"pretrain.precision": "bf16", "pretrain.steps": 400, "exits.patience": 1}
+SMALL = {"pretrain.precision": "bf16", "pretrain.steps": 300, "exits.patience": 1}
 MODELS: dict[str, dict[str, Any]] = {
     "joint": {
         "pretrain.method": "joint",
@@ -182,7 +183,7 @@ class Pareto:
         """Everybody at each exit, every signal at every budget, and finer budgets of the best signal."""
         model = self.executor.model
         rows = [
-            self.row(f"everybody at exit {exit}", None, FixedExit(exit), self.some)
+            self.row(f"everybody at exit {exit}", None, FixedExit(exit), self.all)
             for exit in range(model.config.num_blocks - 1)
         ]
         grid = []
