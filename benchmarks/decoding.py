@@ -36,7 +36,7 @@ EXITS = (10, 20)
 PROMPT, NEW = 64, 64
 DRAFTED = 24
 """New tokens where drafting is tried out anew, which takes Transformers many times as long."""
-ROUNDS = {1: 7, 4: 6}
+ROUNDS = {1: 6, 4: 5}
 """By the number of sequences in a batch."""
 
 Variant = Callable[[int], object]

@@ -17,7 +17,7 @@ from offramp.routing.executor import Executor, Work
 from offramp.routing.policies import GivenExits
 from offramp.states.statistics import Readout, predictions
 
-SHARES, PAIRS = (0.0, 0.5, 0.7, 0.9), 17
+SHARES, PAIRS = (0.0, 0.5, 0.7, 0.9), 13
 """The bar is on a small difference of two times: many pairs."""
 FREE_SHARES = (0.3,)
 """Those without a bar."""
