@@ -5,8 +5,9 @@
     python -m studies.checkpoint --arm joint          the control and that arm alone
 
 It can be stopped at any time and started again: a training goes on from its last snapshot. After every arm
-the results so far are in studies/metrics/checkpoint.<device>.json; `python -m docs` makes docs/checkpoint.md
-of it. With other settings, tokens or models than the study's own they stay in the folder of the models.
+the results so far are in studies/metrics/checkpoint.<device>.json, beside those of arms that were measured
+elsewhere against the same control; `python -m docs` makes docs/checkpoint.md of it. With other settings,
+tokens or models than the study's own they stay in the folder of the models.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from pathlib import Path
 from offramp.artifacts.files import write_json
 from offramp.errors import UserError
 from offramp.params import read_params
-from studies.checkpoint.gather import benchmarks, gathered, write_rows
+from studies.checkpoint.gather import benchmarks, gathered, joined, write_rows
 from studies.checkpoint.plan import SETTINGS, Plan
 from studies.checkpoint.projects import Unit
-from studies.checkpoint.results import results_path
+from studies.checkpoint.results import read, results_path
 from studies.checkpoint.settings import FILE, StudySettings, read_settings
 from studies.common.study import HOME
 
@@ -95,7 +96,9 @@ def _write(plan: Plan, home: Path, publish: bool) -> None:
     results = gathered(plan)
     write_json(plan.folder / RESULTS, results.to_json())
     if publish:
-        write_json(results_path(home, plan.device), results.to_json())
+        file = results_path(home, plan.device)
+        results = joined(results, read(file))
+        write_json(file, results.to_json())
         write_rows(benchmarks(results), home.parent)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from offramp.analysis.oracle import RISES
 from offramp.machine.versions import LIBRARIES
 from offramp.results.benchmarks import PATH, Benchmark, read_benchmarks, verdict, write_benchmarks
 from offramp.results.pretraining import Pretraining
-from studies.checkpoint.arms import Arm
+from studies.checkpoint.arms import Arm, arms
 from studies.checkpoint.plan import Plan
 from studies.checkpoint.projects import Unit
 from studies.checkpoint.results import (
@@ -30,7 +29,7 @@ from studies.checkpoint.results import (
     Results,
     first_told,
 )
-from studies.common.cache import ROOT
+from studies.checkpoint.settings import CONTROL, StudySettings
 
 SPEED, SPECULATION = "checkpoint_speed_at_1_percent", "checkpoint_speculation"
 
@@ -42,21 +41,42 @@ def gathered(plan: Plan) -> Results:
     measured = {
         unit.project.folder.name for unit in units if unit.name == "measure" and unit.done is not None
     }
-    arms = [_of_arm(plan, arm, units) for arm in plan.arms if arm.name in measured]
+    made = [_of_arm(plan, arm, units) for arm in plan.arms if arm.name in measured]
     look, precision = (
         json.loads((plan.base.folder / f"{name}.json").read_text()) for name in ("look", "precision")
     )
     return Results(
         device=plan.device,
-        machine=arms[0].measures.machine if arms else "",
+        machine=made[0].measures.machine if made else "",
         date=time.strftime("%Y-%m-%d"),
-        commit=_commit(),
         versions={name: version(LIBRARIES[name]) for name in ("numpy", "torch", "transformers")},
         settings=plan.settings.model_dump(),
         look=look,
         precision=precision,
-        arms=arms,
+        arms=made,
     )
+
+
+def joined(results: Results, earlier: Results | None) -> Results:
+    """``results`` with the arms of ``earlier`` that they lack: an arm is hours of work, so that one machine
+    need not run them all.
+
+    Arms belong together where settings, exits and precision are the same and the control's exits have, to
+    the last digit, the same perplexities on test text. Otherwise nothing of ``earlier`` is kept.
+    """
+    if earlier is None or _study(results) != _study(earlier):
+        return results
+    known = {arm.name: arm for arm in (*earlier.arms, *results.arms)}
+    names = [arm.name for arm in arms(StudySettings.of(results.settings)) if arm.name in known]
+    return results.model_copy(update={"arms": [known[name] for name in names]})
+
+
+def _study(results: Results) -> tuple[object, ...]:
+    """What must be the same for arms of two runs to be set beside each other."""
+    values = results.to_json()
+    control = [arm for arm in results.arms if arm.name == CONTROL]
+    exits = [exit.ppl for arm in control for exit in arm.measures.exits]
+    return values["settings"], results.look["chosen"], results.precision["chosen"], exits
 
 
 def _of_arm(plan: Plan, arm: Arm, units: Iterable[Unit]) -> ArmResults:
@@ -79,11 +99,6 @@ def _of_arm(plan: Plan, arm: Arm, units: Iterable[Unit]) -> ArmResults:
     )
 
 
-def _commit() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or None
-
-
 def benchmarks(results: Results) -> list[Benchmark]:
     """The rows of metrics/benchmarks.json that the results support; none where no arm was timed.
 
@@ -97,9 +112,8 @@ def benchmarks(results: Results) -> list[Benchmark]:
     speed, drafted = arm.measures.decoding, arm.measures.drafting
     assert speed is not None and drafted is not None  # of what was chosen all is timed
     may_meet = _rise(arm) <= RISES[TIMED_RISE]
-    results = results.model_copy(update={"machine": arm.measures.machine})
     return [
-        _row(SPEED, speed, SPEED_BAR, _held_against(arm), results, may_meet=may_meet),
+        _row(SPEED, speed, SPEED_BAR, _held_against(arm), arm, may_meet=may_meet),
         _row(
             SPECULATION,
             drafted,
@@ -108,7 +122,7 @@ def benchmarks(results: Results) -> list[Benchmark]:
             f"{drafted.vocabulary} tokens; "
             f"{drafted.accepted} of {drafted.drafted} drafted tokens accepted, "
             f"{'the same tokens' if drafted.same else 'OTHER TOKENS'}",
-            results,
+            arm,
         ),
     ]
 
@@ -130,7 +144,7 @@ def _rise(arm: ArmResults) -> float:
 
 
 def _row(
-    name: str, measured: Clocked | Drafted, bar: float, held: str, results: Results, may_meet: bool = True
+    name: str, measured: Clocked | Drafted, bar: float, held: str, arm: ArmResults, may_meet: bool = True
 ) -> Benchmark:
     """A row; where it may not meet its bar it counts as full depth, and its words tell the speed."""
     value, interval, limit = measured.speed, measured.interval, f">= {bar}"
@@ -146,9 +160,9 @@ def _row(
         n=measured.pairs,
         interval=interval,
         verdict=verdict(value, interval, limit),
-        machine=results.machine,
-        commit=results.commit,
-        date=results.date,
+        machine=arm.measures.machine,
+        commit=arm.measures.commit,
+        date=arm.ran["measure"].ended.split()[0],
     )
 
 

@@ -29,12 +29,14 @@ from offramp.routing.speculation import most_frequent
 from offramp.routing.split import CachedSplit, spread_windows, token_rows
 from offramp.states.resampling import GroupSums, interval
 from offramp.states.store import States
+from offramp.tracking.git import last_commit
 from studies.checkpoint import clock
 from studies.checkpoint.arms import arms
 from studies.checkpoint.ceilings import attainable_against
 from studies.checkpoint.results import TIMED_RISE, AtShare, Attained, ExitQuality, Measures
 from studies.checkpoint.search import Search, costs_of, saving_of, searches
 from studies.checkpoint.settings import CONTROL, LM, StudySettings
+from studies.common.cache import ROOT
 
 
 def run(folder: Path, settings: StudySettings, device_name: str, name: str) -> None:
@@ -92,6 +94,7 @@ class _Measurement:
             decoding=decoding,
             drafting=drafting,
             machine=clock.described(self.device),
+            commit=None if (commit := last_commit(ROOT)) is None else commit.hash[:7],
         )
 
     def _exits(self) -> list[ExitQuality]:

@@ -41,14 +41,19 @@ def page(results: Results | None) -> str:
 
 
 def _head(results: Results) -> str:
-    commit = f", commit {results.commit}" if results.commit else ""
+    commits: dict[str, list[str]] = {}
+    for arm in results.arms:
+        commits.setdefault(arm.measures.commit or "unknown", []).append(arm.name)
+    of = [
+        commit + (f" ({', '.join(names)})" if len(commits) > 1 else "") for commit, names in commits.items()
+    ]
     missing = {"final", "joint", "fitted", "frozen", "layerskip", "lora"} - {arm.name for arm in results.arms}
     rest = f" Not run yet: {', '.join(sorted(missing))}." if missing else ""
     measures = results.arms[0].measures
     return (
-        f"Measured on {results.machine}, {results.date}{commit}: {measures.tokens:,} test tokens of "
-        f"{measures.documents} documents. Intervals are 95 % bootstrap intervals over these documents; by "
-        f"the clock, of the median of pairs.{rest}"
+        f"Measured on {results.machine}, {results.date}, commit {', '.join(of)}: {measures.tokens:,} test "
+        f"tokens of {measures.documents} documents. Intervals are 95 % bootstrap intervals over these "
+        f"documents; by the clock, of the median of pairs.{rest}"
     )
 
 

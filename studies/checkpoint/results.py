@@ -127,6 +127,8 @@ class Measures(Record):
     decoding: Clocked | None
     drafting: Drafted | None
     machine: str
+    commit: str | None
+    """Of the code that measured it; None outside a repository."""
 
 
 class Ran(Record):
@@ -156,7 +158,6 @@ class Results(Record):
     device: str
     machine: str
     date: str
-    commit: str | None
     versions: dict[str, str]
     settings: dict[str, Any]
     look: dict[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from studies.checkpoint.__main__ import main
 from studies.checkpoint.arms import arms
 from studies.checkpoint.ceilings import attainable_against
 from studies.checkpoint.clock import in_turn, median
-from studies.checkpoint.gather import benchmarks
+from studies.checkpoint.gather import benchmarks, joined
 from studies.checkpoint.page import NOT_RUN, page
 from studies.checkpoint.plan import WORK
 from studies.checkpoint.projects import Project, Unit
@@ -240,6 +241,28 @@ def test_the_whole_study_measures_every_arm_against_the_control(studied):
 
 
 @pytest.mark.slow
+def test_arms_of_another_machine_are_kept_where_their_control_is_the_same_to_the_last_digit(studied):
+    elsewhere = read(studied / "results.json")
+    control, joint, fitted = elsewhere.arms
+    here = elsewhere.model_copy(update={"arms": [control, with_measures(fitted, commit="abc1234")]})
+    together = joined(here, elsewhere)
+    assert [arm.name for arm in together.arms] == ["final", "joint", "fitted"]
+    assert together.arms[1] == joint and together.arms[2] == here.arms[1]  # measured here counts
+    assert "abc1234 (fitted)" in page(together)
+    assert joined(here, None) == here
+
+    *exits, full = control.measures.exits
+    next_to_it = math.nextafter(full.ppl, math.inf)
+    other = with_measures(control, exits=[*exits, full.model_copy(update={"ppl": next_to_it})])
+    for another in (
+        elsewhere.model_copy(update={"arms": [other, joint]}),
+        elsewhere.model_copy(update={"precision": {**elsewhere.precision, "chosen": "bf16"}}),
+        elsewhere.model_copy(update={"settings": {**elsewhere.settings, "probes": 99}}),
+    ):
+        assert joined(here, another) == here
+
+
+@pytest.mark.slow
 def test_a_study_that_is_done_runs_nothing_again_and_says_so(studied, tiny, capsys):
     main([*tiny, "--arm", "joint", "--arm", "fitted", "--status"])
     lines = capsys.readouterr().out.splitlines()
@@ -392,3 +415,7 @@ def changed(arm, **values):
         "decoding": decoding.model_copy(update={"speed": 1.2, "interval": [1.16, 1.3]}),
     }
     return arm.model_copy(update={"measures": arm.measures.model_copy(update=new)})
+
+
+def with_measures(arm, **values):
+    return arm.model_copy(update={"measures": arm.measures.model_copy(update=values)})
