@@ -76,14 +76,14 @@ REASONS = {
     "artefact": "The published protocol gives {rerun}, within the claim's region ({region}); without its "
     "flaws it is {corrected}",
     "fails": "Neither the rerun ({rerun}) nor the corrected interval is within the claim's region ({region})",
-    "not reproduced at this scale": "The rerun ({rerun}), smaller than the report's experiment, is not "
+    "not reproduced at this scale": "The rerun ({rerun}), of a smaller experiment than the report's, is not "
     "within the claim's region ({region}): nothing is judged",
     "yes": "The corrected interval is within the region ({region})",
     "no": "The corrected interval lies apart from the region ({region})",
     "edge": "The corrected interval reaches across the edge of the region ({region})",
     "few": "Random seeds are too few to decide",
     "disagree": "Corpora disagree about the region ({region})",
-    "near": "The rerun ({rerun}) is within {near} % of an edge of the region ({region}), and it decides",
+    "near": "The rerun ({rerun}) is within {near} % of an edge of the region ({region}), whose side decides",
     "other quantity": "The corrected figure is another quantity: {other_quantity}",
     "level": "A level of another {level_of}: the figures stand side by side",
 }

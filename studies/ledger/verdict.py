@@ -155,7 +155,7 @@ def judge(
         verdict = "artefact" if reproduced else "fails"
     if other_quantity and verdict not in ("artefact", "fails"):
         return Judgement("inconclusive", "other quantity")
-    if verdict in ("holds only corrected", "artefact", "fails") and region.has_edge_near(rerun):
+    if verdict != "holds" and region.has_edge_near(rerun):
         return Judgement("inconclusive", "near")
     return Judgement(verdict, lies)
 
