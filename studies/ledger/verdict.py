@@ -99,8 +99,12 @@ def level_band(published: float) -> Region:
 
 
 def share_band(published: float) -> Region:
-    """The published figure within 0.05: for correlations, shares and accuracies."""
-    return Region(published - SHARE, published + SHARE)
+    """The published figure within 0.05: for correlations, shares and accuracies.
+
+    A bound that no such figure can pass is no edge.
+    """
+    low, high = published - SHARE, published + SHARE
+    return Region(low if low > -1 else None, high if high < 1 else None)
 
 
 @dataclass(frozen=True)

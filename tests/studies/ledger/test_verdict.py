@@ -183,6 +183,8 @@ def test_bands_around_published_figures():
     assert level_band(8.0) == Region(6.0, 10.0)
     assert level_band(-8.0) == Region(-10.0, -6.0)
     assert share_band(0.5) == Region(0.45, 0.55)
+    assert share_band(1.0) == Region(0.95, None)
+    assert share_band(-0.98) == Region(None, -0.98 + 0.05)
 
 
 @pytest.mark.parametrize("bounds", [(None, None), (2.0, 1.0), (float("nan"), 1.0), (float("inf"), None)])
