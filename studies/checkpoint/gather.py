@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import version
@@ -48,7 +48,6 @@ def gathered(plan: Plan) -> Results:
     return Results(
         device=plan.device,
         machine=made[0].measures.machine if made else "",
-        date=time.strftime("%Y-%m-%d"),
         versions={name: version(LIBRARIES[name]) for name in ("numpy", "torch", "transformers")},
         settings=plan.settings.model_dump(),
         look=look,
@@ -62,9 +61,15 @@ def joined(results: Results, earlier: Results | None) -> Results:
     need not run them all.
 
     Arms belong together where settings, exits and precision are the same and the control's exits have, to
-    the last digit, the same perplexities on test text. Otherwise nothing of ``earlier`` is kept.
+    the last digit, the same perplexities on test text. Otherwise nothing of ``earlier`` is kept, and a
+    warning names what goes.
     """
-    if earlier is None or _study(results) != _study(earlier):
+    if earlier is None:
+        return results
+    if _study(results) != _study(earlier):
+        gone = {arm.name for arm in earlier.arms} - {arm.name for arm in results.arms}
+        if gone:
+            logging.warning("arms of another study or control are left out: %s", ", ".join(sorted(gone)))
         return results
     known = {arm.name: arm for arm in (*earlier.arms, *results.arms)}
     names = [arm.name for arm in arms(StudySettings.of(results.settings)) if arm.name in known]

@@ -44,15 +44,15 @@ def _head(results: Results) -> str:
     commits: dict[str, list[str]] = {}
     for arm in results.arms:
         commits.setdefault(arm.measures.commit or "unknown", []).append(arm.name)
-    of = [
-        commit + (f" ({', '.join(names)})" if len(commits) > 1 else "") for commit, names in commits.items()
-    ]
+    several = len(commits) > 1
+    of = [commit + (f" ({', '.join(names)})" if several else "") for commit, names in commits.items()]
+    dates = sorted({arm.ran["measure"].ended.split()[0] for arm in results.arms})
     missing = {"final", "joint", "fitted", "frozen", "layerskip", "lora"} - {arm.name for arm in results.arms}
     rest = f" Not run yet: {', '.join(sorted(missing))}." if missing else ""
     measures = results.arms[0].measures
     return (
-        f"Measured on {results.machine}, {results.date}, commit {', '.join(of)}: {measures.tokens:,} test "
-        f"tokens of {measures.documents} documents. Intervals are 95 % bootstrap intervals over these "
+        f"Measured on {results.machine}, {', '.join(dates)}, commit {', '.join(of)}: {measures.tokens:,} "
+        f"test tokens of {measures.documents} documents. Intervals are 95 % bootstrap intervals over these "
         f"documents; by the clock, of the median of pairs.{rest}"
     )
 

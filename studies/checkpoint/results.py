@@ -157,7 +157,6 @@ class Results(Record):
 
     device: str
     machine: str
-    date: str
     versions: dict[str, str]
     settings: dict[str, Any]
     look: dict[str, Any]

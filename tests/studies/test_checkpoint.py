@@ -241,7 +241,7 @@ def test_the_whole_study_measures_every_arm_against_the_control(studied):
 
 
 @pytest.mark.slow
-def test_arms_of_another_machine_are_kept_where_their_control_is_the_same_to_the_last_digit(studied):
+def test_arms_of_another_machine_are_kept_where_their_control_is_the_same_to_the_last_digit(studied, caplog):
     elsewhere = read(studied / "results.json")
     control, joint, fitted = elsewhere.arms
     here = elsewhere.model_copy(update={"arms": [control, with_measures(fitted, commit="abc1234")]})
@@ -259,7 +259,9 @@ def test_arms_of_another_machine_are_kept_where_their_control_is_the_same_to_the
         elsewhere.model_copy(update={"precision": {**elsewhere.precision, "chosen": "bf16"}}),
         elsewhere.model_copy(update={"settings": {**elsewhere.settings, "probes": 99}}),
     ):
+        caplog.clear()
         assert joined(here, another) == here
+        assert "left out: joint" in caplog.text
 
 
 @pytest.mark.slow
