@@ -57,8 +57,9 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads():
-    torch.set_num_threads(2)
+def one_thread():
+    """`make test` runs two tests at once: with two threads each, they would wait for each other."""
+    torch.set_num_threads(1)
 
 
 def repository_params(**changes: Any):
