@@ -5,7 +5,8 @@ every layer computed for every token, and the saving a formula over layers.
 
 What the largest probability is worth stands between a floor and two ceilings at the same share of exits:
 random exits, as an expectation over draws; the divergence oracle, which knows KL(full depth || exit) of every
-token, so what no signal can do better than; and the gain oracle, which knows the next token.
+token, so what no signal can do better than where full depth is calibrated; and the gain oracle, which knows
+the next token.
 
 Shapes: B windows, T tokens of a window, N = B T tokens.
 """

@@ -2,8 +2,9 @@
 
 Which tokens are hard? Classes by the loss of the last layer select on the very quantity they are then
 compared by: with noise in it, the easy class must improve towards the last layer and the hard one must
-worsen, whatever the layers do (regression to the mean; Galton 1886). Classes by the loss of another model,
-``consensus``, share none of that noise.
+worsen, whatever the layers do (regression to the mean; Galton 1886). Classes by the loss of other models,
+``consensus``, share none of the noise of this model's training; what is chance in the next character itself
+they share, for all models read the same text.
 
 What easy and hard tokens are like is asked of the text, not of the model: is the pattern in the training
 text, is the character the likeliest after the two before it, and of the model with its context cut short.

@@ -8,10 +8,11 @@ each of them: after as many updates, and under ``flops.`` after as many FLOPs of
 arm's. The cut in scale is that of ``studies.common.layered_models``.
 
 Classes of tokens come three times: by the model's own final loss, as published, which must show what it
-shows; by what the models of the other random seeds lose there, which shares no noise with the model that is
-looked at; and by its own first-layer loss, which errs the other way. What a layer contributes is asked
-twice, too: by the length of its step, and by the loss without it. What kind of tokens the classes hold is
-asked of all three: ``unseen`` patterns, ``likeliest`` characters, and nats that a longer context takes off.
+shows; by what the models of the other random seeds lose there, which shares no noise of training with the
+model that is looked at, though the same next character; and by its own first-layer loss, which errs the
+other way. What a layer contributes is asked twice, too: by the length of its step, and by the loss without
+it. What kind of tokens the classes hold is asked of all three: ``unseen`` patterns, ``likeliest`` characters,
+and nats that a longer context takes off.
 
 Shapes: L layers, N tokens.
 """

@@ -82,7 +82,7 @@ REASONS = {
     "no": "The corrected interval lies apart from the region ({region})",
     "edge": "The corrected interval reaches across the edge of the region ({region})",
     "few": "Random seeds are too few to decide",
-    "disagree": "Corpora disagree about the region ({region})",
+    "disagree": "Corpora do not say the same about the region ({region})",
     "near": "The rerun ({rerun}) is within {near} % of an edge of the region ({region}), whose side decides",
     "other quantity": "The corrected figure is another quantity: {other_quantity}",
     "level": "A level of another {level_of}: the figures stand side by side",

@@ -10,10 +10,10 @@ forms of token input. Cut against the report: 48 wide instead of 768; the publis
 
 Beside every cosine stand its nulls: contexts of other positions ("other"), contexts of the same token
 elsewhere ("same_token"), and cosines once the mean is removed ("centred"). ``unexplained`` is the squared
-error as a share of that between contexts of the same token: 1 where the parallel contexts know no more than
-the token. ``passes.k``: k parallel passes from nothing, test text. Times are of caches of the training
-pieces on disk: one document after the other as the report had it, documents side by side, and one parallel
-pass.
+error as a share of that between two contexts of the same token, which is twice the variance within a token:
+0.5 where the parallel contexts know no more than the token. ``passes.k``: k parallel passes from nothing,
+test text. Times are of caches of the training pieces on disk: one document after the other as the report had
+it, documents side by side, and one parallel pass.
 """
 
 from __future__ import annotations
