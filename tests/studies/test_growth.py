@@ -68,8 +68,8 @@ def test_outcomes_are_whole(runs):
 
 
 def test_claims_find_their_keys_and_the_larger_text_has_their_arms(runs):
-    """Corrected keys of claims on the pangram are those of the control. What says no scale of a rerun has none:
-    no published figure is of its key."""
+    """Corrected keys of claims on the pangram are those of the control. What says no scale of a rerun has no
+    rerun: no published figure is of its key."""
     told = [*read_claims(), *read_questions()]
     assert sum(row.study == runs.name for row in told) >= 20
     larger = {slug(arm) for arm in runs.experiment.fewer["500k"]}
