@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import signal
@@ -260,7 +261,8 @@ def test_arms_of_another_machine_are_kept_where_their_control_is_the_same_to_the
         elsewhere.model_copy(update={"settings": {**elsewhere.settings, "probes": 99}}),
     ):
         caplog.clear()
-        assert joined(here, another) == here
+        with caplog.at_level(logging.WARNING):  # whatever tests before this one left behind
+            assert joined(here, another) == here
         assert "left out: joint" in caplog.text
 
 
