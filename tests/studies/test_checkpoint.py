@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import signal
@@ -255,14 +254,15 @@ def test_arms_of_another_machine_are_kept_where_their_control_is_the_same_to_the
     *exits, full = control.measures.exits
     next_to_it = math.nextafter(full.ppl, math.inf)
     other = with_measures(control, exits=[*exits, full.model_copy(update={"ppl": next_to_it})])
+    # the faster one is measured: which it is here is a matter of load
+    not_chosen = "fp32" if elsewhere.precision["chosen"] == "bf16" else "bf16"
     for another in (
         elsewhere.model_copy(update={"arms": [other, joint]}),
-        elsewhere.model_copy(update={"precision": {**elsewhere.precision, "chosen": "bf16"}}),
+        elsewhere.model_copy(update={"precision": {**elsewhere.precision, "chosen": not_chosen}}),
         elsewhere.model_copy(update={"settings": {**elsewhere.settings, "probes": 99}}),
     ):
         caplog.clear()
-        with caplog.at_level(logging.WARNING):  # whatever tests before this one left behind
-            assert joined(here, another) == here
+        assert joined(here, another) == here
         assert "left out: joint" in caplog.text
 
 
